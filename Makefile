@@ -1,0 +1,30 @@
+# Two commands: `make report` and `make test`.  Each makes its environment first (a minute or two, once).
+#   make report PROFILE=full WEIGHTS=path    the study, from result files; TRAIN_MISSING=1 trains rows that have none
+
+PROFILE ?= quick
+PYTHON ?= python3
+BIN = .venv/bin
+
+# Threads that wait for work sleep instead of spinning: beside another busy process spinning costs up to 39 times.
+export OMP_WAIT_POLICY = PASSIVE
+export PROFILE WEIGHTS TRAIN_MISSING
+
+.PHONY: report test data lint bench
+report: .venv/installed
+	$(BIN)/python -m evaluation.report
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest
+
+data: .venv/installed
+	$(BIN)/python -m data.prepare 15scene $(if $(SOURCE),--source $(SOURCE))
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable .
+	touch $@

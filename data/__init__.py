@@ -1,0 +1,1 @@
+"""Data sets: get and check them, decode them once, draw synthetic ones."""

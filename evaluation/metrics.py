@@ -1,0 +1,106 @@
+"""Numbers from predictions.  Labels and predictions are arrays (N,) of label numbers; fractions are 0 to 1."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import sklearn.metrics
+from scipy.stats import binomtest
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Two models on the same images: how many only the first, only the second gets right, and the test of it."""
+
+    difference: float  # accuracy of the second minus that of the first
+    only_first: int
+    only_second: int
+    p_value: float
+
+    @property
+    def verdict(self) -> str:
+        """In words, at the level of 0.05."""
+        if self.p_value >= 0.05:
+            return "cannot be told apart"
+        return "better" if self.difference > 0 else "worse"
+
+
+def confusion_matrix(labels, predictions, num_classes: int, normalise: bool = False) -> np.ndarray:
+    """Counts (num_classes, num_classes): row = true class, column = predicted class; `normalise` divides by rows."""
+    return sklearn.metrics.confusion_matrix(
+        labels, predictions, labels=range(num_classes), normalize="true" if normalise else None
+    )
+
+
+def accuracy_interval(hits: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of an accuracy (Wilson 1927): between which values the true one lies with this confidence."""
+    interval = binomtest(hits, images).proportion_ci(confidence, method="wilson")
+    return interval.low, interval.high
+
+
+def compare_paired(labels, first, second) -> PairedComparison:
+    """Exact McNemar test (1947) of two models' predictions of the same images.
+
+    Only images that one model gets right and the other wrong tell them apart; if both are equally good, each such
+    image falls to either side like a coin.
+    """
+    first_right, second_right = np.asarray(first) == labels, np.asarray(second) == labels
+    only_first = int((first_right & ~second_right).sum())
+    only_second = int((second_right & ~first_right).sum())
+    differing = only_first + only_second
+    return PairedComparison(
+        difference=(only_second - only_first) / len(first_right),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=binomtest(only_first, differing).pvalue if differing else 1.0,
+    )
+
+
+def results_table(results: dict[str, dict], earlier: dict[str, float | None]) -> pd.DataFrame:
+    """One row a result: accuracy in both protocols, the interval of the test accuracy, and the earlier report's number.
+
+    "test" is chosen on val and read once; "course" is chosen and reported on all of val and test, as `earlier` was.
+    """
+    rows = {}
+    for name, result in results.items():
+        test = np.array(result["labels"]["test"]), np.array(result["predictions"]["test"])
+        low, high = accuracy_interval(int((test[0] == test[1]).sum()), len(test[0]))
+        rows[name] = {
+            "earlier": earlier.get(name),
+            "course": result["course_accuracy"],
+            "course epoch": result["course_epoch"],
+            "test": result["test_accuracy"],
+            "from": low,
+            "to": high,
+            "val": result["val_accuracy"],
+            "train": result["train_accuracy"],
+            "epoch": result["epoch"],
+            "minutes": result["seconds"] / 60,
+            "initial weights": result["initial_weights"]["weights"],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def comparison_table(results: dict[str, dict], pairs: list[tuple[str, str, str]]) -> pd.DataFrame:
+    """One row for each (question, first, second) whose results are both there: paired test on the test images."""
+    rows = []
+    for question, first, second in pairs:
+        if first in results and second in results:
+            paired = compare_paired(
+                np.array(results[first]["labels"]["test"]),
+                results[first]["predictions"]["test"],
+                results[second]["predictions"]["test"],
+            )
+            rows.append(
+                {
+                    "question": question,
+                    "row": second,
+                    "against": first,
+                    "difference": paired.difference,
+                    "only row right": paired.only_second,
+                    "only other right": paired.only_first,
+                    "p": paired.p_value,
+                    "row is": paired.verdict,
+                }
+            )
+    return pd.DataFrame(rows)

@@ -1,0 +1,50 @@
+"""Pictures of numbers that others have computed.  Each function draws on the axes it is given; none shows or saves."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+
+def plot_curves(curves: dict[str, list[float]], ylabel: str, ax=None):
+    """One line a name against the epoch, which counts from 1."""
+    ax = ax or plt.gca()
+    for name, values in curves.items():
+        ax.plot(range(1, len(values) + 1), values, label=name)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(ylabel)
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return ax
+
+
+def plot_history(history: dict[str, list[float]], quantity: str, ax=None):
+    """The train, val and test lines of a result's history; quantity is "loss" (nats an image) or "accuracy"."""
+    curves = {split: history[f"{split}_{quantity}"] for split in ("train", "val", "test") if f"{split}_{quantity}" in history}
+    return plot_curves({name: values for name, values in curves.items() if values}, quantity, ax)
+
+
+def plot_confusion_matrix(matrix: np.ndarray, class_names, ax=None):
+    """Counts with their numbers, coloured by the share of the row; rows are true, columns predicted classes."""
+    ax = ax or plt.gca()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(matrix > 0):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        ax.text(column, row, matrix[row, column], ha="center", va="center", color=colour, fontsize=6)
+    ax.set_xticks(range(len(class_names)), class_names, rotation=90, fontsize=7)
+    ax.set_yticks(range(len(class_names)), class_names, fontsize=7)
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("true")
+    return ax
+
+
+def plot_images(images, titles, columns: int, axes=None):
+    """Images (N, channels, height, width) of bytes in a grid, each with its title; 1 channel is drawn grey."""
+    rows = -(-len(images) // columns)
+    if axes is None:
+        _, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.8 * rows), squeeze=False)
+    for ax in np.ravel(axes):
+        ax.axis("off")
+    for ax, image, title in zip(np.ravel(axes), images, titles, strict=False):
+        ax.imshow(np.asarray(image).transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+        ax.set_title(title, fontsize=8)
+    return axes

@@ -1,0 +1,72 @@
+"""Execute the report notebooks top to bottom and write each as HTML: `python -m evaluation.report [NOTEBOOK...]`.
+
+Without names, every notebook of the project.  The profile comes from the environment, as the notebooks read it
+(PROFILE=quick or full); HTML goes to results/<profile>/.  A cell that fails ends the run with its error and leaves no
+HTML of that notebook.  `--in-place` also writes the executed notebook over the source, to be committed.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def execute(path: Path, html_folder: Path, in_place: bool = False) -> Path:
+    """Run one notebook in its own folder with a progress bar over its cells; returns the HTML file.
+
+    Raises nbclient's CellExecutionError, with the traceback of the cell, if one fails.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    with tqdm(total=len(notebook.cells), desc=str(path.relative_to(ROOT)), unit="cell") as bar:
+        NotebookClient(
+            notebook,
+            timeout=None,  # a cell may train for hours
+            kernel_name="python3",
+            resources={"metadata": {"path": str(path.parent)}},
+            on_cell_complete=lambda cell, cell_index: bar.update(cell_index + 1 - bar.n),
+        ).execute()
+    html, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": path.stem}})
+    html_folder.mkdir(parents=True, exist_ok=True)
+    target = html_folder / f"{path.parent.name}_{path.stem}.html"
+    _write(target, html)
+    if in_place:
+        _write(path, nbformat.writes(notebook) + "\n")
+    return target
+
+
+def _write(path: Path, text: str):
+    """Whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def main(arguments=None) -> int:
+    """Execute what the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation.report", description=__doc__)
+    parser.add_argument("notebooks", nargs="*", type=Path, help="default: every notebook of the project")
+    parser.add_argument("--in-place", action="store_true", help="write the executed notebook over its source")
+    options = parser.parse_args(arguments)
+    html_folder = ROOT / "results" / os.environ.get("PROFILE", "quick")
+    for path in [path.resolve() for path in options.notebooks] or sorted(ROOT.glob("*/*.ipynb")):
+        started = time.perf_counter()
+        try:
+            target = execute(path, html_folder, options.in_place)
+        except CellExecutionError as error:
+            print(f"error: {path} failed:\n{error}", file=sys.stderr)
+            return 1
+        print(f"{target.relative_to(ROOT)}: {time.perf_counter() - started:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,333 @@
+"""One experiment from its settings to its files: run it, resume it, read back what it left.
+
+    models/<profile>/<name>.pt            checkpoint of a finished run: weights at the best epoch, settings, history
+    models/<profile>/<name>.state.pt      what an unfinished run needs to go on; removed when it has finished
+    results/<profile>/<name>.json         settings, metrics, history, predictions: every table and figure comes from these
+
+A data set that is not the row's own gets a folder of its own below the profile's, so results are never mixed.  Every
+file is written under a temporary name and renamed.  Checkpoints hold plain types only and are opened with
+weights_only=True: a file from a stranger cannot run code.
+"""
+
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from helper_functions import History, build_accelerator, resolve_precision, train
+
+ROOT = Path(__file__).resolve().parent
+FORMAT = 1
+PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow")
+PROSE = ("question", "earlier_accuracy")  # fields of a row that do not change what is trained
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where one run's files lie.  Raises ValueError for a name that is not a plain file stem."""
+
+    models: Path
+    results: Path
+    name: str
+
+    def __post_init__(self):
+        """Refuse a name that could lead out of the folders."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
+            raise ValueError(f"{self.name!r} cannot name a file; use letters, digits, '_', '-' and '.'")
+
+    @property
+    def checkpoint(self) -> Path:
+        """Of the finished run."""
+        return self.models / f"{self.name}.pt"
+
+    @property
+    def state(self) -> Path:
+        """Of the unfinished run."""
+        return self.models / f"{self.name}.state.pt"
+
+    @property
+    def result(self) -> Path:
+        """What tables and figures are made of."""
+        return self.results / f"{self.name}.json"
+
+
+def files_of(experiment, profile: str, own_data: str = "15scene", root: Path = ROOT) -> Files:
+    """The files of an experiment: further seeds are `<name>.seed1`, another data set than `own_data` has a folder."""
+    below = Path(profile) if experiment.data == own_data else Path(profile) / Path(experiment.data).name
+    name = experiment.name if experiment.seed == 0 else f"{experiment.name}.seed{experiment.seed}"
+    return Files(root / "models" / below, root / "results" / below, name)
+
+
+def run_experiment(
+    experiment,
+    build_model: Callable,
+    build_loaders: Callable,
+    files: Files,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> tuple[nn.Module, dict]:
+    """Train an experiment to its end and write its files, or read back what an earlier call left.
+
+    `build_loaders(experiment)` gives the loaders and `build_model(experiment, loaders)` the network with the source
+    of its initial weights.  An interrupted run goes on after its last whole epoch.  Returns the model at its best
+    epoch, in eval mode, and the result.  Raises ValueError if the files are those of other settings, data or initial
+    weights, naming the field; with `overwrite` they are replaced instead.
+    """
+    loaders = build_loaders(experiment)
+    torch.manual_seed(experiment.seed)  # before the head draws its weights
+    model, initial_weights = build_model(experiment, loaders)
+    identity = {
+        "settings": settings_of(experiment),
+        "data": loaders.data,
+        "initial_weights": initial_weights,
+    }
+    if files.checkpoint.exists():
+        saved = load_checkpoint(files.checkpoint)
+        difference = _difference_of_identity(identity, saved["identity"], experiment)
+        if difference is None:
+            model.load_state_dict(saved["model"])
+            if not files.result.exists():
+                _write_result(files.result, saved["result"])
+            return model.eval(), saved["result"]
+        if not overwrite:
+            raise ValueError(f"{files.checkpoint} was trained with {difference}; remove it or use another name")
+
+    state = None
+    if files.state.exists():
+        state = load_checkpoint(files.state)
+        difference = _difference_of_identity(identity, state["identity"], experiment)
+        if difference is not None and not overwrite:
+            raise ValueError(f"{files.state}, an unfinished run, has {difference}; remove it to begin anew")
+        state = state if difference is None else None
+
+    accelerator = build_accelerator(device)
+    if experiment.features_once:
+        model.to(accelerator.device).eval()
+        network, batches = model.classifier, loaders.of_features(model.pooled_features, accelerator.device)
+    else:
+        network, batches = model, loaders
+    torch.manual_seed(experiment.seed)  # dropout then draws the same, whether features were computed before or not
+    earlier_seconds = 0.0 if state is None else state["seconds"]
+    started = time.perf_counter()
+
+    def save_state(training):
+        seconds = earlier_seconds + time.perf_counter() - started
+        _save(files.state, {"format": FORMAT, "identity": identity, "training": training, "seconds": seconds})
+
+    history = train(
+        network,
+        batches.train,
+        batches.val,
+        experiment.train,
+        test_loader=batches.test,
+        class_weights=loaders.class_weights,
+        device=device,
+        state=None if state is None else state["training"],
+        save_state=save_state,
+        progress=progress,
+        title=files.name,
+    )
+    result = summarise(history, loaders) | {
+        "name": files.name,
+        "seconds": round(earlier_seconds + time.perf_counter() - started, 1),
+        **describe_machine(accelerator.device, experiment.train.precision),
+        **identity,
+    }
+    if accelerator.is_main_process:
+        checkpoint = {
+            "format": FORMAT,
+            "identity": identity,
+            "class_names": list(loaders.class_names),
+            "model": {name: tensor.cpu() for name, tensor in model.state_dict().items()},
+            "history": asdict(history),
+            "result": result,
+        }
+        _save(files.checkpoint, checkpoint)
+        _write_result(files.result, result)
+        files.state.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    return model.eval(), result
+
+
+def collect_results(
+    experiments,
+    build_model: Callable,
+    build_loaders: Callable,
+    profile: str,
+    *,
+    train_missing: bool = True,
+    root: Path = ROOT,
+    progress: bool = True,
+) -> dict[str, dict]:
+    """The results of experiments by name: read where there is one, trained where there is none.
+
+    With `train_missing` off, those that have not been run are left out.  Quick results of other settings are replaced:
+    they prove that everything runs and are worth nothing else.
+    """
+    results = {}
+    for experiment in experiments:
+        files, overwrite = files_of(experiment, profile, root=root), profile == "quick"
+        try:
+            result = read_result(experiment, files)
+        except ValueError:
+            if not overwrite:
+                raise
+            result = None
+        if result is None and train_missing:
+            _, result = run_experiment(
+                experiment, build_model, build_loaders, files, overwrite=overwrite, progress=progress
+            )
+        if result is not None:
+            results[files.name] = result
+    return results
+
+
+def read_result(experiment, files: Files) -> dict | None:
+    """The result of a finished run, or None if there is none; raises ValueError if its settings are others."""
+    if not files.result.exists():
+        return None
+    try:
+        result = json.loads(files.result.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{files.result} is not whole ({error}); remove it and run the experiment again") from error
+    if result.get("format") != FORMAT:
+        raise ValueError(f"{files.result} has format {result.get('format')}; this code reads format {FORMAT}")
+    asked, saved = settings_of(experiment), _with_defaults(result["settings"], experiment)
+    for settings in (asked, saved):  # which file of trained weights it was is told by the result, not asked of it
+        settings["initial_weights"] = "random" if settings["initial_weights"] == "random" else "trained"
+    difference = _first_difference(asked, saved)
+    if difference is not None:
+        raise ValueError(f"{files.result} was made with {difference}; remove it or run the experiment again")
+    return result
+
+
+def load_checkpoint(path: Path) -> dict:
+    """What a checkpoint or state file holds, on the CPU.  Raises ValueError if it is not whole, not plain, or newer."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be opened as a checkpoint ({type(error).__name__}: truncated, or not ours); remove it"
+        ) from error
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of format {FORMAT}; remove it")
+    return saved
+
+
+def settings_of(experiment) -> dict:
+    """The experiment as plain types, without its prose."""
+    settings = {name: value for name, value in asdict(experiment).items() if name not in PROSE}
+    settings["data"] = Path(settings["data"]).name
+    if Path(settings["initial_weights"]).suffix:
+        settings["initial_weights"] = Path(settings["initial_weights"]).name
+    return json.loads(json.dumps(settings))  # tuples become lists, as they do in a file
+
+
+def summarise(history: History, loaders) -> dict:
+    """The result's numbers in both protocols, from the predictions of each epoch.
+
+    The epoch is chosen on the val images and reported on the test images.  `course_accuracy` is chosen and reported
+    on all of them, as the earlier reports did.  Both choose the highest accuracy, of equal ones the lowest loss.
+    """
+    labels = {split: _labels(getattr(loaders, split)) for split in ("val", "test")}
+    predictions = {
+        "val": np.array(history.val_predictions),
+        "test": np.array(history.test_predictions),
+    }
+    hits = sum((predictions[split] == labels[split]).sum(axis=1) for split in labels)
+    losses = sum(
+        np.array(loss) * len(labels[split]) for split, loss in (("val", history.val_loss), ("test", history.test_loss))
+    )
+    course_epoch = 1 + max(range(history.epochs), key=lambda epoch: (hits[epoch], -losses[epoch]))
+    epoch = history.best_epoch
+    test_hits = predictions["test"][epoch - 1] == labels["test"]
+    return {
+        "format": FORMAT,
+        "epoch": epoch,
+        "train_accuracy": history.train_accuracy[epoch - 1],
+        "val_accuracy": history.val_accuracy[epoch - 1],
+        "test_accuracy": history.test_accuracy[epoch - 1],
+        "course_epoch": course_epoch,
+        "course_accuracy": int(hits[course_epoch - 1]) / sum(len(each) for each in labels.values()),
+        "class_names": list(loaders.class_names),
+        "test_accuracy_by_class": {
+            name: float(test_hits[labels["test"] == label].mean()) for label, name in enumerate(loaders.class_names)
+        },
+        "history": history.columns,
+        "labels": {split: labels[split].tolist() for split in labels},
+        "predictions": {split: predictions[split][epoch - 1].tolist() for split in labels},
+        "course_predictions": {split: predictions[split][course_epoch - 1].tolist() for split in labels},
+    }
+
+
+def describe_machine(device: torch.device, precision: str) -> dict:
+    """What could change the numbers besides the settings."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "cpu_threads": torch.get_num_threads(),
+        "precision": resolve_precision(precision, device),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+
+
+def _labels(loader) -> np.ndarray:
+    return torch.cat([labels for _, labels in loader]).numpy()
+
+
+def _difference_of_identity(asked: dict, saved: dict, experiment) -> str | None:
+    return _first_difference(asked, {**saved, "settings": _with_defaults(saved["settings"], experiment)})
+
+
+def _with_defaults(settings: dict, experiment) -> dict:
+    """Saved settings, with the default for every setting that was added to the code after they were saved."""
+    defaults = settings_of(type(experiment)(name=experiment.name, question=""))
+    return {**defaults, **settings, "train": {**defaults["train"], **settings["train"]}}
+
+
+def _first_difference(asked: dict, saved: dict, prefix: str = "") -> str | None:
+    """The first field in which two nested dicts differ, as "field = saved, asked for asked"; None if they are equal."""
+    for key in sorted(asked.keys() | saved.keys()):
+        name, one, other = f"{prefix}{key}", asked.get(key), saved.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            difference = _first_difference(one, other, f"{name}.")
+            if difference is not None:
+                return difference
+        elif one != other:
+            return f"{name} = {other!r}, but {one!r} is asked for"
+    return None
+
+
+def _save(path: Path, contents: dict):
+    """torch.save, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        torch.save(contents, temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write_result(path: Path, result: dict):
+    """JSON with one line a key, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items()]
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,1 @@
+"""Pretext tasks and the scene classifiers on their features."""

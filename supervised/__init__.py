@@ -1,0 +1,1 @@
+"""Fully supervised scene classification: settings, loaders, networks, the training script and its reports."""

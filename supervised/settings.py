@@ -1,0 +1,160 @@
+"""The supervised experiments, one row each: the first report's seven, the second's one, and the controls.
+
+A row states only how it differs from its base.  Ziolo 2023 is the first report, Deceuninck 2023 the second.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from helper_functions import TrainSettings
+
+HEADS = ("shallow", "deep")
+AUGMENTATIONS = ("basic", "advanced", "advanced_without_crop")
+RESIZE_RULES = ("squash", "imagenet")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One row.  A value that makes no sense raises ValueError naming the row, the field and the value."""
+
+    name: str  # key, file stem of checkpoint and result, label in figures
+    question: str  # what this row is there to answer
+    data: str = "15scene"  # a name that data.prepare knows, or a folder
+    initial_weights: str = "imagenet"  # or "random", or the file of a state dict
+    freeze_features: bool = False  # train the head alone, on features that stay as they are
+    head: str = "shallow"
+    augmentation: str = "basic"
+    resize: str = "squash"
+    image_size: int = 224  # pixels, square
+    images_per_class: int | None = None  # at most so many of each split; None: all
+    class_weights: tuple[tuple[str, float], ...] = ()  # (class, weight in the loss); a class not named weighs 1
+    batch_size: int = 32
+    seed: int = 0
+    earlier_accuracy: float | None = None  # what the earlier report gave on all 2,985 validation images
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+    def __post_init__(self):
+        """Refuse what cannot be run."""
+        for name, known in (("head", HEADS), ("augmentation", AUGMENTATIONS), ("resize", RESIZE_RULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{self.name}: {name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        if self.image_size < 32:
+            raise ValueError(f"{self.name}: image_size is {self.image_size}; EfficientNet-B0 needs at least 32 pixels")
+        if self.batch_size < 2:
+            raise ValueError(f"{self.name}: batch_size is {self.batch_size}; BatchNorm needs at least 2")
+
+    @property
+    def features_once(self) -> bool:
+        """Whether every epoch would see the same features, so that computing them once is enough."""
+        return self.freeze_features and self.augmentation == "basic"
+
+
+BASE = Experiment(
+    "supervised_1", "How far does plain fine-tuning of ImageNet weights get?", earlier_accuracy=0.9289
+)
+_AUGMENTED = replace(
+    BASE,
+    name="supervised_2",
+    question="Does augmentation stop the overfitting, and does it raise the accuracy?",
+    augmentation="advanced",
+    earlier_accuracy=0.9185,
+)
+_FROZEN = replace(
+    BASE,
+    name="imagenet_classifier",
+    question="Control: how good are ImageNet features as they are?",
+    freeze_features=True,
+    earlier_accuracy=None,
+    train=TrainSettings(max_epochs=50),
+)
+_TABLE = (
+    BASE,
+    _AUGMENTED,
+    replace(
+        _AUGMENTED,
+        name="supervised_3",
+        question="Does a deeper classifier help?",
+        head="deep",
+        earlier_accuracy=0.9135,
+    ),
+    replace(
+        _AUGMENTED,
+        name="supervised_4",
+        question="Do weights in the loss help the classes that are mistaken most?",
+        class_weights=(("coast", 1.5), ("mountain", 1.5), ("opencountry", 1.5)),
+        earlier_accuracy=0.9219,
+    ),
+    replace(
+        _AUGMENTED,
+        name="supervised_5",
+        question="Does SGD do as well as Adam at the same learning rate?",
+        train=replace(_AUGMENTED.train, optimizer="sgd"),
+        earlier_accuracy=0.7051,
+    ),
+    replace(
+        _AUGMENTED,
+        name="supervised_6",
+        question="Does a ten times higher learning rate learn faster?",
+        train=replace(_AUGMENTED.train, learning_rate=0.01),
+        earlier_accuracy=0.7269,
+    ),
+    replace(
+        _AUGMENTED,
+        name="supervised_final",
+        question="How good is the first report's choice: class weights, and augmentation without the crop?",
+        augmentation="advanced_without_crop",
+        class_weights=(("coast", 1.5), ("mountain", 1.5), ("opencountry", 1.5)),
+        earlier_accuracy=0.9300,
+    ),
+    replace(
+        BASE,
+        name="supervised_tuned",
+        question="How good is the second report's choice: a searched, far lower learning rate?",
+        resize="imagenet",
+        batch_size=16,
+        train=TrainSettings(max_epochs=40, learning_rate=2.405e-5, schedule="none"),
+        earlier_accuracy=0.9374,
+    ),
+    _FROZEN,
+    replace(
+        _FROZEN,
+        name="random_classifier",
+        question="Control: how good are the features of a network that has learned nothing?",
+        initial_weights="random",
+    ),
+)
+EXPERIMENTS = {row.name: row for row in _TABLE}
+
+
+def quick(experiment: Experiment) -> Experiment:
+    """The same code path in seconds on a CPU: small images, few of them, few epochs.  Never a number to report."""
+    max_epochs = 8 if not experiment.features_once else 20
+    return replace(
+        experiment,
+        image_size=64,
+        images_per_class=40,
+        train=replace(experiment.train, max_epochs=max_epochs),
+    )
+
+
+def configure(
+    experiment: Experiment, profile: str, data: str | None = None, weights: str | None = None
+) -> Experiment:
+    """The row as a profile runs it, on other data or from other weights where they are given.
+
+    Without `weights`, full begins with ImageNet's and quick with random ones: quick shall need no download.  A row
+    that asks for random weights is a control and keeps them.  Raises ValueError for an unknown profile.
+    """
+    if profile not in ("quick", "full"):
+        raise ValueError(f"profile is {profile!r}; it must be quick or full")
+    if profile == "quick":
+        experiment = quick(experiment)
+    if experiment.initial_weights != "random":
+        experiment = replace(experiment, initial_weights=weights or {"quick": "random", "full": "imagenet"}[profile])
+    return replace(experiment, data=data or experiment.data)
+
+
+def find(name: str) -> Experiment:
+    """The row of this name; raises ValueError that lists the known names."""
+    if name not in EXPERIMENTS:
+        raise ValueError(f"there is no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]

@@ -1,0 +1,57 @@
+"""What several tests need: tiny images on disk, and a network of two layers that can be trained in a second."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+CLASSES = ("dark", "light", "striped")
+
+
+def draw(class_name: str, generator: np.random.Generator, height: int = 40, width: int = 48) -> Image.Image:
+    """A grey image that its class can be told from."""
+    image = generator.integers(0, 60, (height, width))
+    if class_name == "light":
+        image += 150
+    if class_name == "striped":
+        image[:, ::8] += 120
+        image[:, 1::8] += 120
+    return Image.fromarray(image.astype(np.uint8))
+
+
+@pytest.fixture
+def scene_folder(tmp_path) -> Path:
+    """<split>/<class>/<image>: 12 train, 6 val and 8 test images of each of three classes."""
+    root = tmp_path / "scenes"
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 6), ("test", 8)):
+        for class_name in CLASSES:
+            folder = root / split / class_name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                draw(class_name, generator).save(folder / f"image_{number:04d}.jpg")
+    return root
+
+
+class SmallNetwork(nn.Module):
+    """A convolution with BatchNorm and dropout, then a linear layer: what makes resuming hard, in little."""
+
+    def __init__(self, num_classes: int = 3):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU())
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(8, num_classes))
+
+    def forward(self, images):
+        return self.classifier(self.features(images).mean(dim=(2, 3)))
+
+
+@pytest.fixture
+def small_network():
+    """A new small network from a fixed seed."""
+    torch.manual_seed(0)
+    return SmallNetwork()

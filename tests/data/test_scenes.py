@@ -1,0 +1,253 @@
+import json
+import os
+import shutil
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms as v1
+from torchvision.datasets import ImageFolder
+from torchvision.models import EfficientNet_B0_Weights
+
+from data import scenes
+from data.scenes import decode, load_scenes, load_splits, locate
+
+
+@pytest.fixture(autouse=True)
+def stores(tmp_path, monkeypatch):
+    """Stores of a test's own."""
+    monkeypatch.setattr(scenes, "STORES", tmp_path / "stores")
+    return tmp_path / "stores"
+
+
+def load(folder, size=32, **arguments):
+    return load_scenes(folder, size, progress=False, **arguments)
+
+
+def test_squash_equals_the_plain_image_folder_with_resize_and_to_tensor(scene_folder):
+    plain = ImageFolder(scene_folder / "train", v1.Compose([v1.Grayscale(), v1.Resize((32, 32)), v1.ToTensor()]))
+    stored = load(scene_folder / "train")
+    assert stored.class_names == tuple(plain.classes)
+    assert len(stored) == len(plain) == 36
+    for index, (image, label) in enumerate(plain):
+        assert torch.equal(torch.from_numpy(stored.images[index] / np.float32(255)), image)
+        assert stored.labels[index] == label
+
+
+def test_imagenet_equals_torchvisions_own_preset(scene_folder):
+    preset = EfficientNet_B0_Weights.IMAGENET1K_V1.transforms(mean=(0, 0, 0), std=(1, 1, 1))
+    path = sorted((scene_folder / "train" / "striped").iterdir())[0]
+    expected = preset(Image.open(path).convert("RGB"))[:1]
+    assert torch.allclose(torch.from_numpy(decode(path, 224, "imagenet") / np.float32(255)), expected, atol=1e-6)
+
+
+def test_squash_sees_the_whole_image_and_imagenet_its_centre(tmp_path):
+    image = np.zeros((64, 128), dtype=np.uint8)
+    image[:, :16] = 255
+    Image.fromarray(image).save(tmp_path / "left_edge.png")
+    assert decode(tmp_path / "left_edge.png", 32, "squash").max() == 255
+    assert decode(tmp_path / "left_edge.png", 32, "imagenet").max() == 0
+
+
+def test_grey_images_keep_one_channel_and_coloured_ones_three(scene_folder):
+    assert load(scene_folder / "train").images.shape == (36, 1, 32, 32)
+    red = Image.new("RGB", (40, 40), (255, 0, 0))
+    red.save(scene_folder / "train" / "dark" / "red.png")
+    coloured = load(scene_folder / "train")
+    assert coloured.images.shape == (37, 3, 32, 32)
+    assert (coloured.images[coloured.names.index("dark/red.png")] == np.array([255, 0, 0])[:, None, None]).all()
+    grey = coloured.images[coloured.names.index("dark/image_0000.jpg")]
+    assert (grey[0] == grey[1]).all()
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 1), ("I;16", 1), ("P", 3), ("RGB", 3), ("RGBA", 3), ("CMYK", 3)])
+def test_images_of_every_mode_are_read_with_their_grey(tmp_path, mode, channels):
+    if mode == "I;16":
+        image = Image.fromarray(np.full((40, 40), 204 * 256, dtype=np.uint16))
+    else:
+        image = Image.new("L", (40, 40), 204).convert("RGB").convert(mode)  # 204 is in the web palette of P
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    image.save(path)
+    array = decode(path, 32, "squash")
+    assert array.shape == (channels, 32, 32)
+    assert abs(array.astype(int) - 204).max() <= 2
+
+
+def test_a_photograph_taken_sideways_is_turned_upright(tmp_path):
+    image = Image.fromarray(np.repeat(np.array([[0], [255]], dtype=np.uint8), 20, axis=0).repeat(40, axis=1))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    array = decode(tmp_path / "turned.jpg", 32, "squash")
+    assert array[0, :10].mean() > 200
+    assert array[0, -10:].mean() < 50
+
+
+def test_a_store_is_made_once_and_mapped_not_read(scene_folder, stores, monkeypatch):
+    load(scene_folder / "train")
+    monkeypatch.setattr(scenes, "decode", lambda *_: pytest.fail("decoded again"))
+    again = load(scene_folder / "train")
+    assert isinstance(again.images, np.memmap)
+    assert len(list(stores.iterdir())) == 2
+
+
+@pytest.mark.parametrize("change", ["write", "add", "remove", "rename"])
+def test_a_changed_file_makes_the_store_anew(scene_folder, stores, change):
+    before = load(scene_folder / "train")
+    path = scene_folder / "train" / "dark" / "image_0003.jpg"
+    if change == "write":
+        Image.new("L", (40, 40), 222).save(path)
+    elif change == "add":
+        Image.new("L", (40, 40), 222).save(path.with_name("new.jpg"))
+    elif change == "remove":
+        path.unlink()
+    else:
+        path.rename(path.with_name("renamed.jpg"))
+    after = load(scene_folder / "train")
+    assert after.fingerprint != before.fingerprint
+    if change == "write":
+        assert abs(after.images[3].mean() - 222) < 2
+    else:
+        assert after.names != before.names
+    assert len(list(stores.iterdir())) == 2, "the old store is gone"
+
+
+def test_the_fingerprint_does_not_depend_on_where_when_or_how_large(scene_folder, tmp_path):
+    first = load(scene_folder / "train")
+    for path in (scene_folder / "train").rglob("*.jpg"):
+        os.utime(path, (0, 0))
+    scene_folder.rename(tmp_path / "moved")
+    assert load(tmp_path / "moved" / "train", size=48).fingerprint == first.fingerprint
+
+
+def test_sizes_and_rules_have_stores_of_their_own(scene_folder, stores):
+    for size, resize in ((32, "squash"), (48, "squash"), (32, "imagenet")):
+        assert load(scene_folder / "train", size=size, resize=resize).images.shape[-1] == size
+    assert len(list(stores.glob("*.npy"))) == 3
+
+
+def test_an_interrupted_build_leaves_no_store(scene_folder, stores, monkeypatch):
+    def interrupted(path, size, resize):
+        if path.name == "image_0005.jpg":
+            raise KeyboardInterrupt
+        return decode(path, size, resize)
+
+    monkeypatch.setattr(scenes, "decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load(scene_folder / "train")
+    assert not list(stores.iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[: len(data) // 2],
+        lambda data: b"this is text",
+        lambda data: b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\rIHDR" + (30000).to_bytes(4, "big") * 2
+        + b"\x08\x00\x00\x00\x00" + zlib.crc32(b"IHDR" + (30000).to_bytes(4, "big") * 2 + b"\x08\x00\x00\x00\x00").to_bytes(4, "big"),
+    ],
+    ids=["empty", "truncated", "text", "decompression bomb"],
+)
+def test_an_image_that_cannot_be_decoded_is_named_or_left_out(scene_folder, stores, damage):
+    path = scene_folder / "train" / "light" / "image_0002.jpg"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"light/image_0002\.jpg cannot be decoded.*--skip-bad-images"):
+        load(scene_folder / "train")
+    assert not list(stores.glob("*"))
+    scenes_left = load(scene_folder / "train", skip_bad_images=True)
+    assert len(scenes_left) == 35
+    assert scenes_left.skipped == ("light/image_0002.jpg",)
+    assert scenes_left.images.shape[0] == len(scenes_left.names) == 35
+    assert "light/image_0002.jpg" not in scenes_left.names
+
+
+def test_an_index_cut_in_the_middle_is_made_anew(scene_folder, stores):
+    first = load(scene_folder / "train")
+    index = next(stores.glob("*.json"))
+    index.write_text(index.read_text()[:50])
+    assert load(scene_folder / "train").names == first.names
+    assert json.loads(index.read_text())["fingerprint"] == first.fingerprint
+
+
+def test_hidden_files_and_files_that_are_no_images_are_passed_over(scene_folder):
+    (scene_folder / "train" / "dark" / "Thumbs.db").write_bytes(b"x")
+    (scene_folder / "train" / "dark" / "._image.jpg").write_bytes(b"x")
+    (scene_folder / "train" / ".cache").mkdir()
+    assert len(load(scene_folder / "train")) == 36
+
+
+def test_splits_come_with_equal_classes(scene_folder):
+    splits = load_splits(scene_folder, 32, progress=False)
+    assert {split: len(each) for split, each in splits.items()} == {"train": 36, "val": 18, "test": 24}
+    assert len({each.class_names for each in splits.values()}) == 1
+
+
+@pytest.mark.parametrize("folder", ["val", "validation", "valid", "test"])
+def test_one_folder_besides_train_is_divided_into_val_and_test(scene_folder, folder):
+    for path in (scene_folder / "val").rglob("*.jpg"):
+        path.rename(scene_folder / "test" / path.parent.name / f"more_{path.name}")
+    shutil.rmtree(scene_folder / "val")
+    (scene_folder / "test").rename(scene_folder / folder)
+    splits = load_splits(scene_folder, 32, progress=False)
+    assert (np.bincount(splits["val"].labels) == 4).all(), "30 % of 14 a class"
+    assert (np.bincount(splits["test"].labels) == 10).all()
+    assert not set(splits["val"].names) & set(splits["test"].names)
+    assert load_splits(scene_folder, 48, progress=False)["val"].names == splits["val"].names
+
+
+def test_a_missing_folder_is_named(tmp_path, scene_folder):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_splits(tmp_path / "nowhere", progress=False)
+    (scene_folder / "train").rename(scene_folder / "training")
+    with pytest.raises(FileNotFoundError, match="must hold the folders train and val"):
+        load_splits(scene_folder, progress=False)
+
+
+def test_an_empty_class_is_named(scene_folder):
+    for path in (scene_folder / "val" / "light").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="class 'light' has no image in .*val"):
+        load_splits(scene_folder, 32, progress=False)
+
+
+def test_a_class_in_one_split_only_is_named(scene_folder):
+    (scene_folder / "test" / "plaid").mkdir()
+    with pytest.raises(ValueError, match="class 'plaid' is in .*test but not in .*train"):
+        load_splits(scene_folder, 32, progress=False)
+
+
+def test_two_folders_for_one_split_are_refused(scene_folder):
+    (scene_folder / "validation").mkdir()
+    with pytest.raises(ValueError, match="both val and validation"):
+        load_splits(scene_folder, progress=False)
+
+
+def test_a_single_class_is_refused(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split / "only").mkdir(parents=True)
+    with pytest.raises(ValueError, match="at least 2"):
+        load_splits(tmp_path, progress=False)
+
+
+def test_first_of_each_class_takes_the_first_by_name(scene_folder):
+    few = load(scene_folder / "train").first_of_each_class(2)
+    assert few.names == tuple(f"{name}/image_000{n}.jpg" for name in ("dark", "light", "striped") for n in (0, 1))
+
+
+def test_an_unknown_data_set_is_answered_with_the_known_ones():
+    with pytest.raises(FileNotFoundError, match="15scenes; known names are 15scene, nature"):
+        locate("15scenes")
+
+
+def test_a_data_set_that_is_not_prepared_is_answered_with_the_command(monkeypatch, tmp_path):
+    monkeypatch.setattr(scenes, "ROOT", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"python -m data\.prepare nature"):
+        locate("nature")
+
+
+def test_a_folder_of_ones_own_is_found_from_anywhere(scene_folder, monkeypatch):
+    monkeypatch.chdir(scene_folder.parent)
+    assert locate("scenes") == scene_folder.resolve()

@@ -1,0 +1,71 @@
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from supervised.settings import BASE, EXPERIMENTS, configure, find
+
+
+def test_names_are_unique_and_rows_frozen():
+    assert len(EXPERIMENTS) == 10
+    assert all(name == row.name for name, row in EXPERIMENTS.items())
+    with pytest.raises(FrozenInstanceError):
+        BASE.head = "deep"
+
+
+def differing(one, other):
+    fields = {name for name in vars(one) if name not in ("name", "question", "earlier_accuracy", "train")}
+    return {name for name in fields if getattr(one, name) != getattr(other, name)} | {
+        f"train.{name}" for name in vars(one.train) if getattr(one.train, name) != getattr(other.train, name)
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "fields"),
+    [
+        ("supervised_2", "supervised_1", {"augmentation"}),
+        ("supervised_3", "supervised_2", {"head"}),
+        ("supervised_4", "supervised_2", {"class_weights"}),
+        ("supervised_5", "supervised_2", {"train.optimizer"}),
+        ("supervised_6", "supervised_2", {"train.learning_rate"}),
+        ("supervised_final", "supervised_4", {"augmentation"}),
+        ("random_classifier", "imagenet_classifier", {"initial_weights"}),
+    ],
+)
+def test_rows_that_are_compared_differ_in_one_thing(name, base, fields):
+    assert differing(EXPERIMENTS[name], EXPERIMENTS[base]) == fields
+
+
+def test_every_row_says_what_it_is_there_to_answer():
+    assert all(row.question.endswith("?") for row in EXPERIMENTS.values())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("head", "wide"), ("augmentation", "strong"), ("resize", "stretch"), ("image_size", 16), ("batch_size", 1)],
+)
+def test_a_value_that_makes_no_sense_is_refused_by_row_field_and_value(field, value):
+    with pytest.raises(ValueError, match=f"supervised_1: {field} is {value!r}"):
+        replace(BASE, **{field: value})
+
+
+def test_an_unknown_experiment_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="no experiment 'supervised_9'.*supervised_final"):
+        find("supervised_9")
+
+
+def test_full_begins_with_imagenet_and_quick_with_random_weights_unless_told():
+    assert configure(BASE, "full").initial_weights == "imagenet"
+    assert configure(BASE, "quick").initial_weights == "random"
+    assert configure(BASE, "quick", weights="weights.pth").initial_weights == "weights.pth"
+    assert configure(EXPERIMENTS["random_classifier"], "full", weights="weights.pth").initial_weights == "random"
+
+
+def test_quick_changes_size_and_length_and_nothing_else():
+    for row in EXPERIMENTS.values():
+        quick = configure(row, "quick", weights=row.initial_weights)
+        assert differing(row, quick) == {"image_size", "images_per_class", "train.max_epochs"}
+
+
+def test_an_unknown_profile_is_refused():
+    with pytest.raises(ValueError, match="profile is 'fast'"):
+        configure(BASE, "fast")

@@ -1,0 +1,246 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from helper_functions import (
+    History,
+    TrainSettings,
+    build_accelerator,
+    build_optimizer,
+    build_scheduler,
+    evaluate,
+    predict,
+    resolve_precision,
+    should_stop,
+    train,
+)
+
+
+@pytest.fixture
+def separable():
+    """Loaders of 100 train and 37 val points in two dimensions, two classes apart: (train, val)."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (137,), generator=generator)
+    points = torch.randn(137, 2, generator=generator) + 4 * labels[:, None] - 2
+    shuffled = DataLoader(
+        TensorDataset(points[:100], labels[:100]), 16, shuffle=True, generator=torch.Generator().manual_seed(0)
+    )
+    return shuffled, DataLoader(TensorDataset(points[100:], labels[100:]), 16)
+
+
+@pytest.fixture
+def linear():
+    torch.manual_seed(0)
+    return nn.Linear(2, 2)
+
+
+def fit(model, loaders, **settings):
+    defaults = {"max_epochs": 5, "learning_rate": 0.05, "schedule": "none"}
+    return train(model, *loaders, TrainSettings(**defaults | settings), device="cpu", progress=False)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("schedule", ["step", "plateau", "cosine", "none"])
+def test_training_lowers_the_loss_on_a_separable_set(linear, separable, optimizer, schedule):
+    history = fit(linear, separable, optimizer=optimizer, schedule=schedule)
+    assert history.train_loss[-1] < 0.6 * history.train_loss[0]
+    assert history.val_accuracy[-1] > 0.9
+
+
+def test_the_best_weights_come_back_not_the_last(separable):
+    class Scripted(nn.Module):
+        """Right answers after two epochs, wrong ones after that, whatever the optimizer does."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+            self.register_buffer("epochs", torch.zeros(()))
+
+        def train(self, mode=True):
+            if mode and not self.training:
+                self.epochs += 1  # evaluation ended: a new epoch begins
+            return super().train(mode)
+
+        def forward(self, points):
+            right = (points.sum(dim=1) > 0).float()
+            sign = 1.0 if self.epochs == 1 else -1.0
+            return sign * torch.stack([1 - right, right], dim=1) + 0 * self.weight
+
+    model = Scripted()
+    model.eval()
+    model.epochs -= 1
+    history = fit(model, separable, max_epochs=4)
+    assert history.best_epoch == 2
+    assert model.epochs == 1
+    assert evaluate(model, separable[1]).accuracy == history.val_accuracy[1] > history.val_accuracy[3]
+
+
+def test_of_equal_accuracies_the_lower_loss_is_the_best_epoch():
+    assert History(val_accuracy=[0.5, 0.9, 0.9, 0.9], val_loss=[1.0, 0.4, 0.3, 0.3]).best_epoch == 3
+
+
+def test_evaluate_over_a_ragged_last_batch_equals_one_cross_entropy_over_all(linear):
+    generator = torch.Generator().manual_seed(1)
+    points, labels = 5 * torch.randn(33, 2, generator=generator), torch.randint(0, 2, (33,), generator=generator)
+    labels[-1] = linear(points[-1:]).argmin()  # a mistake in the short batch, which a mean of means would overrate
+    evaluation = evaluate(linear, DataLoader(TensorDataset(points, labels), 16))
+    assert evaluation.loss == pytest.approx(nn.functional.cross_entropy(linear(points), labels).item(), rel=1e-6)
+    assert evaluation.accuracy == (linear(points).argmax(dim=1) == labels).double().mean()
+
+
+def test_predict_keeps_the_order_of_the_loader(linear, separable):
+    logits, labels = predict(linear, separable[1])
+    points, expected = separable[1].dataset.tensors
+    assert torch.equal(labels, expected)
+    assert torch.allclose(logits, linear(points))
+
+
+def test_reported_losses_are_plain_cross_entropy_whatever_is_minimised(linear, separable):
+    def one_epoch(**arguments):
+        model = nn.Linear(2, 2)
+        model.load_state_dict(linear.state_dict())
+        settings = TrainSettings(max_epochs=1, learning_rate=1e-12, label_smoothing=arguments.pop("smoothing", 0.0))
+        separable[0].generator.manual_seed(0)
+        return train(model, *separable, settings, device="cpu", progress=False, **arguments)
+
+    plain = one_epoch()
+    assert one_epoch(class_weights=torch.tensor([1.0, 9.0])).train_loss == pytest.approx(plain.train_loss)
+    assert one_epoch(smoothing=0.5).train_loss == pytest.approx(plain.train_loss)
+
+
+def test_class_weights_change_what_is_learned(separable):
+    def shares(weights):
+        torch.manual_seed(0)
+        model = nn.Linear(2, 2)
+        separable[0].generator.manual_seed(0)
+        train(model, *separable, TrainSettings(max_epochs=1), class_weights=weights, device="cpu", progress=False)
+        return predict(model, separable[1])[0].softmax(dim=1)[:, 1].mean()
+
+    assert shares(torch.tensor([1.0, 9.0])) > shares(None)
+
+
+def test_a_loss_that_is_not_finite_raises_and_names_the_epoch(linear, separable):
+    with torch.no_grad():
+        linear.weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="not finite in epoch 1"):
+        fit(linear, separable)
+
+
+def test_test_images_are_watched_and_choose_nothing(linear, separable):
+    start = {name: tensor.clone() for name, tensor in linear.state_dict().items()}
+    without = fit(linear, separable)
+    linear.load_state_dict(start)
+    separable[0].generator.manual_seed(0)
+    inverted = DataLoader(TensorDataset(separable[1].dataset.tensors[0], 1 - separable[1].dataset.tensors[1]), 16)
+    settings = TrainSettings(max_epochs=5, learning_rate=0.05, schedule="none")
+    watched = train(linear, *separable, settings, test_loader=inverted, device="cpu", progress=False)
+    assert watched.val_loss == without.val_loss
+    assert watched.best_epoch == without.best_epoch
+    assert watched.test_accuracy == pytest.approx([1 - accuracy for accuracy in watched.val_accuracy])
+
+
+@pytest.mark.parametrize(
+    ("val_losses", "stop"),
+    [([3, 2, 1], False), ([1, 2, 3], False), ([1, 2, 3, 2], True), ([3, 1, 2, 2, 0.9], False), ([1, 1, 1, 1], True)],
+)
+def test_patience_counts_epochs_since_the_lowest_loss(val_losses, stop):
+    assert should_stop(val_losses, TrainSettings(stopping="patience", patience_epochs=3)) is stop
+
+
+@pytest.mark.parametrize(
+    ("val_losses", "stop"),
+    [([1, 2], False), ([1, 2, 3], True), ([1, 3, 2], True), ([1, 2, 0.5], False), ([5, 1, 2, 2], True), ([1, 1, 2], False)],
+)
+def test_the_second_reports_rule_stops_when_two_epochs_are_worse_than_the_one_before(val_losses, stop):
+    assert should_stop(val_losses, TrainSettings(stopping="two_worse")) is stop
+
+
+def test_training_stops_early_and_not_without_a_rule(linear, separable):
+    unlearnable = DataLoader(TensorDataset(separable[1].dataset.tensors[0], 1 - separable[1].dataset.tensors[1]), 16)
+    loaders = (separable[0], unlearnable)
+    assert fit(linear, loaders, max_epochs=9, stopping="patience", patience_epochs=2).epochs < 9
+    assert fit(linear, loaders, max_epochs=9).epochs == 9
+
+
+def learning_rates(**settings):
+    settings = TrainSettings(learning_rate=1.0, **settings)
+    optimizer = build_optimizer(nn.Linear(1, 1), settings)
+    scheduler, rates = build_scheduler(optimizer, settings), []
+    for _ in range(settings.max_epochs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step(*([1.0] if settings.schedule == "plateau" else []))
+    return rates
+
+
+def test_schedules_follow_their_definition():
+    assert learning_rates(max_epochs=5, schedule="none") == [1.0] * 5
+    assert learning_rates(max_epochs=5, schedule="step", step_epochs=2) == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    cosine = learning_rates(max_epochs=6, schedule="cosine", warmup_epochs=2)
+    assert cosine[:3] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert cosine[3] > cosine[4] > cosine[5] > 0
+    plateau = learning_rates(max_epochs=6, schedule="plateau", step_epochs=2, step_factor=0.5)
+    assert plateau[0] == 1.0
+    assert plateau[-1] == 0.5
+
+
+def test_frozen_parameters_are_not_given_to_the_optimizer(small_network):
+    small_network.features.requires_grad_(False)
+    given = build_optimizer(small_network, TrainSettings()).param_groups[0]["params"]
+    assert sum(parameter.numel() for parameter in given) == sum(p.numel() for p in small_network.classifier.parameters())
+
+
+def test_accumulating_two_batches_equals_one_batch_of_both(linear, separable):
+    points, labels = separable[0].dataset.tensors
+    start = {name: tensor.clone() for name, tensor in linear.state_dict().items()}
+
+    def trained(batch_size, steps):
+        linear.load_state_dict(start)
+        generator = torch.Generator().manual_seed(0)
+        loader = DataLoader(TensorDataset(points[:96], labels[:96]), batch_size, shuffle=True, generator=generator)
+        fit(linear, (loader, separable[1]), max_epochs=1, optimizer="sgd", gradient_accumulation_steps=steps)
+        return linear.weight.detach().clone()
+
+    assert torch.allclose(trained(8, 2), trained(16, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("optimizer", "adamw"),
+        ("schedule", "linear"),
+        ("stopping", "soon"),
+        ("precision", "float8"),
+        ("max_epochs", 0),
+        ("patience_epochs", 0),
+        ("learning_rate", -1.0),
+        ("learning_rate", math.nan),
+        ("label_smoothing", 1.0),
+        ("weight_decay", -0.1),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=field):
+        TrainSettings(**{field: value})
+
+
+def test_auto_precision_is_float32_on_a_cpu():
+    assert resolve_precision("auto", torch.device("cpu")) == "float32"
+    assert resolve_precision("bfloat16", torch.device("cpu")) == "bfloat16"
+
+
+def test_bfloat16_is_used_where_it_is_asked_for(linear, separable):
+    exact, rounded = predict(linear, separable[1])[0], predict(linear, separable[1], precision="bfloat16")[0]
+    assert not torch.equal(exact, rounded)
+    assert torch.allclose(exact, rounded, rtol=0.05, atol=0.05)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="tpu"):
+        build_accelerator("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no GPU"):
+            build_accelerator("cuda")
