@@ -7,7 +7,7 @@ BIN = .venv/bin
 
 # Threads that wait for work sleep instead of spinning: beside another busy process spinning costs up to 39 times.
 export OMP_WAIT_POLICY = PASSIVE
-export PROFILE WEIGHTS TRAIN_MISSING
+export PROFILE DATA WEIGHTS TRAIN_MISSING
 
 .PHONY: report test data lint bench
 report: .venv/installed
@@ -24,7 +24,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 .venv/installed: requirements.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11.4 or newer is needed" if sys.version_info < (3, 11, 4) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable .
 	touch $@

@@ -63,7 +63,7 @@ class TrainSettings:
 
 @dataclass
 class History:
-    """One entry an epoch.  Losses are plain cross-entropy in nats an image, accuracies 0 to 1, predictions label numbers.
+    """One entry an epoch: losses are plain cross-entropy in nats an image, accuracies 0 to 1, predictions labels.
 
     The train columns are measured while the epoch runs (the network changes, dropout and augmentation are on); the
     others after it.  The test columns stay empty if no test images were given.
@@ -103,7 +103,7 @@ class History:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network says of one set of images: plain cross-entropy (nats an image), accuracy, predicted labels (N,)."""
+    """What a network says of a set of images: plain cross-entropy (nats an image), accuracy, predicted labels (N,)."""
 
     loss: float
     accuracy: float
@@ -306,9 +306,7 @@ def train(
         unit="image",
         disable=not (progress and accelerator.is_main_process),
     ) as bar:
-        while history.epochs < settings.max_epochs and not (
-            history.epochs and should_stop(history.val_loss, settings)
-        ):
+        while history.epochs < settings.max_epochs and not (history.epochs and should_stop(history.val_loss, settings)):
             epoch, started = history.epochs + 1, time.perf_counter()
             bar.set_description(f"{title} epoch {epoch}/{settings.max_epochs}".strip())
             learning_rate = optimizer.param_groups[0]["lr"]

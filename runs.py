@@ -1,8 +1,8 @@
 """One experiment from its settings to its files: run it, resume it, read back what it left.
 
-    models/<profile>/<name>.pt            checkpoint of a finished run: weights at the best epoch, settings, history
-    models/<profile>/<name>.state.pt      what an unfinished run needs to go on; removed when it has finished
-    results/<profile>/<name>.json         settings, metrics, history, predictions: every table and figure comes from these
+    models/<profile>/<name>.pt         checkpoint of a finished run: weights at the best epoch, settings, history
+    models/<profile>/<name>.state.pt   what an unfinished run needs to go on; removed when it has finished
+    results/<profile>/<name>.json      settings, metrics, history, predictions: what tables and figures are made of
 
 A data set that is not the row's own gets a folder of its own below the profile's, so results are never mixed.  Every
 file is written under a temporary name and renamed.  Checkpoints hold plain types only and are opened with

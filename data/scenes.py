@@ -253,7 +253,8 @@ def _split_folders(root: Path) -> dict[str, Path]:
         found = [root / name for name in names if (root / name).is_dir()]
         if len(found) > 1:
             raise ValueError(f"{root} holds both {found[0].name} and {found[1].name}; keep one of them")
-        folders.update({split: folder for folder in found})
+        if found:
+            folders[split] = found[0]
     if "train" not in folders or len(folders) < 2:
         raise FileNotFoundError(
             f"{root} must hold the folders train and val (or validation, or test), each with <class>/<image>"
@@ -269,7 +270,7 @@ def _class_names(folders: dict[str, Path]) -> list[str]:
         if differing:
             has, lacks = ("train", split) if differing[0] in classes["train"] else (split, "train")
             raise ValueError(
-                f"class {differing[0]!r} is in {folders[has]} but not in {folders[lacks]}; every split needs all classes"
+                f"class {differing[0]!r} is in {folders[has]} but not in {folders[lacks]}; every split needs it"
             )
     if len(classes["train"]) < 2:
         raise ValueError(f"{folders['train']} holds {len(classes['train'])} class folder(s); at least 2 are needed")

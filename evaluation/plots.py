@@ -18,7 +18,9 @@ def plot_curves(curves: dict[str, list[float]], ylabel: str, ax=None):
 
 def plot_history(history: dict[str, list[float]], quantity: str, ax=None):
     """The train, val and test lines of a result's history; quantity is "loss" (nats an image) or "accuracy"."""
-    curves = {split: history[f"{split}_{quantity}"] for split in ("train", "val", "test") if f"{split}_{quantity}" in history}
+    curves = {
+        split: history[f"{split}_{quantity}"] for split in ("train", "val", "test") if f"{split}_{quantity}" in history
+    }
     return plot_curves({name: values for name, values in curves.items() if values}, quantity, ax)
 
 

@@ -68,9 +68,7 @@ class SceneDataset(Dataset):
         indices = [key if isinstance(key, int) else key[0] for key in keys]
         images = torch.from_numpy(self.scenes.images[indices])
         if self.augmentation is not None:
-            images = torch.stack(
-                [self._augment(image, seed) for image, (_, seed) in zip(images, keys, strict=True)]
-            )
+            images = torch.stack([self._augment(image, seed) for image, (_, seed) in zip(images, keys, strict=True)])
         images = (images.float() - self.mean) / self.std  # one grey channel becomes three here
         return images.contiguous(memory_format=torch.channels_last), torch.from_numpy(self.scenes.labels[indices])
 

@@ -31,6 +31,7 @@ class SceneClassifier(nn.Module):
         self.classifier = build_head(head, num_classes)
         self.freeze_features = freeze_features
         self.features.requires_grad_(not freeze_features)
+        self.train()  # sets frozen features to eval mode from the start
         self.to(memory_format=torch.channels_last)  # twice as fast on a CPU as the default order, same numbers
 
     def pooled_features(self, images: torch.Tensor) -> torch.Tensor:
@@ -88,7 +89,7 @@ def load_initial_weights(weights: str) -> InitialWeights:
         if not path.is_file():
             raise FileNotFoundError(f"there is no weights file {path}; --weights takes imagenet, random or a file")
     try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+        state_dict = dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         raise ValueError(f"{path} is not a state dict that can be opened safely ({type(error).__name__})") from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -34,9 +34,7 @@ def experiment_of(name: str, seed: int, options: argparse.Namespace):
     """The row of this name with what the command line changes in it."""
     experiment = replace(configure(find(name), options.profile, options.data, options.weights), seed=seed)
     max_epochs = options.epochs if options.epochs is not None else experiment.train.max_epochs
-    return replace(
-        experiment, train=replace(experiment.train, precision=options.precision, max_epochs=max_epochs)
-    )
+    return replace(experiment, train=replace(experiment.train, precision=options.precision, max_epochs=max_epochs))
 
 
 def main(arguments=None) -> int:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from conftest import SmallNetwork  # noqa: E402
+from conftest import SmallNetwork
 
-from data import scenes  # noqa: E402
-from helper_functions import TrainSettings  # noqa: E402
-from runs import files_of, run_experiment  # noqa: E402
-from supervised import dataloader  # noqa: E402
-from supervised.settings import Experiment  # noqa: E402
+from data import scenes
+from helper_functions import TrainSettings
+from runs import files_of, run_experiment
+from supervised import dataloader
+from supervised.settings import Experiment
 
 KILL_AT = int(os.environ.get("KILL_AT", "0"))
 

@@ -152,7 +152,14 @@ def test_patience_counts_epochs_since_the_lowest_loss(val_losses, stop):
 
 @pytest.mark.parametrize(
     ("val_losses", "stop"),
-    [([1, 2], False), ([1, 2, 3], True), ([1, 3, 2], True), ([1, 2, 0.5], False), ([5, 1, 2, 2], True), ([1, 1, 2], False)],
+    [
+        ([1, 2], False),
+        ([1, 2, 3], True),
+        ([1, 3, 2], True),
+        ([1, 2, 0.5], False),
+        ([5, 1, 2, 2], True),
+        ([1, 1, 2], False),
+    ],
 )
 def test_the_second_reports_rule_stops_when_two_epochs_are_worse_than_the_one_before(val_losses, stop):
     assert should_stop(val_losses, TrainSettings(stopping="two_worse")) is stop
@@ -190,7 +197,9 @@ def test_schedules_follow_their_definition():
 def test_frozen_parameters_are_not_given_to_the_optimizer(small_network):
     small_network.features.requires_grad_(False)
     given = build_optimizer(small_network, TrainSettings()).param_groups[0]["params"]
-    assert sum(parameter.numel() for parameter in given) == sum(p.numel() for p in small_network.classifier.parameters())
+    assert sum(parameter.numel() for parameter in given) == sum(
+        p.numel() for p in small_network.classifier.parameters()
+    )
 
 
 def test_accumulating_two_batches_equals_one_batch_of_both(linear, separable):

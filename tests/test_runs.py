@@ -127,7 +127,12 @@ def test_the_same_seed_gives_the_same_numbers_twice(tmp_path):
 
 
 def test_other_data_gets_a_folder_of_its_own():
-    assert files_of(Row("row", data="/home/me/flowers"), "full").result.parts[-4:] == ("results", "full", "flowers", "row.json")
+    assert files_of(Row("row", data="/home/me/flowers"), "full").result.parts[-4:] == (
+        "results",
+        "full",
+        "flowers",
+        "row.json",
+    )
     assert files_of(Row("row"), "quick").checkpoint.parts[-3:] == ("models", "quick", "row.pt")
 
 

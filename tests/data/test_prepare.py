@@ -20,8 +20,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data import archives
 from data import prepare as prepare_module
-from data.prepare import CLASS_NAMES, FOLDERS_OF_15SCENE, MANIFEST, ROOT, download, main, make_manifest, prepare, unpack
+from data.archives import download, unpack
+from data.prepare import CLASS_NAMES, FOLDERS_OF_15SCENE, MANIFEST, ROOT, main, make_manifest, prepare
 
 REAL_15SCENE = ROOT.parent / "shared" / "data" / "15SceneData"
 ORIGINAL_FOLDERS = {FOLDERS_OF_15SCENE[folder]: folder for folder in FOLDERS_OF_15SCENE}  # the later one wins
@@ -322,7 +324,7 @@ def test_archive_that_leads_outside_is_refused_before_anything_is_written(
 
 
 def test_archive_that_unpacks_to_too_much_is_refused(tmp_path, out, monkeypatch):
-    monkeypatch.setattr(prepare_module, "UNPACKED_BYTES_LIMIT", 3)
+    monkeypatch.setattr(archives, "UNPACKED_BYTES_LIMIT", 3)
     with pytest.raises(ValueError, match="would unpack to"):
         unpack(write_zip(tmp_path / "archive.zip", "more.txt"), out / "unpacked")
     assert list(out.iterdir()) == []

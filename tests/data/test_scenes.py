@@ -62,7 +62,9 @@ def test_grey_images_keep_one_channel_and_coloured_ones_three(scene_folder):
     assert (grey[0] == grey[1]).all()
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 1), ("I;16", 1), ("P", 3), ("RGB", 3), ("RGBA", 3), ("CMYK", 3)])
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("L", 1), ("LA", 1), ("I;16", 1), ("P", 3), ("RGB", 3), ("RGBA", 3), ("CMYK", 3)]
+)
 def test_images_of_every_mode_are_read_with_their_grey(tmp_path, mode, channels):
     if mode == "I;16":
         image = Image.fromarray(np.full((40, 40), 204 * 256, dtype=np.uint16))
@@ -146,8 +148,13 @@ def test_an_interrupted_build_leaves_no_store(scene_folder, stores, monkeypatch)
         lambda data: b"",
         lambda data: data[: len(data) // 2],
         lambda data: b"this is text",
-        lambda data: b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\rIHDR" + (30000).to_bytes(4, "big") * 2
-        + b"\x08\x00\x00\x00\x00" + zlib.crc32(b"IHDR" + (30000).to_bytes(4, "big") * 2 + b"\x08\x00\x00\x00\x00").to_bytes(4, "big"),
+        lambda data: (
+            b"\x89PNG\r\n\x1a\n"
+            + b"\x00\x00\x00\rIHDR"
+            + (30000).to_bytes(4, "big") * 2
+            + b"\x08\x00\x00\x00\x00"
+            + zlib.crc32(b"IHDR" + (30000).to_bytes(4, "big") * 2 + b"\x08\x00\x00\x00\x00").to_bytes(4, "big")
+        ),
     ],
     ids=["empty", "truncated", "text", "decompression bomb"],
 )

@@ -54,7 +54,9 @@ def test_an_epoch_shows_every_image_once_and_the_next_in_another_order(row):
     first, second, ordered = all_of(train), all_of(train), all_of(in_order)
     assert not torch.equal(first[1], second[1])
     for images, labels in (first, second):
-        assert sorted(images.mean(dim=(1, 2, 3)).tolist()) == pytest.approx(sorted(ordered[0].mean(dim=(1, 2, 3)).tolist()))
+        assert sorted(images.mean(dim=(1, 2, 3)).tolist()) == pytest.approx(
+            sorted(ordered[0].mean(dim=(1, 2, 3)).tolist())
+        )
         assert Counter(labels.tolist()) == Counter(ordered[1].tolist())
 
 

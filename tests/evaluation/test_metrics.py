@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from evaluation.metrics import accuracy_interval, compare_paired, comparison_table, confusion_matrix, results_table
+
+
+def test_confusion_matrix_has_true_classes_in_rows():
+    matrix = confusion_matrix([0, 0, 0, 1], [0, 1, 1, 1], num_classes=3)
+    assert matrix.tolist() == [[1, 2, 0], [0, 1, 0], [0, 0, 0]]
+    assert confusion_matrix([0, 0, 0, 1], [0, 1, 1, 1], 2, normalise=True)[0].tolist() == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_the_accuracy_interval_is_wilsons():
+    hits, images, z = 90, 100, 1.959963984540054
+    centre = (hits / images + z**2 / (2 * images)) / (1 + z**2 / images)
+    half = z / (1 + z**2 / images) * np.sqrt(0.9 * 0.1 / images + z**2 / (4 * images**2))
+    assert accuracy_interval(hits, images) == pytest.approx((centre - half, centre + half))
+
+
+def test_the_paired_test_counts_only_images_on_which_the_models_differ():
+    labels = np.zeros(100, dtype=int)
+    first, second = np.zeros(100, dtype=int), np.zeros(100, dtype=int)
+    first[:12] = 1  # twelve mistakes of the first alone
+    second[10:15] = 1  # five of the second, two of them common
+    paired = compare_paired(labels, first, second)
+    assert (paired.only_first, paired.only_second) == (3, 10)
+    assert paired.difference == pytest.approx(0.07)
+    assert paired.p_value == pytest.approx(2 * binom.cdf(3, 13, 0.5))
+    assert paired.verdict == "cannot be told apart"
+    assert compare_paired(labels, second, first).difference == pytest.approx(-0.07)
+
+
+def test_a_clear_difference_has_a_verdict_and_equal_models_have_none():
+    labels, wrong = np.zeros(30, dtype=int), np.ones(30, dtype=int)
+    assert compare_paired(labels, wrong, labels).verdict == "better"
+    assert compare_paired(labels, labels, wrong).verdict == "worse"
+    assert compare_paired(labels, labels, labels).p_value == 1.0
+
+
+def result(predictions):
+    return {
+        "labels": {"val": [0], "test": [0, 1, 0, 1]},
+        "predictions": {"val": [0], "test": predictions},
+        "test_accuracy": float(np.mean(np.array(predictions) == [0, 1, 0, 1])),
+        **dict.fromkeys(("course_accuracy", "course_epoch", "val_accuracy", "train_accuracy", "epoch"), 1),
+        "seconds": 90,
+        "initial_weights": {"weights": "random"},
+    }
+
+
+def test_the_table_has_a_row_a_result_with_the_earlier_number_beside_it():
+    table = results_table({"one": result([0, 1, 0, 0]), "two": result([0, 1, 0, 1])}, {"one": 0.9, "two": None})
+    assert table.index.tolist() == ["one", "two"]
+    assert table.loc["one", ["earlier", "test", "minutes"]].tolist() == [0.9, 0.75, 1.5]
+    assert table.loc["one", "from"] < 0.75 < table.loc["one", "to"]
+
+
+def test_the_comparison_table_leaves_out_what_has_not_been_run():
+    results = {"one": result([1, 0, 1, 0]), "two": result([0, 1, 0, 1])}
+    table = comparison_table(results, [("better?", "one", "two"), ("third?", "one", "three")])
+    assert table["question"].tolist() == ["better?"]
+    assert table["difference"].tolist() == [1.0]
+    assert comparison_table({}, [("better?", "one", "two")]).empty

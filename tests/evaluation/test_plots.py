@@ -1,0 +1,46 @@
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from evaluation import plots
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def test_curves_count_epochs_from_one():
+    ax = plots.plot_curves({"row": [0.1, 0.5, 0.9]}, "accuracy", plt.figure().gca())
+    (line,) = ax.lines
+    assert line.get_xdata().tolist() == [1, 2, 3]
+    assert line.get_ydata().tolist() == [0.1, 0.5, 0.9]
+    assert ax.get_ylabel() == "accuracy"
+
+
+def test_a_history_shows_the_lines_that_were_measured_and_no_others():
+    history = {"train_loss": [2.0, 1.0], "val_loss": [2.1, 1.5], "test_loss": [], "train_accuracy": [0.1, 0.2]}
+    ax = plots.plot_history(history, "loss", plt.figure().gca())
+    assert [line.get_label() for line in ax.lines] == ["train", "val"]
+
+
+def test_a_confusion_matrix_shows_its_counts_in_their_places():
+    ax = plots.plot_confusion_matrix(np.array([[5, 1], [0, 0]]), ["a", "b"], plt.figure().gca())
+    assert {(text.get_position(), text.get_text()) for text in ax.texts} == {((0, 0), "5"), ((1, 0), "1")}
+    shares = ax.images[0].get_array()
+    assert shares[0].tolist() == pytest.approx([5 / 6, 1 / 6])
+    assert np.isfinite(shares).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_drawn_as_they_are_with_their_titles(channels):
+    images = np.random.default_rng(0).integers(0, 255, (3, channels, 8, 8), dtype=np.uint8)
+    axes = plots.plot_images(images, ["a", "b", "c"], columns=2)
+    assert axes.shape == (2, 2)
+    assert [ax.get_title() for ax in axes.ravel()] == ["a", "b", "c", ""]
+    assert np.array_equal(np.squeeze(images[0].transpose(1, 2, 0)), np.squeeze(axes[0, 0].images[0].get_array()))
+    assert axes[0, 0].images[0].get_clim() == (0, 255)

@@ -1,0 +1,68 @@
+"""The command line as a user calls it, on EfficientNet-B0 itself with tiny images."""
+
+import json
+
+import pytest
+
+import runs
+from data import scenes
+from supervised import train as script
+from supervised.settings import EXPERIMENTS
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    """Files of a test's own."""
+    monkeypatch.setattr(scenes, "STORES", tmp_path / "stores")
+    monkeypatch.setattr(script, "files_of", lambda row, profile: runs.files_of(row, profile, root=tmp_path))
+    return tmp_path
+
+
+def call(capsys, *arguments):
+    code = script.main([str(argument) for argument in arguments])
+    return code, *capsys.readouterr()
+
+
+def test_a_row_runs_on_a_folder_of_ones_own_and_says_what_it_found(scene_folder, folders, capsys):
+    code, output, _ = call(
+        capsys, "imagenet_classifier", "--data", scene_folder, "--epochs", 2, "--device", "cpu", "--seeds", 0, 1
+    )
+    assert code == 0
+    for name in ("imagenet_classifier", "imagenet_classifier.seed1"):
+        result = json.loads((folders / f"results/quick/scenes/{name}.json").read_text())
+        assert f"{name}: test accuracy {result['test_accuracy']:.4f}" in output
+        assert result["class_names"] == ["dark", "light", "striped"]
+        assert len(result["predictions"]["test"]) == 24
+        assert result["settings"]["data"] == "scenes"
+    assert "initial weights: random" in output
+
+
+def test_list_shows_every_row_with_its_question(capsys):
+    code, output, _ = call(capsys, "--list")
+    assert code == 0
+    for row in EXPERIMENTS.values():
+        assert row.name in output
+        assert row.question in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "name at least one experiment"),
+        (["supervised_9"], "no experiment 'supervised_9'"),
+        (["supervised_1", "--data", "nowhere"], "no data folder nowhere"),
+        (["supervised_1", "--weights", "nowhere.pth"], "no weights file nowhere.pth"),
+        (["supervised_1", "--epochs", "0"], "max_epochs is 0"),
+        (["supervised_4"], "supervised_4 weighs class 'coast'"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_sentence_and_leaves_no_file(scene_folder, folders, capsys, arguments, sentence):
+    if "--data" not in arguments:
+        arguments = [*arguments, "--data", scene_folder]
+    code, _, errors = call(capsys, *arguments)
+    assert code == 2
+    assert sentence in errors
+    assert "Traceback" not in errors
+    assert not [
+        path for path in folders.rglob("*") if path.suffix in (".pt", ".json", ".tmp") and "stores" not in path.parts
+    ]
