@@ -330,7 +330,9 @@ def train(
                     test_loss=test.loss, test_accuracy=test.accuracy, test_predictions=test.predictions.tolist()
                 )
             history.append(seconds=time.perf_counter() - started)
-            bar.set_postfix_str(f"{bar.postfix}, val accuracy {val.accuracy:.4f}")
+            bar.set_postfix_str(
+                f"loss {train_loss:.3f}, accuracy {train_accuracy:.3f}, val accuracy {val.accuracy:.3f}"
+            )
             scheduler.step(*([val.loss] if settings.schedule == "plateau" else []))
             if history.best_epoch == epoch:
                 best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

@@ -10,7 +10,6 @@ weights_only=True: a file from a stranger cannot run code.
 """
 
 import json
-import os
 import platform
 import re
 import time
@@ -62,7 +61,7 @@ class Files:
 
 def files_of(experiment, profile: str, own_data: str = "15scene", root: Path = ROOT) -> Files:
     """The files of an experiment: further seeds are `<name>.seed1`, another data set than `own_data` has a folder."""
-    below = Path(profile) if experiment.data == own_data else Path(profile) / Path(experiment.data).name
+    below = Path(profile) if experiment.data == own_data else Path(profile) / Path(experiment.data).resolve().name
     name = experiment.name if experiment.seed == 0 else f"{experiment.name}.seed{experiment.seed}"
     return Files(root / "models" / below, root / "results" / below, name)
 
@@ -228,9 +227,8 @@ def load_checkpoint(path: Path) -> dict:
 def settings_of(experiment) -> dict:
     """The experiment as plain types, without its prose."""
     settings = {name: value for name, value in asdict(experiment).items() if name not in PROSE}
-    settings["data"] = Path(settings["data"]).name
-    if Path(settings["initial_weights"]).suffix:
-        settings["initial_weights"] = Path(settings["initial_weights"]).name
+    settings["data"] = Path(settings["data"]).resolve().name  # where a folder or file lies differs between machines
+    settings["initial_weights"] = Path(settings["initial_weights"]).name
     return json.loads(json.dumps(settings))  # tuples become lists, as they do in a file
 
 
@@ -311,7 +309,7 @@ def _first_difference(asked: dict, saved: dict, prefix: str = "") -> str | None:
 def _save(path: Path, contents: dict):
     """torch.save, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_suffix(".tmp")
     try:
         torch.save(contents, temporary)
         temporary.replace(path)
@@ -324,7 +322,7 @@ def _write_result(path: Path, result: dict):
     """JSON with one line a key, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items()]
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_suffix(".tmp")
     try:
         temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         temporary.replace(path)

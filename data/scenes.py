@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image, ImageOps
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -142,9 +143,11 @@ def load_scenes(
     }
     place = hashlib.sha256(f"{folder}|{size}|{resize}".encode()).hexdigest()[:8]
     index_path = stores / f"{folder.parent.name}-{folder.name}-{resize}-{size}-{place}.json"
-    index = _read_index(index_path)
-    if index is None or index["made_from"] != made_from or not (stores / index["images"]).exists():
-        index = _build_store(folder, files, made_from, index_path, progress)
+    stores.mkdir(parents=True, exist_ok=True)
+    with FileLock(index_path.with_suffix(".lock")):  # of several processes one builds, and the others find it built
+        index = _read_index(index_path)
+        if index is None or index["made_from"] != made_from or not (stores / index["images"]).exists():
+            index = _build_store(folder, files, made_from, index_path, progress)
     labels = {name: label for label, name in enumerate(class_names)}
     return Scenes(
         images=np.load(stores / index["images"], mmap_mode="r"),
@@ -186,7 +189,6 @@ def _build_store(folder: Path, files: list[Path], made_from: dict, index_path: P
     The images get a name of their own and the index is replaced last, in one step: whoever reads finds the old store
     or the new one, and a crash leaves the old one or none.
     """
-    index_path.parent.mkdir(parents=True, exist_ok=True)
     channels = 1 if all(_is_grey(path) for path in files) else 3
     images_path = index_path.with_suffix(f".{os.getpid()}.npy")
     size, resize = made_from["size"], made_from["resize"]
@@ -225,15 +227,15 @@ def _build_store(folder: Path, files: list[Path], made_from: dict, index_path: P
             "names": names,
             "skipped": skipped,
         }
-        temporary = index_path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = index_path.with_suffix(".tmp")
         temporary.write_text(json.dumps(index))
-        old = _read_index(index_path)
         temporary.replace(index_path)
     except BaseException:
         images_path.unlink(missing_ok=True)
         raise
-    if old is not None and old["images"] != index["images"]:
-        (index_path.parent / old["images"]).unlink(missing_ok=True)
+    for other in index_path.parent.glob(f"{index_path.stem}.*.npy"):  # the old images, or those of a killed build
+        if other != images_path:
+            other.unlink()
     return index
 
 

@@ -130,7 +130,7 @@ def quick(experiment: Experiment) -> Experiment:
 
     The first row trains until it can be seen to have learned from nothing; of the others it is enough that they run.
     """
-    max_epochs = 12 if experiment.name == BASE.name else 2
+    max_epochs = 8 if experiment.name == BASE.name or experiment.features_once else 1
     return replace(
         experiment, image_size=64, images_per_class=40, train=replace(experiment.train, max_epochs=max_epochs)
     )

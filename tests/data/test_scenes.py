@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import zlib
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_a_store_is_made_once_and_mapped_not_read(scene_folder, stores, monkeypa
     monkeypatch.setattr(scenes, "decode", lambda *_: pytest.fail("decoded again"))
     again = load(scene_folder / "train")
     assert isinstance(again.images, np.memmap)
-    assert len(list(stores.iterdir())) == 2
+    assert len(list(stores.glob("*.npy"))) == 1
 
 
 @pytest.mark.parametrize("change", ["write", "add", "remove", "rename"])
@@ -113,7 +114,7 @@ def test_a_changed_file_makes_the_store_anew(scene_folder, stores, change):
         assert abs(after.images[3].mean() - 222) < 2
     else:
         assert after.names != before.names
-    assert len(list(stores.iterdir())) == 2, "the old store is gone"
+    assert len(list(stores.glob("*.npy"))) == 1, "the old store is gone"
 
 
 def test_the_fingerprint_does_not_depend_on_where_when_or_how_large(scene_folder, tmp_path):
@@ -139,7 +140,7 @@ def test_an_interrupted_build_leaves_no_store(scene_folder, stores, monkeypatch)
     monkeypatch.setattr(scenes, "decode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load(scene_folder / "train")
-    assert not list(stores.iterdir())
+    assert not [path for path in stores.iterdir() if path.suffix != ".lock"]
 
 
 @pytest.mark.parametrize(
@@ -163,12 +164,31 @@ def test_an_image_that_cannot_be_decoded_is_named_or_left_out(scene_folder, stor
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"light/image_0002\.jpg cannot be decoded.*--skip-bad-images"):
         load(scene_folder / "train")
-    assert not list(stores.glob("*"))
+    assert not [path for path in stores.iterdir() if path.suffix != ".lock"]
     scenes_left = load(scene_folder / "train", skip_bad_images=True)
     assert len(scenes_left) == 35
     assert scenes_left.skipped == ("light/image_0002.jpg",)
     assert scenes_left.images.shape[0] == len(scenes_left.names) == 35
     assert "light/image_0002.jpg" not in scenes_left.names
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(scene_folder, stores):
+    load(scene_folder / "train")
+    index = next(stores.glob("*.json"))
+    stray = index.with_suffix(".999999.npy")
+    stray.write_bytes(b"half")
+    index.unlink()
+    load(scene_folder / "train")
+    assert not stray.exists()
+    assert len(list(stores.glob("*.npy"))) == 1
+
+
+def test_two_processes_that_need_the_same_store_make_it_once(scene_folder, stores):
+    arguments = [scene_folder / "train"] * 4, [32] * 4, ["squash"] * 4, [stores] * 4, [False] * 4, [False] * 4
+    with ProcessPoolExecutor(4) as pool:
+        loaded = list(pool.map(load_scenes, *arguments))
+    assert all(np.array_equal(each.images, loaded[0].images) for each in loaded)
+    assert len(list(stores.glob("*.npy"))) == 1
 
 
 def test_an_index_cut_in_the_middle_is_made_anew(scene_folder, stores):
