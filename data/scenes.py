@@ -19,8 +19,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 from tqdm.auto import tqdm
 
-from data.prepare import DATA_SETS
-from data.synthetic import write_scenes
+from data.prepare import DATA_SETS, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 STORES = ROOT / "data" / "stores"
@@ -68,8 +67,9 @@ def locate(data: str | Path) -> Path:
     The synthetic scenes are drawn on first use; they need no download.  Raises FileNotFoundError that says what to do.
     """
     prepared = ROOT / "data" / str(data)
-    if data == "synthetic" and not prepared.exists():
-        write_scenes(prepared)
+    if data == "synthetic":
+        with FileLock(ROOT / "data" / ".synthetic.lock"):  # of several processes one draws
+            prepare("synthetic", to=prepared, progress=False)
     if str(data) in DATA_SETS:
         if not prepared.is_dir():
             raise FileNotFoundError(

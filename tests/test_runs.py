@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import runs
-from helper_functions import TrainSettings
+from helper_functions import History, TrainSettings
 from runs import Files, collect_results, files_of, load_checkpoint, read_result, run_experiment
 
 KILLED_RUN = Path(__file__).parent / "killed_run.py"
@@ -109,6 +110,30 @@ def test_both_protocols_follow_from_the_predictions(tmp_path):
     assert result["course_predictions"]["val"] == history["val_predictions"][result["course_epoch"] - 1]
     by_class = result["test_accuracy_by_class"]
     assert np.mean([by_class["left"], by_class["right"]]) == pytest.approx(result["test_accuracy"])  # 15 images each
+
+
+def test_what_is_chosen_on_val_is_not_what_is_chosen_on_all():
+    """Worked by hand: 2 val and 4 test images; val is best in epoch 1, all six together in epoch 2."""
+
+    def loader(labels):
+        return [(None, torch.tensor(labels))]
+
+    loaders = SimpleNamespace(val=loader([0, 1]), test=loader([0, 0, 1, 1]), class_names=("a", "b"))
+    history = History(
+        train_accuracy=[0.6, 0.7],
+        val_accuracy=[1.0, 0.5],
+        val_loss=[0.1, 0.2],
+        test_accuracy=[0.25, 1.0],
+        test_loss=[0.9, 0.1],
+        val_predictions=[[0, 1], [0, 0]],
+        test_predictions=[[1, 1, 1, 0], [0, 0, 1, 1]],
+    )
+    result = runs.summarise(history, loaders)
+    assert (result["epoch"], result["val_accuracy"], result["test_accuracy"]) == (1, 1.0, 0.25)
+    assert (result["course_epoch"], result["course_accuracy"]) == (2, 5 / 6)
+    assert result["predictions"]["test"] == [1, 1, 1, 0]
+    assert result["course_predictions"]["test"] == [0, 0, 1, 1]
+    assert result["test_accuracy_by_class"] == {"a": 0.0, "b": 0.5}
 
 
 def test_seeds_have_files_of_their_own_and_differ(tmp_path):
