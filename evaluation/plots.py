@@ -24,6 +24,22 @@ def plot_history(history: dict[str, list[float]], quantity: str, ax=None):
     return plot_curves({name: values for name, values in curves.items() if values}, quantity, ax)
 
 
+def plot_accuracies(table, ax=None):
+    """One line a row of `metrics.results_table`: test accuracy with its interval, course accuracy, the earlier one."""
+    ax = ax or plt.gca()
+    places = np.arange(len(table))[::-1]
+    below, above = table["test"] - table["from"], table["to"] - table["test"]
+    ax.errorbar(table["test"], places, xerr=[below, above], fmt="o", capsize=3, label="test, with 95 % interval")
+    ax.plot(table["course"], places, "x", color="black", label="course (chosen and reported on all)")
+    ax.plot(table["earlier"].astype(float), places, "D", color="grey", markersize=4, label="earlier report (course)")
+    ax.set_yticks(places, table.index)
+    ax.set_xlabel("accuracy")
+    ax.grid(alpha=0.3)
+    ax.set_ylim(-0.6, len(table) - 0.4)
+    ax.legend(fontsize=8)
+    return ax
+
+
 def plot_confusion_matrix(matrix: np.ndarray, class_names, ax=None):
     """Counts with their numbers, coloured by the share of the row; rows are true, columns predicted classes."""
     ax = ax or plt.gca()

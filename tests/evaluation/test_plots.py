@@ -3,6 +3,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 from evaluation import plots
@@ -26,6 +27,21 @@ def test_a_history_shows_the_lines_that_were_measured_and_no_others():
     history = {"train_loss": [2.0, 1.0], "val_loss": [2.1, 1.5], "test_loss": [], "train_accuracy": [0.1, 0.2]}
     ax = plots.plot_history(history, "loss", plt.figure().gca())
     assert [line.get_label() for line in ax.lines] == ["train", "val"]
+
+
+def test_accuracies_are_drawn_at_their_values_from_top_to_bottom():
+    table = pd.DataFrame(
+        {"test": [0.9, 0.5], "from": [0.88, 0.4], "to": [0.91, 0.6], "course": [0.92, 0.55], "earlier": [0.93, None]},
+        index=["one", "two"],
+    )
+    ax = plots.plot_accuracies(table, plt.figure().gca())
+    drawn = {line.get_label(): line for line in ax.lines}
+    course = drawn["course (chosen and reported on all)"]
+    assert course.get_xdata().tolist() == [0.92, 0.55]
+    assert course.get_ydata().tolist() == [1, 0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["one", "two"]
+    (interval,) = ax.containers
+    assert interval.lines[2][0].get_segments()[1][:, 0].tolist() == pytest.approx([0.4, 0.6])
 
 
 def test_a_confusion_matrix_shows_its_counts_in_their_places():
