@@ -100,7 +100,9 @@ def run_experiment(
                 _write_result(files.result, saved["result"])
             return model.eval(), saved["result"]
         if not overwrite:
-            raise ValueError(f"{files.checkpoint} was trained with {difference}; remove it or use another name")
+            raise ValueError(
+                f"{files.checkpoint} was trained with {difference}; remove it, or replace it with --overwrite"
+            )
 
     state = None
     if files.state.exists():
