@@ -116,7 +116,7 @@ def should_stop(val_losses: list[float], settings: TrainSettings) -> bool:
     "patience": no new lowest val_loss for `patience_epochs`.  "two_worse" (Deceuninck 2023): each of the last two
     epochs is worse than the one before them.  "none": never.
     """
-    if settings.stopping == "patience":
+    if settings.stopping == "patience" and val_losses:
         lowest = min(range(len(val_losses)), key=val_losses.__getitem__)
         return len(val_losses) - 1 - lowest >= settings.patience_epochs
     if settings.stopping == "two_worse":
@@ -271,10 +271,11 @@ def train(
 ) -> History:
     """Train, and leave the model at its best epoch (`History.best_epoch`, chosen on the validation images).
 
-    Loaders yield (images, labels); the train loader's order comes from the generator of its sampler.  `test_loader` is
-    only watched: nothing is chosen by it.  `class_weights` (classes,) weigh the loss that is minimised, never the one
-    reported.  After each epoch `save_state` is given all that is needed to go on; `state` goes on from there, and ends
-    in the same history and weights as a training that was never interrupted (bit for bit on a CPU).
+    Loaders yield (images, labels); where the train loader's sampler has a generator, a resumed run goes on with its
+    order.  `test_loader` is only watched: nothing is chosen by it.  `class_weights` (classes,) weigh the loss that is
+    minimised, never the one reported.  After each epoch `save_state` is given all that is needed to go on; `state`
+    goes on from there, and ends in the same history and weights as a training that was never interrupted (bit for bit
+    on a CPU).
     Raises FloatingPointError if the loss is not finite, ValueError if a loader has no images.
     """
     keep_freed_memory()
@@ -282,7 +283,7 @@ def train(
         if len(loader) == 0:
             raise ValueError(f"the {name} loader has no batch; there are too few images")
     accelerator = build_accelerator(device, settings.gradient_accumulation_steps)
-    generator = train_loader.sampler.generator
+    generator = getattr(train_loader.sampler, "generator", None)
     optimizer = build_optimizer(model, settings)
     scheduler = build_scheduler(optimizer, settings)
     weights = None if class_weights is None else class_weights.to(accelerator.device)
@@ -306,8 +307,10 @@ def train(
         unit="image",
         disable=not (progress and accelerator.is_main_process),
     ) as bar:
-        while history.epochs < settings.max_epochs and not (history.epochs and should_stop(history.val_loss, settings)):
-            epoch, started = history.epochs + 1, time.perf_counter()
+        for epoch in range(history.epochs + 1, settings.max_epochs + 1):
+            if should_stop(history.val_loss, settings):
+                break
+            started = time.perf_counter()
             bar.set_description(f"{title} epoch {epoch}/{settings.max_epochs}".strip())
             learning_rate = optimizer.param_groups[0]["lr"]
             train_loss, train_accuracy = train_one_epoch(
@@ -351,17 +354,18 @@ def train(
     return history
 
 
-def _get_generators(sampler_generator: torch.Generator) -> dict:
+def _get_generators(sampler_generator: torch.Generator | None) -> dict:
     """The states of everything that draws: the order of the images, dropout on the CPU, dropout on the GPUs."""
     return {
-        "sampler": sampler_generator.get_state(),
+        "sampler": None if sampler_generator is None else sampler_generator.get_state(),
         "cpu": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 
-def _set_generators(sampler_generator: torch.Generator, states: dict):
-    sampler_generator.set_state(states["sampler"])
+def _set_generators(sampler_generator: torch.Generator | None, states: dict):
+    if sampler_generator is not None:
+        sampler_generator.set_state(states["sampler"])
     torch.set_rng_state(states["cpu"])
     if states["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states["cuda"])

@@ -7,6 +7,8 @@ import argparse
 import sys
 from dataclasses import replace
 
+from accelerate import PartialState
+
 from runs import files_of, run_experiment
 from supervised.dataloader import build_loaders
 from supervised.models import build_model
@@ -58,7 +60,7 @@ def main(arguments=None) -> int:
                 device=options.device,
                 overwrite=options.overwrite,
             )
-            print(
+            PartialState().print(  # once, however many processes there are
                 f"{files.name}: test accuracy {result['test_accuracy']:.4f} (epoch {result['epoch']}, chosen on val), "
                 f"course accuracy {result['course_accuracy']:.4f} (epoch {result['course_epoch']}), "
                 f"initial weights: {result['initial_weights']['weights']}; {files.result}"

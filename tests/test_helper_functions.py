@@ -172,6 +172,18 @@ def test_training_stops_early_and_not_without_a_rule(linear, separable):
     assert fit(linear, loaders, max_epochs=9).epochs == 9
 
 
+def test_a_loader_without_a_generator_of_its_own_can_be_trained_on(linear, separable):
+    plain = DataLoader(separable[0].dataset, 16)
+    shuffled = DataLoader(separable[0].dataset, 16, shuffle=True)
+    states = []
+    for loader in (plain, shuffled):
+        train(
+            linear, loader, separable[1], TrainSettings(max_epochs=1), device="cpu", progress=False,
+            save_state=states.append,
+        )  # fmt: skip
+        train(linear, loader, separable[1], TrainSettings(max_epochs=2), device="cpu", progress=False, state=states[-1])
+
+
 def learning_rates(**settings):
     settings = TrainSettings(learning_rate=1.0, **settings)
     optimizer = build_optimizer(nn.Linear(1, 1), settings)
