@@ -155,13 +155,15 @@ def keep_freed_memory():
 def build_accelerator(device: str = "auto", gradient_accumulation_steps: int = 1) -> Accelerator:
     """Accelerate's engine on `device`: "auto" (a GPU if there is one), "cpu" or "cuda".
 
-    A batch is split among the processes, so the batch size of an experiment means the same on one and on many.
+    A batch is split among the processes, so the batch size of an experiment means the same on one and on many.  Also
+    sets up what makes a CPU fast (`keep_freed_memory`), since all that runs a network comes through here.
     Raises ValueError for a device that is not there.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device is {device!r}; it must be auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch finds no GPU here; use --device cpu")
+    keep_freed_memory()
     return Accelerator(
         cpu=device == "cpu",
         gradient_accumulation_steps=gradient_accumulation_steps,
@@ -278,7 +280,6 @@ def train(
     on a CPU).
     Raises FloatingPointError if the loss is not finite, ValueError if a loader has no images.
     """
-    keep_freed_memory()
     for name, loader in (("train", train_loader), ("val", val_loader)):
         if len(loader) == 0:
             raise ValueError(f"the {name} loader has no batch; there are too few images")
