@@ -1,6 +1,6 @@
 """The supervised experiments, one row each: the first report's seven, the second's one, and the controls.
 
-A row states only how it differs from its base.  Ziolo 2023 is the first report, Deceuninck 2023 the second.
+A row states only how it differs from its base.  Zioło (undated) is the first report, Deceuninck 2023 the second.
 """
 
 from dataclasses import dataclass, field, replace
