@@ -127,8 +127,8 @@ def should_stop(val_losses: list[float], settings: TrainSettings) -> bool:
 def resolve_precision(precision: str, device: torch.device) -> str:
     """The precision "auto" stands for: bfloat16 on GPUs that have it, float32 elsewhere.
 
-    A CPU without bfloat16 instructions emulates them: 17 times slower than float32 on an AVX2 EPYC (torch 2.15), and
-    for training float32 won even on one that has them.  So bfloat16 on a CPU must be asked for.
+    A CPU without bfloat16 instructions emulates them, and evaluates twenty times slower than in float32
+    (benchmarks/training_step.csv); so bfloat16 on a CPU must be asked for.
     """
     if precision != "auto":
         return precision
@@ -139,8 +139,9 @@ def keep_freed_memory():
     """Let glibc keep the memory that a training step frees, since the next step asks for the same again.
 
     By default glibc maps every large block anew and gives it back, and the kernel clears each page of it once more.
-    Keeping them trains EfficientNet-B0 more than twice as fast on a CPU, with the same numbers to the last bit, for
-    memory that stays reserved.  The same as MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the environment.
+    Keeping them, EfficientNet-B0 trains 1.5 times as fast on two AVX2 cores, and 2.2 times with channels-last images
+    (benchmarks/training_step.csv), with the same numbers to the last bit, for memory that stays reserved.  The same as
+    MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the environment.
     Without glibc (macOS, Windows) nothing happens.
     """
     try:
