@@ -124,7 +124,8 @@ def run_experiment(
 
     def save_state(training):
         seconds = earlier_seconds + time.perf_counter() - started
-        _save(files.state, {"format": FORMAT, "identity": identity, "training": training, "seconds": seconds})
+        contents = {"format": FORMAT, "identity": identity, "training": training, "seconds": seconds}
+        _write_whole(files.state, lambda temporary: torch.save(contents, temporary))
 
     history = train(
         network,
@@ -154,7 +155,7 @@ def run_experiment(
             "history": asdict(history),
             "result": result,
         }
-        _save(files.checkpoint, checkpoint)
+        _write_whole(files.checkpoint, lambda temporary: torch.save(checkpoint, temporary))
         _write_result(files.result, result)
         files.state.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
@@ -308,25 +309,18 @@ def _first_difference(asked: dict, saved: dict, prefix: str = "") -> str | None:
     return None
 
 
-def _save(path: Path, contents: dict):
-    """torch.save, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    try:
-        torch.save(contents, temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def _write_result(path: Path, result: dict):
-    """JSON with one line a key, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """JSON with one line a key."""
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items()]
+    _write_whole(path, lambda temporary: temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n"))
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]):
+    """Write under a temporary name and rename: the file is there whole, or as it was before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     try:
-        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        write(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

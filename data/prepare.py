@@ -201,7 +201,7 @@ def verify(name, folder):
         ImageName(split, path.parent.name, path.name): path.stat().st_size
         for split in SPLITS
         for path in (folder / split).glob("*/*")
-        if _is_image(path.name)
+        if is_image(path.name)
     }
     _check_names(images, found.keys(), folder, advice)
     for image, size in sizes.items():
@@ -264,12 +264,13 @@ def find_images(folder, class_folders):
         if not parts or parts[-1] not in class_folders:
             continue
         split = next((SPLIT_FOLDERS[part] for part in reversed(parts) if part in SPLIT_FOLDERS), None)
-        for file_name in filter(_is_image, file_names):
+        for file_name in filter(is_image, file_names):
             found.append((ImageName(split, class_folders[parts[-1]], file_name), Path(parent) / file_name))
     return sorted(found, key=lambda image_and_path: image_and_path[1])
 
 
-def _is_image(file_name):
+def is_image(file_name):
+    """Whether a file is taken for an image, by its name: hidden files and other suffixes are passed over."""
     return file_name.lower().endswith(IMAGE_SUFFIXES) and not file_name.startswith(".")
 
 

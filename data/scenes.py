@@ -19,12 +19,11 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 from tqdm.auto import tqdm
 
-from data.prepare import DATA_SETS, prepare
+from data.prepare import DATA_SETS, is_image, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 STORES = ROOT / "data" / "stores"
 RESIZE_RULES = ("squash", "imagenet")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 VAL_SHARE = 0.3  # of the images that are not for training, where only one folder holds them all
 STORE_FORMAT = 1
@@ -130,7 +129,7 @@ def load_scenes(
     if resize not in RESIZE_RULES:
         raise ValueError(f"resize is {resize!r}; it must be one of {', '.join(RESIZE_RULES)}")
     class_names = tuple(sorted(entry.name for entry in folder.iterdir() if _is_class_folder(entry)))
-    files = [path for name in class_names for path in sorted((folder / name).iterdir()) if _is_image(path)]
+    files = [path for name in class_names for path in sorted((folder / name).iterdir()) if is_image(path.name)]
     if not files:
         raise ValueError(f"{folder} holds no images; they must lie in {folder}/<class>/<image>")
     made_from = {
@@ -302,10 +301,6 @@ def _listing_digest(folder: Path, files: list[Path]) -> str:
 
 def _is_class_folder(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith(".")
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def _is_grey(path: Path) -> bool:

@@ -2,6 +2,8 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
+from data import scenes
+from supervised import settings
 from supervised.settings import BASE, EXPERIMENTS, configure, find
 
 
@@ -10,6 +12,10 @@ def test_names_are_unique_and_rows_frozen():
     assert all(name == row.name for name, row in EXPERIMENTS.items())
     with pytest.raises(FrozenInstanceError):
         BASE.head = "deep"
+
+
+def test_rows_name_the_resize_rules_that_the_data_room_knows():
+    assert settings.RESIZE_RULES == scenes.RESIZE_RULES  # apart, because settings know nothing of data
 
 
 def differing(one, other):
