@@ -196,10 +196,10 @@ def _build_store(folder: Path, files: list[Path], made_from: dict, index_path: P
     def read(path):
         try:
             return hashlib.sha256(path.read_bytes()).digest(), decode(path, size, resize)
-        except ValueError as error:
+        except ValueError:
             if made_from["skip_bad_images"]:
                 return None
-            raise error
+            raise
 
     try:
         shape = (len(files), channels, size, size)

@@ -135,7 +135,7 @@ def build_augmentation(name: str, size: int) -> Callable | None:
 def build_loaders(experiment: Experiment, skip_bad_images: bool = False, progress: bool = True) -> Loaders:
     """The loaders of an experiment, over its data set `experiment.data` (a prepared name or a folder).
 
-    Raises what `data.prepare.locate` and `data.scenes.load_splits` raise, and ValueError if there are too few images
+    Raises what `data.scenes.locate` and `data.scenes.load_splits` raise, and ValueError if there are too few images
     for a batch.
     """
     root = locate(experiment.data)

@@ -84,7 +84,6 @@ def test_augmentation_does_not_depend_on_the_number_of_workers(row):
 
 def test_augmentation_is_drawn_for_each_image_and_each_epoch_and_leaves_dropouts_draws_alone(row):
     train = build_loaders(replace(row, augmentation="advanced_without_crop"), progress=False).train
-    train.dataset.scenes.labels[:]  # the dataset is read only
     same_image = train.dataset.__getitems__([(0, seed) for seed in range(8)])[0]
     assert len({image.numpy().tobytes() for image in same_image}) > 4
     torch.manual_seed(5)
@@ -108,7 +107,7 @@ def test_augmentations_do_what_their_names_say():
     for name, crops in (("advanced", True), ("advanced_without_crop", False)):
         steps = [type(step).__name__ for step in build_augmentation(name, 32).transforms]
         assert ("RandomResizedCrop" in steps) is crops
-        assert {"RandomHorizontalFlip", "RandomRotation"} < set(steps) | {"all"}
+        assert {"RandomHorizontalFlip", "RandomRotation"} <= set(steps)
         augmented = build_augmentation(name, 32)(image)
         assert augmented.shape == image.shape
         assert augmented.dtype == torch.uint8
