@@ -1,6 +1,7 @@
 """One experiment from its settings to its files: run it, resume it, read back what it left.
 
     models/<profile>/<name>.pt         checkpoint of a finished run: weights at the best epoch, settings, history
+    models/<profile>/<name>.epoch3.pt  weights after an epoch that the row asks to keep; <name>.last.pt after the last
     models/<profile>/<name>.state.pt   what an unfinished run needs to go on; removed when it has finished
     results/<profile>/<name>.json      settings, metrics, history, predictions: what tables and figures are made of
 
@@ -9,12 +10,14 @@ file is written under a temporary name and renamed.  Checkpoints hold plain type
 weights_only=True: a file from a stranger cannot run code.
 """
 
+import argparse
+import hashlib
 import json
 import platform
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -52,6 +55,12 @@ class Files:
     def state(self) -> Path:
         """Of the unfinished run."""
         return self.models / f"{self.name}.state.pt"
+
+    def kept(self, epoch: int | str) -> Path:
+        """Of one epoch: a number, "last", or "best", which is the finished run's."""
+        if epoch == "best":
+            return self.checkpoint
+        return self.models / f"{self.name}.{epoch if isinstance(epoch, str) else f'epoch{epoch}'}.pt"
 
     @property
     def result(self) -> Path:
@@ -123,6 +132,9 @@ def run_experiment(
     started = time.perf_counter()
 
     def save_state(training):
+        epoch = len(training["history"]["val_loss"])
+        if epoch in experiment.keep_epochs:
+            _keep_epoch(files.kept(epoch), identity, training)
         seconds = earlier_seconds + time.perf_counter() - started
         contents = {"format": FORMAT, "identity": identity, "training": training, "seconds": seconds}
         _write_whole(files.state, lambda temporary: torch.save(contents, temporary))
@@ -155,11 +167,52 @@ def run_experiment(
             "history": asdict(history),
             "result": result,
         }
+        if "last" in experiment.keep_epochs:
+            _keep_epoch(files.kept("last"), identity, load_checkpoint(files.state)["training"])
         _write_whole(files.checkpoint, lambda temporary: torch.save(checkpoint, temporary))
         _write_result(files.result, result)
         files.state.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return model.eval(), result
+
+
+def load_features(experiment, files: Files, epoch: int | str) -> tuple[dict[str, torch.Tensor], dict]:
+    """Weights of `features.*` that a run had at one epoch (a number, "best" or "last"), and the words for them.
+
+    Exactly `features.*` without that prefix: the head is another task's.  The words hold a digest of these weights.
+    Raises FileNotFoundError if there is no such run or the epoch was not kept, ValueError if the file is that of other
+    settings, naming the field.
+    """
+    path = files.kept(epoch)
+    if not path.exists():
+        known = [each for each in ("best", *experiment.keep_epochs) if files.kept(each).exists()]
+        raise FileNotFoundError(
+            f"there is no {path}: "
+            + (
+                f"of the run {files.name} the epochs {', '.join(map(str, known))} are kept, and {epoch} is asked for"
+                if known
+                else f"the run {files.name} has not been trained here; train it first"
+            )
+        )
+    saved = load_checkpoint(path)
+    settings = _with_defaults(saved["identity"]["settings"], experiment)
+    difference = _first_difference(settings_of(experiment), settings)
+    if difference is not None:
+        raise ValueError(f"{path} was trained with {difference}; remove it, or replace the run with --overwrite")
+    features = {
+        name.removeprefix("features."): tensor
+        for name, tensor in saved["model"].items()
+        if name.startswith("features.")
+    }
+    digest = hashlib.sha256()
+    for name, tensor in features.items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return features, {
+        "weights": f"{files.name}, epoch {epoch}",
+        "sha256": digest.hexdigest(),
+        "began_with": saved["identity"]["initial_weights"],
+        "data": saved["identity"]["data"],
+    }
 
 
 def collect_results(
@@ -193,6 +246,39 @@ def collect_results(
         if result is not None:
             results[files.name] = result
     return results
+
+
+def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """The command line that the training scripts share."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments, see --list")
+    parser.add_argument("--list", action="store_true", help="show the experiments and end")
+    parser.add_argument("--profile", choices=("quick", "full"), default="quick", help="full is the study")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run a seed")
+    parser.add_argument("--data", help="a prepared data set's name or a folder <split>/<class>/<image>")
+    parser.add_argument("--weights", help="imagenet (full), random (quick), or the file of a state dict")
+    parser.add_argument("--epochs", type=int, help="at most so many")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be decoded")
+    parser.add_argument("--overwrite", action="store_true", help="replace files of other settings")
+    return parser
+
+
+def with_options(experiment, seed: int, options: argparse.Namespace):
+    """The row, with what the command line changes in how it is trained."""
+    max_epochs = options.epochs if options.epochs is not None else experiment.train.max_epochs
+    training = replace(experiment.train, precision=options.precision, max_epochs=max_epochs)
+    return replace(experiment, seed=seed, train=training)
+
+
+def report(files: Files, result: dict) -> str:
+    """What a finished run has to say, in one line."""
+    return (
+        f"{files.name}: test accuracy {result['test_accuracy']:.4f} (epoch {result['epoch']}, chosen on val), "
+        f"course accuracy {result['course_accuracy']:.4f} (epoch {result['course_epoch']}), "
+        f"initial weights: {result['initial_weights']['weights']}; {files.result}"
+    )
 
 
 def read_result(experiment, files: Files) -> dict | None:
@@ -280,6 +366,11 @@ def describe_machine(device: torch.device, precision: str) -> dict:
         "precision": resolve_precision(precision, device),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
+
+
+def _keep_epoch(path: Path, identity: dict, training: dict):
+    contents = {"format": FORMAT, "identity": identity, "model": training["model"]}
+    _write_whole(path, lambda temporary: torch.save(contents, temporary))
 
 
 def _labels(loader) -> np.ndarray:

@@ -44,15 +44,13 @@ class SeededShuffle(Sampler):
 class SceneDataset(Dataset):
     """Scenes as the network takes them.  Item: (image (3, S, S) float32 normalised by the resize rule, label).
 
-    The key of an item is its index, or (index, seed) where the image is to be augmented.  Augmentation works on the
-    bytes of one image at a time: a batch of its own would share one draw.
+    The key of an item is its index, or (index, seed) where the image is to be augmented.
     """
 
     def __init__(self, scenes: Scenes, resize: str, augmentation: Callable | None = None):
         self.scenes = scenes
+        self.resize = resize
         self.augmentation = augmentation
-        self.mean = 255 * torch.tensor(MEAN[resize]).view(3, 1, 1)
-        self.std = 255 * torch.tensor(STD[resize]).view(3, 1, 1)
 
     def __len__(self):
         """How many images there are."""
@@ -68,14 +66,24 @@ class SceneDataset(Dataset):
         indices = [key if isinstance(key, int) else key[0] for key in keys]
         images = torch.from_numpy(self.scenes.images[indices])
         if self.augmentation is not None:
-            images = torch.stack([self._augment(image, seed) for image, (_, seed) in zip(images, keys, strict=True)])
-        images = (images.float() - self.mean) / self.std  # one grey channel becomes three here
-        return images.contiguous(memory_format=torch.channels_last), torch.from_numpy(self.scenes.labels[indices])
+            images = torch.stack(
+                [augment(image, self.augmentation, seed) for image, (_, seed) in zip(images, keys, strict=True)]
+            )
+        return normalise(images, self.resize), torch.from_numpy(self.scenes.labels[indices])
 
-    def _augment(self, image, seed):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return self.augmentation(image)
+
+def augment(image: torch.Tensor, augmentation: Callable, seed: int) -> torch.Tensor:
+    """The bytes of one image (C, S, S), changed as the seed draws it: a batch together would share one draw."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return augmentation(image)
+
+
+def normalise(images: torch.Tensor, resize: str) -> torch.Tensor:
+    """Bytes (N, 1 or 3, S, S) to what the network takes: float32 (N, 3, S, S), channels last, less MEAN, over STD."""
+    mean, std = (255 * torch.tensor(values[resize]).view(3, 1, 1) for values in (MEAN, STD))
+    images = (images.float() - mean) / std  # one grey channel becomes three here
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -128,15 +136,36 @@ def build_augmentation(name: str, size: int) -> Callable | None:
     """The first report's transforms for training, for one image of bytes (C, S, S); None for "basic"."""
     if name == "basic":
         return None
-    crop = [v2.RandomResizedCrop(size, antialias=True)] if name == "advanced" else []
+    crop = [] if name == "advanced_without_crop" else [v2.RandomResizedCrop(size, antialias=True)]
+    if name == "crop":
+        return v2.Compose(crop)
     return v2.Compose([v2.RandomHorizontalFlip(0.5), *crop, v2.RandomRotation(20)])
 
 
 def build_loaders(experiment: Experiment, skip_bad_images: bool = False, progress: bool = True) -> Loaders:
     """The loaders of an experiment, over its data set `experiment.data` (a prepared name or a folder).
 
-    Raises what `data.scenes.locate` and `data.scenes.load_splits` raise, and ValueError if there are too few images
-    for a batch.
+    Raises what `load_scenes_of` and `loaders_of` raise.
+    """
+    splits, data = load_scenes_of(experiment, skip_bad_images, progress)
+    augmentation = build_augmentation(experiment.augmentation, experiment.image_size)
+    class_names = splits["train"].class_names
+    return loaders_of(
+        experiment,
+        data,
+        train=SceneDataset(splits["train"], experiment.resize, augmentation),
+        in_order={split: SceneDataset(scenes, experiment.resize) for split, scenes in splits.items()},
+        class_names=class_names,
+        class_weights=_class_weights(experiment, class_names),
+    )
+
+
+def load_scenes_of(
+    experiment: Experiment, skip_bad_images: bool = False, progress: bool = True
+) -> tuple[dict[str, Scenes], dict]:
+    """The scenes of an experiment by split ("train", "val", "test"), and what its results have to say of them.
+
+    Raises what `data.scenes.locate` and `data.scenes.load_splits` raise.
     """
     root = locate(experiment.data)
     splits = load_splits(
@@ -145,29 +174,39 @@ def build_loaders(experiment: Experiment, skip_bad_images: bool = False, progres
     skipped = [f"{split}/{name}" for split, scenes in splits.items() for name in scenes.skipped]
     if experiment.images_per_class is not None:
         splits = {split: scenes.first_of_each_class(experiment.images_per_class) for split, scenes in splits.items()}
-    if len(splits["train"]) < experiment.batch_size:
+    return splits, {
+        "name": root.name,
+        "fingerprint": {split: scenes.fingerprint for split, scenes in splits.items()},
+        "images": {split: len(scenes) for split, scenes in splits.items()},
+        "skipped": skipped,
+    }
+
+
+def loaders_of(
+    experiment: Experiment,
+    data: dict,
+    *,
+    train: Dataset,
+    in_order: dict[str, Dataset],
+    class_names: tuple[str, ...],
+    class_weights: torch.Tensor | None = None,
+) -> Loaders:
+    """Loaders of the experiment's batch size: `train` shuffled by its seed, the splits of `in_order` as they are.
+
+    Raises ValueError if there are too few images for a batch.
+    """
+    if len(train) < experiment.batch_size:
         raise ValueError(
-            f"{root} has {len(splits['train'])} training images, fewer than one batch of {experiment.batch_size}"
+            f"{data['name']} has {len(train)} training images, fewer than one batch of {experiment.batch_size}"
         )
-    in_order = {split: SceneDataset(scenes, experiment.resize) for split, scenes in splits.items()}
-    augmentation = build_augmentation(experiment.augmentation, experiment.image_size)
     return Loaders(
-        train=_loader(
-            SceneDataset(splits["train"], experiment.resize, augmentation),
-            experiment.batch_size,
-            SeededShuffle(len(splits["train"]), experiment.seed),
-        ),
+        train=_loader(train, experiment.batch_size, SeededShuffle(len(train), experiment.seed)),
         train_in_order=_loader(in_order["train"], experiment.batch_size),
         val=_loader(in_order["val"], experiment.batch_size),
         test=_loader(in_order["test"], experiment.batch_size),
-        class_names=splits["train"].class_names,
-        class_weights=_class_weights(experiment, splits["train"].class_names),
-        data={
-            "name": root.name,
-            "fingerprint": {split: scenes.fingerprint for split, scenes in splits.items()},
-            "images": {split: len(scenes) for split, scenes in splits.items()},
-            "skipped": skipped,
-        },
+        class_names=class_names,
+        class_weights=class_weights,
+        data=data,
     )
 
 

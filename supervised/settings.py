@@ -3,12 +3,13 @@
 A row states only how it differs from its base.  Zioło (undated) is the first report, Deceuninck 2023 the second.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from helper_functions import TrainSettings
 
 HEADS = ("shallow", "deep")
-AUGMENTATIONS = ("basic", "advanced", "advanced_without_crop")
+AUGMENTATIONS = ("basic", "crop", "advanced", "advanced_without_crop")
 RESIZE_RULES = ("squash", "imagenet")
 
 
@@ -29,6 +30,7 @@ class Experiment:
     class_weights: tuple[tuple[str, float], ...] = ()  # (class, weight in the loss); a class not named weighs 1
     batch_size: int = 32
     seed: int = 0
+    keep_epochs: tuple[int | str, ...] = ()  # epochs whose weights are kept besides the best, "last" may be among them
     earlier_accuracy: float | None = None  # what the earlier report gave on all 2,985 validation images
     train: TrainSettings = field(default_factory=TrainSettings)
 
@@ -136,7 +138,13 @@ def quick(experiment: Experiment) -> Experiment:
     )
 
 
-def configure(experiment: Experiment, profile: str, data: str | None = None, weights: str | None = None) -> Experiment:
+def configure(
+    experiment: Experiment,
+    profile: str,
+    data: str | None = None,
+    weights: str | None = None,
+    quick: Callable[[Experiment], Experiment] = quick,
+) -> Experiment:
     """The row as a profile runs it, on other data or from other weights where they are given.
 
     Without `weights`, full begins with ImageNet's and quick with random ones: quick shall need no download.  A row
@@ -151,8 +159,8 @@ def configure(experiment: Experiment, profile: str, data: str | None = None, wei
     return replace(experiment, data=data or experiment.data)
 
 
-def find(name: str) -> Experiment:
+def find(name: str, experiments: Mapping[str, Experiment] = EXPERIMENTS) -> Experiment:
     """The row of this name; raises ValueError that lists the known names."""
-    if name not in EXPERIMENTS:
-        raise ValueError(f"there is no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}")
-    return EXPERIMENTS[name]
+    if name not in experiments:
+        raise ValueError(f"there is no experiment {name!r}; there are: {', '.join(experiments)}")
+    return experiments[name]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import runs
 from helper_functions import History, TrainSettings
-from runs import Files, collect_results, files_of, load_checkpoint, read_result, run_experiment
+from runs import Files, collect_results, files_of, load_checkpoint, load_features, read_result, run_experiment
 
 KILLED_RUN = Path(__file__).parent / "killed_run.py"
 
@@ -32,6 +32,7 @@ class Row:
     seed: int = 0
     width: int = 4
     features_once: bool = False
+    keep_epochs: tuple = ()
     train: TrainSettings = field(default_factory=lambda: TrainSettings(max_epochs=3, learning_rate=0.01))
 
 
@@ -311,3 +312,62 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_one_never_killed_bit_for
         assert torch.equal(tensor, weights["undisturbed"][name]), name
     assert not list(folders["killed"].rglob("*.tmp"))
     assert not list(folders["killed"].rglob("*.state.pt"))
+
+
+class Parts(nn.Module):
+    """A network with `features` and a classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU())
+        self.classifier = nn.Linear(4, 2)
+
+    def forward(self, points):
+        return self.classifier(self.features(points))
+
+
+def run_of_parts(row, folder):
+    return run_experiment(
+        row,
+        lambda row, loaders: (Parts(), {"weights": "random"}),
+        build_loaders,
+        files_of(row, "full", root=folder),
+        device="cpu",
+        progress=False,
+    )
+
+
+def test_the_epochs_a_row_asks_for_are_kept_with_the_weights_they_had(tmp_path):
+    row = Row("row", keep_epochs=(1, 2, "last"))
+    run_of_parts(row, tmp_path)
+    kept = {epoch: load_features(row, files_of(row, "full", root=tmp_path), epoch) for epoch in (1, 2, "last", "best")}
+    for epoch in (1, 2):  # a training of so many epochs ends where the longer one had been
+        shorter = replace(row, keep_epochs=("last",), train=replace(row.train, max_epochs=epoch))
+        run_of_parts(shorter, tmp_path / str(epoch))
+        expected, _ = load_features(shorter, files_of(shorter, "full", root=tmp_path / str(epoch)), "last")
+        assert kept[epoch][0].keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(kept[epoch][0][name], tensor)
+    digests = {epoch: words["sha256"] for epoch, (_, words) in kept.items()}
+    assert len({digests[1], digests[2], digests["last"]}) == 3
+    assert kept[1][1]["weights"] == "row, epoch 1"
+
+
+def test_features_come_without_prefix_and_without_the_head(tmp_path):
+    row = Row("row")
+    model, _ = run_of_parts(row, tmp_path)
+    weights, words = load_features(row, files_of(row, "full", root=tmp_path), "best")
+    assert weights.keys() == model.features.state_dict().keys()
+    assert words["began_with"] == {"weights": "random"}
+
+
+def test_a_run_that_is_not_there_an_epoch_not_kept_and_other_settings_are_refused_in_a_sentence(tmp_path):
+    row = Row("row", keep_epochs=(2,))
+    files = files_of(row, "full", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"row.epoch2.pt: the run row has not been trained here"):
+        load_features(row, files, 2)
+    run_of_parts(row, tmp_path)
+    with pytest.raises(FileNotFoundError, match="the epochs best, 2 are kept, and 3 is asked for"):
+        load_features(row, files, 3)
+    with pytest.raises(ValueError, match=r"row.epoch2.pt was trained with width = 4, but 5 is asked for"):
+        load_features(replace(row, width=5), files, 2)

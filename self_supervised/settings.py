@@ -1,0 +1,239 @@
+"""The self-supervised experiments, one row each: pretexts, and scene classifiers on the frozen features of a pretext.
+
+A row states only how it differs from its base.  Zioło (undated) is the first report, Deceuninck 2023 the second.
+The controls that ask for no pretext, `imagenet_classifier` and `random_classifier`, are rows of supervised/settings.py.
+"""
+
+from dataclasses import dataclass, replace
+
+from helper_functions import TrainSettings
+from supervised import settings as supervised
+from supervised.settings import Experiment
+
+QUICK_PRETEXT_EPOCHS = 2
+
+
+@dataclass(frozen=True)
+class PretextExperiment(Experiment):
+    """A network trained on labels that the pretext makes; `batch_size` counts turned (perturbed, ...) images."""
+
+    pretext: str = "rotation"  # a name of self_supervised.dataloader.PRETEXTS
+
+
+@dataclass(frozen=True)
+class ClassifierExperiment(Experiment):
+    """A scene classifier on the features of a pretext run, frozen at one of its epochs."""
+
+    pretext_run: str = ""  # the name of a PretextExperiment; the run of the same seed is taken
+    pretext_epoch: int | str = "best"  # one of its `keep_epochs`, or "best": the epoch chosen on val
+
+    def __post_init__(self):
+        """Refuse what cannot be run."""
+        super().__post_init__()
+        if not self.freeze_features:
+            raise ValueError(f"{self.name}: freeze_features is off; labels are not to change features of a pretext")
+
+
+_ROTATION = PretextExperiment(
+    "rotation_1",
+    "How well can the turn of a scene be told?",
+    pretext="rotation",
+    augmentation="crop",
+    keep_epochs=(3, 6, 10, "last"),
+    earlier_accuracy=0.9678,
+)
+_PERTURBATION = replace(
+    _ROTATION,
+    name="perturbation_1",
+    question="How well can the colour of a small square be told?",
+    pretext="perturbation",
+    augmentation="advanced_without_crop",
+    earlier_accuracy=1.0,
+)
+_ROTATION_TUNED = replace(
+    _ROTATION,
+    name="rotation_tuned",
+    question="The same with the second report's searched, lower learning rate, to the epoch it chose",
+    augmentation="basic",
+    resize="imagenet",
+    batch_size=14,
+    earlier_accuracy=0.9256,
+    train=TrainSettings(max_epochs=15, learning_rate=1.055e-4, schedule="none"),
+)
+_PERTURBATION_TUNED = replace(
+    _ROTATION_TUNED,
+    name="perturbation_tuned",
+    question="The same with a learning rate low enough to see the pretext being learned, to the epoch it chose",
+    pretext="perturbation",
+    batch_size=15,
+    earlier_accuracy=1.0,
+    train=TrainSettings(max_epochs=10, learning_rate=1.0e-5, schedule="none"),
+)
+_PRETEXTS = (
+    _ROTATION,
+    _ROTATION_TUNED,
+    replace(
+        _ROTATION_TUNED,
+        name="rotation_scratch",
+        question="Control: what does rotation teach a network that begins with random weights?",
+        initial_weights="random",
+        earlier_accuracy=None,
+    ),
+    _PERTURBATION,
+    _PERTURBATION_TUNED,
+    replace(
+        _PERTURBATION_TUNED,
+        name="perturbation_searched",
+        question="The learning rate that a search for the lowest pretext loss finds",
+        earlier_accuracy=1.0,
+        train=TrainSettings(max_epochs=10, learning_rate=1.830e-3, schedule="none"),
+    ),
+    replace(
+        _PERTURBATION_TUNED,
+        name="perturbation_scratch",
+        question="Control: what does perturbation teach a network that begins with random weights?",
+        initial_weights="random",
+        earlier_accuracy=None,
+        train=TrainSettings(max_epochs=10, learning_rate=1.055e-4, schedule="none"),
+    ),
+    replace(
+        _ROTATION_TUNED,
+        name="jigsaw_1",
+        question="A third pretext by the same contract: can the order of four quadrants be told?",
+        pretext="jigsaw_2x2",
+        keep_epochs=("last",),
+        batch_size=32,
+        earlier_accuracy=None,
+        train=TrainSettings(max_epochs=3, learning_rate=1.055e-4, schedule="none"),
+    ),
+)
+
+
+def _classifier(name: str, question: str, pretext: PretextExperiment, **changes) -> ClassifierExperiment:
+    """A row with the pretext's way of resizing: frozen features are to see what they were trained on."""
+    base = ClassifierExperiment(
+        name,
+        question,
+        freeze_features=True,
+        pretext_run=pretext.name,
+        resize=pretext.resize,
+        initial_weights=pretext.initial_weights,
+        train=TrainSettings(max_epochs=50, stopping="patience", patience_epochs=10),
+    )
+    return replace(base, **changes)
+
+
+def _classifiers_of_the_first_report(pretext: PretextExperiment, earlier: tuple[float, float, float]):
+    name = f"{pretext.pretext}_classifier"
+    return (
+        _classifier(
+            f"{name}_1",
+            "How good are its frozen features, with augmentation?",
+            pretext,
+            augmentation="advanced",
+            earlier_accuracy=earlier[0],
+        ),
+        _classifier(
+            f"{name}_2",
+            "Does a deeper classifier get more out of them?",
+            pretext,
+            augmentation="advanced",
+            head="deep",
+            earlier_accuracy=earlier[1],
+        ),
+        _classifier(
+            f"{name}_3", "Is augmentation in the way of a frozen network?", pretext, earlier_accuracy=earlier[2]
+        ),
+    )
+
+
+def _classifiers_by_pretext_epoch(
+    pretext: PretextExperiment, earlier: dict[int, float | None], batch_size: int, learning_rate: float
+):
+    """The second report's table 3: the same classifier on one pretext run, stopped after so many epochs."""
+    return tuple(
+        _classifier(
+            f"{pretext.pretext}_classifier_tuned_{epoch}",
+            f"How good are the frozen features after {epoch} epochs of the pretext?",
+            pretext,
+            pretext_epoch=epoch,
+            batch_size=batch_size,
+            earlier_accuracy=accuracy,
+            train=TrainSettings(max_epochs=40, learning_rate=learning_rate, schedule="none"),
+        )
+        for epoch, accuracy in earlier.items()
+    )
+
+
+_ROTATION_BY_EPOCH = _classifiers_by_pretext_epoch(
+    _ROTATION_TUNED, {3: None, 6: None, 10: None}, batch_size=16, learning_rate=1.320e-3
+)
+_PERTURBATION_BY_EPOCH = _classifiers_by_pretext_epoch(
+    _PERTURBATION_TUNED, {3: 0.8446, 6: 0.8265, 10: 0.8157}, batch_size=13, learning_rate=2.018e-4
+)
+_CLASSIFIERS = (
+    *_classifiers_of_the_first_report(_ROTATION, (0.5182, 0.5179, 0.6298)),
+    *_ROTATION_BY_EPOCH,
+    replace(
+        _ROTATION_BY_EPOCH[0],
+        name="rotation_classifier_tuned",
+        question="How good are they after the epochs that the second report chose?",
+        pretext_epoch="last",
+        earlier_accuracy=0.8419,
+    ),
+    replace(
+        _ROTATION_BY_EPOCH[0],
+        name="rotation_scratch_classifier",
+        question="Control: how good are the features that rotation alone has taught?",
+        pretext_run="rotation_scratch",
+        pretext_epoch="last",
+        initial_weights="random",
+    ),
+    *_classifiers_of_the_first_report(_PERTURBATION, (0.6197, 0.5996, 0.6539)),
+    *_PERTURBATION_BY_EPOCH,
+    replace(
+        _PERTURBATION_BY_EPOCH[0],
+        name="perturbation_searched_classifier",
+        question="Does the pretext with the lowest loss give the better features?",
+        pretext_run="perturbation_searched",
+        pretext_epoch="best",
+        earlier_accuracy=0.4355,
+    ),
+    replace(
+        _PERTURBATION_BY_EPOCH[0],
+        name="perturbation_scratch_classifier",
+        question="Control: how good are the features that perturbation alone has taught?",
+        pretext_run="perturbation_scratch",
+        pretext_epoch="last",
+        initial_weights="random",
+        earlier_accuracy=None,
+    ),
+)
+PRETEXT_EXPERIMENTS = {row.name: row for row in _PRETEXTS}
+CLASSIFIER_EXPERIMENTS = {row.name: row for row in _CLASSIFIERS}
+EXPERIMENTS = {**PRETEXT_EXPERIMENTS, **CLASSIFIER_EXPERIMENTS}
+
+
+def quick(experiment: Experiment) -> Experiment:
+    """The same code path in seconds on a CPU: tiny images, few of them, few epochs.  Never a number to report."""
+    experiment = replace(experiment, image_size=32, images_per_class=8, batch_size=16)
+    if isinstance(experiment, PretextExperiment):
+        if experiment.pretext == "jigsaw_2x2":
+            experiment = replace(experiment, images_per_class=1)  # it shows each of them 24 times
+        epochs = QUICK_PRETEXT_EPOCHS
+        experiment = replace(experiment, keep_epochs=(epochs, "last"))
+    else:
+        epochs = 8 if experiment.features_once else 1
+        if not isinstance(experiment.pretext_epoch, str):
+            experiment = replace(experiment, pretext_epoch=min(experiment.pretext_epoch, QUICK_PRETEXT_EPOCHS))
+    return replace(experiment, train=replace(experiment.train, max_epochs=epochs))
+
+
+def configure(experiment: Experiment, profile: str, data: str | None = None, weights: str | None = None) -> Experiment:
+    """As `supervised.settings.configure`, with the quick profile of this study."""
+    return supervised.configure(experiment, profile, data, weights, quick)
+
+
+def find(name: str) -> Experiment:
+    """The row of this name; raises ValueError that lists the known names."""
+    return supervised.find(name, EXPERIMENTS)

@@ -1,0 +1,122 @@
+"""The command line as a user calls it, on EfficientNet-B0 itself with tiny images."""
+
+import json
+
+import pytest
+import torch
+
+import runs
+from data import scenes
+from helper_functions import TrainSettings
+from self_supervised import train as script
+from self_supervised.models import build_model
+from self_supervised.settings import EXPERIMENTS, ClassifierExperiment
+from supervised.dataloader import build_loaders
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    """Files of a test's own."""
+    monkeypatch.setattr(scenes, "STORES", tmp_path / "stores")
+    monkeypatch.setattr(script, "files_of", lambda row, profile: runs.files_of(row, profile, root=tmp_path))
+    return tmp_path
+
+
+def call(capsys, *arguments):
+    code = script.main([str(argument) for argument in arguments])
+    return code, *capsys.readouterr()
+
+
+def load(folder, name):
+    return torch.load(folder / f"models/quick/scenes/{name}.pt", weights_only=True)
+
+
+def test_a_classifier_trains_its_missing_pretext_first_and_stands_on_its_frozen_features(scene_folder, folders, capsys):
+    code, output, error = call(capsys, "perturbation_classifier_tuned_3", "--data", scene_folder, "--device", "cpu")
+    assert code == 0, error
+    assert output.index("perturbation_tuned: ") < output.index("perturbation_classifier_tuned_3: ")
+    assert "initial weights: perturbation_tuned, epoch 2" in output
+    pretext, classifier = load(folders, "perturbation_tuned.epoch2"), load(folders, "perturbation_classifier_tuned_3")
+    for name, tensor in pretext["model"].items():  # parameters and BatchNorm's buffers, bit for bit
+        if name.startswith("features."):
+            assert torch.equal(tensor, classifier["model"][name]), name
+    result = json.loads((folders / "results/quick/scenes/perturbation_classifier_tuned_3.json").read_text())
+    assert result["class_names"] == ["dark", "light", "striped"]
+    assert result["initial_weights"]["began_with"] == {"weights": "random"}
+    assert len(result["initial_weights"]["sha256"]) == 64
+
+    # another head on another epoch of the same run: the pretext is not trained again
+    before = (folders / "models/quick/scenes/perturbation_tuned.pt").stat().st_mtime_ns
+    code, output, _ = call(capsys, "perturbation_classifier_tuned_10", "--data", scene_folder, "--device", "cpu")
+    assert code == 0
+    assert "perturbation_tuned: " not in output
+    assert (folders / "models/quick/scenes/perturbation_tuned.pt").stat().st_mtime_ns == before
+
+    # the same files, asked for with a pretext of other settings
+    code, _, error = call(capsys, "perturbation_classifier_tuned_6", "--data", scene_folder, "--precision", "float32")
+    assert code == 2
+    assert "perturbation_tuned.epoch2.pt was trained with train.precision = 'auto', but 'float32' is asked for" in error
+
+
+@pytest.mark.parametrize("augmentation", ["basic", "advanced"])
+def test_frozen_features_are_the_pretexts_bit_for_bit_after_training_and_the_head_has_moved(
+    scene_folder, folders, augmentation
+):
+    """With stochastic depth and BatchNorm, on features computed once and on features computed for every batch."""
+    row = ClassifierExperiment(
+        "classifier",
+        "?",
+        data=str(scene_folder),
+        image_size=32,
+        batch_size=8,
+        augmentation=augmentation,
+        freeze_features=True,
+        pretext_run="pretext",
+        train=TrainSettings(max_epochs=2, learning_rate=0.01),
+    )
+    loaders = build_loaders(row, progress=False)
+    torch.manual_seed(1)
+    untrained, _ = build_model(script.find("rotation_scratch"), loaders, None)
+    weights = {name: tensor.clone() for name, tensor in untrained.features.state_dict().items()}
+    heads = []
+
+    def build(row, loaders):
+        model, source = build_model(row, loaders, lambda name, seed, epoch: (weights, {"weights": f"{name} {epoch}"}))
+        heads.append(model.classifier[1].weight.detach().clone())
+        return model, source
+
+    files = runs.files_of(row, "quick", root=folders)
+    model, result = runs.run_experiment(row, build, lambda row: loaders, files, device="cpu", progress=False)
+    assert result["initial_weights"] == {"weights": "pretext best"}
+    for name, tensor in model.features.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+    assert not torch.equal(model.classifier[1].weight, heads[0])
+
+
+def test_list_shows_every_row_with_its_question(capsys):
+    code, output, _ = call(capsys, "--list")
+    assert code == 0
+    for row in EXPERIMENTS.values():
+        assert row.name in output
+        assert row.question in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "name at least one experiment"),
+        (["rotation_9"], "no experiment 'rotation_9'"),
+        (["rotation_1", "--data", "nowhere"], "no data folder nowhere"),
+        (["rotation_classifier_3", "--weights", "nowhere.pth"], "no weights file nowhere.pth"),
+        (["rotation_1", "--epochs", "0"], "max_epochs is 0"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_sentence_and_leaves_no_file(scene_folder, folders, capsys, arguments, sentence):
+    if "--data" not in arguments:
+        arguments = [*arguments, "--data", scene_folder]
+    code, output, error = call(capsys, *arguments)
+    assert code == 2
+    assert error.splitlines()[-1].startswith("error: ")
+    assert sentence in error
+    assert output == ""
+    assert not list(folders.glob("models/**/*.pt"))
