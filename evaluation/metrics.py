@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import sklearn.metrics
 from scipy.stats import binomtest
+from statsmodels.stats.multitest import multipletests
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,6 @@ class PairedComparison:
     only_second: int
     p_value: float
 
-    @property
-    def verdict(self) -> str:
-        """In words, at the level of 0.05."""
-        if self.p_value >= 0.05:
-            return "cannot be told apart"
-        return "better" if self.difference > 0 else "worse"
 
 
 def confusion_matrix(labels, predictions, num_classes: int, normalise: bool = False) -> np.ndarray:
@@ -81,8 +76,33 @@ def results_table(results: dict[str, dict], earlier: dict[str, float | None]) ->
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def verdict(difference: float, p_value: float) -> str:
+    """What a comparison says in words, at the level of 0.05."""
+    if p_value >= 0.05:
+        return "cannot be told apart"
+    return "better" if difference > 0 else "worse"
+
+
+def holm(p_values) -> np.ndarray:
+    """p values corrected for their number (Holm 1979): at 0.05, one false alarm in twenty whole tables, not rows."""
+    return multipletests(p_values, method="holm")[1] if len(p_values) else np.array([])
+
+
+def seeds_table(results: dict[str, dict]) -> pd.DataFrame:
+    """One row an experiment that was run with several seeds: mean, standard deviation and range of its accuracies."""
+    runs = pd.DataFrame(
+        [(result["settings"]["name"], result["test_accuracy"]) for result in results.values()],
+        columns=["name", "test"],
+    )
+    table = runs.groupby("name", sort=False)["test"].agg(["count", "mean", "std", "min", "max"])
+    return table[table["count"] > 1].rename(columns={"count": "seeds", "std": "standard deviation"})
+
+
 def comparison_table(results: dict[str, dict], pairs: list[tuple[str, str, str]]) -> pd.DataFrame:
-    """One row for each (question, first, second) whose results are both there: paired test on the test images."""
+    """One row for each (question, first, second) whose results are both there: paired test on the test images.
+
+    "row is" goes by the p value that is corrected for the number of rows.
+    """
     rows = []
     for question, first, second in pairs:
         if first in results and second in results:
@@ -100,7 +120,11 @@ def comparison_table(results: dict[str, dict], pairs: list[tuple[str, str, str]]
                     "only row right": paired.only_second,
                     "only other right": paired.only_first,
                     "p": paired.p_value,
-                    "row is": paired.verdict,
                 }
             )
-    return pd.DataFrame(rows)
+    if not rows:
+        return pd.DataFrame()
+    table = pd.DataFrame(rows)
+    table["p (Holm)"] = holm(table["p"])
+    table["row is"] = [verdict(*each) for each in zip(table["difference"], table["p (Holm)"], strict=True)]
+    return table

@@ -1,7 +1,7 @@
-"""Write the results table of README.md from results/full/supervised.csv: `python -m evaluation.readme`.
+"""Write the results table of README.md from results/full/*.csv: `python -m evaluation.readme`.
 
-The table stands between two comments; everything else is left as it is.  The CSV is written by the report notebook in
-the full profile, from the result files.
+The table stands between two comments; everything else is left as it is.  The CSVs are written by the report notebooks
+in the full profile, from the result files.
 """
 
 import sys
@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
+TABLES = ("supervised.csv", "self_supervised.csv")  # of `metrics.results_table`; a row of both is shown once
 START, END = "<!-- results: written by python -m evaluation.readme -->", "<!-- end of results -->"
 
 
@@ -29,6 +30,15 @@ def results_markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def read_tables(folder: Path) -> pd.DataFrame:
+    """The tables that are there, one below the other; raises FileNotFoundError if there is none."""
+    tables = [pd.read_csv(folder / name, index_col=0) for name in TABLES if (folder / name).exists()]
+    if not tables:
+        raise FileNotFoundError(f"{folder} holds none of {', '.join(TABLES)}; run `make report PROFILE=full` first")
+    table = pd.concat(tables)
+    return table[~table.index.duplicated()]
+
+
 def with_results(readme: str, table: pd.DataFrame) -> str:
     """The README with the table between its two comments; raises ValueError if they are not there."""
     before, start, rest = readme.partition(START)
@@ -40,11 +50,12 @@ def with_results(readme: str, table: pd.DataFrame) -> str:
 
 def main() -> int:
     """Rewrite README.md."""
-    path, csv = ROOT / "README.md", ROOT / "results" / "full" / "supervised.csv"
-    if not csv.exists():
-        print(f"error: there is no {csv}; run `make report PROFILE=full` first", file=sys.stderr)
+    path = ROOT / "README.md"
+    try:
+        path.write_text(with_results(path.read_text(), read_tables(ROOT / "results" / "full")))
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    path.write_text(with_results(path.read_text(), pd.read_csv(csv, index_col=0)))
     return 0
 
 

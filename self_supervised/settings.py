@@ -24,6 +24,7 @@ class PretextExperiment(Experiment):
 class ClassifierExperiment(Experiment):
     """A scene classifier on the features of a pretext run, frozen at one of its epochs."""
 
+    freeze_features: bool = True
     pretext_run: str = ""  # the name of a PretextExperiment; the run of the same seed is taken
     pretext_epoch: int | str = "best"  # one of its `keep_epochs`, or "best": the epoch chosen on val
 
@@ -114,7 +115,6 @@ def _classifier(name: str, question: str, pretext: PretextExperiment, **changes)
     base = ClassifierExperiment(
         name,
         question,
-        freeze_features=True,
         pretext_run=pretext.name,
         resize=pretext.resize,
         initial_weights=pretext.initial_weights,
@@ -216,21 +216,23 @@ EXPERIMENTS = {**PRETEXT_EXPERIMENTS, **CLASSIFIER_EXPERIMENTS}
 
 def quick(experiment: Experiment) -> Experiment:
     """The same code path in seconds on a CPU: tiny images, few of them, few epochs.  Never a number to report."""
-    experiment = replace(experiment, image_size=32, images_per_class=8, batch_size=16)
+    epochs = 8 if experiment.features_once else 1
     if isinstance(experiment, PretextExperiment):
-        if experiment.pretext == "jigsaw_2x2":
-            experiment = replace(experiment, images_per_class=1)  # it shows each of them 24 times
         epochs = QUICK_PRETEXT_EPOCHS
         experiment = replace(experiment, keep_epochs=(epochs, "last"))
-    else:
-        epochs = 8 if experiment.features_once else 1
-        if not isinstance(experiment.pretext_epoch, str):
-            experiment = replace(experiment, pretext_epoch=min(experiment.pretext_epoch, QUICK_PRETEXT_EPOCHS))
-    return replace(experiment, train=replace(experiment.train, max_epochs=epochs))
+    if isinstance(experiment, ClassifierExperiment) and not isinstance(experiment.pretext_epoch, str):
+        experiment = replace(experiment, pretext_epoch=min(experiment.pretext_epoch, QUICK_PRETEXT_EPOCHS))
+    return replace(
+        experiment,
+        image_size=32,
+        images_per_class=1 if experiment.name.startswith("jigsaw") else 8,  # a jigsaw shows each image 24 times
+        batch_size=16,
+        train=replace(experiment.train, max_epochs=epochs),
+    )
 
 
 def configure(experiment: Experiment, profile: str, data: str | None = None, weights: str | None = None) -> Experiment:
-    """As `supervised.settings.configure`, with the quick profile of this study."""
+    """As `supervised.settings.configure`, for rows of both rooms, with the quick profile of this one."""
     return supervised.configure(experiment, profile, data, weights, quick)
 
 

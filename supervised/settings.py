@@ -119,6 +119,14 @@ _TABLE = (
     _FROZEN,
     replace(
         _FROZEN,
+        name="imagenet_classifier_tuned",
+        question="Control: the same with the second report's way of resizing and its searched head",
+        resize="imagenet",
+        batch_size=16,
+        train=TrainSettings(max_epochs=40, learning_rate=1.320e-3, schedule="none"),
+    ),
+    replace(
+        _FROZEN,
         name="random_classifier",
         question="Control: how good are the features of a network that has learned nothing?",
         initial_weights="random",

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from evaluation.metrics import accuracy_interval, compare_paired, comparison_table, confusion_matrix, results_table
+from evaluation.metrics import (
+    accuracy_interval,
+    compare_paired,
+    comparison_table,
+    confusion_matrix,
+    holm,
+    results_table,
+    seeds_table,
+    verdict,
+)
 
 
 def test_confusion_matrix_has_true_classes_in_rows():
@@ -27,15 +36,44 @@ def test_the_paired_test_counts_only_images_on_which_the_models_differ():
     assert (paired.only_first, paired.only_second) == (3, 10)
     assert paired.difference == pytest.approx(0.07)
     assert paired.p_value == pytest.approx(2 * binom.cdf(3, 13, 0.5))
-    assert paired.verdict == "cannot be told apart"
     assert compare_paired(labels, second, first).difference == pytest.approx(-0.07)
 
 
 def test_a_clear_difference_has_a_verdict_and_equal_models_have_none():
     labels, wrong = np.zeros(30, dtype=int), np.ones(30, dtype=int)
-    assert compare_paired(labels, wrong, labels).verdict == "better"
-    assert compare_paired(labels, labels, wrong).verdict == "worse"
+    for first, second, expected in ((wrong, labels, "better"), (labels, wrong, "worse")):
+        paired = compare_paired(labels, first, second)
+        assert verdict(paired.difference, paired.p_value) == expected
     assert compare_paired(labels, labels, labels).p_value == 1.0
+    assert verdict(0.07, 0.06) == "cannot be told apart"
+
+
+def test_holm_multiplies_the_smallest_by_all_the_next_by_one_less_and_keeps_the_order():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]).tolist() == []
+
+
+def test_a_table_corrects_its_p_values_before_it_judges():
+    labels = [0] * 100
+    noise = [int(i < 9) for i in range(100)], [int(10 <= i < 11) for i in range(100)]  # 9 to 1: p = 0.021 alone
+    answers = {"one": noise[0], "two": noise[1], "three": noise[1]}
+    results = {name: {"labels": {"test": labels}, "predictions": {"test": each}} for name, each in answers.items()}
+    alone = comparison_table(results, [("?", "one", "two")])
+    assert alone.loc[0, "row is"] == "better"
+    table = comparison_table(results, [("?", "one", "two"), ("?", "one", "three"), ("?", "two", "three")])
+    assert table["p"][0] == alone["p"][0]
+    assert table["p (Holm)"][0] == pytest.approx(3 * alone["p"][0])
+    assert set(table["row is"]) == {"cannot be told apart"}
+
+
+def test_the_seeds_of_an_experiment_are_put_together_and_single_runs_left_out():
+    def run(name, accuracy):
+        return {"settings": {"name": name}, "test_accuracy": accuracy}
+
+    table = seeds_table({"a": run("a", 0.8), "a.seed1": run("a", 0.9), "b": run("b", 0.5)})
+    assert table.index.tolist() == ["a"]
+    assert table.loc["a", ["seeds", "mean", "min", "max"]].tolist() == pytest.approx([2, 0.85, 0.8, 0.9])
+    assert table.loc["a", "standard deviation"] == pytest.approx(np.std([0.8, 0.9], ddof=1))
 
 
 def result(predictions):

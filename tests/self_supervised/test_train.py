@@ -52,6 +52,10 @@ def test_a_classifier_trains_its_missing_pretext_first_and_stands_on_its_frozen_
     assert "perturbation_tuned: " not in output
     assert (folders / "models/quick/scenes/perturbation_tuned.pt").stat().st_mtime_ns == before
 
+    # the same again is read back, not trained
+    again = script.configure(script.find("perturbation_classifier_tuned_3"), "quick", str(scene_folder))
+    assert runs.read_result(again, runs.files_of(again, "quick", root=folders)) == result
+
     # the same files, asked for with a pretext of other settings
     code, _, error = call(capsys, "perturbation_classifier_tuned_6", "--data", scene_folder, "--precision", "float32")
     assert code == 2
@@ -70,7 +74,6 @@ def test_frozen_features_are_the_pretexts_bit_for_bit_after_training_and_the_hea
         image_size=32,
         batch_size=8,
         augmentation=augmentation,
-        freeze_features=True,
         pretext_run="pretext",
         train=TrainSettings(max_epochs=2, learning_rate=0.01),
     )
