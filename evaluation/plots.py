@@ -66,3 +66,38 @@ def plot_images(images, titles, columns: int, axes=None):
         ax.imshow(np.asarray(image).transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
         ax.set_title(title, fontsize=8)
     return axes
+
+
+def plot_probe_by_stage(tables: dict, ax=None):
+    """One line a name: test accuracy with its interval against the stage of the network.
+
+    Each table has rows of `probes.probe_stages`, one a stage: those of one probe for several models, say.
+    """
+    ax = _plot_accuracies_with_bands(tables, "stage", ax)
+    ax.set_xlabel("stage of the network")
+    return ax
+
+
+def plot_label_fractions(tables: dict, ax=None):
+    """One line a name: mean test accuracy with its interval against the labelled images a class, in logarithms.
+
+    Each table is of `probes.mean_of_draws`.
+    """
+    ax = _plot_accuracies_with_bands(tables, "images_per_class", ax)
+    ax.set_xscale("log")
+    numbers = sorted({number for table in tables.values() for number in table["images_per_class"]})
+    ax.set_xticks(numbers, numbers)
+    ax.minorticks_off()
+    ax.set_xlabel("labelled images a class")
+    return ax
+
+
+def _plot_accuracies_with_bands(tables, column, ax):
+    ax = ax or plt.gca()
+    for name, table in tables.items():
+        (line,) = ax.plot(table[column], table["test_accuracy"], marker="o", markersize=4, label=name)
+        ax.fill_between(table[column], table["from"], table["to"], color=line.get_color(), alpha=0.2, linewidth=0)
+    ax.set_ylabel("test accuracy, with 95 % interval")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return ax

@@ -60,3 +60,24 @@ def test_images_are_drawn_as_they_are_with_their_titles(channels):
     assert [ax.get_title() for ax in axes.ravel()] == ["a", "b", "c", ""]
     assert np.array_equal(np.squeeze(images[0].transpose(1, 2, 0)), np.squeeze(axes[0, 0].images[0].get_array()))
     assert axes[0, 0].images[0].get_clim() == (0, 255)
+
+
+def test_probes_are_drawn_by_stage_a_line_a_model_with_their_intervals():
+    table = pd.DataFrame({"stage": [0, 1], "test_accuracy": [0.4, 0.8], "from": [0.3, 0.7], "to": [0.5, 0.9]})
+    ax = plots.plot_probe_by_stage({"first": table, "second": table.assign(test_accuracy=0.6)}, plt.figure().gca())
+    assert [line.get_label() for line in ax.lines] == ["first", "second"]
+    assert ax.lines[0].get_xdata().tolist() == [0, 1]
+    assert ax.lines[0].get_ydata().tolist() == [0.4, 0.8]
+    corners = ax.collections[0].get_paths()[0].vertices.tolist()
+    assert [0, 0.3] in corners and [1, 0.9] in corners
+
+
+def test_label_fractions_are_drawn_over_logarithms_with_their_numbers_and_no_band_where_there_is_none():
+    table = pd.DataFrame(
+        {"images_per_class": [1, 10, 100], "test_accuracy": [0.4, 0.6, 0.8], "from": [0.3, 0.5, np.nan]}
+    ).assign(to=[0.5, 0.7, np.nan])
+    ax = plots.plot_label_fractions({"row": table}, plt.figure().gca())
+    assert ax.get_xscale() == "log"
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "10", "100"]
+    assert ax.lines[0].get_ydata().tolist() == [0.4, 0.6, 0.8]
+    assert ax.collections[0].get_paths()[0].vertices[:, 0].max() == 10
