@@ -19,7 +19,6 @@ class PairedComparison:
     p_value: float
 
 
-
 def confusion_matrix(labels, predictions, num_classes: int, normalise: bool = False) -> np.ndarray:
     """Counts (num_classes, num_classes): row = true class, column = predicted class; `normalise` divides by rows."""
     return sklearn.metrics.confusion_matrix(
