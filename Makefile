@@ -27,8 +27,9 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.training_step
 
-.venv/installed: requirements.txt pyproject.toml
+.venv/installed: requirements.txt requirements-bench.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11.4 or newer is needed" if sys.version_info < (3, 11, 4) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --requirement requirements-bench.txt
 	touch $@

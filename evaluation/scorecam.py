@@ -1,0 +1,165 @@
+"""Score-CAM (Wang et al. 2020): where the channels of a layer are active that speak for a class.
+
+Each channel is upsampled to the image, scaled to [0, 1] and multiplied with it; what the model makes of the masked
+image weighs the channel.  Exact, one forward pass a channel, in batches of bounded memory.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+WEIGHTINGS = ("softmax", "probability")
+ROUNDING = 1e-6  # what varies by less than this share of its largest value is constant but for float32's rounding
+
+
+@dataclass(frozen=True)
+class ScoreCam:
+    """Maps (N, H, W) in [0, 1], float32, and how many of the layer's channels were constant (N,); both on the CPU."""
+
+    maps: torch.Tensor
+    constant_channels: torch.Tensor
+
+
+def score_cam(
+    model: nn.Module,
+    images: torch.Tensor,
+    layer: nn.Module,
+    target_classes: Sequence[int],
+    weighting: str = "softmax",
+    batch_size: int = 16,
+) -> ScoreCam:
+    """Where the layer finds the target class in each image: one map an image, at the image's resolution.
+
+    `images` (N, 3, H, W) are normalised as the model expects and on its device.  `layer` is a module of the model that
+    puts out (N, channels, height, width); of one that runs more than once the last output counts.  `target_classes`
+    (N,) are label numbers.  `batch_size` masked images run at once.
+
+    `weighting` names the source.  "softmax": channels are weighed by the softmax, over channels, of the class's logit,
+    and their sum is cut off below zero before it is upsampled (the paper; grad-cam, torchcam).  "probability": they are
+    weighed by the class's probability and the sum is cut off after it is upsampled (the authors' code of 2020,
+    github.com/haofanwang/Score-CAM).  Both upsample bilinearly (align_corners=False) and scale masks afterwards, as the
+    authors do; grad-cam upsamples its masks with align_corners=True, torchcam scales them before it upsamples.
+
+    Masks hide by the value 0 of the normalised image, as in all these sources: its mean colour, not black.  A constant
+    channel masks nothing: it is left out, as in the authors' code, and counted.  A map that is constant comes out as
+    zeros.  Modes of the submodules, gradients and hooks are as before, whatever happens.
+    Raises ValueError for images of another shape or type, a layer that the model does not have or run or that puts out
+    no feature maps, an unknown weighting, and target classes the model does not have; FloatingPointError if an
+    activation or a score is not finite.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0 or not images.is_floating_point():
+        raise ValueError(f"images must be normalised floats (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting is {weighting!r}; it must be one of {', '.join(WEIGHTINGS)}")
+    if layer not in set(model.modules()):
+        raise ValueError(f"the layer ({type(layer).__name__}) is not a module of the model ({type(model).__name__})")
+    targets = one_target_each(images, target_classes)
+
+    maps = torch.zeros(len(images), *images.shape[2:])
+    constant_channels = torch.zeros(len(images), dtype=torch.long)
+    with torch.inference_mode(), eval_mode(model):
+        for batch in torch.arange(len(images)).split(batch_size):
+            activations, logits = _activations_and_logits(model, images[batch], layer)
+            check_targets(targets, logits.shape[1])
+            low, high = activations.amin(dim=(2, 3)), activations.amax(dim=(2, 3))
+            constant = _is_constant(low, high)
+            scores = _scores(model, images[batch], activations, ~constant, targets[batch], weighting, batch_size)
+            if weighting == "softmax":
+                scores = scores.masked_fill(constant, -torch.inf).softmax(dim=1).masked_fill(constant, 0)
+            sums = (scores[:, :, None, None] * activations).sum(dim=1)
+            if not sums.isfinite().all():
+                raise FloatingPointError("an activation of the layer or a score of a masked image is not finite")
+            if weighting == "softmax":
+                sums = sums.relu()
+            maps[batch] = scale_to_unit(_upsample(sums, images.shape[2:]).relu()).cpu()
+            constant_channels[batch] = constant.sum(dim=1).cpu()
+    return ScoreCam(maps, constant_channels)
+
+
+def one_target_each(images: torch.Tensor, target_classes: Sequence[int]) -> torch.Tensor:
+    """The target classes (N,) on the device of the images (N, 3, H, W); ValueError if there is not one for each."""
+    targets = torch.as_tensor(target_classes, device=images.device)
+    if targets.shape != (len(images),):
+        raise ValueError(f"target_classes has shape {tuple(targets.shape)}; {len(images)} images need one class each")
+    return targets
+
+
+def check_targets(targets: torch.Tensor, num_classes: int):
+    """Raises ValueError for a target that is not one of the model's classes."""
+    if targets.min() < 0 or targets.max() >= num_classes:
+        raise ValueError(f"target_classes must be 0 to {num_classes - 1}, got {targets.tolist()}")
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode within the block; afterwards every submodule in its own mode again, whatever happens.
+
+    `model.train()` would not do: a module within may be deliberately in another mode, as frozen features are.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def scale_to_unit(maps: torch.Tensor) -> torch.Tensor:
+    """Maps (N, H, W), each scaled so that its lowest value is 0 and its highest 1; a constant one becomes zeros."""
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    return ((maps - low) / (high - low)).masked_fill(_is_constant(low, high), 0)
+
+
+def _is_constant(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    return high - low <= ROUNDING * torch.maximum(low.abs(), high.abs())
+
+
+def _activations_and_logits(model, images, layer) -> tuple[torch.Tensor, torch.Tensor]:
+    """The layer's outputs (N, channels, height, width) and the model's (N, classes)."""
+    with _recorded_outputs(layer) as outputs:
+        logits = model(images)
+    if not outputs:
+        raise ValueError(f"the layer ({type(layer).__name__}) did not run when the model was given the images")
+    activations = outputs[-1]
+    if not isinstance(activations, torch.Tensor) or activations.ndim != 4:
+        found = tuple(activations.shape) if isinstance(activations, torch.Tensor) else type(activations).__name__
+        raise ValueError(f"the layer ({type(layer).__name__}) must put out (N, channels, height, width), not {found}")
+    return activations, logits
+
+
+@contextmanager
+def _recorded_outputs(layer: nn.Module) -> Iterator[list]:
+    """What the layer puts out within the block, copied: a next layer that works in place would change the original."""
+    outputs = []
+
+    def record(module, inputs, output):
+        outputs.append(output.clone() if isinstance(output, torch.Tensor) else output)
+
+    handle = layer.register_forward_hook(record)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def _scores(model, images, activations, wanted, targets, weighting, batch_size) -> torch.Tensor:
+    """The class's logit or probability in each masked image, (N, channels); zero where it is not wanted."""
+    scores = torch.zeros_like(wanted, dtype=activations.dtype)
+    for pairs in wanted.nonzero().split(batch_size):
+        image_numbers, channels = pairs.unbind(dim=1)
+        masks = scale_to_unit(_upsample(activations[image_numbers, channels], images.shape[2:]))
+        masked = images[image_numbers] * masks[:, None]
+        outputs = model(masked.contiguous(memory_format=torch.channels_last))  # faster, on CPUs and GPUs
+        if weighting == "probability":
+            outputs = outputs.softmax(dim=1)
+        scores[image_numbers, channels] = outputs.gather(1, targets[image_numbers, None]).squeeze(1)
+    return scores
+
+
+def _upsample(maps: torch.Tensor, size) -> torch.Tensor:
+    """Maps (N, height, width) to (N, H, W)."""
+    return nn.functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]

@@ -1,0 +1,361 @@
+import contextlib
+import copy
+import functools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torchcam.metrics
+from torch import nn
+
+from evaluation import faithfulness
+from evaluation.faithfulness import (
+    black_baseline,
+    blurred_baseline,
+    cascading_randomisation,
+    compare_maps,
+    confidences,
+    deletion,
+    drop_in_confidence,
+    edge_maps,
+    increase_in_confidence,
+    insertion,
+    masked_images,
+    mean_baseline,
+    measure_faithfulness,
+    random_maps,
+)
+from evaluation.scorecam import score_cam
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
+
+
+class LeftHalf(nn.Module):
+    """Class 0 is how bright the left half of the colours is, class 1 always the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.colours = nn.Conv2d(3, 3, 1, bias=False)
+        self.colours.weight = nn.Parameter(torch.eye(3)[:, :, None, None])
+
+    def forward(self, images):
+        left, _ = self.colours(images).relu().chunk(2, dim=3)
+        brightness = left.mean(dim=(1, 2, 3))
+        return torch.stack([40 * brightness, torch.full_like(brightness, 2.0)], dim=1)
+
+
+def two_patches():
+    """A red patch in the left half, an equal green one in the right, all else black: (1, 3, 16, 16)."""
+    image = torch.zeros(1, 3, 16, 16)
+    image[0, 0, 4:12, 1:7] = 1
+    image[0, 1, 4:12, 9:15] = 1
+    return image
+
+
+def normalised(pixels):
+    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+# --- baselines and control maps --------------------------------------------------------------------------------------
+
+
+def test_black_is_pixel_value_zero_and_not_zero_after_the_normalisation():
+    images = torch.rand(2, 3, 4, 4)
+    black = black_baseline(images, MEAN, STD)
+    assert black.shape == images.shape
+    assert torch.allclose(black, normalised(torch.zeros(2, 3, 4, 4)))
+    assert black[0, :, 0, 0].tolist() == pytest.approx([-1, -1.6, -1.5])
+
+
+def test_mean_is_each_images_own_colour():
+    images = torch.rand(2, 3, 4, 4)
+    baseline = mean_baseline(images)
+    assert baseline.shape == images.shape
+    assert torch.allclose(baseline[1, :, 2, 3], images[1].mean(dim=(1, 2)))
+
+
+def test_blurred_spreads_a_point_as_a_gaussian_within_its_own_image_and_channel():
+    images = torch.zeros(2, 3, 41, 41)
+    images[0, 1, 20, 20] = 1
+    blurred = blurred_baseline(images, sigma=2.0)
+    assert blurred.dtype == images.dtype
+    assert blurred[0, 1].sum().item() == pytest.approx(1)
+    assert (blurred[0, 1, 20, 22] / blurred[0, 1, 20, 20]).item() == pytest.approx(np.exp(-0.5), rel=1e-4)
+    assert blurred[1].sum() == 0 and blurred[0, 0].sum() == 0
+
+
+def test_random_maps_differ_by_image_and_seed_alone_and_are_as_smooth_as_asked():
+    images = torch.rand(2, 3, 32, 32)
+    maps = random_maps(images, grid=4, seed=1)
+    assert maps.shape == (2, 32, 32)
+    assert (maps.amin(dim=(1, 2)) == 0).all() and (maps.amax(dim=(1, 2)) == 1).all()
+    assert torch.equal(maps, random_maps(torch.zeros_like(images), grid=4, seed=1))
+    assert not torch.allclose(maps[0], maps[1]) and not torch.allclose(maps, random_maps(images, grid=4, seed=2))
+    assert maps.diff(dim=2).abs().mean() < random_maps(images, grid=32, seed=1).diff(dim=2).abs().mean() / 4
+
+
+def test_edge_maps_are_bright_along_edges_and_empty_without():
+    images = torch.zeros(2, 3, 8, 8)
+    images[0, :, :, 4:] = 1  # one vertical edge
+    maps = edge_maps(images)
+    assert maps[0, 3].tolist() == [0, 0, 0, 1, 1, 0, 0, 0]
+    assert (maps[1] == 0).all()
+
+
+# --- drop and increase -----------------------------------------------------------------------------------------------
+
+
+def test_drop_and_increase_by_hand():
+    whole, masked = torch.tensor([0.8, 0.5, 0.4]), torch.tensor([0.2, 0.5, 0.6])
+    assert drop_in_confidence(whole, masked).tolist() == pytest.approx([0.75, 0, 0])
+    assert increase_in_confidence(whole, masked).tolist() == [0, 0, 1]
+
+
+def test_a_map_that_keeps_everything_changes_nothing_and_one_that_keeps_nothing_leaves_the_baseline(small_network):
+    images, black = torch.randn(3, 3, 16, 16), black_baseline(torch.empty(3, 3, 16, 16), MEAN, STD)
+    assert torch.allclose(masked_images(images, torch.ones(3, 16, 16), black), images, atol=1e-6)
+    assert torch.equal(masked_images(images, torch.zeros(3, 16, 16), black), black)
+    whole = confidences(small_network, images, [0, 1, 2])
+    masked = confidences(small_network, masked_images(images, torch.ones(3, 16, 16), images), [0, 1, 2])
+    assert drop_in_confidence(whole, masked).tolist() == [0, 0, 0]
+    assert increase_in_confidence(whole, masked).tolist() == [0, 0, 0]
+
+
+def test_under_a_black_baseline_the_map_multiplies_the_pixels():
+    pixels, maps = torch.rand(2, 3, 4, 4), torch.rand(2, 4, 4)
+    masked = masked_images(normalised(pixels), maps, black_baseline(pixels, MEAN, STD))
+    assert torch.allclose(masked, normalised(pixels * maps[:, None]), atol=1e-6)
+
+
+def test_confidences_are_softmax_probabilities_of_the_targets_and_leave_the_model_as_it_was(small_network):
+    images = torch.rand(5, 3, 16, 16)
+    small_network.train()
+    found = confidences(small_network, images, [0, 1, 2, 0, 1], batch_size=2)
+    assert small_network.training
+    with torch.no_grad():
+        expected = small_network.eval()(images).softmax(dim=1)[range(5), [0, 1, 2, 0, 1]]
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+# --- deletion and insertion ------------------------------------------------------------------------------------------
+
+
+class OnePixel(nn.Module):
+    """Sure of class 0 while one pixel is bright, sure of class 1 when it is not."""
+
+    def forward(self, images):
+        bright = images[:, 0, 1, 1]
+        return 1000 * torch.stack([bright - 0.5, 0.5 - bright], dim=1)
+
+
+def test_the_area_under_a_step_by_hand():
+    images, black = torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
+    maps = torch.arange(16.0, 0, -1).reshape(1, 4, 4)  # row by row, so that the pixel is the sixth to go
+    curves = deletion(OnePixel(), images, maps, [0], black, pixels_per_step=4)
+    assert curves.shares.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert curves.confidences.tolist() == [[1, 1, 0, 0, 0]]
+    assert curves.areas.tolist() == [0.25 + 0.125]
+    curves = insertion(OnePixel(), images, maps, [0], black, pixels_per_step=4)
+    assert curves.confidences.tolist() == [[0, 0, 1, 1, 1]]
+    assert curves.areas.tolist() == [0.125 + 0.5]
+
+
+def test_a_short_last_step_counts_for_its_share():
+    images, black = torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
+    maps = torch.arange(16.0, 0, -1).reshape(1, 4, 4)
+    curves = deletion(OnePixel(), images, maps, [0], black, pixels_per_step=7)
+    assert curves.shares.tolist() == [0, 7 / 16, 14 / 16, 1]
+    assert curves.confidences.tolist() == [[1, 0, 0, 0]]
+    assert curves.areas.tolist() == [7 / 32]
+
+
+def test_the_true_map_beats_the_controls_where_one_half_alone_matters():
+    model, images = LeftHalf(), two_patches()
+    found = score_cam(model, images, model.colours, [0])
+    assert found.maps[0, :, :8].sum() > 0.9 * found.maps.sum()
+    maps = {"Score-CAM": found.maps, "random": random_maps(images, grid=4), "edges": edge_maps(images)}
+    black = black_baseline(images, mean=(0, 0, 0), std=(1, 1, 1))
+    table = measure_faithfulness(model, images, maps, [0], {"black": black}, pixels_per_step=8)
+    table = table.set_index("map")
+    for control in ("random", "edges"):
+        assert table.loc["Score-CAM", "deletion"] < table.loc[control, "deletion"] - 0.05
+        assert table.loc["Score-CAM", "insertion"] > table.loc[control, "insertion"] + 0.05
+    assert table.loc["Score-CAM", "drop"] < table.loc["random", "drop"]
+
+
+def test_no_more_images_run_at_once_than_are_asked_for_and_the_curves_do_not_depend_on_it(small_network):
+    images, maps, black = torch.randn(3, 3, 16, 16), torch.rand(3, 16, 16), torch.zeros(3, 3, 16, 16)
+    sizes = []
+    small_network.features.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    small_network.train()
+    curves = [
+        deletion(small_network, images, maps, [0, 1, 2], black, pixels_per_step=50, batch_size=batch_size)
+        for batch_size in (4, 64)
+    ]
+    assert sizes == [4] * 5 + [1, 21]  # 3 images of 7 points
+    assert torch.allclose(curves[0].confidences, curves[1].confidences, atol=1e-6)
+    assert small_network.training
+    whole = confidences(small_network, images, [0, 1, 2])
+    assert torch.allclose(curves[0].confidences[:, 0], whole, atol=1e-6)
+
+
+class GivenMaps:
+    """Stands in for torchcam's extractors, so that its metrics can be asked about maps that are given."""
+
+    def __init__(self, model, maps):
+        self.model, self.maps = model, maps
+        self._hooks_off = contextlib.nullcontext
+
+    def __call__(self, class_idx, scores):
+        return [self.maps]
+
+    def fuse_cams(self, cams):
+        return cams[0]
+
+
+def test_all_measures_equal_torchcams(small_network):
+    torch.manual_seed(1)
+    small_network.eval()
+    images, maps, classes = torch.randn(6, 3, 16, 16), torch.rand(6, 16, 16), [0, 1, 2, 0, 1, 2]
+    # torchcam keeps the sums over images alone, and hides by zeros after the normalisation.
+    zeros, softmax = torch.zeros_like(images), functools.partial(torch.softmax, dim=1)
+    table = measure_faithfulness(
+        small_network, images, {"given": maps}, classes, {"zero": zeros}, pixels_per_step=32
+    ).mean(numeric_only=True)
+    first = torchcam.metrics.ClassificationMetric(GivenMaps(small_network, maps), softmax)
+    second = torchcam.metrics.DeletionInsertionMetric(GivenMaps(small_network, maps), softmax, steps=8)
+    for metric in (first, second):
+        metric.update(images, classes)
+    expected = {**first.summary(), **second.summary()}
+    assert table["drop"] == pytest.approx(expected["avg_drop"], abs=1e-6)
+    assert table["increase"] == pytest.approx(expected["conf_increase"])
+    assert table["deletion"] == pytest.approx(expected["deletion_auc"], abs=1e-6)
+    assert table["insertion"] == pytest.approx(expected["insertion_auc"], abs=1e-6)
+
+
+def test_sizes_that_do_not_fit_are_named(small_network):
+    images = torch.rand(2, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"maps have shape \(2, 8, 8\)"):
+        deletion(small_network, images, torch.rand(2, 8, 8), [0, 0], images)
+    with pytest.raises(ValueError, match=r"baselines have shape \(3, 1, 1\)"):
+        insertion(small_network, images, torch.rand(2, 16, 16), [0, 0], torch.zeros(3, 1, 1))
+    with pytest.raises(ValueError, match="2 images need one class each"):
+        confidences(small_network, images, [0])
+    with pytest.raises(ValueError, match="must be 0 to 2"):
+        confidences(small_network, images, [0, 3])
+    with pytest.raises(ValueError, match="pixels_per_step is 0"):
+        deletion(small_network, images, torch.rand(2, 16, 16), [0, 0], images, pixels_per_step=0)
+
+
+# --- one map against another -----------------------------------------------------------------------------------------
+
+
+def test_a_clear_difference_has_a_verdict_in_the_direction_of_its_measure():
+    ours, theirs = np.full(10, 0.2), np.full(10, 0.4)
+    ours_ties = ours.copy()
+    ours_ties[:6] = 0.4
+    measured = pd.concat(
+        pd.DataFrame(
+            {
+                "baseline": "black",
+                "map": name,
+                "image": range(10),
+                "drop": low,
+                "increase": 1.0,
+                "deletion": lower,
+                "insertion": low,
+            }
+        )
+        for name, low, lower in (("Score-CAM", ours, ours_ties), ("random", theirs, theirs))
+    )
+    table = compare_maps(measured, "Score-CAM").set_index("measure")
+    assert table["map is"].to_dict() == {
+        "drop": "better",
+        "increase": "not told apart",
+        "deletion": "not told apart",
+        "insertion": "worse",
+    }
+    assert table.loc["drop", ["better", "worse", "against"]].tolist() == [10, 0, "random"]
+    assert table.loc["drop", "p"] == pytest.approx(2 / 2**10)
+    assert table.loc["deletion", ["better", "worse"]].tolist() == [4, 0]
+    assert table.loc["deletion", "p"] == pytest.approx(2 / 2**4)
+    assert table.loc["increase", "p"] == 1
+    assert table.loc["insertion", "difference"] == pytest.approx(-0.2)
+
+
+# --- randomisation ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deeper_network():
+    """Two stages and a head: what a cascade goes down."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(6, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU()),
+        nn.Sequential(nn.Flatten(), nn.Linear(6 * 6 * 6, 4)),
+    ).eval()
+
+
+def test_randomising_changes_the_map_and_the_original_stays_bit_for_bit(deeper_network):
+    before, state = copy.deepcopy(deeper_network.state_dict()), torch.get_rng_state()
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    parts = [deeper_network[2], deeper_network[1], deeper_network[0]]
+    correlations = cascading_randomisation(deeper_network, images, deeper_network[1], [0, 1, 2], parts)
+    assert correlations.shape == (3, 3)
+    assert (np.abs(correlations) <= 1).all()
+    assert (correlations < 1).all() and (correlations[1:] < 0.9).all()
+    assert np.abs(correlations[1:]).mean() < correlations[0].mean()  # first the scores alone are random, then the maps
+    assert all(torch.equal(tensor, before[name]) for name, tensor in deeper_network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    again = cascading_randomisation(deeper_network, images, deeper_network[1], [0, 1, 2], parts)
+    assert np.array_equal(correlations, again)
+
+
+def test_the_cascade_goes_down_keeps_what_is_below_and_still_sees_the_image(deeper_network, monkeypatch):
+    seen = []
+
+    def recording(model, *arguments):
+        seen.append(copy.deepcopy(model))
+        return score_cam(model, *arguments)
+
+    monkeypatch.setattr(faithfulness, "score_cam", recording)
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    parts = [deeper_network[2], deeper_network[1], deeper_network[0]]
+    cascading_randomisation(deeper_network, images, deeper_network[0], [0, 1, 2], parts)
+    original, *steps = seen
+
+    def same(one, other, number):
+        return torch.equal(one[number].state_dict()[WEIGHT[number]], other[number].state_dict()[WEIGHT[number]])
+
+    assert [[same(step, original, number) for number in (2, 1, 0)] for step in steps] == [
+        [False, True, True],
+        [False, False, True],
+        [False, False, False],
+    ]
+    assert all(same(steps[0], step, 2) for step in steps)
+    with torch.no_grad():
+        assert all(step(images).std(dim=0).min() > 1e-3 for step in steps)
+
+
+WEIGHT = {0: "0.weight", 1: "0.weight", 2: "1.weight"}
+
+
+def test_a_part_that_cannot_be_randomised_is_named(deeper_network):
+    images = torch.randn(2, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"a part \(Linear\) is not a module of the model \(Sequential\)"):
+        cascading_randomisation(deeper_network, images, deeper_network[0], [0, 1], [nn.Linear(2, 2)])
+
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, images):
+            return self.scale * images
+
+    deeper_network.insert(1, Scale())
+    with pytest.raises(ValueError, match="Scale has parameters of its own but no reset_parameters"):
+        cascading_randomisation(deeper_network, images, deeper_network[0], [0, 1], [deeper_network[1]])

@@ -1,0 +1,361 @@
+import math
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from evaluation.model_inversion import (
+    Inversion,
+    InversionSettings,
+    blur,
+    class_logit,
+    clip_gradient,
+    clip_small_contribution,
+    clip_small_norm,
+    decay,
+    filter_mean,
+    fourier_from_pixels,
+    invert,
+    pixels_from_fourier,
+    regularise,
+    score_by_another,
+    starting_pixels,
+    strongest_filters,
+)
+from supervised.models import SceneClassifier, calibrate_batchnorm
+
+IMAGENET_FEATURES = Path(__file__).resolve().parents[3] / "shared/weights/efficientnet_b0_imagenet_features.pth"
+HALF = (0.5, 0.5, 0.5)
+SHORT = InversionSettings(image_size=32, steps=20, jitter=2)
+
+
+def run(model, objective=class_logit, targets=(0, 1, 2), settings=SHORT, **arguments):
+    return invert(model, objective, targets, settings, HALF, HALF, progress=False, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("colour", "red"),
+        ("parameters", "wavelets"),
+        ("image_size", 31),
+        ("steps", 19),
+        ("blur_every", 0),
+        ("learning_rate", 0),
+        ("learning_rate", math.inf),
+        ("gradient_clip", 0),
+        ("decay", 1),
+        ("norm_clip", -0.1),
+        ("contribution_clip", math.nan),
+        ("start_noise", 0.6),
+        ("blur_sigma", -1),
+        ("blur_sigma", 28),
+        ("jitter", 224),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name_and_value(field, value):
+    with pytest.raises(ValueError, match=rf"^{field} is '?{value}'?; it must be "):
+        InversionSettings(**{field: value})
+
+
+def test_settings_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        SHORT.steps = 30
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_pixels_come_back_from_the_spectrum(size):
+    pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) - 0.5
+    parameters = fourier_from_pixels(pixels)
+    assert parameters.shape == (2, 3, size, size // 2 + 1, 2)
+    assert torch.allclose(pixels_from_fourier(parameters), pixels, atol=1e-6)
+
+
+def test_equal_parameters_of_the_spectrum_are_waves_as_strong_as_they_are_long():
+    def strength(frequency):
+        parameters = torch.zeros(1, 1, 16, 9, 2)
+        parameters[0, 0, 0, frequency, 0] = 1
+        return pixels_from_fourier(parameters).abs().max()
+
+    assert strength(1) / strength(4) == pytest.approx(4)
+    assert strength(2) / strength(6) == pytest.approx(3)
+
+
+def test_decay_takes_a_share_of_the_difference_from_mid_grey():
+    pixels = torch.tensor([[[[0.5, -0.2], [0.0, 0.1]]]])
+    assert torch.allclose(decay(pixels, 0.1), torch.tensor([[[[0.45, -0.18], [0.0, 0.09]]]]))
+
+
+def test_blur_of_one_white_pixel_is_a_gaussian_of_the_same_sum():
+    pixels = torch.zeros(1, 1, 11, 11)
+    pixels[0, 0, 5, 5] = 1
+    blurred = blur(pixels, sigma=1.0)[0, 0]
+    # exp(-d^2 / 2) over its sum, at the distances 0, 1 and 2
+    assert blurred[5, 5:8].tolist() == pytest.approx([0.15916, 0.09653, 0.02154], abs=1e-4)
+    assert blurred[6, 6].item() == pytest.approx(0.09653**2 / 0.15916, abs=1e-4)
+    assert blurred.sum().item() == pytest.approx(1)
+    assert torch.allclose(blurred, blurred.T)
+
+
+def test_clipping_small_norms_greys_the_pixels_nearest_to_grey_over_all_channels_in_each_image():
+    pixels = torch.tensor([[[[0.3, 0.1], [-0.4, 0.2]], [[0.0, 0.2], [0.0, -0.1]]]])  # norms 0.3, 0.224, 0.4, 0.224
+    pixels = torch.cat([pixels, 0.1 * pixels.flip(3)])
+    expected = torch.tensor([[[[0.3, 0.0], [-0.4, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]])
+    assert torch.allclose(clip_small_norm(pixels, 0.5), torch.cat([expected, 0.1 * expected.flip(3)]))
+    assert torch.equal(clip_small_norm(pixels, 0.0), pixels)
+
+
+def test_clipping_small_contributions_greys_the_pixels_that_matter_least_whatever_their_size():
+    pixels = torch.tensor([[[[0.5, 0.1], [-0.4, 0.2]], [[0.5, 0.1], [0.0, 0.2]]]])
+    gradient = torch.tensor([[[[2.0, 3.0], [-1.0, 0.1]], [[-2.0, 3.0], [0.0, 0.1]]]])  # sums 0, 0.6, 0.4, 0.04
+    expected = torch.tensor([[[[0.0, 0.1], [-0.4, 0.0]], [[0.0, 0.1], [0.0, 0.0]]]])
+    assert torch.allclose(clip_small_contribution(pixels, gradient, 0.5), expected)
+    assert torch.allclose(clip_small_contribution(pixels, -gradient, 0.5), expected)
+
+
+def test_gradients_are_shortened_image_by_image_and_only_if_they_are_too_long():
+    gradient = torch.tensor([[[3.0, 4.0]], [[0.3, 0.4]], [[0.0, 0.0]]])
+    expected = torch.tensor([[[0.6, 0.8]], [[0.3, 0.4]], [[0.0, 0.0]]])
+    assert torch.allclose(clip_gradient(gradient, 1.0), expected)
+    assert torch.equal(clip_gradient(gradient, math.inf), gradient)
+
+
+def test_pixels_are_blurred_every_so_many_steps_and_stay_between_black_and_white():
+    settings = InversionSettings(image_size=32, decay=0.0, blur_sigma=1.0, blur_every=3, norm_clip=0.0)
+    pixels = torch.zeros(1, 1, 32, 32)
+    pixels[0, 0, 16, 16] = 0.7
+    sharp = regularise(pixels, pixels, settings, step=2)
+    assert sharp[0, 0, 16, 16] == 0.5
+    assert sharp.count_nonzero() == 1
+    assert regularise(pixels, pixels, settings, step=3).count_nonzero() > 1
+
+
+def test_all_regularisers_take_part_in_a_step():
+    generator = torch.Generator().manual_seed(0)
+    pixels, gradient = torch.randn(2, 1, 1, 32, 32, generator=generator)
+    without = InversionSettings(image_size=32, decay=0.0, blur_sigma=0.0)
+    for change in ({"decay": 0.1}, {"blur_sigma": 1.0}, {"norm_clip": 0.2}, {"contribution_clip": 0.2}):
+        changed = regularise(pixels, gradient, replace(without, **change), step=4)
+        assert not torch.equal(changed, regularise(pixels, gradient, without, step=4)), change
+
+
+@pytest.mark.parametrize("colour", ["grey", "colour"])
+def test_images_begin_as_small_noise_around_grey_that_the_seed_and_the_start_decide(colour):
+    settings = InversionSettings(colour=colour, start_noise=0.02)
+    pixels = starting_pixels(settings, starts=3)
+    assert pixels.shape == (3, 1 if colour == "grey" else 3, 224, 224)
+    assert pixels.std().item() == pytest.approx(0.02, rel=0.02)
+    assert torch.equal(pixels[1:], starting_pixels(replace(settings, seed=1), starts=2))
+    assert not torch.equal(pixels[0], pixels[1])
+
+
+@pytest.mark.parametrize("parameters", ["pixels", "fourier"])
+@pytest.mark.parametrize("colour", ["grey", "colour"])
+def test_the_objective_rises_and_images_are_of_the_asked_kind(small_network, parameters, colour):
+    inversion = run(small_network, settings=replace(SHORT, parameters=parameters, colour=colour))
+    assert inversion.images.shape == (3, 3, 32, 32)
+    assert inversion.images.dtype == torch.float32
+    assert 0 <= inversion.images.min() < inversion.images.max() <= 1
+    assert (inversion.final_losses < inversion.losses[:, 0]).all()
+    assert torch.equal(inversion.images[:, 0], inversion.images[:, 1]) is (colour == "grey")
+    with torch.no_grad():
+        logits = small_network.eval()((inversion.images - 0.5) / 0.5)
+    assert (logits.diagonal() > -inversion.losses[:, 0]).all()
+
+
+def test_a_step_too_small_for_a_byte_is_not_lost(small_network):
+    still = replace(SHORT, learning_rate=1e-5, decay=0.0, blur_sigma=0.0, jitter=0)  # in all less than 1 / 255
+    losses = run(small_network, settings=still).losses
+    assert (losses.diff(dim=1) < 0).all()
+
+
+@pytest.mark.parametrize("parameters", ["pixels", "fourier"])
+def test_an_image_of_a_batch_equals_the_same_image_alone(small_network, parameters):
+    settings = replace(SHORT, parameters=parameters, norm_clip=0.1, contribution_clip=0.1, gradient_clip=0.01)
+    together = run(small_network, targets=[2, 0, 1], starts=2, settings=settings)
+    assert together.targets.tolist() == [2, 2, 0, 0, 1, 1]
+    alone = run(small_network, targets=[0], settings=settings)
+    assert torch.allclose(together.images[2:3], alone.images, atol=1e-5)
+    assert torch.allclose(together.losses[2:3], alone.losses, atol=1e-5)
+    assert not torch.allclose(together.images[2], together.images[3], atol=1e-2)
+
+
+def test_the_same_seed_gives_the_same_images(small_network):
+    once, again = run(small_network), run(small_network)
+    assert torch.equal(once.images, again.images)
+    assert not torch.equal(once.images, run(small_network, settings=replace(SHORT, seed=1)).images)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gradient_clip": 0.01},
+        {"decay": 0.2},
+        {"blur_sigma": 2.0},
+        {"norm_clip": 0.5},
+        {"contribution_clip": 0.5},
+        {"jitter": 0},
+    ],
+    ids=str,
+)
+def test_every_regulariser_changes_the_image(small_network, change):
+    plain = replace(SHORT, gradient_clip=math.inf, decay=0.0, blur_sigma=0.0)
+    difference = (
+        run(small_network, settings=plain).images - run(small_network, settings=replace(plain, **change)).images
+    )
+    assert difference.abs().max() > 1e-3
+
+
+def test_nothing_of_the_model_changes_and_its_parameters_get_no_gradients(small_network):
+    small_network.train()
+    small_network.features.eval()  # as frozen features are
+    before = {name: tensor.clone() for name, tensor in small_network.state_dict().items()}
+    run(small_network)
+    run(small_network, filter_mean(small_network.features[0]))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in small_network.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in small_network.parameters())
+    assert small_network.training
+    assert small_network.classifier.training
+    assert not small_network.features[1].training
+    assert not small_network.features[0]._forward_hooks
+
+
+def test_a_frozen_model_gives_the_same_images(small_network):
+    expected = run(small_network).images
+    assert torch.equal(run(small_network.requires_grad_(False)).images, expected)
+
+
+def test_the_model_is_left_as_it_was_when_an_objective_fails(small_network):
+    def fail(model, images, targets):
+        raise KeyError
+
+    small_network.train()
+    with pytest.raises(KeyError):
+        run(small_network, fail)
+    assert all(module.training for module in small_network.modules())
+
+
+def test_a_filters_mean_is_that_of_the_layer_even_if_the_next_layer_overwrites_it():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten())
+    images = torch.randn(2, 3, 32, 32)
+    values = filter_mean(model[0])(model, images, torch.tensor([3, 1]))
+    maps = model[0](images)
+    assert torch.allclose(values, torch.stack([maps[0, 3].mean(), maps[1, 1].mean()]))
+    inversion = run(model, filter_mean(model[0]), targets=[3, 1])
+    assert (inversion.final_losses < inversion.losses[:, 0]).all()
+
+
+def test_any_function_of_the_batch_can_be_the_objective(small_network):
+    def left_half(model, images, targets):
+        return images[..., :16].mean(dim=(1, 2, 3)) - images[..., 16:].mean(dim=(1, 2, 3))
+
+    images = run(small_network, left_half, targets=[0], settings=replace(SHORT, jitter=0)).images
+    assert images[..., :16].mean() > images[..., 16:].mean() + 0.1
+
+
+def test_the_strongest_filters_have_the_highest_sum_of_weights():
+    convolution = nn.Conv2d(2, 3, 1)
+    convolution.weight.data = torch.tensor([[1.0, -3.0], [1.0, 2.0], [0.5, 0.5]]).view(3, 2, 1, 1)  # sums -2, 3, 1
+    assert strongest_filters(convolution, count=2) == [1, 2]
+
+
+@pytest.mark.skipif(not IMAGENET_FEATURES.exists(), reason=f"{IMAGENET_FEATURES} is not there")
+def test_the_strongest_filters_of_the_imagenet_features_are_those_of_the_earlier_report():
+    weight = torch.load(IMAGENET_FEATURES, weights_only=True)["features.8.0.weight"]
+    convolution = nn.Conv2d(320, 1280, 1, bias=False)
+    convolution.weight.data = weight
+    assert strongest_filters(convolution)[:3] == [70, 1250, 944]
+
+
+def curve(**losses):
+    """One image's loss over 40 steps: 0 at first, -10 from step 11 on, and what is given by `at_<step>`."""
+    values = torch.full((1, 40), -10.0)
+    values[0, :11] = torch.linspace(0, -10, 11)
+    for name, loss in losses.items():
+        values[0, int(name.removeprefix("at_"))] = loss
+    return Inversion(torch.zeros(1, 3, 32, 32), torch.zeros(1), values)
+
+
+def test_a_curve_that_falls_and_stays_has_converged():
+    assert curve().converged.tolist() == [True]
+    assert curve(at_35=-9.0).converged.tolist() == [True]
+    assert curve(at_35=-9.0).final_losses.tolist() == [-10.0]
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        curve(at_20=-7545.0).losses,  # the second report's lone spike
+        curve(at_39=-7545.0).losses,
+        curve(at_35=0.0).losses,  # not steady at the end
+        torch.linspace(0, -10, 20)[None],  # still falling
+        torch.linspace(-10, 0, 40)[None],
+        torch.zeros(1, 40),
+        torch.randn(1, 40, generator=torch.Generator().manual_seed(0)),
+    ],
+    ids=["spike", "spike at the end", "unsteady", "still falling", "rising", "flat", "noise"],
+)
+def test_a_curve_that_only_spikes_or_does_not_settle_has_not_converged(losses):
+    inversion = Inversion(torch.zeros(1, 3, 32, 32), torch.zeros(1), losses)
+    assert inversion.converged.tolist() == [False]
+
+
+def test_the_final_loss_does_not_follow_a_spike():
+    assert curve(at_39=-7545.0).final_losses.tolist() == [-10.0]
+
+
+def test_convergence_is_told_image_by_image():
+    losses = torch.cat([curve().losses, curve(at_20=-7545.0).losses])
+    assert Inversion(torch.zeros(2, 3, 32, 32), torch.zeros(2), losses).converged.tolist() == [True, False]
+
+
+def test_another_models_score_is_its_probability_of_the_target(small_network):
+    small_network.train()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    scores = score_by_another(small_network, images, [2, 0], (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    assert all(module.training for module in small_network.modules())
+    normalised = (images - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
+    expected = small_network.eval()(normalised).softmax(dim=1)
+    assert scores.tolist() == pytest.approx([expected[0, 2].item(), expected[1, 0].item()])
+
+
+@pytest.mark.parametrize("target", [-1, 3])
+def test_a_class_or_filter_out_of_range_is_refused(small_network, target):
+    with pytest.raises(ValueError, match="must be 0 to 2"):
+        run(small_network, targets=[0, target])
+    with pytest.raises(ValueError, match="must be 0 to 2"):
+        score_by_another(small_network, torch.zeros(1, 3, 32, 32), [target], HALF, HALF)
+    wrong_filter = 8 if target == 3 else target
+    with pytest.raises(ValueError, match=rf"filters are \[{wrong_filter}\]; the layer has 0 to 7"):
+        run(small_network, filter_mean(small_network.features[0]), targets=[wrong_filter])
+
+
+def test_a_layer_of_another_model_or_without_maps_is_refused(small_network):
+    with pytest.raises(ValueError, match="layer Conv2d is not part of the model"):
+        run(small_network, filter_mean(nn.Conv2d(3, 8, 3)))
+    with pytest.raises(ValueError, match="layer Linear puts out no maps"):
+        run(small_network, filter_mean(small_network.classifier[1]))
+
+
+def test_no_targets_and_unusable_objectives_are_refused(small_network):
+    with pytest.raises(ValueError, match="0 targets and 1 starts"):
+        run(small_network, targets=[])
+    with pytest.raises(ValueError, match="1 targets and 0 starts"):
+        run(small_network, targets=[0], starts=0)
+    with pytest.raises(ValueError, match=r"gives \(\); it must give one value an image"):
+        run(small_network, lambda model, images, targets: model(images).sum())
+    with pytest.raises(FloatingPointError, match="not finite in step 1"):
+        run(small_network, lambda model, images, targets: model(images)[:, 0] / 0)
+
+
+def test_class_logits_and_filters_rise_on_an_efficientnet():
+    torch.manual_seed(0)
+    model = SceneClassifier(3)
+    calibrate_batchnorm(model.features, [(torch.randn(16, 3, 64, 64), None)])  # else nothing depends on the image
+    settings = InversionSettings(image_size=64, steps=20, learning_rate=0.05, jitter=4)
+    for objective in (class_logit, filter_mean(model.features[8][2])):
+        inversion = run(model, objective, targets=[0, 1], settings=settings)
+        assert (inversion.final_losses < inversion.losses[:, 0] - 0.05).all()
