@@ -1,4 +1,8 @@
-"""Numbers from predictions.  Labels and predictions are arrays (N,) of label numbers; fractions are 0 to 1."""
+"""Numbers from predictions.
+
+Labels and predictions are arrays (N,) of label numbers, probabilities (N, classes) of a whole split, never of a batch;
+fractions are 0 to 1.
+"""
 
 from dataclasses import dataclass
 
@@ -24,6 +28,63 @@ def confusion_matrix(labels, predictions, num_classes: int, normalise: bool = Fa
     return sklearn.metrics.confusion_matrix(
         labels, predictions, labels=range(num_classes), normalize="true" if normalise else None
     )
+
+
+def classification_report(labels, predictions, class_names) -> pd.DataFrame:
+    """Precision, recall (a class's own accuracy), F1 and images of each class, and their means; scikit-learn's."""
+    report = sklearn.metrics.classification_report(
+        labels,
+        predictions,
+        labels=range(len(class_names)),
+        target_names=class_names,
+        output_dict=True,
+        zero_division=np.nan,
+    )
+    report.pop("accuracy", None)  # one number, not a row
+    return pd.DataFrame.from_dict(report, orient="index").rename(columns={"support": "images"})
+
+
+def top_k_accuracy(labels, probabilities, k: int) -> float:
+    """In how many images the true class is among the k most probable ones."""
+    return float(sklearn.metrics.top_k_accuracy_score(labels, probabilities, k=k, labels=_class_numbers(probabilities)))
+
+
+def average_precision(labels, probabilities) -> np.ndarray:
+    """The area under the precision-recall curve of each class (classes,) over all images; nan for one without images.
+
+    Images are ranked by the probability of the class.  `np.nanmean` of it is mAP.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    return np.array(
+        [
+            sklearn.metrics.average_precision_score(labels == label, probabilities[:, label])
+            if (labels == label).any()
+            else np.nan
+            for label in _class_numbers(probabilities)
+        ]
+    )
+
+
+def expected_calibration_error(labels, probabilities, bins: int = 15) -> float:
+    """By how much confidence and accuracy differ, in the mean over images (Guo et al. 2017), 0 to 1.
+
+    Confidence is the highest probability; images are put into bins of equal width by it, and each bin counts the
+    difference of its mean confidence and its accuracy for each of its images.
+    """
+    confidence, right = np.max(probabilities, axis=1), np.argmax(probabilities, axis=1) == labels
+    places = np.minimum((confidence * bins).astype(int), bins - 1)
+    return float(np.abs(np.bincount(places, right - confidence)).sum() / len(confidence))
+
+
+def by_confidence(probabilities) -> np.ndarray:
+    """Indices of the images (N,), the most confidently predicted first; of equal ones the first."""
+    return np.argsort(-np.max(probabilities, axis=1), kind="stable")
+
+
+def confident_mistakes(labels, probabilities) -> np.ndarray:
+    """Indices of the images that are mistaken, the most confident mistake first."""
+    order = by_confidence(probabilities)
+    return order[np.argmax(probabilities, axis=1)[order] != np.asarray(labels)[order]]
 
 
 def accuracy_interval(hits: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -127,3 +188,7 @@ def comparison_table(results: dict[str, dict], pairs: list[tuple[str, str, str]]
     table["p (Holm)"] = holm(table["p"])
     table["row is"] = [verdict(*each) for each in zip(table["difference"], table["p (Holm)"], strict=True)]
     return table
+
+
+def _class_numbers(probabilities) -> range:
+    return range(np.shape(probabilities)[1])

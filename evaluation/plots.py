@@ -68,6 +68,31 @@ def plot_images(images, titles, columns: int, axes=None):
     return axes
 
 
+def plot_heat_map(pixels, heat_map, ax=None):
+    """A heat map (H, W) in 0..1 in jet colours with a colour bar, over the grey image (1 or 3, H, W) of bytes."""
+    ax = ax or plt.gca()
+    ax.imshow(np.asarray(pixels).mean(axis=0), cmap="gray", vmin=0, vmax=255)
+    drawn = ax.imshow(np.asarray(heat_map), cmap="jet", vmin=0, vmax=1, alpha=0.5)
+    ax.figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.03)
+    ax.axis("off")
+    return ax
+
+
+def draw_heat_map_sheet(images, titles, maps: dict):
+    """A figure of one line an image: itself with its title, then its heat map of every name (a layer, a model).
+
+    `images` are bytes (1 or 3, S, S) each, `maps` (images, S, S) in 0..1 by name.
+    """
+    size = (2.1 * (1 + len(maps)), 2.1 * len(images) + 0.3)
+    figure, axes = plt.subplots(len(images), 1 + len(maps), figsize=size, squeeze=False, layout="constrained")
+    plot_images(images, titles, columns=1, axes=axes[:, 0])
+    for column, (name, of_images) in zip(axes[:, 1:].T, maps.items(), strict=True):
+        column[0].set_title(name, fontsize=8)
+        for ax, image, heat_map in zip(column, images, of_images, strict=True):
+            plot_heat_map(image, heat_map, ax)
+    return figure
+
+
 def plot_probe_by_stage(tables: dict, ax=None):
     """One line a name: test accuracy with its interval against the stage of the network.
 

@@ -2,14 +2,25 @@
 
 Each channel is upsampled to the image, scaled to [0, 1] and multiplied with it; what the model makes of the masked
 image weighs the channel.  Exact, one forward pass a channel, in batches of bounded memory.
+
+A sheet of images by layers from the command line: `python -m evaluation.scorecam IMAGE... --model RUN --layers 1 2 8`.
 """
 
+import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+import matplotlib
+import numpy as np
 import torch
+from matplotlib import pyplot as plt
 from torch import nn
+from tqdm import tqdm
+
+from evaluation import plots
 
 WEIGHTINGS = ("softmax", "probability")
 ROUNDING = 1e-6  # what varies by less than this share of its largest value is constant but for float32's rounding
@@ -163,3 +174,52 @@ def _scores(model, images, activations, wanted, targets, weighting, batch_size) 
 def _upsample(maps: torch.Tensor, size) -> torch.Tensor:
     """Maps (N, height, width) to (N, H, W)."""
     return nn.functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def main(arguments=None) -> int:
+    """Answer the command line; a user's mistake gets one sentence and exit code 2."""
+    from evaluation.trained import load_trained  # here, so that the functions above need nothing but torch
+
+    parser = argparse.ArgumentParser(prog="python -m evaluation.scorecam", description=__doc__)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("--model", required=True, metavar="RUN", help="a trained run's name, or its checkpoint")
+    parser.add_argument("--layers", nargs="+", default=["1", "2", "8"], help="stages, 0 to 8, or names of modules")
+    parser.add_argument("--target", metavar="CLASS", help="the class to explain; without it, the most probable one")
+    parser.add_argument("--weighting", choices=WEIGHTINGS, default="softmax")
+    parser.add_argument("--output", type=Path, default=Path("scorecam.png"), help="the sheet; its maps go into .npz")
+    options = parser.parse_args(arguments)
+    matplotlib.use("Agg")
+    try:
+        run = load_trained(options.model)
+        layers = {name: run.layer(name) for name in options.layers}
+        if options.target is not None and options.target not in run.class_names:
+            raise ValueError(f"{run.name} has no class {options.target}; it has {', '.join(run.class_names)}")
+        pixels, images = run.read(options.images)
+        with torch.inference_mode():
+            targets = torch.cat([run.model(batch).argmax(dim=1) for batch in images.split(64)]).tolist()
+        if options.target is not None:
+            targets = [run.class_names.index(options.target)] * len(images)
+        found = {
+            name: score_cam(run.model, images, layer, targets, options.weighting)
+            for name, layer in tqdm(layers.items(), desc="Score-CAM", unit="layer")
+        }
+        titles = [
+            f"{path.name}: {run.class_names[target]}" for path, target in zip(options.images, targets, strict=True)
+        ]
+        figure = plots.draw_heat_map_sheet(pixels, titles, {name: each.maps for name, each in found.items()})
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(options.output, dpi=120)
+        plt.close(figure)
+        maps = {f"layer_{name}": each.maps.numpy() for name, each in found.items()}
+        np.savez_compressed(options.output.with_suffix(".npz"), targets=targets, **maps)
+        for name, each in found.items():
+            print(f"layer {name}: {int(each.constant_channels.sum())} constant channels in {len(images)} images")
+        print(f"{options.output}, {options.output.with_suffix('.npz')}")
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,6 +22,7 @@ MAY_IMPORT = {
 }
 OURS = [path for path in sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("*/*.py")) if path.parent.name != "tests"]
 SCRIPTS = {"train"}  # may use every room, imported by none
+TRAINED = ROOT / "evaluation" / "trained.py"  # how evaluation's scripts come to a model; may use every room
 
 
 def imports_of(path: Path) -> set[str]:
@@ -44,8 +45,16 @@ def room_of(path: Path) -> str:
 def test_imports_point_one_way(path):
     imported = {name for name in imports_of(path) if name.split(".")[0] in ROOMS}
     assert not {name for name in imported if name.split(".")[-1] in SCRIPTS and name != "helper_functions.train"}
-    if path.stem not in SCRIPTS and room_of(path) != "benchmarks":
+    if path.stem not in SCRIPTS and room_of(path) != "benchmarks" and path != TRAINED:
         assert {name.split(".")[0] for name in imported} <= MAY_IMPORT[room_of(path)]
+
+
+def test_models_of_the_project_are_loaded_by_the_main_of_a_script_alone():
+    for path in (ROOT / "evaluation").glob("*.py"):
+        everywhere = imports_of(path)
+        at_the_top = {node.module for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)}
+        if "evaluation.trained" in everywhere:
+            assert "evaluation.trained" not in at_the_top and "__main__" in path.read_text()
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.relative_to(ROOT).as_posix())

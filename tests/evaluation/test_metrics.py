@@ -4,12 +4,18 @@ from scipy.stats import binom
 
 from evaluation.metrics import (
     accuracy_interval,
+    average_precision,
+    by_confidence,
+    classification_report,
     compare_paired,
     comparison_table,
+    confident_mistakes,
     confusion_matrix,
+    expected_calibration_error,
     holm,
     results_table,
     seeds_table,
+    top_k_accuracy,
     verdict,
 )
 
@@ -100,3 +106,42 @@ def test_the_comparison_table_leaves_out_what_has_not_been_run():
     assert table["question"].tolist() == ["better?"]
     assert table["difference"].tolist() == [1.0]
     assert comparison_table({}, [("better?", "one", "two")]).empty
+
+
+# Of four images of three classes; the third class has none.
+LABELS = np.array([0, 0, 1, 1])
+PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.2, 0.8, 0.0], [0.5, 0.1, 0.4]])
+
+
+def test_the_report_of_classes_has_recall_as_their_accuracy_and_nothing_for_a_class_without_images():
+    table = classification_report(LABELS, PROBABILITIES.argmax(axis=1), ["a", "b", "c"])
+    assert table.loc["a", ["precision", "recall", "images"]].tolist() == [0.5, 0.5, 2]
+    assert np.isnan(table.loc["c", "recall"]) and table.loc["c", "images"] == 0
+
+
+def test_top_k_counts_the_true_class_among_the_k_most_probable():
+    assert [top_k_accuracy(LABELS, PROBABILITIES, k) for k in (1, 2)] == [0.5, 0.75]
+
+
+def test_average_precision_is_over_all_images_and_not_over_a_batch():
+    # Class 0 ranks its images 1st and 3rd, class 1 1st and 4th: (1 + 2 / 3) / 2 and (1 + 2 / 4) / 2.
+    found = average_precision(LABELS, PROBABILITIES)
+    assert found[:2].tolist() == pytest.approx([5 / 6, 3 / 4])
+    assert np.isnan(found[2])
+    halves = [average_precision(LABELS[part], PROBABILITIES[part]) for part in (slice(0, 2), slice(2, 4))]
+    assert np.nanmean(halves) == 1  # what the mean over batches made of it
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    sure = np.array([[0.9, 0.1]] * 10)
+    assert expected_calibration_error([0] * 9 + [1], sure) == pytest.approx(0, abs=1e-12)
+    assert expected_calibration_error([0] * 5 + [1] * 5, sure) == pytest.approx(0.4)
+    # Gaps of two bins do not cancel out: 0.1 too modest, 0.4 too sure.
+    both = np.concatenate([sure, [[0.55, 0.45]] * 10])
+    assert expected_calibration_error([0] * 10 + [0] + [1] * 9, both) == pytest.approx((0.1 + 0.45) / 2)
+    assert expected_calibration_error([0, 0], [[1.0, 0.0], [1.0, 0.0]]) == 0  # the last bin has its upper edge
+
+
+def test_images_come_by_confidence_and_mistakes_likewise():
+    assert by_confidence(PROBABILITIES).tolist() == [2, 0, 1, 3]
+    assert confident_mistakes(LABELS, PROBABILITIES).tolist() == [1, 3]

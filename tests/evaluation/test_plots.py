@@ -62,6 +62,23 @@ def test_images_are_drawn_as_they_are_with_their_titles(channels):
     assert axes[0, 0].images[0].get_clim() == (0, 255)
 
 
+def test_a_heat_map_lies_in_jet_colours_over_the_grey_image_with_a_colour_bar():
+    pixels = np.stack([np.full((8, 8), value, dtype=np.uint8) for value in (0, 90, 150)])
+    ax = plots.plot_heat_map(pixels, np.eye(8), plt.figure().gca())
+    grey, drawn = ax.images
+    assert grey.get_array()[0, 0] == 80 and grey.get_clim() == (0, 255)
+    assert np.array_equal(drawn.get_array(), np.eye(8)) and drawn.get_clim() == (0, 1)
+    assert drawn.get_cmap().name == "jet" and drawn.colorbar is not None
+
+
+def test_a_sheet_has_a_line_an_image_and_a_column_a_map():
+    images = [np.zeros((channels, 8, 8), dtype=np.uint8) for channels in (1, 3)]
+    maps = {"layer 1": np.stack([np.eye(8), 0.5 * np.eye(8)]), "layer 8": np.zeros((2, 8, 8))}
+    axes = [ax for ax in plots.draw_heat_map_sheet(images, ["a", "b"], maps).axes if ax.images]
+    assert [ax.get_title() for ax in axes[:6]] == ["a", "layer 1", "layer 8", "b", "", ""]
+    assert axes[4].images[1].get_array().max() == 0.5
+
+
 def test_probes_are_drawn_by_stage_a_line_a_model_with_their_intervals():
     table = pd.DataFrame({"stage": [0, 1], "test_accuracy": [0.4, 0.8], "from": [0.3, 0.7], "to": [0.5, 0.9]})
     ax = plots.plot_probe_by_stage({"first": table, "second": table.assign(test_accuracy=0.6)}, plt.figure().gca())

@@ -1,0 +1,78 @@
+"""What a trained model sees in images: `python -m evaluation.predict photo.jpg --model supervised_tuned`.
+
+Prints the most probable classes of each image, and draws it beside its Score-CAM for the most probable one.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from torch import nn
+
+from evaluation import plots
+from evaluation.scorecam import eval_mode, score_cam
+
+TOP = 5  # classes shown
+
+
+@torch.inference_mode()
+def class_probabilities(model: nn.Module, images: torch.Tensor, batch_size: int = 64) -> np.ndarray:
+    """The probability (N, classes), 0 to 1, that a model gives each class, of normalised images (N, 3, H, W)."""
+    with eval_mode(model):
+        return torch.cat([model(batch).softmax(dim=1).cpu() for batch in images.split(batch_size)]).numpy()
+
+
+def draw_prediction(pixels: np.ndarray, heat_map, probabilities: np.ndarray, class_names, title: str):
+    """A figure of one image (1 or 3, S, S), bytes, its heat map (S, S) over it, and its most probable classes."""
+    figure, (plain, explained, bars) = plt.subplots(
+        1, 3, figsize=(10, 3.2), width_ratios=(1, 1.2, 1.2), layout="constrained"
+    )
+    plots.plot_images([pixels], [title], columns=1, axes=[plain])
+    plots.plot_heat_map(pixels, heat_map, explained)
+    explained.set_title(f"Score-CAM for {class_names[probabilities.argmax()]}", fontsize=8)
+    top = probabilities.argsort()[::-1][:TOP]
+    bars.barh([class_names[label] for label in top][::-1], probabilities[top][::-1])
+    bars.set_xlim(0, 1)
+    bars.set_xlabel("probability")
+    return figure
+
+
+def main(arguments=None) -> int:
+    """Answer the command line; a user's mistake gets one sentence and exit code 2."""
+    from evaluation.trained import load_trained  # here, so that the functions above need nothing but torch
+
+    parser = argparse.ArgumentParser(prog="python -m evaluation.predict", description=__doc__)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("--model", required=True, metavar="RUN", help="a trained run's name, or its checkpoint")
+    parser.add_argument("--layer", default="8", help="of the heat map: a stage, 0 to 8, or a module's name")
+    parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder of the pictures")
+    options = parser.parse_args(arguments)
+    matplotlib.use("Agg")
+    try:
+        run = load_trained(options.model)
+        layer = run.layer(options.layer)
+        pixels, images = run.read(options.images)
+        probabilities = class_probabilities(run.model, images)
+        options.output.mkdir(parents=True, exist_ok=True)
+        for number, path in enumerate(options.images):
+            top = probabilities[number].argsort()[::-1][:TOP]
+            words = ", ".join(f"{run.class_names[label]} {probabilities[number][label]:.3f}" for label in top)
+            print(f"{path}: {words}")
+            found = score_cam(run.model, images[number : number + 1], layer, [top[0]])
+            figure = draw_prediction(pixels[number], found.maps[0], probabilities[number], run.class_names, path.name)
+            target = options.output / f"{number + 1:03d}_{path.stem}.png"
+            figure.savefig(target, dpi=120)
+            plt.close(figure)
+            print(f"  {target}")
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""A trained run and images for it, from files: what the scripts of this folder begin with.
+
+The only module here that knows the rest of the project; the others take models and tensors, and it is imported by
+their `main` alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.scenes import decode
+from runs import ROOT, load_checkpoint
+from supervised.dataloader import MEAN, STD, normalise
+from supervised.models import SceneClassifier
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A network in eval mode, with the frame its images need; `mean` and `std` of red, green, blue, pixels 0..1."""
+
+    name: str
+    model: SceneClassifier
+    class_names: tuple[str, ...]
+    image_size: int  # pixels, square
+    resize: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def read(self, paths: Sequence[Path]) -> tuple[list[np.ndarray], torch.Tensor]:
+        """Image files as pixels, bytes (1 or 3, S, S) each, and as the network takes them, float32 (N, 3, S, S).
+
+        Raises FileNotFoundError for a file that is not there, ValueError for one that cannot be decoded; both name it.
+        """
+        for path in paths:
+            if not path.is_file():
+                raise FileNotFoundError(f"there is no image {path}")
+        pixels = [decode(path, self.image_size, self.resize) for path in paths]
+        colour = [torch.tensor(each).expand(3, -1, -1) for each in pixels]
+        return pixels, normalise(torch.stack(colour), self.resize)
+
+    def layer(self, name: str) -> torch.nn.Module:
+        """A module by its name, such as features.8.0; a number is a stage of `features`.  ValueError if not there."""
+        try:
+            return self.model.get_submodule(f"features.{name}" if name.isdigit() else name)
+        except AttributeError as error:
+            raise ValueError(
+                f"{self.name} has no layer {name}; take a stage, 0 to {len(self.model.features) - 1}, "
+                "or the name of a module, such as features.8.0"
+            ) from error
+
+
+def load_trained(run: str, models: Path = ROOT / "models") -> TrainedRun:
+    """A finished run by its checkpoint's path, or by its name: the full profile's is taken before the quick one's.
+
+    Raises FileNotFoundError that lists the runs that are there; ValueError for a file that is not a checkpoint of ours.
+    """
+    named = [models / profile / f"{run}.pt" for profile in ("full", "quick")]
+    path = next((each for each in (Path(run), *named) if each.suffix == ".pt" and each.is_file()), None)
+    if path is None:
+        known = sorted({each.stem for each in models.glob("*/*.pt") if not _is_part_of_a_run(each)})
+        raise FileNotFoundError(
+            f"there is no trained run {run}; there are {', '.join(known) or 'none'}, and a checkpoint's path will do; "
+            "python -m supervised.train and python -m self_supervised.train make them"
+        )
+    saved = load_checkpoint(path)
+    if "class_names" not in saved:
+        raise ValueError(f"{path} is not of a finished run: it has no class names")
+    settings = saved["identity"]["settings"]
+    model = SceneClassifier(len(saved["class_names"]), settings["head"], settings["freeze_features"])
+    model.load_state_dict(saved["model"])
+    return TrainedRun(
+        name=path.stem,
+        model=model.eval(),
+        class_names=tuple(saved["class_names"]),
+        image_size=settings["image_size"],
+        resize=settings["resize"],
+        mean=MEAN[settings["resize"]],
+        std=STD[settings["resize"]],
+    )
+
+
+def _is_part_of_a_run(path: Path) -> bool:
+    """Whether the file is the state of an unfinished run, or of one epoch: not the end of one."""
+    return path.stem.endswith((".state", ".last")) or ".epoch" in path.stem
