@@ -69,7 +69,9 @@ def load_trained(run: str, models: Path = ROOT / "models") -> TrainedRun:
     if "class_names" not in saved:
         raise ValueError(f"{path} is not of a finished run: it has no class names")
     settings = saved["identity"]["settings"]
-    model = SceneClassifier(len(saved["class_names"]), settings["head"], settings["freeze_features"])
+    model = SceneClassifier(
+        len(saved["class_names"]), settings["head"], settings["freeze_features"], settings["stages"]
+    )
     model.load_state_dict(saved["model"])
     return TrainedRun(
         name=path.stem,

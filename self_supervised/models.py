@@ -19,6 +19,6 @@ def build_model(experiment, loaders, load_pretext: Callable) -> tuple[nn.Module,
     if not isinstance(experiment, ClassifierExperiment):
         return supervised.build_model(experiment, loaders)
     weights, source = load_pretext(experiment.pretext_run, experiment.seed, experiment.pretext_epoch)
-    model = SceneClassifier(len(loaders.class_names), experiment.head, experiment.freeze_features)
+    model = SceneClassifier(len(loaders.class_names), experiment.head, experiment.freeze_features, experiment.stages)
     model.features.load_state_dict(weights)
     return model, source

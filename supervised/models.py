@@ -1,6 +1,7 @@
 """EfficientNet-B0 (Tan and Le 2019) with a scene classifier on top, its heads, and its initial weights."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0
 
 from supervised.settings import Experiment
 
-NUM_FEATURES = 1280
+STAGE_WIDTHS = (32, 16, 24, 40, 80, 112, 192, 320, 1280)  # channels after each stage of `features`
 # What is in a weights file that has been seen before, by the first 8 digits of its SHA-256.
 KNOWN_WEIGHTS = {
     "7f5810bc": "ImageNet (torchvision IMAGENET1K_V1)",
@@ -25,18 +26,26 @@ class SceneClassifier(nn.Module):
     statistics, and stochastic depth would drop blocks.
     """
 
-    def __init__(self, num_classes: int, head: str = "shallow", freeze_features: bool = False):
+    def __init__(
+        self, num_classes: int, head: str = "shallow", freeze_features: bool = False, stages: Sequence[int] = (8,)
+    ):
         super().__init__()
         self.features = efficientnet_b0(weights=None).features
-        self.classifier = build_head(head, num_classes)
+        self.stages = frozenset(stages)
+        self.classifier = build_head(head, num_classes, sum(STAGE_WIDTHS[stage] for stage in self.stages))
         self.freeze_features = freeze_features
         self.features.requires_grad_(not freeze_features)
         self.train()  # sets frozen features to eval mode from the start
         self.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs, see benchmarks/training_step.csv
 
     def pooled_features(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (N, 3, S, S) to the mean of each feature map (N, 1280)."""
-        return self.features(images).mean(dim=(2, 3))
+        """Images (N, 3, S, S) to the mean of each map of the head's stages: (N, 1280) for the last one alone."""
+        pooled = []
+        for number, stage in enumerate(self.features):
+            images = stage(images)
+            if number in self.stages:
+                pooled.append(images.mean(dim=(2, 3)))
+        return torch.cat(pooled, dim=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (N, 3, S, S) to logits (N, num_classes)."""
@@ -50,13 +59,19 @@ class SceneClassifier(nn.Module):
         return self
 
 
-def build_head(head: str, num_classes: int) -> nn.Sequential:
-    """The first report's classifiers: "shallow" is its Model1 (torchvision's own), "deep" its Model2."""
+def build_head(head: str, num_classes: int, num_features: int = STAGE_WIDTHS[-1]) -> nn.Sequential:
+    """The first report's classifiers, "shallow" (its Model1, torchvision's own) and "deep" (Model2), or a linear probe.
+
+    The probe, "standardised", has a BatchNorm without weights before its one layer, as in He et al. 2022 (MAE): stages
+    of different scale then count alike.
+    """
     if head == "shallow":
-        return nn.Sequential(nn.Dropout(0.2), nn.Linear(NUM_FEATURES, num_classes))
+        return nn.Sequential(nn.Dropout(0.2), nn.Linear(num_features, num_classes))
+    if head == "standardised":
+        return nn.Sequential(nn.BatchNorm1d(num_features, affine=False), nn.Linear(num_features, num_classes))
     return nn.Sequential(
         nn.Dropout(0.2),
-        nn.Linear(NUM_FEATURES, 640),
+        nn.Linear(num_features, 640),
         nn.ReLU(),
         nn.Dropout(0.2),
         nn.Linear(640, 320),
@@ -107,7 +122,7 @@ def build_model(experiment: Experiment, loaders) -> tuple[SceneClassifier, dict[
     `load_initial_weights` raises.
     """
     initial = load_initial_weights(experiment.initial_weights)
-    model = SceneClassifier(len(loaders.class_names), experiment.head, experiment.freeze_features)
+    model = SceneClassifier(len(loaders.class_names), experiment.head, experiment.freeze_features, experiment.stages)
     if initial.state_dict is not None:
         model.features.load_state_dict(initial.state_dict)
     elif experiment.freeze_features:

@@ -20,7 +20,7 @@ def models(tmp_path_factory):
     (folder / "quick").mkdir()
     torch.manual_seed(0)
     model = SceneClassifier(3)
-    settings = {"head": "shallow", "freeze_features": False, "image_size": 32, "resize": "imagenet"}
+    settings = {"head": "shallow", "freeze_features": False, "stages": [8], "image_size": 32, "resize": "imagenet"}
     checkpoint = {
         "format": runs.FORMAT,
         "identity": {"settings": settings},

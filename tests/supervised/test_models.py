@@ -58,6 +58,24 @@ def test_heads_have_the_layers_of_the_first_report():
     assert [type(layer).__name__ for layer in build_head("shallow", 15)] == ["Dropout", "Linear"]
 
 
+def test_a_linear_probe_standardises_what_it_is_given_and_has_one_layer():
+    norm, linear = build_head("standardised", 15, 20)
+    assert not list(norm.parameters()) and (linear.in_features, linear.out_features) == (20, 15)
+    features = 5 + 100 * torch.randn(64, 20, generator=torch.Generator().manual_seed(0))
+    assert norm(features).std(dim=0, correction=0).allclose(torch.ones(20), atol=1e-4)
+
+
+def test_a_head_sees_the_mean_maps_of_the_stages_it_names():
+    torch.manual_seed(0)
+    model = SceneClassifier(3, head="standardised", freeze_features=True, stages=(1, 8))
+    images = torch.rand(2, 3, 32, 32)
+    found = model.pooled_features(images)
+    assert found.shape == (2, 16 + 1280) and model.classifier[1].in_features == 16 + 1280
+    assert torch.equal(found[:, :16], model.features[:2](images).mean(dim=(2, 3)))
+    assert torch.equal(found[:, 16:], model.features(images).mean(dim=(2, 3)))
+    assert model(images).shape == (2, 3)
+
+
 def test_frozen_features_are_bit_identical_after_training_and_the_head_is_not(loaders):
     torch.manual_seed(0)
     model = SceneClassifier(3, freeze_features=True)
