@@ -4,17 +4,29 @@ Four parts, from top to bottom: the image parameters, the regularisers, the obje
 loop an image is its difference from mid grey, (N, 1 or 3, S, S) in -0.5..0.5: decay and clipping pull towards grey.
 It stays float: rounding to bytes would swallow small steps.  What is done to an image depends on that image alone, so
 one that is optimised in a batch equals the same one optimised by itself.
+
+From the command line, with a contact sheet, the loss curves, the settings and whether each converged:
+`python -m evaluation.model_inversion --model RUN --classes bedroom coast` or `... --filters top5`.
 """
 
+import argparse
+import json
 import math
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
+import matplotlib
+import pandas as pd
 import torch
+from matplotlib import pyplot as plt
 from torch import nn
 from torchvision.transforms.v2 import functional
+from torchvision.utils import save_image
 from tqdm.auto import trange
 
+from evaluation import plots
 from evaluation.scorecam import check_targets, eval_mode, one_target_each
 
 COLOURS = ("grey", "colour")
@@ -303,3 +315,105 @@ def _images(pixels: torch.Tensor) -> torch.Tensor:
 def _normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
     return (images - mean) / std
+
+
+def save_inversion(inversion: Inversion, names: Sequence[str], folder: Path, facts: dict[str, list] | None = None):
+    """Write into a folder all that an inversion has to show: each image, a sheet of them, losses, and a table.
+
+    `names` are those of the images, in the table and in file names.  The table (inversion.csv) has a row an image:
+    name, final_loss, converged, and whatever `facts` gives an image (by column).  losses.csv has a column an image.
+    Raises ValueError if there is not one name for each image.
+    """
+    if len(names) != len(inversion.images):
+        raise ValueError(f"there are {len(names)} names for {len(inversion.images)} images")
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame({"name": names, "final_loss": inversion.final_losses, "converged": inversion.converged})
+    table = table.assign(**(facts or {}))
+    table.to_csv(folder / "inversion.csv", index=False)
+    losses = pd.DataFrame(inversion.losses.T.numpy(), columns=names, index=range(1, inversion.losses.shape[1] + 1))
+    losses.rename_axis("step").to_csv(folder / "losses.csv")
+    for name, image in zip(names, inversion.images, strict=True):
+        save_image(image, folder / f"{name}.png")
+    titles = [
+        f"{name}{'' if converged else ' (not converged)'}" for name, converged in table[["name", "converged"]].values
+    ]
+    plots.plot_images((255 * inversion.images).round().byte(), titles, columns=min(5, len(names)))
+    plt.gcf().savefig(folder / "sheet.png", dpi=120, bbox_inches="tight")
+    plt.close()
+    ax = plots.plot_curves(dict(losses.items()), "loss", plt.figure().gca())
+    ax.set_xlabel("step")
+    ax.figure.savefig(folder / "losses.png", dpi=120)
+    plt.close()
+
+
+def main(arguments=None) -> int:
+    """Answer the command line; a user's mistake gets one sentence and exit code 2."""
+    from evaluation.trained import load_trained  # here, so that the functions above need nothing but torch
+
+    parser = argparse.ArgumentParser(prog="python -m evaluation.model_inversion", description=__doc__)
+    parser.add_argument("--model", required=True, metavar="RUN", help="a trained run's name, or its checkpoint")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--classes", nargs="+", metavar="CLASS", help="names of classes, their logits are raised")
+    what.add_argument("--filters", nargs="+", metavar="NUMBER", help="of features.8, or top5: the strongest")
+    parser.add_argument("--starts", type=int, default=1, help="images for each, from other noise")
+    parser.add_argument("--judge", metavar="RUN", help="another run: how probable it finds the class in the image")
+    parser.add_argument("--output", type=Path, default=Path("inversion"), help="folder of images, curves and tables")
+    for setting in fields(InversionSettings):
+        if setting.name != "image_size":  # the run's own
+            parser.add_argument(
+                f"--{setting.name.replace('_', '-')}", type=type(setting.default), default=setting.default
+            )
+    options = parser.parse_args(arguments)
+    matplotlib.use("Agg")
+    try:
+        run = load_trained(options.model)
+        chosen = {
+            field.name: getattr(options, field.name)
+            for field in fields(InversionSettings)
+            if field.name != "image_size"
+        }
+        settings = InversionSettings(image_size=run.image_size, **chosen)
+        facts = {}
+        if options.classes:
+            unknown = [name for name in options.classes if name not in run.class_names]
+            if unknown:
+                raise ValueError(f"{run.name} has no class {unknown[0]}; it has {', '.join(run.class_names)}")
+            objective, targets = class_logit, [run.class_names.index(name) for name in options.classes]
+            names = options.classes
+        else:
+            objective = filter_mean(run.layer("features.8.2"))
+            targets = _filters(run, options.filters)
+            names = [f"filter_{number}" for number in targets]
+        if options.judge and not options.classes:
+            raise ValueError("--judge gives the probability of a class; it goes with --classes")
+        judge = load_trained(options.judge) if options.judge else None
+        if judge is not None and judge.class_names != run.class_names:
+            raise ValueError(f"{judge.name} has other classes than {run.name}; the judge must know the same ones")
+        inversion = invert(run.model, objective, targets, settings, run.mean, run.std, options.starts)
+        if judge is not None:
+            scores = score_by_another(judge.model, inversion.images, inversion.targets, judge.mean, judge.std)
+            facts["judge"], facts["probability"] = judge.name, scores.tolist()
+        if options.starts > 1:
+            names = [f"{name}_{start}" for name in names for start in range(options.starts)]
+        save_inversion(inversion, names, options.output, facts)
+        written = {"model": run.name, "objective": "class" if options.classes else "filter", **asdict(settings)}
+        (options.output / "settings.json").write_text(json.dumps(written, indent=1) + "\n")
+        print(pd.read_csv(options.output / "inversion.csv").to_string(index=False))
+        print(options.output / "sheet.png")
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _filters(run, asked: list[str]) -> list[int]:
+    """Numbers of filters; "top5" stands for the strongest of the last convolution."""
+    if len(asked) == 1 and asked[0].startswith("top") and asked[0][3:].isdigit():
+        return strongest_filters(run.layer("features.8.0"), int(asked[0][3:]))
+    if not all(each.isdigit() for each in asked):
+        raise ValueError(f"--filters takes numbers, or top5; got {' '.join(asked)}")
+    return [int(each) for each in asked]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,10 +1,12 @@
 import math
+import os
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torchvision.models import EfficientNet_B0_Weights
 
 from evaluation.model_inversion import (
     Inversion,
@@ -26,7 +28,10 @@ from evaluation.model_inversion import (
 )
 from supervised.models import SceneClassifier, calibrate_batchnorm
 
-IMAGENET_FEATURES = Path(__file__).resolve().parents[3] / "shared/weights/efficientnet_b0_imagenet_features.pth"
+PUBLISHED = EfficientNet_B0_Weights.IMAGENET1K_V1
+IMAGENET_FEATURES = Path(
+    os.environ.get("WEIGHTS") or Path(torch.hub.get_dir()) / "checkpoints" / Path(PUBLISHED.url).name
+)
 HALF = (0.5, 0.5, 0.5)
 SHORT = InversionSettings(image_size=32, steps=20, jitter=2)
 
@@ -262,7 +267,7 @@ def test_the_strongest_filters_have_the_highest_sum_of_weights():
     assert strongest_filters(convolution, count=2) == [1, 2]
 
 
-@pytest.mark.skipif(not IMAGENET_FEATURES.exists(), reason=f"{IMAGENET_FEATURES} is not there")
+@pytest.mark.skipif(not IMAGENET_FEATURES.exists(), reason="needs ImageNet's weights: WEIGHTS, or torch's cache")
 def test_the_strongest_filters_of_the_imagenet_features_are_those_of_the_earlier_report():
     weight = torch.load(IMAGENET_FEATURES, weights_only=True)["features.8.0.weight"]
     convolution = nn.Conv2d(320, 1280, 1, bias=False)

@@ -1,16 +1,19 @@
-"""The scripts on trained runs: predict, scorecam.  One tiny run is trained for all of them."""
+"""The scripts on trained runs: predict, scorecam, model_inversion.  One tiny run is trained for all of them."""
 
 import matplotlib
 
 matplotlib.use("Agg")
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 import runs
-from evaluation import predict, scorecam, trained
-from supervised.models import SceneClassifier
+from evaluation import model_inversion, predict, scorecam, trained
+from supervised.models import SceneClassifier, calibrate_batchnorm
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +23,7 @@ def models(tmp_path_factory):
     (folder / "quick").mkdir()
     torch.manual_seed(0)
     model = SceneClassifier(3)
+    calibrate_batchnorm(model, [(torch.randn(16, 3, 32, 32), None)])  # else nothing depends on the image
     settings = {"head": "shallow", "freeze_features": False, "stages": [8], "image_size": 32, "resize": "imagenet"}
     checkpoint = {
         "format": runs.FORMAT,
@@ -114,3 +118,40 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(script, known, photos, 
 def test_a_class_that_the_run_does_not_have_is_named(known, photos, capsys):
     assert scorecam.main([str(photos[0]), "--model", "tiny", "--target", "beach"]) == 2
     assert "tiny has no class beach; it has dark, light, striped" in capsys.readouterr().err
+
+
+def test_model_inversion_writes_images_sheet_curves_settings_and_a_judges_word(known, tmp_path):
+    folder = tmp_path / "out"
+    arguments = ["--model", "tiny", "--classes", "light", "striped", "--starts", "2", "--steps", "20", "--jitter", "2"]
+    assert model_inversion.main([*arguments, "--judge", "tiny", "--output", str(folder)]) == 0
+    table = pd.read_csv(folder / "inversion.csv")
+    assert table["name"].tolist() == ["light_0", "light_1", "striped_0", "striped_1"]
+    assert table["judge"].unique().tolist() == ["tiny"] and table["probability"].between(0, 1).all()
+    losses = pd.read_csv(folder / "losses.csv", index_col="step")
+    assert losses.shape == (20, 4)
+    assert losses["light_0"].iloc[-10:].median() == pytest.approx(table["final_loss"][0], rel=1e-4)
+    assert json.loads((folder / "settings.json").read_text())["jitter"] == 2
+    for name in ("light_0.png", "sheet.png", "losses.png"):
+        assert np.asarray(Image.open(folder / name)).std() > 1
+    assert Image.open(folder / "light_0.png").size == (32, 32)
+
+
+def test_filters_are_named_by_number_or_as_the_strongest(known, tmp_path):
+    arguments = ["--model", "tiny", "--steps", "20", "--jitter", "2", "--output", str(tmp_path)]
+    assert model_inversion.main([*arguments, "--filters", "top2"]) == 0
+    strongest = model_inversion.strongest_filters(trained.load_trained("tiny").model.features[8][0], 2)
+    assert pd.read_csv(tmp_path / "inversion.csv")["name"].tolist() == [f"filter_{number}" for number in strongest]
+
+
+def test_what_cannot_be_inverted_is_named(known, tmp_path, capsys):
+    mistakes = {
+        "tiny has no class beach": ["--classes", "beach"],
+        "--filters takes numbers, or top5; got strong": ["--filters", "strong"],
+        "filters are [5000]; the layer has 0 to 1279": ["--filters", "5000"],
+        "steps is 3; it must be at least 20": ["--classes", "light", "--steps", "3"],
+        "--judge gives the probability of a class": ["--filters", "1", "--judge", "tiny"],
+    }
+    for words, arguments in mistakes.items():
+        assert model_inversion.main(["--model", "tiny", *arguments, "--output", str(tmp_path / "out")]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
