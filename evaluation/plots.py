@@ -93,6 +93,19 @@ def draw_heat_map_sheet(images, titles, maps: dict):
     return figure
 
 
+def plot_embedding(places, labels, class_names, ax=None):
+    """Images at their places (N, 2), coloured by label (N,), with the classes' names."""
+    ax = ax or plt.gca()
+    colours = plt.get_cmap("tab20")
+    for label, name in enumerate(class_names):
+        of_class = places[np.asarray(labels) == label]
+        ax.scatter(of_class[:, 0], of_class[:, 1], s=4, color=colours(label % 20), label=name)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.legend(fontsize=6, markerscale=2)
+    return ax
+
+
 def plot_probe_by_stage(tables: dict, ax=None):
     """One line a name: test accuracy with its interval against the stage of the network.
 

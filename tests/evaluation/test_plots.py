@@ -79,6 +79,14 @@ def test_a_sheet_has_a_line_an_image_and_a_column_a_map():
     assert axes[4].images[1].get_array().max() == 0.5
 
 
+def test_an_embedding_puts_each_image_at_its_place_in_the_colour_of_its_class():
+    places = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
+    ax = plots.plot_embedding(places, [0, 1, 0], ["a", "b"], plt.figure().gca())
+    assert [each.get_label() for each in ax.collections] == ["a", "b"]
+    assert ax.collections[0].get_offsets().tolist() == [[0, 1], [4, 5]]
+    assert not np.array_equal(*(each.get_facecolor()[0] for each in ax.collections))
+
+
 def test_probes_are_drawn_by_stage_a_line_a_model_with_their_intervals():
     table = pd.DataFrame({"stage": [0, 1], "test_accuracy": [0.4, 0.8], "from": [0.3, 0.7], "to": [0.5, 0.9]})
     ax = plots.plot_probe_by_stage({"first": table, "second": table.assign(test_accuracy=0.6)}, plt.figure().gca())
