@@ -252,6 +252,7 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """The command line that the training scripts share."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments, see --list")
+    parser.add_argument("--from-study", metavar="FILE", help="what a hyperparameter search found best, on all its data")
     parser.add_argument("--list", action="store_true", help="show the experiments and end")
     parser.add_argument("--profile", choices=("quick", "full"), default="quick", help="full is the study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run a seed")

@@ -59,6 +59,18 @@ class Scenes:
         kept = [np.flatnonzero(self.labels == label)[:images_per_class] for label in range(len(self.class_names))]
         return self.subset(np.concatenate(kept))
 
+    def share_of_each_class(self, share: float, seed: int) -> "Scenes":
+        """This share (above 0, to 1) of each class, drawn by seed; ValueError names a class that would be empty."""
+        generator = np.random.default_rng(seed)
+        kept = []
+        for label, name in enumerate(self.class_names):
+            of_class = np.flatnonzero(self.labels == label)
+            number = round(share * len(of_class))
+            if number < 1:
+                raise ValueError(f"a share of {share} leaves none of the {len(of_class)} images of class {name}")
+            kept.append(np.sort(generator.permutation(of_class)[:number]))
+        return self.subset(np.concatenate(kept))
+
 
 def locate(data: str | Path) -> Path:
     """The folder of a data set: a prepared one by its name, or any other by its path.

@@ -10,6 +10,7 @@ from functools import partial
 
 from accelerate import PartialState
 
+from hyperparameter_search import row_of_study
 from runs import build_parser, files_of, load_features, report, run_experiment, with_options
 from self_supervised.dataloader import build_loaders
 from self_supervised.models import build_model
@@ -24,9 +25,12 @@ def main(arguments=None) -> int:
             print(f"{row.name:32} {row.question}")
         return 0
     try:
-        if not options.names:
+        if not options.names and not options.from_study:
             raise ValueError("name at least one experiment; --list shows them")
-        for row in [_configured(name, options) for name in options.names]:
+        found = [find(name) for name in options.names]
+        if options.from_study:
+            found.append(row_of_study(options.from_study, find))
+        for row in [_configured(row, options) for row in found]:
             for seed in options.seeds:
                 _run(with_options(row, seed, options), options)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -35,8 +39,8 @@ def main(arguments=None) -> int:
     return 0
 
 
-def _configured(name, options):
-    return configure(find(name), options.profile, options.data, options.weights)
+def _configured(row, options):
+    return configure(row, options.profile, options.data, options.weights)
 
 
 def _run(experiment, options):
@@ -55,7 +59,7 @@ def _run(experiment, options):
 def _load_pretext(options, name, seed, epoch):
     """The features of a pretext run, trained here if the epoch is not there yet."""
     options = argparse.Namespace(**{**vars(options), "epochs": None})  # --epochs is the classifier's
-    pretext = with_options(_configured(name, options), seed, options)
+    pretext = with_options(_configured(find(name), options), seed, options)
     files = files_of(pretext, options.profile)
     if not files.kept(epoch).exists():
         _run(pretext, options)

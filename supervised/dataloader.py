@@ -117,6 +117,11 @@ class Loaders:
             **{name: _loader(dataset, self.train.batch_size) for name, dataset in in_order.items()},
         )
 
+    def in_batches_of(self, batch_size: int) -> "Loaders":
+        """The same training images, in batches of another size."""
+        sampler = SeededShuffle(len(self.train.dataset), self.train.sampler.generator.initial_seed())
+        return replace(self, train=_loader(self.train.dataset, batch_size, sampler))
+
 
 class _FeatureDataset(Dataset):
     """Features (N, D) and labels (N,), under the keys of SceneDataset."""
@@ -174,6 +179,9 @@ def load_scenes_of(
     skipped = [f"{split}/{name}" for split, scenes in splits.items() for name in scenes.skipped]
     if experiment.images_per_class is not None:
         splits = {split: scenes.first_of_each_class(experiment.images_per_class) for split, scenes in splits.items()}
+    if experiment.subset < 1:
+        for split in ("train", "val"):
+            splits[split] = splits[split].share_of_each_class(experiment.subset, experiment.seed)
     return splits, {
         "name": root.name,
         "fingerprint": {split: scenes.fingerprint for split, scenes in splits.items()},

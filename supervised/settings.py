@@ -28,6 +28,7 @@ class Experiment:
     resize: str = "squash"
     image_size: int = 224  # pixels, square
     images_per_class: int | None = None  # at most so many of each split; None: all
+    subset: float = 1.0  # this share of each class of train and val, drawn by `seed`
     class_weights: tuple[tuple[str, float], ...] = ()  # (class, weight in the loss); a class not named weighs 1
     batch_size: int = 32
     seed: int = 0
@@ -48,6 +49,8 @@ class Experiment:
             )
         if self.image_size < 32:
             raise ValueError(f"{self.name}: image_size is {self.image_size}; EfficientNet-B0 needs at least 32 pixels")
+        if not 0 < self.subset <= 1:
+            raise ValueError(f"{self.name}: subset is {self.subset}; it must be above 0 and at most 1")
         if self.batch_size < 2:
             raise ValueError(f"{self.name}: batch_size is {self.batch_size}; BatchNorm needs at least 2")
 

@@ -7,6 +7,7 @@ import sys
 
 from accelerate import PartialState
 
+from hyperparameter_search import row_of_study
 from runs import build_parser, files_of, report, run_experiment, with_options
 from supervised.dataloader import build_loaders
 from supervised.models import build_model
@@ -21,9 +22,12 @@ def main(arguments=None) -> int:
             print(f"{row.name:22} {row.question}")
         return 0
     try:
-        if not options.names:
+        if not options.names and not options.from_study:
             raise ValueError("name at least one experiment; --list shows them")
-        rows = [configure(find(name), options.profile, options.data, options.weights) for name in options.names]
+        found = [find(name) for name in options.names]
+        if options.from_study:
+            found.append(row_of_study(options.from_study, find))
+        rows = [configure(row, options.profile, options.data, options.weights) for row in found]
         for experiment in [with_options(row, seed, options) for row in rows for seed in options.seeds]:
             files = files_of(experiment, options.profile)
             _, result = run_experiment(

@@ -1,0 +1,289 @@
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+import hyperparameter_search
+from hyperparameter_search import (
+    SAMPLERS,
+    SPACES,
+    open_study,
+    read_study,
+    row_of_study,
+    settings_row,
+    validation_loss,
+    with_parameters,
+    work,
+)
+from supervised.settings import BASE, EXPERIMENTS, find
+
+WORKER = Path(__file__).with_name("search_worker.py")
+REPORT = SPACES["report"]
+TOY = {"settings": {"name": "supervised_1"}}
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return str(tmp_path / "new" / "toy.journal")
+
+
+def start(storage, sampler, log, *more, trials=20):
+    return subprocess.Popen(
+        [sys.executable, str(WORKER), storage, sampler, str(trials), str(log), *map(str, more)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def bowl(trial):
+    """Lowest, 0, at a learning rate of 1e-3 and a batch size of 8."""
+    return (math.log10(trial.params["learning_rate"]) + 3) ** 2 + (trial.params["batch_size"] / 8 - 1) ** 2
+
+
+def search(storage, sampler="random", trials=6, seed=0, objective=bowl, **more):
+    study = open_study(storage, TOY, REPORT, trials, sampler, seed, **more)
+    work(study, storage, objective, REPORT, progress=False)
+    return study
+
+
+def finished(study):
+    return [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+
+
+# --- many workers ----------------------------------------------------------------------------------------------------
+
+
+def test_two_workers_share_a_search_without_losing_or_doubling_a_trial(storage, tmp_path):
+    log = tmp_path / "log"
+    workers = [start(storage, "random", log) for _ in range(2)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    study = read_study(storage)
+    assert [trial.number for trial in study.trials] == list(range(20))
+    assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
+    assert sorted(map(int, log.read_text().split())) == list(range(20))  # each was run once
+    assert len({trial.params["learning_rate"] for trial in study.trials}) == 20
+    assert not list(Path(f"{storage}.locks").glob("trial*"))
+
+
+def test_a_killed_workers_trial_is_run_again_and_the_search_still_ends_with_all(storage, tmp_path):
+    log = tmp_path / "log"
+    worker = start(storage, "random", log, 5)
+    assert "hanging\n" in iter(worker.stdout.readline, "")
+    worker.kill()
+    worker.wait()
+    assert start(storage, "random", log).wait(timeout=120) == 0
+    study = read_study(storage)
+    assert len(finished(study)) == 20
+    (killed,) = [trial for trial in study.trials if trial.state == TrialState.FAIL]
+    assert killed.number == 5
+    assert [trial.params for trial in finished(study)].count(killed.params) == 1
+    assert sorted(map(int, log.read_text().split())) == list(range(21))
+
+
+def test_a_trial_that_somebody_is_at_is_left_to_them(storage, tmp_path):
+    busy = start(storage, "random", tmp_path / "log", 1, trials=3)
+    assert "hanging\n" in iter(busy.stdout.readline, "")
+    assert start(storage, "random", tmp_path / "log", trials=3).wait(timeout=120) == 0
+    states = [trial.state for trial in read_study(storage).trials]
+    busy.kill()
+    busy.wait()
+    assert states == [TrialState.COMPLETE, TrialState.RUNNING, TrialState.COMPLETE]
+
+
+def test_what_a_trial_tries_does_not_depend_on_how_many_workers_there_are(storage, tmp_path):
+    workers = [start(storage, "random", tmp_path / "log", trials=6) for _ in range(2)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    alone = search(str(tmp_path / "alone.journal"), trials=6)
+    assert [trial.params for trial in read_study(storage).trials] == [trial.params for trial in alone.trials]
+
+
+def test_half_a_line_of_a_killed_writer_is_cut_off(storage):
+    search(storage, trials=2)
+    whole = Path(storage).read_bytes()
+    Path(storage).write_bytes(whole + b'{"op_code": 4, "wor')
+    assert len(finished(search(storage, trials=4))) == 4
+    assert Path(storage).read_bytes().startswith(whole)
+
+
+def test_a_database_serves_as_well(tmp_path):
+    storage = f"sqlite:///{tmp_path / 'search.db'}"
+    assert len(finished(search(storage, trials=3))) == 3
+    assert len(finished(search(storage, trials=4))) == 4
+
+
+# --- samplers --------------------------------------------------------------------------------------------------------
+
+
+def test_every_cell_of_the_grid_is_run_once_in_an_order_of_the_seed(storage, tmp_path):
+    study = search(storage, "grid", trials=20)
+    cells = [(trial.params["learning_rate"], trial.params["batch_size"]) for trial in study.trials]
+    assert len(set(cells)) == 20
+    assert set(cells) == {(10.0**power, size) for power in range(-6, -1) for size in (4, 8, 12, 16)}
+    other = search(str(tmp_path / "other.journal"), "grid", trials=20, seed=1)
+    assert [trial.params for trial in other.trials] != [trial.params for trial in study.trials]
+    assert len(search(storage, "grid", trials=20).trials) == 20  # nothing is left to do
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_parameters_lie_in_the_reports_ranges_and_a_search_can_be_repeated(sampler, storage, tmp_path):
+    study = search(storage, sampler, trials=12)
+    for trial in study.trials:
+        assert 1e-6 <= trial.params["learning_rate"] <= 1e-2
+        assert trial.params["batch_size"] in range(4, 17)
+    again = search(str(tmp_path / "again.journal"), sampler, trials=12)
+    assert [trial.params for trial in again.trials] == [trial.params for trial in study.trials]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_samplers_that_learn_end_up_nearer_to_the_lowest_point_than_chance(sampler, tmp_path):
+    best = {
+        name: sum(search(str(tmp_path / f"{name}{seed}"), name, 25, seed).best_value for seed in range(3))
+        for name in (sampler, "random")
+    }
+    assert best[sampler] < best["random"]
+
+
+def test_more_trials_can_be_asked_for_later(storage):
+    assert len(finished(search(storage, trials=3))) == 3
+    study = search(storage, trials=5)
+    assert [trial.number for trial in finished(study)] == [0, 1, 2, 3, 4]
+
+
+def test_a_trial_that_is_pruned_counts_as_done(storage):
+    def objective(trial):
+        if trial.number % 2:
+            raise optuna.TrialPruned
+        return bowl(trial)
+
+    states = [trial.state for trial in search(storage, trials=4, objective=objective).trials]
+    assert states == [TrialState.COMPLETE, TrialState.PRUNED] * 2
+
+
+def test_an_error_ends_the_worker_and_its_trial_waits_for_the_next(storage):
+    def objective(trial):
+        if trial.number == 1:
+            raise OSError("disk full")
+        return bowl(trial)
+
+    with pytest.raises(OSError, match="disk full"):
+        search(storage, trials=3, objective=objective)
+    assert len(finished(search(storage, trials=3))) == 3
+
+
+# --- experiments -----------------------------------------------------------------------------------------------------
+
+
+def test_parameters_go_where_they_belong():
+    row = with_parameters(BASE, {"learning_rate": 0.5, "batch_size": 7, "optimizer": "sgd", "augmentation": "crop"})
+    assert (row.train.learning_rate, row.train.optimizer) == (0.5, "sgd")
+    assert (row.batch_size, row.augmentation) == (7, "crop")
+    assert row.train.schedule == BASE.train.schedule
+
+
+def run(scene_folder, storage, *more):
+    arguments = ["imagenet_classifier", "--profile", "quick", "--data", str(scene_folder), "--storage", storage, *more]
+    return hyperparameter_search.main(arguments)
+
+
+def test_a_real_search_by_two_workers_ends_in_a_row_that_can_be_trained(scene_folder, storage, capfd):
+    assert run(scene_folder, storage, "--sampler", "random", "--trials", "4", "--workers", "2", "--subset", "0.5") == 0
+    printed = capfd.readouterr().out
+    study = read_study(storage)
+    assert len(finished(study)) == 4
+    assert all(trial.user_attrs["epochs"] <= 8 and math.isfinite(trial.value) for trial in study.trials)
+    assert f"best of 4: loss {study.best_value:.4f}" in printed
+    assert run(scene_folder, storage, "--sampler", "random", "--trials", "4", "--subset", "0.5", "--write-row") == 0
+    pasted = capfd.readouterr().out.split("\n", 1)[1]
+    found = row_of_study(storage, find)
+    from dataclasses import replace
+
+    row = eval(pasted, {"replace": replace, "EXPERIMENTS": EXPERIMENTS})
+    assert row.name == found.name == "imagenet_classifier_random"
+    assert row.batch_size == found.batch_size == study.best_params["batch_size"]
+    assert row.train.learning_rate == pytest.approx(found.train.learning_rate, rel=1e-3)
+    assert found.subset == 1 and found.train.max_epochs == EXPERIMENTS["imagenet_classifier"].train.max_epochs
+
+
+def test_frozen_features_are_computed_once_for_all_trials(scene_folder, storage, small_network):
+    from supervised.dataloader import build_loaders
+    from supervised.models import build_model
+    from supervised.settings import configure
+
+    row = configure(find("imagenet_classifier"), "quick", str(scene_folder))
+    loads = []
+
+    def counted(experiment):
+        loads.append(experiment)
+        return build_loaders(experiment, progress=False)
+
+    search(storage, trials=3, objective=validation_loss(row, build_model, counted, "cpu"))
+    assert len(loads) == 1
+
+
+def test_a_training_that_diverges_is_pruned_and_a_bad_one_is_if_asked(storage, scene_folder, monkeypatch):
+    def diverges(*arguments, **more):
+        raise FloatingPointError
+
+    from supervised.dataloader import build_loaders
+    from supervised.models import build_model
+    from supervised.settings import configure
+
+    monkeypatch.setattr(hyperparameter_search, "train", diverges)
+    row = configure(find("imagenet_classifier"), "quick", str(scene_folder))
+    objective = validation_loss(row, build_model, lambda each: build_loaders(each, progress=False), "cpu")
+    study = search(storage, trials=1, objective=objective, pruning=True)
+    assert [trial.state for trial in study.trials] == [TrialState.PRUNED]
+    assert isinstance(study.pruner, optuna.pruners.MedianPruner)
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(scene_folder, storage, tmp_path, capsys):
+    assert run(scene_folder, storage, "--trials", "1", "--sampler", "random") == 0
+    mistakes = {
+        "is a search with sampler = 'random', but 'tpe' is asked for; name another file": [],
+        "is a search with seed = 0, but 1": ["--sampler", "random", "--seed", "1"],
+        "is a search with settings": ["--sampler", "random", "--subset", "0.5"],
+        "trials is 0; it must be at least 1": ["--trials", "0"],
+        "trials is 21, but the grid has 20 cells": ["--sampler", "grid", "--trials", "21"],
+        "subset is 0.0; it must be above 0 and at most 1": ["--subset", "0"],
+        "workers is 0": ["--workers", "0", "--sampler", "random"],
+    }
+    before = Path(storage).read_bytes()
+    for words, more in mistakes.items():
+        capsys.readouterr()
+        assert run(scene_folder, storage, *more) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ") and words in error
+    assert Path(storage).read_bytes() == before
+    new = str(tmp_path / "new.journal")
+    assert run(scene_folder, new, "--subset", "0.01") == 2
+    assert "leaves none of the 12 images of class dark" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        run(scene_folder, storage, "--sampler", "annealing")
+    assert ended.value.code == 2
+    assert hyperparameter_search.main(["supervised_9"]) == 2
+    assert "there is no experiment 'supervised_9'" in capsys.readouterr().err
+
+
+def test_a_study_that_is_not_there_or_not_ours_or_empty_is_refused(tmp_path, storage):
+    with pytest.raises(FileNotFoundError, match="there is no study file"):
+        row_of_study(storage, find)
+    foreign = tmp_path / "foreign.journal"
+    foreign.write_text("")
+    with pytest.raises(ValueError, match="holds no search of ours"):
+        row_of_study(str(foreign), find)
+    open_study(storage, TOY, REPORT, 1, "tpe")
+    with pytest.raises(ValueError, match="has no finished trial yet"):
+        row_of_study(storage, find)
+
+
+def test_the_row_to_paste_names_the_search(storage):
+    row = settings_row(search(storage, "tpe", trials=3))
+    assert row.startswith('replace(\n    EXPERIMENTS["supervised_1"],\n    name="supervised_1_tpe",')
+    assert "tpe found in 3 trials" in row
