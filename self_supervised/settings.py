@@ -11,6 +11,7 @@ from supervised import settings as supervised
 from supervised.settings import Experiment
 
 QUICK_PRETEXT_EPOCHS = 2
+BATCHNORM_STATISTICS = ("pretext", "initial")
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,14 @@ class ClassifierExperiment(Experiment):
     freeze_features: bool = True
     pretext_run: str = ""  # the name of a PretextExperiment; the run of the same seed is taken
     pretext_epoch: int | str = "best"  # one of its `keep_epochs`, or "best": the epoch chosen on val
+    batchnorm: str = "pretext"  # whose running statistics the features use; "initial": those of the initial weights
 
     def __post_init__(self):
         """Refuse what cannot be run."""
         super().__post_init__()
+        if self.batchnorm not in BATCHNORM_STATISTICS:
+            known = ", ".join(BATCHNORM_STATISTICS)
+            raise ValueError(f"{self.name}: batchnorm is {self.batchnorm!r}; it must be one of {known}")
         if not self.freeze_features:
             raise ValueError(f"{self.name}: freeze_features is off; labels are not to change features of a pretext")
 
@@ -193,17 +198,26 @@ _PERTURBATION_BY_EPOCH = _classifiers_by_pretext_epoch(
 _PROBE = supervised.EXPERIMENTS["imagenet_classifier_best"]  # the control, with the same head on the same stages
 
 
-def _best_classifier(pretext: PretextExperiment, epoch: int) -> ClassifierExperiment:
-    return _classifier(
+def _best_classifiers(pretext: PretextExperiment, epoch: int) -> tuple[ClassifierExperiment, ClassifierExperiment]:
+    """On an epoch that was chosen on val among the kept ones; and the control for BatchNorm."""
+    best = _classifier(
         f"{pretext.name}_classifier",
         "How good are features that a pretext has moved a little, read out as well as they can be?",
         pretext,
-        pretext_epoch=epoch,  # chosen on val among the kept ones
+        pretext_epoch=epoch,
+        batchnorm="initial",
         stages=_PROBE.stages,
         head=_PROBE.head,
         batch_size=_PROBE.batch_size,
         train=_PROBE.train,
     )
+    own = replace(
+        best,
+        name=f"{best.name}_own_batchnorm",
+        question="Control: how much of what a pretext spoils are BatchNorm's statistics, and not the weights?",
+        batchnorm="pretext",
+    )
+    return best, own
 
 
 _CLASSIFIERS = (
@@ -224,7 +238,7 @@ _CLASSIFIERS = (
         pretext_epoch="last",
         initial_weights="random",
     ),
-    _best_classifier(_ROTATION_BEST, epoch=1),
+    *_best_classifiers(_ROTATION_BEST, epoch=2),
     *_classifiers_of_the_first_report(_PERTURBATION, (0.6197, 0.5996, 0.6539)),
     *_PERTURBATION_BY_EPOCH,
     replace(
@@ -244,7 +258,7 @@ _CLASSIFIERS = (
         initial_weights="random",
         earlier_accuracy=None,
     ),
-    _best_classifier(_PERTURBATION_BEST, epoch=1),
+    *_best_classifiers(_PERTURBATION_BEST, epoch=3),
 )
 PRETEXT_EXPERIMENTS = {row.name: row for row in _PRETEXTS}
 CLASSIFIER_EXPERIMENTS = {row.name: row for row in _CLASSIFIERS}

@@ -1,6 +1,8 @@
 """The command line as a user calls it, on EfficientNet-B0 itself with tiny images."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from self_supervised import train as script
 from self_supervised.models import build_model
 from self_supervised.settings import EXPERIMENTS, ClassifierExperiment
 from supervised.dataloader import build_loaders
+from supervised.models import SceneClassifier
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +97,37 @@ def test_frozen_features_are_the_pretexts_bit_for_bit_after_training_and_the_hea
     for name, tensor in model.features.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
     assert not torch.equal(model.classifier[1].weight, heads[0])
+
+
+def test_batchnorms_statistics_can_be_those_of_the_initial_weights_and_all_else_is_the_pretexts(tmp_path, scene_folder):
+    torch.manual_seed(1)
+    initial, after = (SceneClassifier(4).state_dict() for _ in range(2))
+    for tensors, value in ((initial, 0.25), (after, 0.75)):
+        for name in tensors:
+            if name.endswith("running_mean"):
+                tensors[name].fill_(value)
+    torch.save(initial, tmp_path / "initial.pth")
+    row = replace(
+        script.configure(
+            script.find("rotation_best_classifier"), "quick", str(scene_folder), str(tmp_path / "initial.pth")
+        ),
+        image_size=32,
+    )
+    assert row.batchnorm == "initial"
+    features = {name.removeprefix("features."): each for name, each in after.items() if name.startswith("features.")}
+    built = {
+        kind: build_model(replace(row, batchnorm=kind), SimpleNamespace(class_names="abc"), lambda *_: (features, {}))
+        for kind in ("initial", "pretext")
+    }
+    for kind, value in (("initial", 0.25), ("pretext", 0.75)):
+        for name, tensor in built[kind][0].features.state_dict().items():
+            if name.endswith("running_mean"):
+                assert (tensor == value).all()
+            elif name.endswith("weight"):
+                assert torch.equal(tensor, features[name])
+    assert built["initial"][1] == {"batchnorm": "statistics of the initial weights"} and not built["pretext"][1]
+    with pytest.raises(ValueError, match="batchnorm is 'none'; it must be one of pretext, initial"):
+        replace(row, batchnorm="none")
 
 
 def test_list_shows_every_row_with_its_question(capsys):
