@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
@@ -43,6 +44,12 @@ def execute(path: Path, html_folder: Path, in_place: bool = False) -> Path:
     return target
 
 
+def absolute_paths(environment: Mapping[str, str]) -> dict[str, str]:
+    """WEIGHTS and DATA as absolute paths where they name what is there: a notebook runs in its own folder, not here."""
+    given = {name: environment[name] for name in ("WEIGHTS", "DATA") if environment.get(name)}
+    return {name: str(Path(value).resolve()) for name, value in given.items() if Path(value).exists()}
+
+
 def _write(path: Path, text: str):
     """Whole or not at all."""
     temporary = path.with_suffix(".tmp")
@@ -56,6 +63,7 @@ def main(arguments=None) -> int:
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: every notebook of the project")
     parser.add_argument("--in-place", action="store_true", help="write the executed notebook over its source")
     options = parser.parse_args(arguments)
+    os.environ.update(absolute_paths(os.environ))
     html_folder = ROOT / "results" / os.environ.get("PROFILE", "quick")
     for path in [path.resolve() for path in options.notebooks] or sorted(ROOT.glob("*/*.ipynb")):
         started = time.perf_counter()
