@@ -87,6 +87,20 @@ def confident_mistakes(labels, probabilities) -> np.ndarray:
     return order[np.argmax(probabilities, axis=1)[order] != np.asarray(labels)[order]]
 
 
+def rightly_predicted_by_all(labels, predictions, count: int, seed: int = 0) -> np.ndarray:
+    """Indices (count,) of images that every model predicts rightly, drawn by seed, each of another class.
+
+    `predictions` are those of each model, of the same images.  Raises ValueError if there are too few such classes.
+    """
+    labels = np.asarray(labels)
+    right = np.flatnonzero(np.all([np.asarray(each) == labels for each in predictions], axis=0))
+    shuffled = np.random.default_rng(seed).permutation(right)
+    _, first_of_class = np.unique(labels[shuffled], return_index=True)
+    if len(first_of_class) < count:
+        raise ValueError(f"all models are right in images of {len(first_of_class)} classes only; {count} are asked for")
+    return np.sort(shuffled[np.sort(first_of_class)[:count]])
+
+
 def accuracy_interval(hits: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
     """The interval of an accuracy (Wilson 1927): between which values the true one lies with this confidence."""
     interval = binomtest(hits, images).proportion_ci(confidence, method="wilson")

@@ -14,6 +14,7 @@ from evaluation.metrics import (
     expected_calibration_error,
     holm,
     results_table,
+    rightly_predicted_by_all,
     seeds_table,
     top_k_accuracy,
     verdict,
@@ -145,3 +146,16 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
 def test_images_come_by_confidence_and_mistakes_likewise():
     assert by_confidence(PROBABILITIES).tolist() == [2, 0, 1, 3]
     assert confident_mistakes(LABELS, PROBABILITIES).tolist() == [1, 3]
+
+
+def test_images_that_all_models_get_right_are_drawn_by_seed_from_different_classes():
+    labels = np.repeat(np.arange(5), 20)
+    one, other = labels.copy(), labels.copy()
+    one[::2] = 9
+    other[labels == 4] = 9
+    chosen = rightly_predicted_by_all(labels, [one, other], 4)
+    assert (chosen % 2 == 1).all() and sorted(labels[chosen]) == [0, 1, 2, 3]
+    assert chosen.tolist() == rightly_predicted_by_all(labels, [one, other], 4).tolist()
+    assert chosen.tolist() != rightly_predicted_by_all(labels, [one, other], 4, seed=1).tolist()
+    with pytest.raises(ValueError, match="of 4 classes only; 5 are asked for"):
+        rightly_predicted_by_all(labels, [one, other], 5)
