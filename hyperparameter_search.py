@@ -32,7 +32,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from helper_functions import OPTIMIZERS, SCHEDULES, TrainSettings, build_accelerator, train
-from runs import settings_of
+from runs import first_difference, settings_of
 
 SAMPLERS = ("grid", "random", "tpe", "gp")
 STUDY = "search"  # its name in a storage, which holds one
@@ -104,12 +104,9 @@ def open_study(
         found = study.user_attrs.get("identity")
         if found is None:
             study.set_user_attr("identity", identity)
-        elif found != identity:
-            field = next(key for key in sorted(identity | found) if found.get(key) != identity.get(key))
-            raise ValueError(
-                f"{storage} is a search with {field} = {found.get(field)!r}, but {identity.get(field)!r} is asked for; "
-                "name another file with --storage"
-            )
+        difference = first_difference(identity, found or identity)
+        if difference is not None:
+            raise ValueError(f"{storage} is a search with {difference}; name another file with --storage")
         queued = sum(trial.state in (*FINISHED, *UNFINISHED) for trial in study.trials)
         order = np.random.default_rng(seed).permutation(len(cells)) if cells is not None else None
         for number in range(queued, trials):
@@ -298,7 +295,10 @@ def _open_storage(storage: str):
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
         )
     Path(storage).parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(storage, lock_obj=_JournalLock(Path(storage))))
+    try:
+        return JournalStorage(JournalFileBackend(storage, lock_obj=_JournalLock(Path(storage))))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{storage} is not a study's journal ({error}); name another file with --storage") from error
 
 
 @contextmanager

@@ -196,7 +196,7 @@ def load_features(experiment, files: Files, epoch: int | str) -> tuple[dict[str,
         )
     saved = load_checkpoint(path)
     settings = _with_defaults(saved["identity"]["settings"], experiment)
-    difference = _first_difference(settings_of(experiment), settings)
+    difference = first_difference(settings_of(experiment), settings)
     if difference is not None:
         raise ValueError(f"{path} was trained with {difference}; remove it, or replace the run with --overwrite")
     features = {
@@ -295,7 +295,7 @@ def read_result(experiment, files: Files) -> dict | None:
     asked, saved = settings_of(experiment), _with_defaults(result["settings"], experiment)
     for settings in (asked, saved):  # which file of trained weights it was is told by the result, not asked of it
         settings["initial_weights"] = "random" if settings["initial_weights"] == "random" else "trained"
-    difference = _first_difference(asked, saved)
+    difference = first_difference(asked, saved)
     if difference is not None:
         raise ValueError(f"{files.result} was made with {difference}; remove it or run the experiment again")
     return result
@@ -379,7 +379,7 @@ def _labels(loader) -> np.ndarray:
 
 
 def _difference_of_identity(asked: dict, saved: dict, experiment) -> str | None:
-    return _first_difference(asked, {**saved, "settings": _with_defaults(saved["settings"], experiment)})
+    return first_difference(asked, {**saved, "settings": _with_defaults(saved["settings"], experiment)})
 
 
 def _with_defaults(settings: dict, experiment) -> dict:
@@ -388,12 +388,12 @@ def _with_defaults(settings: dict, experiment) -> dict:
     return {**defaults, **settings, "train": {**defaults["train"], **settings["train"]}}
 
 
-def _first_difference(asked: dict, saved: dict, prefix: str = "") -> str | None:
+def first_difference(asked: dict, saved: dict, prefix: str = "") -> str | None:
     """The first field in which two nested dicts differ, as "field = saved, asked for asked"; None if they are equal."""
     for key in sorted(asked.keys() | saved.keys()):
         name, one, other = f"{prefix}{key}", asked.get(key), saved.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
-            difference = _first_difference(one, other, f"{name}.")
+            difference = first_difference(one, other, f"{name}.")
             if difference is not None:
                 return difference
         elif one != other:

@@ -248,7 +248,7 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(scene_folder, storage, 
     mistakes = {
         "is a search with sampler = 'random', but 'tpe' is asked for; name another file": [],
         "is a search with seed = 0, but 1": ["--sampler", "random", "--seed", "1"],
-        "is a search with settings": ["--sampler", "random", "--subset", "0.5"],
+        "is a search with settings.subset = 1.0, but 0.5 is asked for": ["--sampler", "random", "--subset", "0.5"],
         "trials is 0; it must be at least 1": ["--trials", "0"],
         "trials is 21, but the grid has 20 cells": ["--sampler", "grid", "--trials", "21"],
         "subset is 0.0; it must be above 0 and at most 1": ["--subset", "0"],
@@ -275,6 +275,9 @@ def test_a_study_that_is_not_there_or_not_ours_or_empty_is_refused(tmp_path, sto
     with pytest.raises(FileNotFoundError, match="there is no study file"):
         row_of_study(storage, find)
     foreign = tmp_path / "foreign.journal"
+    foreign.write_text("no journal\n")
+    with pytest.raises(ValueError, match="foreign.journal is not a study's journal"):
+        open_study(str(foreign), TOY, REPORT, 1, "tpe")
     foreign.write_text("")
     with pytest.raises(ValueError, match="holds no search of ours"):
         row_of_study(str(foreign), find)
