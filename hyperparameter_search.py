@@ -296,8 +296,13 @@ def _open_storage(storage: str):
         )
     Path(storage).parent.mkdir(parents=True, exist_ok=True)
     try:
+        if Path(storage).is_file():  # Optuna would write below a single line that it cannot read
+            with Path(storage).open() as file:
+                line = file.readline()
+            if line.endswith("\n"):
+                json.loads(line)
         return JournalStorage(JournalFileBackend(storage, lock_obj=_JournalLock(Path(storage))))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{storage} is not a study's journal ({error}); name another file with --storage") from error
 
 
