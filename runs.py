@@ -121,6 +121,8 @@ def run_experiment(
             raise ValueError(f"{files.state}, an unfinished run, has {difference}; remove it to begin anew")
         state = state if difference is None else None
 
+    earlier_seconds = 0.0 if state is None else state["seconds"]
+    started = time.perf_counter()
     accelerator = build_accelerator(device)
     if experiment.features_once:
         model.to(accelerator.device).eval()
@@ -128,8 +130,6 @@ def run_experiment(
     else:
         network, batches = model, loaders
     torch.manual_seed(experiment.seed)  # dropout then draws the same, whether features were computed before or not
-    earlier_seconds = 0.0 if state is None else state["seconds"]
-    started = time.perf_counter()
 
     def save_state(training):
         epoch = len(training["history"]["val_loss"])

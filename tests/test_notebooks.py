@@ -27,7 +27,7 @@ def copy_of_the_code(target: Path) -> Path:
 
 def execute(folder: Path, *notebooks: str) -> subprocess.CompletedProcess:
     environment = {
-        name: value for name, value in os.environ.items() if name not in ("DATA", "WEIGHTS", "TRAIN_MISSING")
+        name: value for name, value in os.environ.items() if name not in ("DATA", "WEIGHTS", "TRAIN_MISSING", "PROBE")
     }
     return subprocess.run(
         [sys.executable, "-m", "evaluation.report", *notebooks],
@@ -40,7 +40,7 @@ def execute(folder: Path, *notebooks: str) -> subprocess.CompletedProcess:
 
 def test_the_supervised_report_runs_in_the_quick_profile_and_its_network_learns(tmp_path):
     clone = copy_of_the_code(tmp_path / "clone")
-    done = execute(clone)
+    done = execute(clone, "supervised/report.ipynb")
     assert done.returncode == 0, done.stderr[-4000:]
     html = (clone / "results/quick/supervised_report.html").read_text()
     for words in ("Profile <code>quick</code>", "data <strong>synthetic</strong>", "initial weights random"):
@@ -48,6 +48,22 @@ def test_the_supervised_report_runs_in_the_quick_profile_and_its_network_learns(
     result = json.loads((clone / "results/quick/synthetic/supervised_1.json").read_text())
     assert result["test_accuracy"] > 0.6
     assert "nothing; the table is whole" in html
+
+
+def test_the_self_supervised_report_runs_in_the_quick_profile_from_pretexts_to_probes(tmp_path):
+    clone = copy_of_the_code(tmp_path / "clone")
+    done = execute(clone, "self_supervised/report.ipynb")
+    assert done.returncode == 0, done.stderr[-4000:]
+    html = (clone / "results/quick/self_supervised_report.html").read_text()
+    for words in ("Profile <code>quick</code>", "data <strong>synthetic</strong>", "initial weights random"):
+        assert words in html
+    assert "nothing; the tables are whole" in html
+    assert "Not probed yet: nothing; probed on other weights than the results': nothing." in html.replace("&#39;", "'")
+    results = clone / "results/quick/synthetic"
+    classifier = json.loads((results / "perturbation_classifier_tuned_3.json").read_text())
+    assert classifier["initial_weights"]["weights"] == "perturbation_tuned, epoch 2"
+    epochs = (clone / "results/quick/pretext_epochs.csv").read_text().splitlines()
+    assert len(epochs) == 1 + 6
 
 
 def test_a_notebook_that_fails_is_named_with_its_error_and_leaves_no_html(tmp_path):
