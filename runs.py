@@ -283,7 +283,10 @@ def report(files: Files, result: dict) -> str:
 
 
 def read_result(experiment, files: Files) -> dict | None:
-    """The result of a finished run, or None if there is none; raises ValueError if its settings are others."""
+    """The result of a finished run, or None if there is none; raises ValueError if its settings are others.
+
+    A setting that was added to the code after the run has its default in it.
+    """
     if not files.result.exists():
         return None
     try:
@@ -292,7 +295,8 @@ def read_result(experiment, files: Files) -> dict | None:
         raise ValueError(f"{files.result} is not whole ({error}); remove it and run the experiment again") from error
     if result.get("format") != FORMAT:
         raise ValueError(f"{files.result} has format {result.get('format')}; this code reads format {FORMAT}")
-    asked, saved = settings_of(experiment), _with_defaults(result["settings"], experiment)
+    result["settings"] = _with_defaults(result["settings"], experiment)
+    asked, saved = settings_of(experiment), dict(result["settings"])
     for settings in (asked, saved):  # which file of trained weights it was is told by the result, not asked of it
         settings["initial_weights"] = "random" if settings["initial_weights"] == "random" else "trained"
     difference = first_difference(asked, saved)
