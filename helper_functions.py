@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("step", "plateau", "cosine", "none")
 STOPPING_RULES = ("none", "patience", "two_worse")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -29,6 +29,7 @@ class TrainSettings:
     max_epochs: int = 30
     optimizer: str = "adam"
     learning_rate: float = 1e-3
+    momentum: float = 0.0  # of "sgd"; above 0 it is Nesterov's
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     schedule: str = "step"  # "plateau" follows val_loss, "cosine" falls to 0 in the last epoch
@@ -38,6 +39,7 @@ class TrainSettings:
     stopping: str = "none"  # see `should_stop`
     patience_epochs: int = 10  # for "patience"
     gradient_accumulation_steps: int = 1  # batches a step of the optimizer
+    averaging_decay: float = 0.0  # above 0: weights are averaged over steps, this share kept at each, see `train`
     precision: str = "auto"  # see `resolve_precision`
 
     def __post_init__(self):
@@ -55,8 +57,11 @@ class TrainSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0 and finite")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
+        for name in ("momentum", "label_smoothing", "averaging_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.momentum > 0 and self.optimizer != "sgd":
+            raise ValueError(f"momentum is {self.momentum}, but {self.optimizer} takes none; it is of sgd")
         if self.weight_decay < 0 or self.warmup_epochs < 0:
             raise ValueError("weight_decay and warmup_epochs must not be negative")
 
@@ -179,10 +184,13 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """Adam (Kingma and Ba 2015) or plain SGD over the parameters that are not frozen."""
+    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) or SGD over the parameters that are not frozen."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[settings.optimizer]
-    return kind(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": True}
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=settings.momentum, nesterov=settings.momentum > 0, **common)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    return kind(parameters, **common)
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings):
@@ -205,8 +213,11 @@ def build_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings):
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def train_one_epoch(model, loader, criterion, optimizer, accelerator, precision, bar) -> tuple[float, float]:
-    """Train on every batch once.  Returns plain cross-entropy (nats an image) and accuracy over all images."""
+def train_one_epoch(model, loader, criterion, optimizer, averaged, accelerator, precision, bar) -> tuple[float, float]:
+    """Train on every batch once; `averaged` (an AveragedModel, or None) takes the weights in after each step.
+
+    Returns plain cross-entropy (nats an image) and accuracy over all images.
+    """
     model.train()
     loss_sum, hits, images_seen = 0.0, 0, 0
     for images, labels in loader:
@@ -217,6 +228,8 @@ def train_one_epoch(model, loader, criterion, optimizer, accelerator, precision,
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
+        if averaged is not None and accelerator.sync_gradients:
+            averaged.update_parameters(accelerator.unwrap_model(model))
         # Gathered from all processes, without the images that the last batch repeats to be equally long for each.
         logits, labels = accelerator.gather_for_metrics((logits.detach(), labels))
         loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
@@ -276,9 +289,10 @@ def train(
 
     Loaders yield (images, labels); where the train loader's sampler has a generator, a resumed run goes on with its
     order.  `test_loader` is only watched: nothing is chosen by it.  `class_weights` (classes,) weigh the loss that is
-    minimised, never the one reported.  After each epoch `save_state` is given all that is needed to go on; `state`
-    goes on from there, and ends in the same history and weights as a training that was never interrupted (bit for bit
-    on a CPU).
+    minimised, never the one reported.  With `settings.averaging_decay` what is evaluated, and left, is the exponential
+    moving average of the weights and BatchNorm statistics after each step (after Polyak and Juditsky 1992).
+    After each epoch `save_state` is given all that is needed to go on; `state` goes on from there, and ends in the same
+    history and weights as a training that was never interrupted (bit for bit on a CPU).
     Raises FloatingPointError if the loss is not finite, ValueError if a loader has no images.
     """
     for name, loader in (("train", train_loader), ("val", val_loader)):
@@ -290,14 +304,23 @@ def train(
     scheduler = build_scheduler(optimizer, settings)
     weights = None if class_weights is None else class_weights.to(accelerator.device)
     criterion = nn.CrossEntropyLoss(weight=weights, label_smoothing=settings.label_smoothing)
+    averaged = None
+    if settings.averaging_decay > 0:
+        average = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.averaging_decay)
+        averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     history, best_weights = History(), None
     images_an_epoch = len(train_loader.dataset)
 
     network, optimizer, train_loader, val_loader = accelerator.prepare(model, optimizer, train_loader, val_loader)
     if test_loader is not None:
         test_loader = accelerator.prepare(test_loader)
+    # What is evaluated, as the processes share it, and the same as what is kept of it.
+    evaluated, kept = (network, model) if averaged is None else (averaged, averaged.to(accelerator.device).module)
     if state is not None:
-        model.load_state_dict(state["model"])
+        kept.load_state_dict(state["model"])
+        if averaged is not None:
+            model.load_state_dict(state["trained_model"])
+            averaged.n_averaged.fill_(state["averaged_steps"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         history, best_weights = History(**state["history"]), state["best_weights"]
@@ -316,9 +339,9 @@ def train(
             bar.set_description(f"{title} epoch {epoch}/{settings.max_epochs}".strip())
             learning_rate = optimizer.param_groups[0]["lr"]
             train_loss, train_accuracy = train_one_epoch(
-                network, train_loader, criterion, optimizer, accelerator, settings.precision, bar
+                network, train_loader, criterion, optimizer, averaged, accelerator, settings.precision, bar
             )
-            val = evaluate(network, val_loader, accelerator, settings.precision)
+            val = evaluate(evaluated, val_loader, accelerator, settings.precision)
             if not math.isfinite(train_loss + val.loss):
                 raise FloatingPointError(f"the loss is not finite in epoch {epoch}; try a lower learning rate")
             history.append(
@@ -330,7 +353,7 @@ def train(
                 learning_rate=learning_rate,
             )
             if test_loader is not None:
-                test = evaluate(network, test_loader, accelerator, settings.precision)
+                test = evaluate(evaluated, test_loader, accelerator, settings.precision)
                 history.append(
                     test_loss=test.loss, test_accuracy=test.accuracy, test_predictions=test.predictions.tolist()
                 )
@@ -340,11 +363,13 @@ def train(
             )
             scheduler.step(*([val.loss] if settings.schedule == "plateau" else []))
             if history.best_epoch == epoch:
-                best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+                best_weights = {name: tensor.detach().cpu().clone() for name, tensor in kept.state_dict().items()}
             if save_state is not None and accelerator.is_main_process:
                 save_state(
                     {
-                        "model": model.state_dict(),
+                        "model": kept.state_dict(),
+                        "trained_model": None if averaged is None else model.state_dict(),
+                        "averaged_steps": 0 if averaged is None else averaged.n_averaged.item(),
                         "best_weights": best_weights,
                         "optimizer": optimizer.state_dict(),
                         "scheduler": scheduler.state_dict(),

@@ -70,7 +70,11 @@ def load_trained(run: str, models: Path = ROOT / "models") -> TrainedRun:
         raise ValueError(f"{path} is not of a finished run: it has no class names")
     settings = saved["identity"]["settings"]
     model = SceneClassifier(
-        len(saved["class_names"]), settings["head"], settings["freeze_features"], settings["stages"]
+        len(saved["class_names"]),
+        settings["head"],
+        settings["freeze_features"],
+        settings["stages"],
+        settings.get("network", "efficientnet_b0"),  # runs from before there were others do not name it
     )
     model.load_state_dict(saved["model"])
     return TrainedRun(

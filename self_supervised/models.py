@@ -6,7 +6,7 @@ from torch import nn
 
 from self_supervised.settings import ClassifierExperiment
 from supervised import models as supervised
-from supervised.models import SceneClassifier, load_initial_weights
+from supervised.models import classifier_of, load_initial_weights
 
 
 def build_model(experiment, loaders, load_pretext: Callable) -> tuple[nn.Module, dict]:
@@ -20,9 +20,10 @@ def build_model(experiment, loaders, load_pretext: Callable) -> tuple[nn.Module,
     if not isinstance(experiment, ClassifierExperiment):
         return supervised.build_model(experiment, loaders)
     weights, source = load_pretext(experiment.pretext_run, experiment.seed, experiment.pretext_epoch)
-    model = SceneClassifier(len(loaders.class_names), experiment.head, experiment.freeze_features, experiment.stages)
+    model = classifier_of(experiment, len(loaders.class_names))
     if experiment.batchnorm == "initial":
-        initial = load_initial_weights(experiment.initial_weights).state_dict or model.features.state_dict()
+        initial = load_initial_weights(experiment.initial_weights, experiment.network).state_dict
+        initial = initial or model.features.state_dict()
         weights = {name: initial[name] if _is_statistic(name) else tensor for name, tensor in weights.items()}
         source = {**source, "batchnorm": "statistics of the initial weights"}
     model.features.load_state_dict(weights)

@@ -1,17 +1,31 @@
-"""EfficientNet-B0 (Tan and Le 2019) with a scene classifier on top, its heads, and its initial weights."""
+"""EfficientNet-B0 (Tan and Le 2019) or a ResNet (He et al. 2016) with a scene classifier, and initial weights."""
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0
+from torchvision import models as torchvision_models
+from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet34_Weights, WeightsEnum
 
 from supervised.settings import Experiment
 
-STAGE_WIDTHS = (32, 16, 24, 40, 80, 112, 192, 320, 1280)  # channels after each stage of `features`
+_RESNET_WIDTHS = (64, 64, 128, 256, 512)
+STAGE_WIDTHS = {  # channels after each stage of `features`
+    "efficientnet_b0": (32, 16, 24, 40, 80, 112, 192, 320, 1280),
+    "resnet18": _RESNET_WIDTHS,
+    "resnet34": _RESNET_WIDTHS,
+    "resnet18_cifar": _RESNET_WIDTHS,
+    "resnet34_cifar": _RESNET_WIDTHS,
+}
+PUBLISHED = {
+    "efficientnet_b0": EfficientNet_B0_Weights.IMAGENET1K_V1,
+    "resnet18": ResNet18_Weights.IMAGENET1K_V1,
+    "resnet34": ResNet34_Weights.IMAGENET1K_V1,
+}
 # What is in a weights file that has been seen before, by the first 8 digits of its SHA-256.
 KNOWN_WEIGHTS = {
     "7f5810bc": "ImageNet (torchvision IMAGENET1K_V1)",
@@ -22,17 +36,23 @@ KNOWN_WEIGHTS = {
 class SceneClassifier(nn.Module):
     """Images (N, 3, S, S) to logits (N, num_classes): `features` and `classifier`, named as in torchvision.
 
+    `features` is a sequence of stages, see `build_features`; `stages` are those whose pooled maps the head sees.
     Frozen features neither take gradients nor leave eval mode: in train mode BatchNorm would go on learning its
     statistics, and stochastic depth would drop blocks.
     """
 
     def __init__(
-        self, num_classes: int, head: str = "shallow", freeze_features: bool = False, stages: Sequence[int] = (8,)
+        self,
+        num_classes: int,
+        head: str = "shallow",
+        freeze_features: bool = False,
+        stages: Sequence[int] = (8,),
+        network: str = "efficientnet_b0",
     ):
         super().__init__()
-        self.features = efficientnet_b0(weights=None).features
+        self.features = build_features(network)
         self.stages = frozenset(stages)
-        self.classifier = build_head(head, num_classes, sum(STAGE_WIDTHS[stage] for stage in self.stages))
+        self.classifier = build_head(head, num_classes, sum(STAGE_WIDTHS[network][stage] for stage in self.stages))
         self.freeze_features = freeze_features
         self.features.requires_grad_(not freeze_features)
         self.train()  # sets frozen features to eval mode from the start
@@ -59,7 +79,26 @@ class SceneClassifier(nn.Module):
         return self
 
 
-def build_head(head: str, num_classes: int, num_features: int = STAGE_WIDTHS[-1]) -> nn.Sequential:
+def build_features(network: str) -> nn.Sequential:
+    """The stages of a network without its classifier, with random weights.
+
+    EfficientNet-B0's are torchvision's `features`.  A ResNet's are `stem` and torchvision's `layer1` to `layer4`; for
+    CIFAR the stem is one convolution of 3x3 without a pooling after it (He et al. 2016, section 4.2), since
+    torchvision's would leave a map of 8x8 of an image of 32x32.
+    """
+    if network == "efficientnet_b0":
+        return torchvision_models.efficientnet_b0(weights=None).features
+    resnet = getattr(torchvision_models, network.removesuffix("_cifar"))(weights=None)
+    stem = OrderedDict(conv1=resnet.conv1, bn1=resnet.bn1, relu=resnet.relu, maxpool=resnet.maxpool)
+    if network.endswith("_cifar"):
+        stem["conv1"] = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem["conv1"].weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
+        del stem["maxpool"]
+    layers = {f"layer{number}": getattr(resnet, f"layer{number}") for number in range(1, 5)}
+    return nn.Sequential(OrderedDict(stem=nn.Sequential(stem), **layers))
+
+
+def build_head(head: str, num_classes: int, num_features: int = STAGE_WIDTHS["efficientnet_b0"][-1]) -> nn.Sequential:
     """The first report's classifiers, "shallow" (its Model1, torchvision's own) and "deep" (Model2), or a linear probe.
 
     The probe, "standardised", has a BatchNorm without weights before its one layer, as in He et al. 2022 (MAE): stages
@@ -89,16 +128,18 @@ class InitialWeights:
     source: dict[str, str]
 
 
-def load_initial_weights(weights: str) -> InitialWeights:
+def load_initial_weights(weights: str, network: str = "efficientnet_b0") -> InitialWeights:
     """Initial weights by name or file: "random", "imagenet" (torchvision's, downloaded once), or a state dict's path.
 
-    Raises FileNotFoundError for a missing file, ValueError for one without EfficientNet-B0's features, and
-    ConnectionError if the download fails: nothing else is then used in its place.
+    Raises FileNotFoundError for a missing file, ValueError for one without the network's features or a network of
+    which none are published, and ConnectionError if the download fails: nothing else is then used in its place.
     """
     if weights == "random":
         return InitialWeights(None, {"weights": "random"})
     if weights == "imagenet":
-        path = _download(EfficientNet_B0_Weights.IMAGENET1K_V1)
+        if network not in PUBLISHED:
+            raise ValueError(f"there are no published ImageNet weights of {network}; begin with --weights random")
+        path = _download(PUBLISHED[network])
     else:
         path = Path(weights)
         if not path.is_file():
@@ -109,8 +150,15 @@ def load_initial_weights(weights: str) -> InitialWeights:
         raise ValueError(f"{path} is not a state dict that can be opened safely ({type(error).__name__})") from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return InitialWeights(
-        state_dict=_features_of(state_dict, path),
+        state_dict=_features_of(state_dict, path, network),
         source={"weights": KNOWN_WEIGHTS.get(digest[:8], "a file of the user's"), "file": path.name, "sha256": digest},
+    )
+
+
+def classifier_of(experiment: Experiment, num_classes: int) -> SceneClassifier:
+    """The network of an experiment with random weights."""
+    return SceneClassifier(
+        num_classes, experiment.head, experiment.freeze_features, experiment.stages, experiment.network
     )
 
 
@@ -121,8 +169,8 @@ def build_model(experiment: Experiment, loaders) -> tuple[SceneClassifier, dict[
     images to set BatchNorm by.  The head draws its weights from torch's global generator.  Raises what
     `load_initial_weights` raises.
     """
-    initial = load_initial_weights(experiment.initial_weights)
-    model = SceneClassifier(len(loaders.class_names), experiment.head, experiment.freeze_features, experiment.stages)
+    initial = load_initial_weights(experiment.initial_weights, experiment.network)
+    model = classifier_of(experiment, len(loaders.class_names))
     if initial.state_dict is not None:
         model.features.load_state_dict(initial.state_dict)
     elif experiment.freeze_features:
@@ -151,7 +199,7 @@ def calibrate_batchnorm(features: nn.Module, loader):
         norm.momentum = momentum
 
 
-def _download(published: EfficientNet_B0_Weights) -> Path:
+def _download(published: WeightsEnum) -> Path:
     """The file of published weights in torch's own cache, downloaded and checked if it is not there yet."""
     try:
         published.get_state_dict(progress=True, check_hash=True)
@@ -163,17 +211,19 @@ def _download(published: EfficientNet_B0_Weights) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name
 
 
-def _features_of(state_dict: dict, path: Path) -> dict[str, torch.Tensor]:
-    """The entries `features.*` without that prefix; every one the network has, of its shape, and finite."""
-    expected = efficientnet_b0(weights=None).features.state_dict()
+def _features_of(state_dict: dict, path: Path, network: str) -> dict[str, torch.Tensor]:
+    """The features' entries under the names of `build_features`; every one there, of its shape, and finite."""
+    expected = build_features(network).state_dict()
+    found = {}
     for name, tensor in expected.items():
-        found = state_dict.get(f"features.{name}")
-        if found is None:
-            raise ValueError(f"{path} has no features.{name}; it must hold EfficientNet-B0 under torchvision's names")
-        if found.shape != tensor.shape:
+        saved = next((each for each in (f"features.{name}", name.removeprefix("stem.")) if each in state_dict), None)
+        if saved is None:
+            raise ValueError(f"{path} has no features.{name}; it must hold {network} under torchvision's names")
+        found[name] = state_dict[saved]
+        if found[name].shape != tensor.shape:
             raise ValueError(
-                f"features.{name} in {path} has shape {tuple(found.shape)}; EfficientNet-B0 has {tuple(tensor.shape)}"
+                f"{saved} in {path} has shape {tuple(found[name].shape)}; {network} has {tuple(tensor.shape)}"
             )
-        if not torch.isfinite(found).all():
-            raise ValueError(f"features.{name} in {path} holds values that are not finite")
-    return {name: state_dict[f"features.{name}"] for name in expected}
+        if not torch.isfinite(found[name]).all():
+            raise ValueError(f"{saved} in {path} holds values that are not finite")
+    return found

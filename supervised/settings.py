@@ -8,8 +8,15 @@ from dataclasses import dataclass, field, replace
 
 from helper_functions import TrainSettings
 
+NETWORKS = {  # how many stages the features of each have, counted from 0
+    "efficientnet_b0": 9,
+    "resnet18": 5,  # the stem, then torchvision's layer1 to layer4
+    "resnet34": 5,
+    "resnet18_cifar": 5,  # for images of 32 pixels: a stem that keeps their resolution
+    "resnet34_cifar": 5,
+}
 HEADS = ("shallow", "deep", "standardised")
-AUGMENTATIONS = ("basic", "crop", "advanced", "advanced_without_crop")
+AUGMENTATIONS = ("basic", "crop", "advanced", "advanced_without_crop", "padded_crop", "trivial")
 RESIZE_RULES = ("squash", "imagenet")
 
 
@@ -20,10 +27,11 @@ class Experiment:
     name: str  # key, file stem of checkpoint and result, label in figures
     question: str  # what this row is there to answer
     data: str = "15scene"  # a name that data.prepare knows, or a folder
+    network: str = "efficientnet_b0"  # one of NETWORKS
     initial_weights: str = "imagenet"  # or "random", or the file of a state dict
     freeze_features: bool = False  # train the head alone, on features that stay as they are
     head: str = "shallow"
-    stages: tuple[int, ...] = (8,)  # of `features`, 0 to 8: the head sees the mean of each of their maps
+    stages: tuple[int, ...] = (8,)  # of `features`: the head sees the mean of each of their maps
     augmentation: str = "basic"
     resize: str = "squash"
     image_size: int = 224  # pixels, square
@@ -38,17 +46,23 @@ class Experiment:
 
     def __post_init__(self):
         """Refuse what cannot be run."""
-        for name, known in (("head", HEADS), ("augmentation", AUGMENTATIONS), ("resize", RESIZE_RULES)):
+        for name, known in (
+            ("network", NETWORKS),
+            ("head", HEADS),
+            ("augmentation", AUGMENTATIONS),
+            ("resize", RESIZE_RULES),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{self.name}: {name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}"
                 )
-        if not self.stages or sorted(set(self.stages) & set(range(9))) != list(self.stages):
+        last = NETWORKS[self.network] - 1
+        if not self.stages or sorted(set(self.stages) & set(range(last + 1))) != list(self.stages):
             raise ValueError(
-                f"{self.name}: stages is {self.stages}; it must name stages of 0 to 8, each once, in order"
+                f"{self.name}: stages is {self.stages}; name stages of {self.network}, 0 to {last}, each once, in order"
             )
         if self.image_size < 32:
-            raise ValueError(f"{self.name}: image_size is {self.image_size}; EfficientNet-B0 needs at least 32 pixels")
+            raise ValueError(f"{self.name}: image_size is {self.image_size}; {self.network} needs at least 32 pixels")
         if not 0 < self.subset <= 1:
             raise ValueError(f"{self.name}: subset is {self.subset}; it must be above 0 and at most 1")
         if self.batch_size < 2:
@@ -123,6 +137,24 @@ _TABLE = (
         batch_size=16,
         train=TrainSettings(max_epochs=40, learning_rate=2.405e-5, schedule="none"),
         earlier_accuracy=0.9374,
+    ),
+    replace(
+        BASE,
+        name="supervised_best",
+        question="How good can fine-tuning be, with what has been learned about it since?",
+        augmentation="trivial",
+        resize="imagenet",
+        earlier_accuracy=None,
+        train=TrainSettings(
+            max_epochs=12,
+            optimizer="adamw",
+            learning_rate=6e-4,
+            weight_decay=0.01,
+            label_smoothing=0.1,
+            schedule="cosine",
+            warmup_epochs=2,
+            averaging_decay=0.98,  # over about 50 steps, an epoch
+        ),
     ),
     _FROZEN,
     replace(

@@ -1,6 +1,6 @@
 """A small training in a process of its own, which can kill itself: `python killed_run.py FOLDER`, KILL_AT=passes.
 
-Everything that makes resuming hard is in it: shuffling, augmentation, dropout, BatchNorm, Adam, a schedule.
+Everything that makes resuming hard is in it: shuffling, augmentation, dropout, BatchNorm, Adam, a schedule, averages.
 """
 
 import os
@@ -51,7 +51,7 @@ def main(folder: Path):
         augmentation="advanced",
         image_size=24,
         batch_size=8,
-        train=TrainSettings(max_epochs=6, learning_rate=0.01, step_epochs=3),
+        train=TrainSettings(max_epochs=6, learning_rate=0.01, step_epochs=3, averaging_decay=0.8),
     )
     run_experiment(
         row,

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, TensorDataset
 
 from helper_functions import (
@@ -42,7 +43,7 @@ def fit(model, loaders, **settings):
     return train(model, *loaders, TrainSettings(**defaults | settings), device="cpu", progress=False)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("schedule", ["step", "plateau", "cosine", "none"])
 def test_training_lowers_the_loss_on_a_separable_set(linear, separable, optimizer, schedule):
     history = fit(linear, separable, optimizer=optimizer, schedule=schedule)
@@ -214,6 +215,31 @@ def test_frozen_parameters_are_not_given_to_the_optimizer(small_network):
     )
 
 
+def test_momentum_is_that_of_sgd_and_refused_for_none_else(linear):
+    group = build_optimizer(linear, TrainSettings(optimizer="sgd", momentum=0.9)).param_groups[0]
+    assert (group["momentum"], group["nesterov"]) == (0.9, True)
+    assert not build_optimizer(linear, TrainSettings(optimizer="sgd")).param_groups[0]["nesterov"]
+    with pytest.raises(ValueError, match="momentum is 0.9.*adam"):
+        TrainSettings(momentum=0.9)
+
+
+def test_averaged_weights_are_evaluated_and_left_and_follow_their_definition(linear, separable):
+    decay, steps = 0.9, []
+    hook = register_optimizer_step_post_hook(
+        lambda optimizer, *_: steps.append(optimizer.param_groups[0]["params"][0].detach().clone())
+    )
+    try:
+        history = fit(linear, separable, max_epochs=1, averaging_decay=decay)
+    finally:
+        hook.remove()
+    expected = steps[0]
+    for weight in steps[1:]:
+        expected = decay * expected + (1 - decay) * weight
+    assert torch.allclose(linear.weight, expected, atol=1e-6)
+    assert not torch.allclose(linear.weight, steps[-1], atol=1e-3)
+    assert evaluate(linear, separable[1]).loss == history.val_loss[0]
+
+
 def test_accumulating_two_batches_equals_one_batch_of_both(linear, separable):
     points, labels = separable[0].dataset.tensors
     start = {name: tensor.clone() for name, tensor in linear.state_dict().items()}
@@ -231,7 +257,7 @@ def test_accumulating_two_batches_equals_one_batch_of_both(linear, separable):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("optimizer", "adamw"),
+        ("optimizer", "adagrad"),
         ("schedule", "linear"),
         ("stopping", "soon"),
         ("precision", "float8"),

@@ -113,6 +113,23 @@ def test_augmentations_do_what_their_names_say():
         assert augmented.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("padded_crop", ["RandomCrop", "RandomHorizontalFlip"]),
+        ("trivial", ["RandomResizedCrop", "RandomHorizontalFlip", "TrivialAugmentWide"]),
+    ],
+)
+def test_augmentations_of_the_side_studies_and_the_best_row_take_grey_and_colour(name, steps, channels):
+    image = torch.randint(256, (channels, 32, 32), dtype=torch.uint8)
+    augmentation = build_augmentation(name, 32)
+    assert [type(step).__name__ for step in augmentation.transforms] == steps
+    drawn = [augmentation(image) for _ in range(20)]
+    assert all(each.shape == image.shape and each.dtype == torch.uint8 for each in drawn)
+    assert any(not torch.equal(each, image) for each in drawn)
+
+
 def test_features_come_in_the_same_order_as_the_images_they_were_computed_from(row):
     loaders = build_loaders(row, progress=False)
     features = build_loaders(row, progress=False).of_features(lambda images: images.mean(dim=3).flatten(1))

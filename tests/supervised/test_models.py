@@ -5,12 +5,20 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision import models as torchvision_models
 from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0
 
 from helper_functions import TrainSettings, evaluate, train
 from supervised.dataloader import Loaders, SeededShuffle, _as_it_is
-from supervised.models import SceneClassifier, build_head, build_model, calibrate_batchnorm, load_initial_weights
-from supervised.settings import Experiment
+from supervised.models import (
+    STAGE_WIDTHS,
+    SceneClassifier,
+    build_head,
+    build_model,
+    calibrate_batchnorm,
+    load_initial_weights,
+)
+from supervised.settings import NETWORKS, Experiment
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +55,45 @@ def test_names_and_outputs_are_those_of_torchvision(weights_file):
     expected = reference.eval()(images)
     assert (expected[0] - expected[1]).abs().max() > 1e-2
     assert torch.allclose(model.eval()(images), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", ["resnet18", "resnet34"])
+def test_a_resnet_with_torchvisions_weights_gives_its_outputs(network, tmp_path):
+    torch.manual_seed(0)
+    reference = getattr(torchvision_models, network)(weights=None).eval()
+    torch.save(reference.state_dict(), tmp_path / "resnet.pth")
+    model = SceneClassifier(1000, stages=(4,), network=network)
+    model.features.load_state_dict(load_initial_weights(str(tmp_path / "resnet.pth"), network).state_dict)
+    model.classifier[1].load_state_dict(reference.fc.state_dict())
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = reference(images)
+    assert (expected[0] - expected[1]).abs().max() > 1e-2
+    assert torch.allclose(model.eval()(images), expected, atol=1e-4)
+
+
+def test_a_resnet_for_cifar_keeps_the_resolution_of_its_images():
+    images = torch.randn(2, 3, 32, 32)
+    sizes = {}
+    for network in ("resnet18", "resnet18_cifar"):
+        maps = images
+        for name, stage in SceneClassifier(10, stages=(4,), network=network).features.named_children():
+            maps = stage(maps)
+            sizes[network, name] = tuple(maps.shape[1:])
+    assert sizes["resnet18_cifar", "stem"] == sizes["resnet18_cifar", "layer1"] == (64, 32, 32)
+    assert sizes["resnet18_cifar", "layer4"] == (512, 4, 4)
+    assert sizes["resnet18", "layer4"] == (512, 1, 1)
+
+
+def test_networks_of_which_no_weights_are_published_are_refused_as_imagenet():
+    with pytest.raises(ValueError, match="no published ImageNet weights of resnet18_cifar"):
+        load_initial_weights("imagenet", "resnet18_cifar")
+
+
+def test_every_network_has_the_stages_and_widths_that_are_told_of_it():
+    for network, stages in NETWORKS.items():
+        model = SceneClassifier(3, stages=range(stages), network=network).eval()
+        assert len(model.features) == len(STAGE_WIDTHS[network]) == stages
+        assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3)
 
 
 def test_heads_have_the_layers_of_the_first_report():
