@@ -14,8 +14,9 @@ export PROFILE DATA WEIGHTS TRAIN_MISSING PROBE
 report: .venv/installed
 	$(BIN)/python -m evaluation.report
 
+# A process a core with one thread each: small tests gain nothing from threads, and the notebooks run side by side.
 test: .venv/installed lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 data: .venv/installed
 	$(BIN)/python -m data.prepare 15scene $(if $(SOURCE),--source $(SOURCE))

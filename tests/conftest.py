@@ -55,3 +55,8 @@ def small_network():
     """A new small network from a fixed seed."""
     torch.manual_seed(0)
     return SmallNetwork()
+
+
+def pytest_collection_modifyitems(items):
+    """The notebooks first: each takes as long as a hundred other tests, which fill the time beside them."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
