@@ -224,7 +224,7 @@ def train_one_epoch(model, loader, criterion, optimizer, averaged, accelerator, 
         with accelerator.accumulate(model):
             with autocast(precision, accelerator.device):
                 logits = model(images).float()
-                loss = criterion(logits, labels)
+                loss = share_of_loss(criterion, logits, labels, accelerator)
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
@@ -238,6 +238,22 @@ def train_one_epoch(model, loader, criterion, optimizer, averaged, accelerator, 
         bar.update(len(labels))
         bar.set_postfix_str(f"loss {loss_sum / images_seen:.3f}, accuracy {hits / images_seen:.3f}", refresh=False)
     return loss_sum / images_seen, hits / images_seen
+
+
+def share_of_loss(criterion, logits, labels, accelerator) -> torch.Tensor:
+    """This process's part of a batch's mean loss: the mean over processes is what one process has of the whole batch.
+
+    A mean over processes is what they make of their gradients.  Each would count alike if it took the mean of its own
+    images, but of the last batch they may have differing numbers: accelerate fills it up with images that repeat, which
+    are left out here.  `criterion` sums, and its class weights divide the sum as in a mean of nn.CrossEntropyLoss.
+    """
+    batch, images = accelerator.gradient_state, len(labels)
+    if accelerator.num_processes > 1 and batch.end_of_dataloader and batch.remainder > 0:
+        images = min(max(batch.remainder - accelerator.process_index * images, 0), images)
+    logits, labels = logits[:images], labels[:images]
+    weights = torch.ones(images, device=logits.device) if criterion.weight is None else criterion.weight[labels]
+    weight_of_batch = accelerator.reduce(weights.sum(), reduction="sum")
+    return criterion(logits, labels) * accelerator.num_processes / weight_of_batch
 
 
 @torch.inference_mode()
@@ -303,7 +319,7 @@ def train(
     optimizer = build_optimizer(model, settings)
     scheduler = build_scheduler(optimizer, settings)
     weights = None if class_weights is None else class_weights.to(accelerator.device)
-    criterion = nn.CrossEntropyLoss(weight=weights, label_smoothing=settings.label_smoothing)
+    criterion = nn.CrossEntropyLoss(weight=weights, label_smoothing=settings.label_smoothing, reduction="sum")
     averaged = None
     if settings.averaging_decay > 0:
         average = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.averaging_decay)
