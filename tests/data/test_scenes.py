@@ -63,6 +63,13 @@ def test_grey_images_keep_one_channel_and_coloured_ones_three(scene_folder):
     assert (grey[0] == grey[1]).all()
 
 
+@pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 70_000)])
+def test_an_image_whose_range_is_not_known_is_refused_and_not_drawn_black_or_white(tmp_path, mode, value):
+    Image.new(mode, (40, 40), value).save(tmp_path / "image.tiff")
+    with pytest.raises(ValueError, match="image.tiff cannot be decoded .32 bits a pixel"):
+        decode(tmp_path / "image.tiff", 32, "squash")
+
+
 @pytest.mark.parametrize(
     ("mode", "channels"), [("L", 1), ("LA", 1), ("I;16", 1), ("P", 3), ("RGB", 3), ("RGBA", 3), ("CMYK", 3)]
 )
