@@ -7,7 +7,7 @@ import pytest
 import runs
 from data import scenes
 from supervised import train as script
-from supervised.settings import EXPERIMENTS
+from supervised.settings import EXPERIMENTS, NATURE_EXPERIMENTS
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_a_row_runs_on_a_folder_of_ones_own_and_says_what_it_found(scene_folder,
 def test_list_shows_every_row_with_its_question(capsys):
     code, output, _ = call(capsys, "--list")
     assert code == 0
-    for row in EXPERIMENTS.values():
+    for row in {**EXPERIMENTS, **NATURE_EXPERIMENTS}.values():
         assert row.name in output
         assert row.question in output
 
