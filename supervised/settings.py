@@ -308,8 +308,12 @@ def quick(experiment: Experiment) -> Experiment:
     The rows of the nature scenes are many, and keep to different sizes.
     """
     if experiment.name in NATURE_EXPERIMENTS:
-        size = max(32, experiment.image_size // 4)
-        return replace(experiment, image_size=size, images_per_class=6, train=replace(experiment.train, max_epochs=1))
+        return replace(
+            experiment,
+            image_size=max(32, experiment.image_size // 4),
+            images_per_class=11,  # of six classes: a batch of 64
+            train=replace(experiment.train, max_epochs=1),
+        )
     max_epochs = 8 if experiment.name == BASE.name or experiment.features_once else 1
     return replace(
         experiment, image_size=64, images_per_class=40, train=replace(experiment.train, max_epochs=max_epochs)
