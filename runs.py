@@ -299,6 +299,8 @@ def read_result(experiment, files: Files) -> dict | None:
     asked, saved = settings_of(experiment), dict(result["settings"])
     for settings in (asked, saved):  # which file of trained weights it was is told by the result, not asked of it
         settings["initial_weights"] = "random" if settings["initial_weights"] == "random" else "trained"
+    if asked["train"]["precision"] == "auto":  # nor is what "auto" was on the machine of the run
+        asked["train"]["precision"] = saved["train"]["precision"]
     difference = first_difference(asked, saved)
     if difference is not None:
         raise ValueError(f"{files.result} was made with {difference}; remove it or run the experiment again")

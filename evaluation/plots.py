@@ -139,3 +139,34 @@ def _plot_accuracies_with_bands(tables, column, ax):
     ax.grid(alpha=0.3)
     ax.legend()
     return ax
+
+
+def draw_feature_maps(maps: dict, channels: int = 7):
+    """A figure of one line a layer: its first so many channels, (channels, height, width) by name, of one image.
+
+    Each map has the whole range of colours, since layers differ in scale.
+    """
+    figure, axes = plt.subplots(
+        len(maps), channels, figsize=(1.3 * channels, 1.4 * len(maps)), squeeze=False, layout="constrained"
+    )
+    for line, (name, of_layer) in zip(axes, maps.items(), strict=True):
+        for number, (ax, feature_map) in enumerate(zip(line, of_layer, strict=False)):
+            ax.imshow(np.asarray(feature_map, dtype=np.float32), cmap="viridis")
+            ax.set_title(f"{name}: {number}" if number == 0 else str(number), fontsize=7)
+    for ax in axes.ravel():
+        ax.axis("off")
+    return figure
+
+
+def plot_spectra(spectra: dict, ax=None):
+    """One line a name: eigenvalues, the largest first, against their place, in logarithms; zeros are left out."""
+    ax = ax or plt.gca()
+    for name, eigenvalues in spectra.items():
+        above_zero = np.asarray(eigenvalues)[np.asarray(eigenvalues) > 0]
+        ax.plot(range(1, len(above_zero) + 1), above_zero, label=name)
+    ax.set_yscale("log")
+    ax.set_xlabel("place")
+    ax.set_ylabel("eigenvalue of the covariance")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=7)
+    return ax

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +65,33 @@ def test_the_self_supervised_report_runs_in_the_quick_profile_from_pretexts_to_p
     assert classifier["initial_weights"]["weights"] == "perturbation_tuned, epoch 2"
     epochs = (clone / "results/quick/pretext_epochs.csv").read_text().splitlines()
     assert len(epochs) == 1 + 6
+
+
+def test_the_nature_report_runs_in_the_quick_profile_from_the_split_to_the_spectra(tmp_path):
+    clone = copy_of_the_code(tmp_path / "clone")
+    done = execute(clone, "supervised/nature_report.ipynb")
+    assert done.returncode == 0, done.stderr[-4000:]
+    html = (clone / "results/quick/supervised_nature_report.html").read_text()
+    for words in (
+        "Profile <code>quick</code>",
+        "data <strong>synthetic</strong>",
+        "nothing; the table is whole",
+        "Made from other weights than the scores: nothing.",
+    ):
+        assert words in html
+    results = clone / "results/quick/synthetic"
+    assert {json.loads(path.read_text())["settings"]["image_size"] for path in results.glob("nature_*.json")} == {
+        32,
+        37,
+        56,
+    }
+    scores = np.load(results / "scores_nature_efficientnet_best.npy")
+    result = json.loads((results / "nature_efficientnet_best.json").read_text())
+    assert scores.argmax(axis=1).tolist() == result["predictions"]["test"]
+    text = (results / "non_positive.txt").read_text()
+    assert "features.layer4.1.conv2" in text and "features.stem.maxpool" in text
+    images = [line.split(",")[0] for line in (results / "spectra.csv").read_text().splitlines()[1:]]
+    assert max(images.count("25"), images.count("50")) == 2 * 49  # of 50 images at most 49 eigenvalues are above zero
 
 
 def test_a_notebook_that_fails_is_named_with_its_error_and_leaves_no_html(tmp_path):

@@ -106,3 +106,19 @@ def test_label_fractions_are_drawn_over_logarithms_with_their_numbers_and_no_ban
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "10", "100"]
     assert ax.lines[0].get_ydata().tolist() == [0.4, 0.6, 0.8]
     assert ax.collections[0].get_paths()[0].vertices[:, 0].max() == 10
+
+
+def test_feature_maps_are_drawn_layer_by_layer_each_in_its_own_range():
+    maps = {"layer1": np.arange(3 * 16.0).reshape(3, 4, 4), "layer2": 100 * np.arange(9 * 4.0).reshape(9, 2, 2)}
+    axes = plots.draw_feature_maps(maps, channels=7).axes
+    assert [len(ax.images) for ax in axes] == [1, 1, 1, 0, 0, 0, 0] + [1] * 7
+    assert axes[7].get_title() == "layer2: 0"
+    assert np.array_equal(axes[8].images[0].get_array(), maps["layer2"][1])
+    assert axes[8].images[0].get_clim() == (400, 700)
+
+
+def test_a_spectrum_is_drawn_without_its_zeros():
+    ax = plots.plot_spectra({"a": np.array([4.0, 1.0, 0.0, 0.0])}, plt.figure().gca())
+    (line,) = ax.lines
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([1, 2], [4, 1])
+    assert ax.get_yscale() == "log"
