@@ -106,7 +106,7 @@ def test_rows_of_cifar10_fit_their_pretext_and_begin_with_random_weights_at_32_p
             assert row.network == pretext.network
 
 
-def test_the_numbers_of_document_002_stand_beside_the_rows_they_are_of():
+def test_the_numbers_of_the_lab_report_stand_beside_the_rows_they_are_of():
     earlier = {name: row.earlier_accuracy for name, row in EXPERIMENTS.items() if name.startswith("cifar10")}
     assert {name: accuracy for name, accuracy in earlier.items() if accuracy is not None} == {
         "cifar10_rotation": 0.5093,
