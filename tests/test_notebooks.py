@@ -94,6 +94,23 @@ def test_the_nature_report_runs_in_the_quick_profile_from_the_split_to_the_spect
     assert max(images.count("25"), images.count("50")) == 2 * 49  # of 50 images at most 49 eigenvalues are above zero
 
 
+def test_the_cifar10_report_runs_in_the_quick_profile_and_pairs_rows_of_one_seed(tmp_path):
+    clone = copy_of_the_code(tmp_path / "clone")
+    done = execute(clone, "self_supervised/cifar10_report.ipynb")
+    assert done.returncode == 0, done.stderr[-4000:]
+    html = (clone / "results/quick/self_supervised_cifar10_report.html").read_text()
+    for words in ("Profile <code>quick</code>", "data <strong>synthetic</strong>", "initial weights random"):
+        assert words in html
+    assert "nothing; the tables are whole" in html
+    assert "Not probed yet: nothing; probed on another run than the results': nothing." in html.replace("&#39;", "'")
+    results = clone / "results/quick/synthetic"
+    fine_tuned = json.loads((results / "cifar10_rotation_finetuned.seed1.json").read_text())
+    assert fine_tuned["initial_weights"]["weights"] == "cifar10_rotation.seed1, epoch best"
+    pairs = (results / "with_against_without.csv").read_text().splitlines()[1:]
+    assert "seed 1,cifar10_rotation_finetuned.seed1,cifar10_scratch.seed1," in "\n".join(pairs)
+    assert len(pairs) == 3 * 2
+
+
 def test_a_notebook_that_fails_is_named_with_its_error_and_leaves_no_html(tmp_path):
     clone = copy_of_the_code(tmp_path / "clone")
     broken = clone / "supervised" / "report.ipynb"

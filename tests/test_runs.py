@@ -382,3 +382,13 @@ def test_a_run_that_is_not_there_an_epoch_not_kept_and_other_settings_are_refuse
         load_features(row, files, 3)
     with pytest.raises(ValueError, match=r"row.epoch2.pt was trained with width = 4, but 5 is asked for"):
         load_features(replace(row, width=5), files, 2)
+
+
+def test_a_rows_own_precision_stands_unless_the_command_line_names_another():
+    row = Row("row", train=TrainSettings(precision="bfloat16"))
+    parser = runs.build_parser("train", "")
+    chosen = {
+        arguments: runs.with_options(row, 0, parser.parse_args(arguments.split())).train.precision
+        for arguments in ("", "--precision float32")
+    }
+    assert chosen == {"": "bfloat16", "--precision float32": "float32"}

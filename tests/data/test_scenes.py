@@ -232,6 +232,12 @@ def test_one_folder_besides_train_is_divided_into_val_and_test(scene_folder, fol
     assert load_splits(scene_folder, 48, progress=False)["val"].names == splits["val"].names
 
 
+def test_an_image_of_the_asked_size_is_not_resampled(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    assert np.array_equal(decode(tmp_path / "image.png", 32, "squash"), pixels.transpose(2, 0, 1))
+
+
 def test_a_missing_folder_is_named(tmp_path, scene_folder):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_splits(tmp_path / "nowhere", progress=False)
