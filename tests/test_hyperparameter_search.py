@@ -202,7 +202,7 @@ def test_a_real_search_by_two_workers_ends_in_a_row_that_can_be_trained(scene_fo
     from dataclasses import replace
 
     row = eval(pasted, {"replace": replace, "EXPERIMENTS": EXPERIMENTS})
-    assert row.name == found.name == "imagenet_classifier_random"
+    assert row.name == found.name == "imagenet_classifier_random_subset0.5"
     assert row.batch_size == found.batch_size == study.best_params["batch_size"]
     assert row.train.learning_rate == pytest.approx(found.train.learning_rate, rel=1e-3)
     assert found.subset == 1 and found.train.max_epochs == EXPERIMENTS["imagenet_classifier"].train.max_epochs
