@@ -38,6 +38,7 @@ from helper_functions import OPTIMIZERS, SCHEDULES, TrainSettings, build_acceler
 from runs import first_difference, settings_of
 
 SAMPLERS = ("grid", "random", "tpe", "gp")
+EARLIER_LOSSES = {"grid": 0.794, "random": 1.441, "tpe": 0.759}  # Deceuninck 2023, figure 1: one search each
 STUDY = "search"  # its name in a storage, which holds one
 MAX_EPOCHS = 25  # of a trial, which ends earlier by the second report's rule
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -250,6 +251,11 @@ def open_search(row, storage: str, sampler: str, trials: int, space: str = "repo
     return open_study(storage, identity, SPACES[space], trials, sampler, row.seed, pruning)
 
 
+def default_journal(row, sampler: str) -> str:
+    """The name of the journal file of a row's search."""
+    return f"{_name_of_search(row.name, sampler, row.subset)}_seed{row.seed}.journal"
+
+
 def collect_searches(
     rows: Iterable,
     objective_of: Callable,
@@ -267,14 +273,14 @@ def collect_searches(
     for row in rows:
         objective = functools.cache(functools.partial(objective_of, row))
         for sampler in samplers:
-            storage = str(folder / f"{_name_of_search(settings_of(row), sampler)}_seed{row.seed}.journal")
-            table = Path(storage).with_suffix(".csv")
-            if search_missing and (not table.exists() or len(pd.read_csv(table)) < trials):
-                study = open_search(row, storage, sampler, trials)
-                work(study, storage, objective(), SPACES["report"], progress=False)
-                write_table(study, storage)
+            journal = folder / default_journal(row, sampler)
+            table = journal.with_suffix(".csv")
+            if search_missing and (not table.exists() or len(read_table(str(table))) < trials):
+                study = open_search(row, str(journal), sampler, trials)
+                work(study, str(journal), objective(), SPACES["report"], progress=False)
+                write_table(study, str(journal))
             if table.exists():
-                tables.append(pd.read_csv(table))
+                tables.append(read_table(str(table)))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -292,7 +298,7 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
             {
                 "experiment": settings["name"],
                 "image_size": settings.get("image_size"),
-                "subset": settings.get("subset"),
+                "subset": settings.get("subset", 1.0),
                 "sampler": identity["sampler"],
                 "seed": identity["seed"],
                 "trial": trial.number,
@@ -313,7 +319,7 @@ def write_table(study: optuna.Study, storage: str) -> None:
     if not _is_url(storage):
         target = Path(storage).with_suffix(".csv")
         temporary = target.with_suffix(f".{os.getpid()}.tmp")
-        trials_table(study).to_csv(temporary, index=False, float_format="%.6g")
+        trials_table(study).to_csv(temporary, index=False)
         temporary.replace(target)
 
 
@@ -344,14 +350,27 @@ def study_of_table(table: pd.DataFrame, space: Space) -> optuna.Study:
 def row_of_study(storage: str, find: Callable):
     """The searched experiment with the best trial's parameters, on all of its data; `find(name)` gives its row.
 
-    Raises what `read_study` raises, and ValueError if no trial is complete or the row has changed since.
+    `storage` may also be the table of a search (.csv).  Raises what `read_study` raises, and ValueError if no trial is
+    complete or the row has changed since.
     """
-    study = read_study(storage)
-    identity = study.user_attrs["identity"]
-    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+    table = read_table(storage) if storage.endswith(".csv") else trials_table(read_study(storage))
+    if table.empty or table["value"].isna().all():
         raise ValueError(f"{storage} has no finished trial yet")
-    row = with_parameters(find(identity["settings"]["name"]), study.best_params)
-    return replace(row, name=_name_of_search(identity["settings"], identity["sampler"]))
+    best = table.loc[[table["value"].idxmin()]].to_dict("records")[0]
+    parameters = {name: best[name] for name in SPACES["wide"].distributions if name in best}
+    row = with_parameters(find(best["experiment"]), parameters)
+    return replace(row, name=_name_of_search(best["experiment"], best["sampler"], best["subset"]))
+
+
+def read_table(path: str) -> pd.DataFrame:
+    """The trials of a search from its .csv.  Raises FileNotFoundError or ValueError if it is not there or none."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no study file {path}")
+    table = pd.read_csv(path)
+    missing = {"experiment", "sampler", "subset", "value"} - set(table)
+    if missing:
+        raise ValueError(f"{path} is not the table of a search; it has no column {min(missing)}")
+    return table
 
 
 def settings_row(study: optuna.Study) -> str:
@@ -364,19 +383,20 @@ def settings_row(study: optuna.Study) -> str:
     }
     training = ", ".join(f"{key}={value!r}" for key, value in best.items() if key in names)
     others = "".join(f"    {key}={value!r},\n" for key, value in best.items() if key not in names)
+    settings = identity["settings"]
+    name = _name_of_search(settings["name"], identity["sampler"], settings.get("subset", 1.0))
     searched = f"{identity['sampler']} found in {len(study.trials)} trials (loss {study.best_value:.4f})"
     return (
         f"replace(\n    {base},\n"
-        f'    name="{_name_of_search(identity["settings"], identity["sampler"])}",\n'
+        f'    name="{name}",\n'
         f'    question="How good is what {searched}?",\n'
         f"{others}    train=replace({base}.train, {training}),\n)"
     )
 
 
-def _name_of_search(settings: dict, sampler: str) -> str:
-    """Of a search, by the settings of its row; what was found on a subset is not what was found on all images."""
-    subset = settings.get("subset", 1)
-    return f"{settings['name']}_{sampler}" + (f"_subset{subset:g}" if subset < 1 else "")
+def _name_of_search(experiment: str, sampler: str, subset: float) -> str:
+    """What was found on a subset is not what was found on all images."""
+    return f"{experiment}_{sampler}" + (f"_subset{subset:g}" if subset < 1 else "")
 
 
 class _JournalLock:
@@ -533,8 +553,8 @@ def main(arguments=None) -> int:
         )
         if options.workers < 1:
             raise ValueError(f"workers is {options.workers}; there must be at least 1")
-        name = f"{_name_of_search(settings_of(row), options.sampler)}_seed{options.seed}.journal"
-        storage = options.storage or str(files_of(row, options.profile).results / "searches" / name)
+        folder = files_of(row, options.profile).results / "searches"
+        storage = options.storage or str(folder / default_journal(row, options.sampler))
         study = open_search(row, storage, options.sampler, options.trials, options.space, options.pruning)
         if options.workers > 1:
             code = _run_workers(options.workers, sys.argv[1:] if arguments is None else arguments)
