@@ -111,6 +111,22 @@ def test_the_cifar10_report_runs_in_the_quick_profile_and_pairs_rows_of_one_seed
     assert len(pairs) == 3 * 2
 
 
+def test_the_search_notebook_runs_in_the_quick_profile_from_searches_to_inversions(tmp_path):
+    clone = copy_of_the_code(tmp_path / "clone")
+    done = execute(clone, "supervised/hyperparameter_search.ipynb")
+    assert done.returncode == 0, done.stderr[-4000:]
+    html = (clone / "results/quick/supervised_hyperparameter_search.html").read_text()
+    for words in ("Profile <code>quick</code>", "data <strong>synthetic</strong>", "initial weights random"):
+        assert words in html
+    assert "nothing; the table is whole" in html
+    searches = clone / "results/quick/synthetic/searches"
+    samplers = [path.name.split("_")[3] for path in searches.glob("imagenet_classifier_tuned_*_seed1.csv")]
+    assert sorted(samplers) == ["gp", "grid", "random", "tpe"]
+    assert {"inversion_imagenet_classifier_tuned_filter70_tpe_seed0.curves.csv"} <= {
+        path.name for path in searches.iterdir()
+    }
+
+
 def test_a_notebook_that_fails_is_named_with_its_error_and_leaves_no_html(tmp_path):
     clone = copy_of_the_code(tmp_path / "clone")
     broken = clone / "supervised" / "report.ipynb"
