@@ -30,6 +30,32 @@ def confusion_matrix(labels, predictions, num_classes: int, normalise: bool = Fa
     )
 
 
+def most_confused(matrix: np.ndarray, class_names, count: int) -> pd.DataFrame:
+    """The pairs of classes that are mistaken most often, of a confusion matrix of counts: true, predicted, images."""
+    mistakes = matrix * (1 - np.eye(len(matrix), dtype=int))
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
+    rows, columns = np.unravel_index(order, mistakes.shape)
+    return pd.DataFrame(
+        {
+            "true": np.asarray(class_names)[rows],
+            "predicted": np.asarray(class_names)[columns],
+            "images": mistakes[rows, columns],
+        }
+    )
+
+
+def quality_of_probabilities(labels, probabilities) -> dict[str, float]:
+    """What probabilities (N, classes) of a whole split are worth, in a row of a table: all fractions, 0 to 1."""
+    return {
+        "top 1": top_k_accuracy(labels, probabilities, 1),
+        "top 2": top_k_accuracy(labels, probabilities, 2),
+        "top 3": top_k_accuracy(labels, probabilities, 3),
+        "mAP": float(np.nanmean(average_precision(labels, probabilities))),
+        "calibration error": expected_calibration_error(labels, probabilities),
+        "mean confidence": float(np.max(probabilities, axis=1).mean()),
+    }
+
+
 def classification_report(labels, predictions, class_names) -> pd.DataFrame:
     """Precision, recall (a class's own accuracy), F1 and images of each class, and their means; scikit-learn's."""
     report = sklearn.metrics.classification_report(

@@ -4,6 +4,7 @@ The only module here that knows the rest of the project; the others take models 
 their `main` alone.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ class TrainedRun:
     resize: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    weights: str  # a digest of the network's weights: what is made from a run can say which ones it was
 
     def read(self, paths: Sequence[Path]) -> tuple[list[np.ndarray], torch.Tensor]:
         """Image files as pixels, bytes (1 or 3, S, S) each, and as the network takes them, float32 (N, 3, S, S).
@@ -85,7 +87,16 @@ def load_trained(run: str, models: Path = ROOT / "models") -> TrainedRun:
         resize=settings["resize"],
         mean=MEAN[settings["resize"]],
         std=STD[settings["resize"]],
+        weights=_digest(saved["model"]),
     )
+
+
+def _digest(state_dict: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names and bytes, in the order of the network."""
+    digest = hashlib.sha256()
+    for name, tensor in state_dict.items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _is_part_of_a_run(path: Path) -> bool:

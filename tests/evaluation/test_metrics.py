@@ -14,6 +14,8 @@ from evaluation.metrics import (
     expected_calibration_error,
     holm,
     mean_average_precision_of_batches,
+    most_confused,
+    quality_of_probabilities,
     results_table,
     rightly_predicted_by_all,
     seeds_table,
@@ -26,6 +28,22 @@ def test_confusion_matrix_has_true_classes_in_rows():
     matrix = confusion_matrix([0, 0, 0, 1], [0, 1, 1, 1], num_classes=3)
     assert matrix.tolist() == [[1, 2, 0], [0, 1, 0], [0, 0, 0]]
     assert confusion_matrix([0, 0, 0, 1], [0, 1, 1, 1], 2, normalise=True)[0].tolist() == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_the_most_confused_pairs_leave_out_what_is_right():
+    matrix = np.array([[9, 1, 0], [4, 8, 0], [0, 2, 7]])
+    table = most_confused(matrix, ["coast", "forest", "store"], 2)
+    assert table.values.tolist() == [["forest", "coast", 4], ["store", "forest", 2]]
+
+
+def test_the_quality_of_probabilities_is_that_of_each_measure():
+    labels = np.array([0, 1, 2, 0])
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.2, 0.7], [0.6, 0.1, 0.3]])
+    quality = quality_of_probabilities(labels, probabilities)
+    assert (quality["top 1"], quality["top 2"], quality["top 3"]) == (0.75, 1, 1)
+    assert quality["mAP"] == pytest.approx(average_precision(labels, probabilities).mean())
+    assert quality["calibration error"] == pytest.approx(expected_calibration_error(labels, probabilities))
+    assert quality["mean confidence"] == pytest.approx(0.65)
 
 
 def test_the_accuracy_interval_is_wilsons():
