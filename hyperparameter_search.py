@@ -1,7 +1,8 @@
-"""Search the settings of an experiment on Optuna (Akiba et al. 2019), with as many workers as are started.
+r"""Search the settings of an experiment on Optuna (Akiba et al. 2019), with as many workers as are started.
 
     python -m hyperparameter_search supervised_tuned --sampler tpe --profile full --subset 0.1
-    python -m supervised.train --from-study results/full/search_supervised_tuned_tpe_seed0.journal --profile full
+    python -m supervised.train --from-study results/full/searches/supervised_tuned_tpe_subset0.1_seed0.journal \
+        --profile full
 
 All trials wait in the storage from the start; a worker takes one, trains it, and writes down its loss, so that workers
 share a search without dividing it beforehand, and none runs a trial twice.  A worker that is killed lets go of its
@@ -16,25 +17,28 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import optuna
+import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from helper_functions import OPTIMIZERS, SCHEDULES, TrainSettings, build_accelerator, train
+from helper_functions import OPTIMIZERS, SCHEDULES, TrainSettings, build_accelerator, should_stop, train
 from runs import first_difference, settings_of
 
 SAMPLERS = ("grid", "random", "tpe", "gp")
+EARLIER_LOSSES = {"grid": 0.794, "random": 1.441, "tpe": 0.759}  # Deceuninck 2023, figure 1: one search each
 STUDY = "search"  # its name in a storage, which holds one
 MAX_EPOCHS = 25  # of a trial, which ends earlier by the second report's rule
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -73,6 +77,12 @@ SPACES = {
         _GRID,
     ),
 }
+
+_DECADES = FloatDistribution(1e-6, 1e2, log=True)
+INVERSION = Space(  # model inversion's, Deceuninck 2023: every other decade, and 0.1, which he reports on
+    {"learning_rate": _DECADES, "weight_decay": _DECADES},
+    dict.fromkeys(("learning_rate", "weight_decay"), (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 1e2)),
+)
 
 
 def open_study(
@@ -180,7 +190,9 @@ def validation_loss(experiment, build_model: Callable, build_loaders: Callable, 
     """The objective of an experiment: the lowest val_loss of a training with a trial's parameters (nats an image).
 
     At most MAX_EPOCHS epochs, ended by the "two_worse" rule.  Images are decoded, and features that are frozen are
-    computed, once for all trials.  A training that diverges counts as pruned.
+    computed, once for all trials.  A training that diverges counts as pruned.  A trial also keeps, as user attributes,
+    its epochs, its highest val_accuracy, and what the second report took for its loss: the last one, or, when the rule
+    has ended it, the higher of the two that were worse.
     """
     experiment = replace(
         experiment,
@@ -195,7 +207,8 @@ def validation_loss(experiment, build_model: Callable, build_loaders: Callable, 
         torch.manual_seed(row.seed)
         model, _ = build_model(row, images)
         at = build_accelerator(device).device
-        return images, images.of_features(model.to(at).eval().pooled_features, at)
+        without_test = replace(images, test=images.val)  # nothing is chosen by the test images: spare their features
+        return images, without_test.of_features(model.to(at).eval().pooled_features, at)
 
     def objective(trial):
         row = with_parameters(experiment, trial.params)
@@ -223,24 +236,141 @@ def validation_loss(experiment, build_model: Callable, build_loaders: Callable, 
             )
         except FloatingPointError as error:
             raise optuna.TrialPruned from error
+        stopped = should_stop(history.val_loss, row.train)
         trial.set_user_attr("epochs", history.epochs)
         trial.set_user_attr("val_accuracy", max(history.val_accuracy))
+        trial.set_user_attr("report_loss", max(history.val_loss[-2:]) if stopped else history.val_loss[-1])
         return min(history.val_loss)
 
     return objective
 
 
+def open_search(row, storage: str, sampler: str, trials: int, space: str = "report", pruning: bool = False):
+    """The study of an experiment's row, seeded as the row is; `space` names one of SPACES.  Raises as `open_study`."""
+    identity = {"settings": settings_of(row), "space": space}
+    return open_study(storage, identity, SPACES[space], trials, sampler, row.seed, pruning)
+
+
+def default_journal(row, sampler: str) -> str:
+    """The name of the journal file of a row's search."""
+    return f"{_name_of_search(row.name, sampler, row.subset)}_seed{row.seed}.journal"
+
+
+def collect_searches(
+    rows: Iterable,
+    objective_of: Callable,
+    folder: Path,
+    trials: int,
+    samplers: Sequence[str] = SAMPLERS,
+    search_missing: bool = True,
+) -> pd.DataFrame:
+    """The trials of every row's search by every sampler (`trials_table`): read where there is a table of so many.
+
+    Others are searched with `objective_of(row)`, which all samplers share, or with `search_missing` off taken as far
+    as they are there.  Rows may be one experiment under several seeds.
+    """
+    tables = []
+    for row in rows:
+        objective = functools.cache(functools.partial(objective_of, row))
+        for sampler in samplers:
+            journal = folder / default_journal(row, sampler)
+            table = journal.with_suffix(".csv")
+            if search_missing and (not table.exists() or len(read_table(str(table))) < trials):
+                study = open_search(row, str(journal), sampler, trials)
+                work(study, str(journal), objective(), SPACES["report"], progress=False)
+                write_table(study, str(journal))
+            if table.exists():
+                tables.append(read_table(str(table)))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def trials_table(study: optuna.Study) -> pd.DataFrame:
+    """One row a finished trial: what was searched and how, the parameters, the value, and what the trial has kept.
+
+    `started` is in seconds after the search's first trial, `seconds` is how long the trial took.
+    """
+    identity = study.user_attrs["identity"]
+    settings = identity["settings"]
+    trials = study.get_trials(deepcopy=False, states=FINISHED)
+    first = min((trial.datetime_start for trial in trials), default=None)
+    return pd.DataFrame(
+        [
+            {
+                "experiment": settings["name"],
+                "image_size": settings.get("image_size"),
+                "subset": settings.get("subset", 1.0),
+                "sampler": identity["sampler"],
+                "seed": identity["seed"],
+                "trial": trial.number,
+                "state": trial.state.name,
+                **trial.params,
+                "value": trial.value,
+                **{name: value for name, value in trial.user_attrs.items() if name != "given"},
+                "started": round((trial.datetime_start - first).total_seconds(), 1),
+                "seconds": round(trial.duration.total_seconds(), 1),
+            }
+            for trial in trials
+        ]
+    )
+
+
+def write_table(study: optuna.Study, storage: str) -> None:
+    """Write the trials beside a journal file, under its name with .csv; a database has no place beside it."""
+    if not _is_url(storage):
+        target = Path(storage).with_suffix(".csv")
+        temporary = target.with_suffix(f".{os.getpid()}.tmp")
+        trials_table(study).to_csv(temporary, index=False)
+        temporary.replace(target)
+
+
+def study_of_table(table: pd.DataFrame, space: Space) -> optuna.Study:
+    """The trials of a table as a study in memory, for Optuna's plots and importances; numbered from 0 by its rows."""
+    study = optuna.create_study()
+    for number, row in enumerate(table.to_dict("records")):
+        started = datetime.fromtimestamp(row["started"], UTC).replace(tzinfo=None)
+        pruned = pd.isna(row["value"])
+        study.add_trial(
+            FrozenTrial(
+                number=number,
+                trial_id=number,
+                state=TrialState[row["state"]],
+                value=None if pruned else row["value"],
+                params={name: row[name] for name in space.distributions},
+                distributions=dict(space.distributions),
+                datetime_start=started,
+                datetime_complete=started + timedelta(seconds=row["seconds"]),
+                user_attrs={},
+                system_attrs={},
+                intermediate_values={},
+            )
+        )
+    return study
+
+
 def row_of_study(storage: str, find: Callable):
     """The searched experiment with the best trial's parameters, on all of its data; `find(name)` gives its row.
 
-    Raises what `read_study` raises, and ValueError if no trial is complete or the row has changed since.
+    `storage` may also be the table of a search (.csv).  Raises what `read_study` raises, and ValueError if no trial is
+    complete or the row has changed since.
     """
-    study = read_study(storage)
-    identity = study.user_attrs["identity"]
-    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+    table = read_table(storage) if storage.endswith(".csv") else trials_table(read_study(storage))
+    if table.empty or table["value"].isna().all():
         raise ValueError(f"{storage} has no finished trial yet")
-    name = f"{identity['settings']['name']}_{identity['sampler']}"
-    return replace(with_parameters(find(identity["settings"]["name"]), study.best_params), name=name)
+    best = table.loc[[table["value"].idxmin()]].to_dict("records")[0]
+    parameters = {name: best[name] for name in SPACES["wide"].distributions if name in best}
+    row = with_parameters(find(best["experiment"]), parameters)
+    return replace(row, name=_name_of_search(best["experiment"], best["sampler"], best["subset"]))
+
+
+def read_table(path: str) -> pd.DataFrame:
+    """The trials of a search from its .csv.  Raises FileNotFoundError or ValueError if it is not there or none."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no study file {path}")
+    table = pd.read_csv(path)
+    missing = {"experiment", "sampler", "subset", "value"} - set(table)
+    if missing:
+        raise ValueError(f"{path} is not the table of a search; it has no column {min(missing)}")
+    return table
 
 
 def settings_row(study: optuna.Study) -> str:
@@ -253,13 +383,20 @@ def settings_row(study: optuna.Study) -> str:
     }
     training = ", ".join(f"{key}={value!r}" for key, value in best.items() if key in names)
     others = "".join(f"    {key}={value!r},\n" for key, value in best.items() if key not in names)
+    settings = identity["settings"]
+    name = _name_of_search(settings["name"], identity["sampler"], settings.get("subset", 1.0))
     searched = f"{identity['sampler']} found in {len(study.trials)} trials (loss {study.best_value:.4f})"
     return (
         f"replace(\n    {base},\n"
-        f'    name="{identity["settings"]["name"]}_{identity["sampler"]}",\n'
+        f'    name="{name}",\n'
         f'    question="How good is what {searched}?",\n'
         f"{others}    train=replace({base}.train, {training}),\n)"
     )
+
+
+def _name_of_search(experiment: str, sampler: str, subset: float) -> str:
+    """What was found on a subset is not what was found on all images."""
+    return f"{experiment}_{sampler}" + (f"_subset{subset:g}" if subset < 1 else "")
 
 
 class _JournalLock:
@@ -390,10 +527,11 @@ def main(arguments=None) -> int:
     parser.add_argument("--trials", type=int, default=20, help="in all, by all workers")
     parser.add_argument("--space", choices=SPACES, default="report", help="wide opens optimizer, schedule and more")
     parser.add_argument("--subset", type=float, default=1.0, help="share of the images of each class of train and val")
+    parser.add_argument("--image-size", type=int, help="pixels, if the row's own are too many to search with")
     parser.add_argument("--profile", choices=("quick", "full"), default="quick")
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine")
-    parser.add_argument("--storage", help="a journal file or a database's URL; default: in results/")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampler; the subset is the same for all")
+    parser.add_argument("--storage", help="a journal file or a database's URL; default: in results/<profile>/searches/")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn: subset, trainings, sampler")
     parser.add_argument("--pruning", action="store_true", help="end trials worse than the median; not when comparing")
     parser.add_argument("--write-row", action="store_true", help="print the best trial as a row of settings")
     parser.add_argument("--data", help="a prepared data set's name or a folder <split>/<class>/<image>")
@@ -405,23 +543,19 @@ def main(arguments=None) -> int:
         room = self_supervised if options.experiment in self_supervised.EXPERIMENTS else supervised
         known = {**supervised.EXPERIMENTS, **self_supervised.EXPERIMENTS}
         row = supervised.find(options.experiment, known)
+        row = room.configure(row, options.profile, options.data, options.weights)
         row = replace(
-            room.configure(row, options.profile, options.data, options.weights), subset=options.subset, keep_epochs=()
+            row,
+            subset=options.subset,
+            image_size=row.image_size if options.image_size is None else options.image_size,
+            seed=options.seed,
+            keep_epochs=(),
         )
         if options.workers < 1:
             raise ValueError(f"workers is {options.workers}; there must be at least 1")
-        files = files_of(row, options.profile)
-        name = f"search_{row.name}_{options.sampler}_seed{options.seed}.journal"
-        storage = options.storage or str(files.results / name)
-        study = open_study(
-            storage,
-            {"settings": settings_of(row), "space": options.space},
-            SPACES[options.space],
-            options.trials,
-            options.sampler,
-            options.seed,
-            options.pruning,
-        )
+        folder = files_of(row, options.profile).results / "searches"
+        storage = options.storage or str(folder / default_journal(row, options.sampler))
+        study = open_search(row, storage, options.sampler, options.trials, options.space, options.pruning)
         if options.workers > 1:
             code = _run_workers(options.workers, sys.argv[1:] if arguments is None else arguments)
             if code:
@@ -429,6 +563,7 @@ def main(arguments=None) -> int:
         else:
             objective = _objective_of_row(row, room, options)
             work(study, storage, objective, SPACES[options.space])
+        write_table(study, storage)
         best = study.best_trial
         words = ", ".join(f"{key} {_short(value)}" for key, value in best.params.items())
         print(f"best of {len(study.get_trials(states=FINISHED))}: loss {best.value:.4f} with {words}; {storage}")
@@ -446,8 +581,8 @@ def _objective_of_row(row, room, options):
     from self_supervised import dataloader, models, settings
 
     def load_pretext(name, seed, epoch):
+        # Of seed 0, whatever the search's: it is what is searched on, not what is drawn.
         pretext = settings.configure(settings.find(name), options.profile, options.data, options.weights)
-        pretext = replace(pretext, seed=seed)
         return load_features(pretext, files_of(pretext, options.profile), epoch)
 
     return validation_loss(

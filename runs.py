@@ -260,7 +260,7 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--weights", help="imagenet (full), random (quick), or the file of a state dict")
     parser.add_argument("--epochs", type=int, help="at most so many")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: the row's")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument("--overwrite", action="store_true", help="replace files of other settings")
     return parser
@@ -269,7 +269,8 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
 def with_options(experiment, seed: int, options: argparse.Namespace):
     """The row, with what the command line changes in how it is trained."""
     max_epochs = options.epochs if options.epochs is not None else experiment.train.max_epochs
-    training = replace(experiment.train, precision=options.precision, max_epochs=max_epochs)
+    precision = options.precision if options.precision != "auto" else experiment.train.precision
+    training = replace(experiment.train, precision=precision, max_epochs=max_epochs)
     return replace(experiment, seed=seed, train=training)
 
 
@@ -299,6 +300,8 @@ def read_result(experiment, files: Files) -> dict | None:
     asked, saved = settings_of(experiment), dict(result["settings"])
     for settings in (asked, saved):  # which file of trained weights it was is told by the result, not asked of it
         settings["initial_weights"] = "random" if settings["initial_weights"] == "random" else "trained"
+    if asked["train"]["precision"] == "auto":  # nor is what "auto" was on the machine of the run
+        asked["train"]["precision"] = saved["train"]["precision"]
     difference = first_difference(asked, saved)
     if difference is not None:
         raise ValueError(f"{files.result} was made with {difference}; remove it or run the experiment again")

@@ -2,12 +2,14 @@
 
     python -m data.prepare 15scene|nature|cifar10|synthetic [--source FOLDER|ZIP|TAR|URL] [--to FOLDER]
                            [--checksum md5:HEX|sha256:HEX] [--skip-bad-images]
+                           [--val NUMBER|SHARE --test NUMBER|SHARE]
 
 The splits are always called train, val and test (cifar10 has no val).  Beside them lies the record, split.csv, with a
 row an image (class, file_name, split, bytes), and skipped.csv if bad images were left out.  A second run compares the
 folder with its record and changes nothing.  Everything is built in a hidden folder beside the result and renamed at
 the end: an error or a crash leaves the old folder or none.
 
+nature keeps a test folder of its source, unless --val and --test ask for sizes: those are drawn from all its images.
 The split of 15scene is data/manifests/15scene.csv, which was made once by
     python -c "from data.prepare import make_manifest; make_manifest('../shared/data/15SceneData')"
 """
@@ -115,13 +117,14 @@ class ImageName(NamedTuple):
         return "/".join(part for part in self if part)
 
 
-def prepare(name, source=None, to=None, checksum=None, skip_bad_images=False, progress=True):
+def prepare(name, source=None, to=None, checksum=None, skip_bad_images=False, progress=True, val=None, test=None):
     """Prepare a data set as `<to>/<split>/<class>/<image>`, or verify the one that is there; returns the folder.
 
     name: "15scene", "nature", "cifar10" or "synthetic".  source: folder, zip or tar archive, or http(s) address of
     an archive; None takes the public address (nature has none).  to: default ROOT/data/<name>.  checksum: "md5:HEX"
     or "sha256:HEX" of the archive.  skip_bad_images: leave out images that cannot be decoded, and record them.
-    progress: show bars and the closing table.
+    progress: show bars and the closing table.  val, test: of nature, how many images (int) or which share of all
+    (float below 1), drawn anew whatever split the source has; both or neither.
 
     Raises ValueError, FileNotFoundError, ConnectionError or another OSError with one sentence that names the file,
     class or value; nothing is left behind then, but for a download, with which the next run goes on.
@@ -131,9 +134,11 @@ def prepare(name, source=None, to=None, checksum=None, skip_bad_images=False, pr
     """
     if name not in DATA_SETS:
         raise ValueError(f"there is no data set {name!r}: choose one of {', '.join(DATA_SETS)}")
+    held_out = _held_out(name, val, test)
     to = Path(to or ROOT / "data" / name).absolute()
     if to.exists() and any(to.iterdir()):
         images, skipped = verify(name, to)
+        _check_sizes(images | skipped, held_out, to)
         if progress:
             print(f"{name}: nothing to do, {to} is complete and no source is read (delete it to prepare it anew)")
             print(_summary(name, images, skipped))
@@ -151,7 +156,7 @@ def prepare(name, source=None, to=None, checksum=None, skip_bad_images=False, pr
         if name == "cifar10":
             folder = _cifar10_images(folder, scratch / "images", progress)
         where = str(source or name)
-        plan = _plan(name, folder, where)
+        plan = _plan(name, folder, where, held_out)
         result = scratch / "result"
         skipped = _copy(plan, folder, result, where, skip_bad_images, progress)
         images = plan.keys() - skipped.keys()
@@ -160,7 +165,7 @@ def prepare(name, source=None, to=None, checksum=None, skip_bad_images=False, pr
         _write_record(result / "split.csv", ["bytes"], sizes)
         if skipped:
             _write_record(result / "skipped.csv", ["reason"], {image: [reason] for image, reason in skipped.items()})
-        duplicates = _duplicates_across_splits(result, images)
+        duplicates = duplicates_across_splits(result)
         result.rename(to)
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -274,7 +279,7 @@ def is_image(file_name):
     return file_name.lower().endswith(IMAGE_SUFFIXES) and not file_name.startswith(".")
 
 
-def _plan(name, folder, where):
+def _plan(name, folder, where, held_out):
     """Return {ImageName: path of its file in the source}, each with its final split; where: the source's name."""
     class_names = CLASS_NAMES.get(name) or {path.name for path in folder.glob("*/*")}
     class_folders = FOLDERS_OF_15SCENE if name == "15scene" else {class_name: class_name for class_name in class_names}
@@ -284,7 +289,7 @@ def _plan(name, folder, where):
     if name == "15scene":
         found = _apply_manifest(found, where)
     elif name == "nature":
-        found = _split_nature(found)
+        found = _split_nature(found, held_out, where)
     plan = {}
     for image, path in found:
         if image in plan:
@@ -302,15 +307,19 @@ def _apply_manifest(found, where):
     return [(manifest[image], path) for image, path in found]
 
 
-def _split_nature(found):
+def _split_nature(found, held_out, where):
     """Keep a test folder as the test split and carve val out of the rest; without one, divide all 70/15/15.
 
-    A source that has train, val and test keeps them.  A file name that train and test share gets its split in front.
+    A source that has train, val and test keeps them; `held_out` sizes are drawn from all images, whatever it has.
+    A file name that train and test share gets its split in front.
     """
     uses = Counter(image[1:] for image, _ in found)
     for index, (image, path) in enumerate(found):
         if image.split and uses[image[1:]] > 1:
             found[index] = (image._replace(file_name=f"{image.split}_{image.file_name}"), path)
+    if held_out:
+        split_of = divide_by_number([image for image, _ in found], held_out, where)
+        return [(image._replace(split=split_of[image]), path) for image, path in found]
     source_splits = {image.split for image, _ in found}
     if source_splits >= set(SPLITS):
         return found
@@ -327,12 +336,8 @@ def divide(images, shares):
     shares: {split: fraction}, adding up to 1.  The order is that of a hash of SEED and the name, so that the split is
     the same on every machine and version, and one more image moves few others.
     """
-    by_class = defaultdict(list)
-    for image in images:
-        by_class[image.class_name].append(image)
     split_of = {}
-    for members in by_class.values():
-        members.sort(key=lambda image: hashlib.sha256(f"{SEED}/{image.class_name}/{image.file_name}".encode()).digest())
+    for members in _shuffled_classes(images).values():
         start, share_so_far = 0, 0.0
         for split, share in shares.items():
             share_so_far += share
@@ -340,6 +345,51 @@ def divide(images, shares):
             split_of.update(dict.fromkeys(members[start:stop], split))
             start = stop
     return split_of
+
+
+def divide_by_number(images, held_out, where="the source"):
+    """Divide images over val and test, of exactly the sizes asked for, and train, the rest; returns {image: split}.
+
+    held_out: {"val": images (int) or share of all (float below 1), "test": likewise}.  Stratified: each class gives
+    its part, rounded so that they add up.  Raises ValueError, naming `where`, if nothing is left to train on.
+    """
+    numbers = _numbers(held_out, len(images))
+    if sum(numbers.values()) >= len(images):
+        asked = " and ".join(f"{number:,} for {split}" for split, number in numbers.items())
+        raise ValueError(f"{where} has {len(images):,} images, and {asked} are asked for: none would be left for train")
+    classes = _shuffled_classes(images)
+    split_of, start = dict.fromkeys(images, "train"), dict.fromkeys(classes, 0)
+    for split, number in numbers.items():
+        for class_name, part in _parts(number, {name: len(members) for name, members in classes.items()}).items():
+            stop = start[class_name] + part
+            split_of.update(dict.fromkeys(classes[class_name][start[class_name] : stop], split))
+            start[class_name] = stop
+    return split_of
+
+
+def _shuffled_classes(images):
+    """Return {class: its images}, each class in the order of a hash of SEED and the name."""
+    classes = defaultdict(list)
+    for image in images:
+        classes[image.class_name].append(image)
+    for members in classes.values():
+        members.sort(key=lambda image: hashlib.sha256(f"{SEED}/{image.class_name}/{image.file_name}".encode()).digest())
+    return classes
+
+
+def _parts(number, counts):
+    """Part a number in proportion to counts, into whole numbers that add up to it; the largest remainders round up."""
+    total = sum(counts.values())
+    parts = {name: number * count // total for name, count in counts.items()}
+    by_remainder = sorted(counts, key=lambda name: (-(number * counts[name] % total), name))
+    for name in by_remainder[: number - sum(parts.values())]:
+        parts[name] += 1
+    return parts
+
+
+def _numbers(held_out, total):
+    """Turn shares into numbers of images."""
+    return {split: size if isinstance(size, int) else round(size * total) for split, size in held_out.items()}
 
 
 def make_manifest(folder):
@@ -380,6 +430,32 @@ def _cifar10_images(folder, images_folder, progress):
 
 
 # ---------------------------------------------------------------------------------------------- checks and copies
+
+
+def _held_out(name, val, test):
+    """Return the sizes asked for as {"val": ..., "test": ...}, or {} where none are; raises ValueError for others."""
+    sizes = {"val": val, "test": test}
+    if val is None and test is None:
+        return {}
+    if name != "nature":
+        raise ValueError(f"{name} has a split of its own: leave out --val and --test")
+    for split, size in sizes.items():
+        if size is None:
+            raise ValueError(f"--{split} is missing: name the sizes of val and test, or neither")
+        if size <= 0 or (size >= 1 and not isinstance(size, int)):
+            raise ValueError(f"--{split} is {size}: it must be a number of images, or a share above 0 and below 1")
+    return sizes
+
+
+def _check_sizes(images, held_out, folder):
+    """Raise ValueError if a prepared folder was split into other sizes than are asked for now."""
+    counts = Counter(image.split for image in images)
+    for split, number in _numbers(held_out, len(images)).items():
+        if counts[split] != number:
+            raise ValueError(
+                f"{folder} has {counts[split]:,} images for {split}, and {number:,} are asked for: "
+                "name another folder with --to, or delete this one to prepare it anew"
+            )
 
 
 def _check_names(expected, found, where, advice):
@@ -434,10 +510,10 @@ def _copy(plan, source_folder, folder, where, skip_bad_images, progress):
     return skipped
 
 
-def _duplicates_across_splits(folder, images):
-    """Return lists of images that have the same bytes and do not all lie in one split."""
+def duplicates_across_splits(folder):
+    """Return lists of a prepared folder's ImageNames that have the same bytes and do not all lie in one split."""
     same_bytes = defaultdict(list)
-    for image in sorted(images):
+    for image in sorted(_read_record(folder / "split.csv")):
         with open(folder / str(image), "rb") as file:
             same_bytes[hashlib.file_digest(file, "sha256").digest()].append(image)
     return [same for same in same_bytes.values() if len({image.split for image in same}) > 1]
@@ -484,6 +560,11 @@ def _summary(name, images, skipped):
     return f"{name}: {counts['train']:,} train, {held_out}{left_out}"
 
 
+def _number_or_share(text):
+    """Read a size as the command line gives it: 2000 or 0.15."""
+    return int(text) if text.isdecimal() else float(text)
+
+
 def main(arguments=None):
     """Run the command line; returns the exit code: 0, or 2 after one sentence on stderr."""
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description="Get a data set, check it, lay it out.")
@@ -492,6 +573,10 @@ def main(arguments=None):
     parser.add_argument("--to", help="folder to write (default: data/NAME)")
     parser.add_argument("--checksum", help="md5:HEX or sha256:HEX of the archive")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be decoded")
+    for split in ("val", "test"):
+        parser.add_argument(
+            f"--{split}", type=_number_or_share, help=f"of nature: images for {split}, or a share below 1 of all"
+        )
     try:
         prepare(**vars(parser.parse_args(arguments)))
     except (ValueError, OSError) as error:

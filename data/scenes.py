@@ -178,6 +178,8 @@ def decode(path: Path, size: int, resize: str) -> np.ndarray:
     try:
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)
+            if image.mode in ("F", "I"):  # PIL would clip them to 0 and 255
+                raise ValueError("32 bits a pixel have no known range; 8 and 16 are read")
             if image.mode.startswith("I;16"):  # PIL would clip 16 bits to 255 instead of scaling them
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image = image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")

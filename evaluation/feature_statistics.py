@@ -1,6 +1,7 @@
 """What a network's features look like as numbers: how many are not positive, and how many dimensions they fill."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -19,29 +20,15 @@ def share_non_positive(model: nn.Module, loader, hook_points: Sequence[str], dev
     `loader` gives (images, labels).  The model runs in eval mode and is left as it was.
     Raises ValueError for a module that the model does not have, or that did not run.
     """
-    modules = dict(model.named_modules())
-    missing = [name for name in hook_points if name not in modules]
-    if missing:
-        raise ValueError(f"the model has no module {missing[0]!r}")
     counts = {name: np.zeros(2, dtype=np.int64) for name in hook_points}
 
-    def count_of(name):
-        def count(module, inputs, output):  # at once: the next module may work in place
-            counts[name] += (int((output <= 0).sum()), output.numel())
+    def count(name, output):
+        counts[name] += (int((output <= 0).sum()), output.numel())
 
-        return count
-
-    handles = [modules[name].register_forward_hook(count_of(name)) for name in hook_points]
-    try:
-        with eval_mode(model):
-            for images, _ in loader:
-                model(images.to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    silent = [name for name, (_, values) in counts.items() if values == 0]
-    if silent:
-        raise ValueError(f"{silent[0]} did not run when the model was given the images")
+    with _seeing_outputs(model, hook_points, count), eval_mode(model):
+        for images, _ in loader:
+            model(images.to(device))
+    modules = dict(model.named_modules())
     return pd.DataFrame(
         [
             {
@@ -53,6 +40,49 @@ def share_non_positive(model: nn.Module, loader, hook_points: Sequence[str], dev
             for name, (not_positive, values) in counts.items()
         ]
     )
+
+
+@torch.inference_mode()
+def module_outputs(model: nn.Module, images: torch.Tensor, hook_points: Sequence[str]) -> dict[str, np.ndarray]:
+    """What each named module puts out for normalised images (N, 3, H, W), by its name: (N, channels, height, width).
+
+    A module that runs twice is there as it ran last.  The model runs in eval mode and is left as it was.
+    Raises ValueError for a module that the model does not have, or that did not run.
+    """
+    outputs = {}
+
+    def keep(name, output):
+        outputs[name] = output.cpu().numpy().copy()
+
+    with _seeing_outputs(model, hook_points, keep), eval_mode(model):
+        model(images)
+    return {name: outputs[name] for name in hook_points}
+
+
+@contextmanager
+def _seeing_outputs(model: nn.Module, hook_points: Sequence[str], see: Callable):
+    """Call see(name, output) with what each named module puts out, at once: the next module may work in place."""
+    modules = dict(model.named_modules())
+    missing = [name for name in hook_points if name not in modules]
+    if missing:
+        raise ValueError(f"the model has no module {missing[0]!r}")
+    silent = set(hook_points)
+
+    def hook_of(name):
+        def hook(module, inputs, output):
+            silent.discard(name)
+            see(name, output)
+
+        return hook
+
+    handles = [modules[name].register_forward_hook(hook_of(name)) for name in hook_points]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if silent:
+        raise ValueError(f"{min(silent)} did not run when the model was given the images")
 
 
 def rank_me(features: np.ndarray) -> float:

@@ -91,6 +91,17 @@ def average_precision(labels, probabilities) -> np.ndarray:
     )
 
 
+def mean_average_precision_of_batches(labels, probabilities, batch_size: int, batches: int = 200, seed: int = 0):
+    """The mAP (batches,) of single batches, each drawn from all images: what it would seem to be from one of them.
+
+    A class that a batch lacks does not count.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = [generator.choice(len(labels), batch_size, replace=False) for _ in range(batches)]
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    return np.array([np.nanmean(average_precision(labels[batch], probabilities[batch])) for batch in drawn])
+
+
 def expected_calibration_error(labels, probabilities, bins: int = 15) -> float:
     """By how much confidence and accuracy differ, in the mean over images (Guo et al. 2017), 0 to 1.
 

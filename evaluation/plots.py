@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LogNorm
 
 
 def plot_curves(curves: dict[str, list[float]], ylabel: str, ax=None):
@@ -38,6 +39,73 @@ def plot_accuracies(table, ax=None):
     ax.set_ylim(-0.6, len(table) - 0.4)
     ax.legend(fontsize=8)
     return ax
+
+
+def draw_trials(searches: dict):
+    """A figure of one panel a search: its trials by learning rate and batch size, coloured by loss, the best ringed.
+
+    `searches` are tables of trials by name, with the columns learning_rate, batch_size and value; colours are shared.
+    """
+    figure, axes = plt.subplots(
+        1, len(searches), figsize=(3 * len(searches), 3), squeeze=False, sharey=True, layout="constrained"
+    )
+    values = np.concatenate([table["value"].dropna() for table in searches.values()])
+    norm = LogNorm(values.min(), values.max())
+    for ax, (name, table) in zip(axes[0], searches.items(), strict=True):
+        drawn = ax.scatter(table["learning_rate"], table["batch_size"], c=table["value"], norm=norm, cmap="viridis_r")
+        best = table.loc[table["value"].idxmin()]
+        ax.scatter(best["learning_rate"], best["batch_size"], s=150, facecolors="none", edgecolors="red")
+        ax.set_title(f"{name}: lowest {best['value']:.3f}", fontsize=9)
+        ax.set_xscale("log")
+        ax.set_xlabel("learning rate")
+        ax.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("batch size")
+    figure.colorbar(drawn, ax=axes, label="val loss")
+    return figure
+
+
+def plot_best_so_far(curves, ax=None):
+    """One line a sampler, the mean over its seeds, in a band from the lowest to the highest of them.
+
+    `curves` is a table of `searches.best_so_far`.
+    """
+    ax = ax or plt.gca()
+    for sampler, of_sampler in curves.groupby(level="sampler", sort=False):
+        (line,) = ax.plot(curves.columns, of_sampler.mean(), marker=".", label=f"{sampler} (seeds: {len(of_sampler)})")
+        ax.fill_between(
+            curves.columns, of_sampler.min(), of_sampler.max(), color=line.get_color(), alpha=0.15, linewidth=0
+        )
+    ax.set_xlabel("trials")
+    ax.set_ylabel("lowest val loss so far")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return ax
+
+
+def draw_loss_curves(curves, trials):
+    """A figure of one panel a cell of a grid of learning rate and weight decay: the loss against the step.
+
+    `curves` has a column a trial and a row a step, `trials` a row a trial with the columns trial, learning_rate,
+    weight_decay and converged; green has converged.  The vertical axis is linear near 0 and logarithmic beyond.
+    """
+    rates, decays = (sorted(trials[name].unique()) for name in ("learning_rate", "weight_decay"))
+    size = (1.9 * len(decays) + 0.5, 1.4 * len(rates) + 0.5)
+    figure, axes = plt.subplots(
+        len(rates), len(decays), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
+    )
+    for trial in trials.to_dict("records"):
+        ax = axes[rates.index(trial["learning_rate"]), decays.index(trial["weight_decay"])]
+        values = curves[trial["trial"]]
+        ax.plot(values.index, values, color="tab:green" if trial["converged"] else "tab:red")
+        ax.set_yscale("symlog", linthresh=1)
+        ax.grid(alpha=0.3)
+    for ax, decay in zip(axes[0], decays, strict=True):
+        ax.set_title(f"weight decay {decay:g}", fontsize=8)
+    for ax, rate in zip(axes[:, 0], rates, strict=True):
+        ax.set_ylabel(f"learning rate\n{rate:g}", fontsize=8)
+    figure.supxlabel("step", fontsize=9)
+    return figure
 
 
 def plot_confusion_matrix(matrix: np.ndarray, class_names, ax=None):
@@ -138,4 +206,35 @@ def _plot_accuracies_with_bands(tables, column, ax):
     ax.set_ylabel("test accuracy, with 95 % interval")
     ax.grid(alpha=0.3)
     ax.legend()
+    return ax
+
+
+def draw_feature_maps(maps: dict, channels: int = 7):
+    """A figure of one line a layer: its first so many channels, (channels, height, width) by name, of one image.
+
+    Each map has the whole range of colours, since layers differ in scale.
+    """
+    figure, axes = plt.subplots(
+        len(maps), channels, figsize=(1.3 * channels, 1.4 * len(maps)), squeeze=False, layout="constrained"
+    )
+    for line, (name, of_layer) in zip(axes, maps.items(), strict=True):
+        for number, (ax, feature_map) in enumerate(zip(line, of_layer, strict=False)):
+            ax.imshow(np.asarray(feature_map, dtype=np.float32), cmap="viridis")
+            ax.set_title(f"{name}: {number}" if number == 0 else str(number), fontsize=7)
+    for ax in axes.ravel():
+        ax.axis("off")
+    return figure
+
+
+def plot_spectra(spectra: dict, ax=None):
+    """One line a name: eigenvalues, the largest first, against their place, in logarithms; zeros are left out."""
+    ax = ax or plt.gca()
+    for name, eigenvalues in spectra.items():
+        above_zero = np.asarray(eigenvalues)[np.asarray(eigenvalues) > 0]
+        ax.plot(range(1, len(above_zero) + 1), above_zero, label=name)
+    ax.set_yscale("log")
+    ax.set_xlabel("place")
+    ax.set_ylabel("eigenvalue of the covariance")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=7)
     return ax

@@ -19,6 +19,7 @@ from nbconvert import HTMLExporter
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
+PATHS = ("WEIGHTS", "RESNET18_WEIGHTS", "DATA", "PHOTOGRAPHS")  # of the environment: what notebooks take as files
 
 
 def execute(path: Path, html_folder: Path, in_place: bool = False) -> Path:
@@ -45,8 +46,8 @@ def execute(path: Path, html_folder: Path, in_place: bool = False) -> Path:
 
 
 def absolute_paths(environment: Mapping[str, str]) -> dict[str, str]:
-    """WEIGHTS and DATA as absolute paths where they name what is there: a notebook runs in its own folder, not here."""
-    given = {name: environment[name] for name in ("WEIGHTS", "DATA") if environment.get(name)}
+    """PATHS as absolute paths where they name what is there: a notebook runs in its own folder, not here."""
+    given = {name: environment[name] for name in PATHS if environment.get(name)}
     return {name: str(Path(value).resolve()) for name, value in given.items() if Path(value).exists()}
 
 

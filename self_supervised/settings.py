@@ -2,9 +2,11 @@
 
 A row states only how it differs from its base.  Zioło (undated) is the first report, Deceuninck 2023 the second.
 The controls that ask for no pretext, `imagenet_classifier` and `random_classifier`, are rows of supervised/settings.py.
+The side study on CIFAR-10 (Hernández Ramos, undated) has tables of its own at the end, with its controls.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from helper_functions import TrainSettings
 from supervised import settings as supervised
@@ -29,6 +31,7 @@ class ClassifierExperiment(Experiment):
     pretext_run: str = ""  # the name of a PretextExperiment; the run of the same seed is taken
     pretext_epoch: int | str = "best"  # one of its `keep_epochs`, or "best": the epoch chosen on val
     batchnorm: str = "pretext"  # whose running statistics the features use; "initial": those of the initial weights
+    fine_tunes: ClassVar[bool] = False
 
     def __post_init__(self):
         """Refuse what cannot be run."""
@@ -36,8 +39,21 @@ class ClassifierExperiment(Experiment):
         if self.batchnorm not in BATCHNORM_STATISTICS:
             known = ", ".join(BATCHNORM_STATISTICS)
             raise ValueError(f"{self.name}: batchnorm is {self.batchnorm!r}; it must be one of {known}")
-        if not self.freeze_features:
+        if not self.freeze_features and not self.fine_tunes:
             raise ValueError(f"{self.name}: freeze_features is off; labels are not to change features of a pretext")
+        if self.freeze_features and self.fine_tunes:
+            raise ValueError(f"{self.name}: freeze_features is on; a fine-tuned row trains the features on")
+
+
+@dataclass(frozen=True)
+class FineTunedExperiment(ClassifierExperiment):
+    """A classifier whose features begin as the pretext left them and go on learning, from the labels.
+
+    A type of its own, so that no row about frozen features can come to it by a changed field.
+    """
+
+    freeze_features: bool = False
+    fine_tunes: ClassVar[bool] = True
 
 
 _ROTATION = PretextExperiment(
@@ -262,7 +278,195 @@ _CLASSIFIERS = (
 )
 PRETEXT_EXPERIMENTS = {row.name: row for row in _PRETEXTS}
 CLASSIFIER_EXPERIMENTS = {row.name: row for row in _CLASSIFIERS}
-EXPERIMENTS = {**PRETEXT_EXPERIMENTS, **CLASSIFIER_EXPERIMENTS}
+
+# CIFAR-10, of which the lab report of Hernández Ramos (undated) writes.  It names neither optimizer nor batch, nor
+# which weights its classifier keeps: the first rows are plain, and both kinds of classifier are there.
+_CIFAR10_ROTATION = PretextExperiment(
+    "cifar10_rotation",
+    "How well is the turn of a small image told after ten epochs?",
+    data="cifar10",
+    network="resnet18",
+    initial_weights="random",
+    stages=(4,),
+    image_size=32,
+    batch_size=256,  # 64 images in four turns
+    earlier_accuracy=0.5093,
+    train=TrainSettings(max_epochs=10, schedule="none"),
+)
+_GIDARIS = TrainSettings(  # as Gidaris et al. 2018 train; `schedule` and `max_epochs` are the row's
+    optimizer="sgd", learning_rate=0.1, momentum=0.9, weight_decay=5e-4
+)
+_CIFAR10_ROTATION_RECIPE = replace(
+    _CIFAR10_ROTATION,
+    name="cifar10_rotation_recipe",
+    question="Do padded crops, flips and SGD with a cosine teach more in as many epochs (Gidaris et al. 2018)?",
+    augmentation="padded_crop",
+    earlier_accuracy=None,
+    train=replace(_GIDARIS, max_epochs=10, schedule="cosine"),
+)
+_CIFAR10_ROTATION_30 = replace(
+    _CIFAR10_ROTATION,
+    name="cifar10_rotation_30",
+    question="Were ten epochs too few?",
+    earlier_accuracy=None,
+    train=replace(_CIFAR10_ROTATION.train, max_epochs=30),
+)
+_CIFAR10_ROTATION_RESNET34 = replace(
+    _CIFAR10_ROTATION_30,
+    name="cifar10_rotation_resnet34",
+    question="Is a deeper network worse after 30 epochs, as the lab report has it?",
+    network="resnet34",
+)
+_CIFAR10_ROTATION_CIFAR_STEM = replace(
+    _CIFAR10_ROTATION,
+    name="cifar10_rotation_cifar_stem",
+    question="What does a stem that keeps 32x32 pixels see in three epochs (short: each costs four times as much)?",
+    network="resnet18_cifar",
+    earlier_accuracy=None,
+    train=TrainSettings(max_epochs=3, schedule="none", precision="bfloat16"),
+)
+_CIFAR10_ROTATION_WHOLE = replace(
+    _CIFAR10_ROTATION_CIFAR_STEM,
+    name="cifar10_rotation_whole",
+    question="For the whole CIFAR-10 on a GPU: what does it teach at the reference's length and recipe?",
+    augmentation="padded_crop",
+    batch_size=512,
+    train=replace(_GIDARIS, max_epochs=100, schedule="step", step_epochs=30, step_factor=0.2),
+)
+_CIFAR10_PRETEXTS = (
+    _CIFAR10_ROTATION,
+    _CIFAR10_ROTATION_RECIPE,
+    _CIFAR10_ROTATION_30,
+    _CIFAR10_ROTATION_RESNET34,
+    _CIFAR10_ROTATION_CIFAR_STEM,
+    _CIFAR10_ROTATION_WHOLE,
+)
+
+
+_CIFAR10_SCRATCH = Experiment(
+    "cifar10_scratch",
+    "Control: how good is the same network in as many epochs without a pretext?",
+    data="cifar10",
+    network="resnet18",
+    initial_weights="random",
+    stages=(4,),
+    image_size=32,
+    batch_size=128,
+    earlier_accuracy=0.3772,
+    train=TrainSettings(max_epochs=10, schedule="none"),
+)
+_CIFAR10_SCRATCH_TENTH = replace(
+    _CIFAR10_SCRATCH,
+    name="cifar10_scratch_tenth",
+    question="Control: the same with the labels of a tenth of the images, in twice as many epochs",
+    subset=0.1,
+    batch_size=32,
+    earlier_accuracy=None,
+    train=replace(_CIFAR10_SCRATCH.train, max_epochs=20),
+)
+_CIFAR10_SCRATCH_RECIPE = replace(
+    _CIFAR10_SCRATCH,
+    name="cifar10_scratch_recipe",
+    question="Control: the same with padded crops, flips and SGD with a cosine",
+    augmentation="padded_crop",
+    earlier_accuracy=None,
+    train=_CIFAR10_ROTATION_RECIPE.train,
+)
+_CIFAR10_SCRATCH_RESNET34 = replace(
+    _CIFAR10_SCRATCH,
+    name="cifar10_scratch_resnet34",
+    question="Control: the deeper network in 30 epochs",
+    network="resnet34",
+    earlier_accuracy=None,
+    train=_CIFAR10_ROTATION_RESNET34.train,
+)
+_CIFAR10_SCRATCH_CIFAR_STEM = replace(
+    _CIFAR10_SCRATCH,
+    name="cifar10_scratch_cifar_stem",
+    question="Control: the stem that keeps 32x32 pixels, in five epochs (short)",
+    network="resnet18_cifar",
+    earlier_accuracy=None,
+    train=replace(_CIFAR10_ROTATION_CIFAR_STEM.train, max_epochs=5),
+)
+
+
+def _on_cifar10(pretext: PretextExperiment, scratch: Experiment, name: str) -> FineTunedExperiment:
+    """The row `scratch`, begun with a pretext's weights: nothing else differs."""
+    changes = {"name": name, "question": "Does it help to begin with the pretext's weights?", "freeze_features": False}
+    return FineTunedExperiment(**{**vars(scratch), **changes}, pretext_run=pretext.name)
+
+
+def _frozen_on_cifar10(pretext: PretextExperiment) -> ClassifierExperiment:
+    return ClassifierExperiment(
+        f"{pretext.name}_classifier",
+        "How good are the pretext's features as they are?",
+        data=pretext.data,
+        network=pretext.network,
+        initial_weights=pretext.initial_weights,
+        stages=pretext.stages,
+        image_size=pretext.image_size,
+        batch_size=128,
+        pretext_run=pretext.name,
+        train=TrainSettings(max_epochs=50, schedule="none"),
+    )
+
+
+_CIFAR10_CLASSIFIERS = (
+    replace(
+        _CIFAR10_SCRATCH,
+        name="cifar10_random_classifier",
+        question="Control: how good are features that have learned nothing?",
+        freeze_features=True,
+        earlier_accuracy=None,
+        train=TrainSettings(max_epochs=50, schedule="none"),
+    ),
+    replace(_frozen_on_cifar10(_CIFAR10_ROTATION), earlier_accuracy=0.4055),
+    replace(_on_cifar10(_CIFAR10_ROTATION, _CIFAR10_SCRATCH, "cifar10_rotation_finetuned"), earlier_accuracy=0.4055),
+    _CIFAR10_SCRATCH,
+    _on_cifar10(_CIFAR10_ROTATION, _CIFAR10_SCRATCH_TENTH, "cifar10_rotation_finetuned_tenth"),
+    _CIFAR10_SCRATCH_TENTH,
+    _frozen_on_cifar10(_CIFAR10_ROTATION_RECIPE),
+    _on_cifar10(_CIFAR10_ROTATION_RECIPE, _CIFAR10_SCRATCH_RECIPE, "cifar10_rotation_recipe_finetuned"),
+    _CIFAR10_SCRATCH_RECIPE,
+    _frozen_on_cifar10(_CIFAR10_ROTATION_30),
+    _frozen_on_cifar10(_CIFAR10_ROTATION_RESNET34),
+    _on_cifar10(_CIFAR10_ROTATION_RESNET34, _CIFAR10_SCRATCH_RESNET34, "cifar10_rotation_resnet34_finetuned"),
+    _CIFAR10_SCRATCH_RESNET34,
+    _frozen_on_cifar10(_CIFAR10_ROTATION_CIFAR_STEM),
+    _on_cifar10(_CIFAR10_ROTATION_CIFAR_STEM, _CIFAR10_SCRATCH_CIFAR_STEM, "cifar10_rotation_cifar_stem_finetuned"),
+    _CIFAR10_SCRATCH_CIFAR_STEM,
+    replace(_frozen_on_cifar10(_CIFAR10_ROTATION_WHOLE), stages=(2,)),  # block 2, the reference's best
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """An accuracy (0 to 1, test images) that others have reported, and what sets it apart from the rows above."""
+
+    what: str
+    accuracy: float
+    source: str
+    differs_by: str
+
+
+_LAB_REPORT = "Hernández Ramos (undated)"
+_GIDARIS_2018 = "Gidaris et al. 2018"
+_WHOLE = "all 50,000 training images, NIN of 4 blocks, 100 epochs"
+CIFAR10_PUBLISHED = (
+    Published("turn, ResNet-18", 0.5093, _LAB_REPORT, "training images and batch not told; highest of 10 epochs"),
+    Published("class, with the pretext", 0.4055, _LAB_REPORT, "the same; not told which weights were frozen"),
+    Published("class, from scratch", 0.3772, _LAB_REPORT, "training images and batch not told; highest of 10 epochs"),
+    Published("class, frozen block 2, convolutional head", 0.9116, _GIDARIS_2018, _WHOLE),
+    Published("class, supervised", 0.9280, _GIDARIS_2018, _WHOLE),
+    *(
+        Published(f"class, frozen block {block}", accuracy, _GIDARIS_2018, _WHOLE)
+        for block, accuracy in enumerate((0.8507, 0.8906, 0.8621, 0.6173), start=1)
+    ),
+)
+CIFAR10_PRETEXTS = {row.name: row for row in _CIFAR10_PRETEXTS}
+CIFAR10_CLASSIFIERS = {row.name: row for row in _CIFAR10_CLASSIFIERS}
+
+EXPERIMENTS = {**PRETEXT_EXPERIMENTS, **CLASSIFIER_EXPERIMENTS, **CIFAR10_PRETEXTS, **CIFAR10_CLASSIFIERS}
 
 
 def quick(experiment: Experiment) -> Experiment:
@@ -276,10 +480,21 @@ def quick(experiment: Experiment) -> Experiment:
     return replace(
         experiment,
         image_size=32,
-        images_per_class=1 if experiment.name.startswith("jigsaw") else 8,  # a jigsaw shows each image 24 times
+        images_per_class=_quick_images_per_class(experiment),
+        subset=max(experiment.subset, 0.5),
         batch_size=16,
-        train=replace(experiment.train, max_epochs=epochs),
+        train=replace(experiment.train, max_epochs=epochs, precision="auto"),  # not every CPU computes in bfloat16
     )
+
+
+def _quick_images_per_class(experiment: Experiment) -> int:
+    if experiment.name.startswith("jigsaw"):
+        return 1  # it shows each image 24 times
+    if not experiment.name.startswith("cifar10"):
+        return 8
+    if not isinstance(experiment, PretextExperiment):
+        return 4
+    return 1 if experiment.network.endswith("_cifar") else 2  # without pooling, eight times the work an image
 
 
 def configure(experiment: Experiment, profile: str, data: str | None = None, weights: str | None = None) -> Experiment:

@@ -22,7 +22,7 @@ def main(arguments=None) -> int:
     options = build_parser("python -m self_supervised.train", __doc__).parse_args(arguments)
     if options.list:
         for row in EXPERIMENTS.values():
-            print(f"{row.name:32} {row.question}")
+            print(f"{row.name:40} {row.question}")
         return 0
     try:
         if not options.names and not options.from_study:

@@ -11,15 +11,15 @@ from hyperparameter_search import row_of_study
 from runs import build_parser, files_of, report, run_experiment, with_options
 from supervised.dataloader import build_loaders
 from supervised.models import build_model
-from supervised.settings import EXPERIMENTS, configure, find
+from supervised.settings import EXPERIMENTS, NATURE_EXPERIMENTS, configure, find
 
 
 def main(arguments=None) -> int:
     """Run what the command line asks for; a user's mistake is answered in one sentence and exit code 2."""
     options = build_parser("python -m supervised.train", __doc__).parse_args(arguments)
     if options.list:
-        for row in EXPERIMENTS.values():
-            print(f"{row.name:22} {row.question}")
+        for row in (EXPERIMENTS | NATURE_EXPERIMENTS).values():
+            print(f"{row.name:34} {row.question}")
         return 0
     try:
         if not options.names and not options.from_study:

@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -11,10 +12,14 @@ import hyperparameter_search
 from hyperparameter_search import (
     SAMPLERS,
     SPACES,
+    collect_searches,
     open_study,
     read_study,
+    read_table,
     row_of_study,
     settings_row,
+    study_of_table,
+    trials_table,
     validation_loss,
     with_parameters,
     work,
@@ -199,10 +204,8 @@ def test_a_real_search_by_two_workers_ends_in_a_row_that_can_be_trained(scene_fo
     assert run(scene_folder, storage, "--sampler", "random", "--trials", "4", "--subset", "0.5", "--write-row") == 0
     pasted = capfd.readouterr().out.split("\n", 1)[1]
     found = row_of_study(storage, find)
-    from dataclasses import replace
-
     row = eval(pasted, {"replace": replace, "EXPERIMENTS": EXPERIMENTS})
-    assert row.name == found.name == "imagenet_classifier_random"
+    assert row.name == found.name == "imagenet_classifier_random_subset0.5"
     assert row.batch_size == found.batch_size == study.best_params["batch_size"]
     assert row.train.learning_rate == pytest.approx(found.train.learning_rate, rel=1e-3)
     assert found.subset == 1 and found.train.max_epochs == EXPERIMENTS["imagenet_classifier"].train.max_epochs
@@ -240,6 +243,99 @@ def test_a_training_that_diverges_is_pruned_and_a_bad_one_is_if_asked(storage, s
     assert isinstance(study.pruner, optuna.pruners.MedianPruner)
 
 
+def configured(scene_folder, **changes):
+    from supervised.settings import configure
+
+    return replace(configure(find("imagenet_classifier"), "quick", str(scene_folder)), **changes)
+
+
+def objective_of(row, loads=None):
+    from supervised.dataloader import build_loaders
+    from supervised.models import build_model
+
+    def counted(experiment):
+        if loads is not None:
+            loads.append(experiment)
+        return build_loaders(experiment, progress=False)
+
+    return validation_loss(row, build_model, counted, "cpu")
+
+
+def test_a_trial_keeps_the_loss_as_the_second_report_took_it(scene_folder, storage, monkeypatch):
+    from helper_functions import History
+
+    losses = {"stopped": [1.0, 0.5, 0.7, 0.6], "not stopped": [1.0, 0.7, 0.8, 0.6]}
+    curves = iter(losses.values())
+    monkeypatch.setattr(
+        hyperparameter_search,
+        "train",
+        lambda *arguments, **more: History(val_loss=(curve := next(curves)), val_accuracy=[0.5] * len(curve)),
+    )
+    study = search(storage, trials=2, objective=objective_of(configured(scene_folder)))
+    assert [trial.value for trial in study.trials] == [0.5, 0.6]
+    assert [trial.user_attrs["report_loss"] for trial in study.trials] == [0.7, 0.6]
+
+
+def test_features_of_test_images_are_not_computed(scene_folder, storage, monkeypatch):
+    from supervised.dataloader import Loaders
+
+    seen = []
+    of_features = Loaders.of_features
+    monkeypatch.setattr(
+        Loaders, "of_features", lambda self, *more: seen.append(len(self.test.dataset)) or of_features(self, *more)
+    )
+    search(storage, trials=1, objective=objective_of(configured(scene_folder)))
+    assert seen == [18]  # the val images; there are 24 of test
+
+
+def test_samplers_of_a_seed_share_their_images_and_seeds_do_not(scene_folder, tmp_path):
+    rows = [configured(scene_folder, subset=0.5, seed=seed) for seed in range(2)]
+    loads = []
+    trials = collect_searches(rows, lambda row: objective_of(row, loads), tmp_path, 2, ("grid", "random"))
+    assert [row.seed for row in loads] == [0, 1]  # once a seed, for both samplers
+    assert trials.groupby(["sampler", "seed"]).size().to_dict() == {
+        (sampler, seed): 2 for sampler in ("grid", "random") for seed in (0, 1)
+    }
+    read = collect_searches(rows, pytest.fail, tmp_path, 2, ("grid", "random"))  # nothing is left to search
+    assert read.equals(trials)
+    fewer = collect_searches(rows, pytest.fail, tmp_path, 3, ("grid", "tpe"), search_missing=False)
+    assert fewer.equals(trials[trials["sampler"] == "grid"].reset_index(drop=True))
+    names = sorted(path.name for path in tmp_path.glob("*.csv"))
+    assert names[0] == "imagenet_classifier_grid_subset0.5_seed0.csv"
+
+
+def test_a_table_tells_all_of_a_search_and_can_be_trained_from_as_its_journal_can(scene_folder, storage):
+    arguments = ("--sampler", "random", "--trials", "3", "--subset", "0.5", "--image-size", "48", "--seed", "4")
+    assert run(scene_folder, storage, *arguments) == 0
+    study, path = read_study(storage), storage.replace(".journal", ".csv")
+    table = read_table(path)
+    assert table["trial"].tolist() == [0, 1, 2]
+    for name, value in {"image_size": 48, "subset": 0.5, "seed": 4, "sampler": "random"}.items():
+        assert set(table[name]) == {value}
+    assert table["value"].tolist() == [trial.value for trial in study.trials]
+    assert table["learning_rate"].tolist() == [trial.params["learning_rate"] for trial in study.trials]
+    assert table["seconds"].tolist() == [round(trial.duration.total_seconds(), 1) for trial in study.trials]
+    assert table["started"][0] == 0 and table["started"].is_monotonic_increasing
+    assert row_of_study(path, find) == row_of_study(storage, find)
+    assert row_of_study(path, find).image_size == 224 and row_of_study(path, find).seed == 0
+
+
+def test_a_table_becomes_a_study_for_optunas_plots(storage):
+    def objective(trial):
+        if trial.number == 1:
+            raise optuna.TrialPruned
+        return bowl(trial)
+
+    study = search(storage, trials=4, objective=objective)
+    again = study_of_table(trials_table(study), REPORT)
+    assert [trial.params for trial in again.trials] == [trial.params for trial in study.trials]
+    assert [trial.value for trial in again.trials] == [trial.value for trial in study.trials]
+    assert again.trials[1].state == TrialState.PRUNED
+    assert again.best_params == study.best_params
+    began = [(trial.datetime_start - again.trials[0].datetime_start).total_seconds() for trial in again.trials]
+    assert began == trials_table(study)["started"].tolist()
+
+
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -253,6 +349,7 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(scene_folder, storage, 
         "trials is 21, but the grid has 20 cells": ["--sampler", "grid", "--trials", "21"],
         "subset is 0.0; it must be above 0 and at most 1": ["--subset", "0"],
         "workers is 0": ["--workers", "0", "--sampler", "random"],
+        "image_size is 16; efficientnet_b0 needs at least 32 pixels": ["--image-size", "16"],
     }
     before = Path(storage).read_bytes()
     for words, more in mistakes.items():
@@ -281,6 +378,12 @@ def test_a_study_that_is_not_there_or_not_ours_or_empty_is_refused(tmp_path, sto
     foreign.write_text("")
     with pytest.raises(ValueError, match="holds no search of ours"):
         row_of_study(str(foreign), find)
+    table = tmp_path / "foreign.csv"
+    with pytest.raises(FileNotFoundError, match="there is no study file"):
+        row_of_study(str(table), find)
+    table.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="foreign.csv is not the table of a search; it has no column experiment"):
+        row_of_study(str(table), find)
     open_study(storage, TOY, REPORT, 1, "tpe")
     with pytest.raises(ValueError, match="has no finished trial yet"):
         row_of_study(storage, find)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,6 +81,66 @@ def test_the_evaluation_explains_all_models_in_the_quick_profile(tmp_path):
     assert len((kept / "images.csv").read_text().splitlines()) == 1 + 2
     judged = (kept / "judged.csv").read_text().splitlines()
     assert len(judged) == 1 + 3 * 5 * 4  # models, classes, judges
+
+
+def test_the_nature_report_runs_in_the_quick_profile_from_the_split_to_the_spectra(tmp_path):
+    clone = copy_of_the_code(tmp_path / "clone")
+    done = execute(clone, "supervised/nature_report.ipynb")
+    assert done.returncode == 0, done.stderr[-4000:]
+    html = (clone / "results/quick/supervised_nature_report.html").read_text()
+    for words in (
+        "Profile <code>quick</code>",
+        "data <strong>synthetic</strong>",
+        "nothing; the table is whole",
+        "Made from other weights than the scores: nothing.",
+    ):
+        assert words in html
+    results = clone / "results/quick/synthetic"
+    assert {json.loads(path.read_text())["settings"]["image_size"] for path in results.glob("nature_*.json")} == {
+        32,
+        37,
+        56,
+    }
+    scores = np.load(results / "scores_nature_efficientnet_best.npy")
+    result = json.loads((results / "nature_efficientnet_best.json").read_text())
+    assert scores.argmax(axis=1).tolist() == result["predictions"]["test"]
+    text = (results / "non_positive.txt").read_text()
+    assert "features.layer4.1.conv2" in text and "features.stem.maxpool" in text
+    images = [line.split(",")[0] for line in (results / "spectra.csv").read_text().splitlines()[1:]]
+    assert max(images.count("25"), images.count("50")) == 2 * 49  # of 50 images at most 49 eigenvalues are above zero
+
+
+def test_the_cifar10_report_runs_in_the_quick_profile_and_pairs_rows_of_one_seed(tmp_path):
+    clone = copy_of_the_code(tmp_path / "clone")
+    done = execute(clone, "self_supervised/cifar10_report.ipynb")
+    assert done.returncode == 0, done.stderr[-4000:]
+    html = (clone / "results/quick/self_supervised_cifar10_report.html").read_text()
+    for words in ("Profile <code>quick</code>", "data <strong>synthetic</strong>", "initial weights random"):
+        assert words in html
+    assert "nothing; the tables are whole" in html
+    assert "Not probed yet: nothing; probed on another run than the results': nothing." in html.replace("&#39;", "'")
+    results = clone / "results/quick/synthetic"
+    fine_tuned = json.loads((results / "cifar10_rotation_finetuned.seed1.json").read_text())
+    assert fine_tuned["initial_weights"]["weights"] == "cifar10_rotation.seed1, epoch best"
+    pairs = (results / "with_against_without.csv").read_text().splitlines()[1:]
+    assert "seed 1,cifar10_rotation_finetuned.seed1,cifar10_scratch.seed1," in "\n".join(pairs)
+    assert len(pairs) == 3 * 2
+
+
+def test_the_search_notebook_runs_in_the_quick_profile_from_searches_to_inversions(tmp_path):
+    clone = copy_of_the_code(tmp_path / "clone")
+    done = execute(clone, "supervised/hyperparameter_search.ipynb")
+    assert done.returncode == 0, done.stderr[-4000:]
+    html = (clone / "results/quick/supervised_hyperparameter_search.html").read_text()
+    for words in ("Profile <code>quick</code>", "data <strong>synthetic</strong>", "initial weights random"):
+        assert words in html
+    assert "nothing; the table is whole" in html
+    searches = clone / "results/quick/synthetic/searches"
+    samplers = [path.name.split("_")[3] for path in searches.glob("imagenet_classifier_tuned_*_seed1.csv")]
+    assert sorted(samplers) == ["gp", "grid", "random", "tpe"]
+    assert {"inversion_imagenet_classifier_tuned_filter70_tpe_seed0.curves.csv"} <= {
+        path.name for path in searches.iterdir()
+    }
 
 
 def test_a_notebook_that_fails_is_named_with_its_error_and_leaves_no_html(tmp_path):

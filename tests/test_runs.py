@@ -281,6 +281,16 @@ def test_quick_results_of_other_settings_are_replaced_and_full_ones_are_not(tmp_
         collect_results(changed, profile="full", **arguments)
 
 
+def test_a_row_that_leaves_the_precision_open_takes_a_result_of_any_and_one_that_names_it_does_not(tmp_path):
+    row = Row("row")
+    in_bfloat16 = replace(row, train=replace(row.train, precision="bfloat16"))
+    _, result = run(in_bfloat16, tmp_path)
+    assert read_result(row, files_of(row, "full", root=tmp_path)) == result
+    in_float32 = replace(row, train=replace(row.train, precision="float32"))
+    with pytest.raises(ValueError, match="train.precision = 'bfloat16', but 'float32'"):
+        read_result(in_float32, files_of(row, "full", root=tmp_path))
+
+
 def train_in_a_process(folder, kill_at=None):
     """Run tests/killed_run.py; with `kill_at` it kills itself with SIGKILL in that forward pass of training."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "KILL_AT": str(kill_at or 0)}
@@ -372,3 +382,13 @@ def test_a_run_that_is_not_there_an_epoch_not_kept_and_other_settings_are_refuse
         load_features(row, files, 3)
     with pytest.raises(ValueError, match=r"row.epoch2.pt was trained with width = 4, but 5 is asked for"):
         load_features(replace(row, width=5), files, 2)
+
+
+def test_a_rows_own_precision_stands_unless_the_command_line_names_another():
+    row = Row("row", train=TrainSettings(precision="bfloat16"))
+    parser = runs.build_parser("train", "")
+    chosen = {
+        arguments: runs.with_options(row, 0, parser.parse_args(arguments.split())).train.precision
+        for arguments in ("", "--precision float32")
+    }
+    assert chosen == {"": "bfloat16", "--precision float32": "float32"}

@@ -23,7 +23,16 @@ from PIL import Image
 from data import archives
 from data import prepare as prepare_module
 from data.archives import download, unpack
-from data.prepare import CLASS_NAMES, FOLDERS_OF_15SCENE, MANIFEST, ROOT, main, make_manifest, prepare
+from data.prepare import (
+    CLASS_NAMES,
+    FOLDERS_OF_15SCENE,
+    MANIFEST,
+    ROOT,
+    duplicates_across_splits,
+    main,
+    make_manifest,
+    prepare,
+)
 
 REAL_15SCENE = ROOT.parent / "shared" / "data" / "15SceneData"
 ORIGINAL_FOLDERS = {FOLDERS_OF_15SCENE[folder]: folder for folder in FOLDERS_OF_15SCENE}  # the later one wins
@@ -498,8 +507,41 @@ def test_nature_tells_one_name_and_one_image_in_two_splits_apart(tmp_path, out, 
     folder = prepare("nature", tmp_path / "nature", to=out / "result")
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("the same bytes")]
     assert len(told) == 1 and "test/sea/45.png" in told[0] and "forest/same.png" in told[0]
+    assert [{image.class_name for image in same} for same in duplicates_across_splits(folder)] == [{"sea", "forest"}]
     assert (folder / "test" / "sea" / "test_1.png").exists()
     assert len(list(folder.glob("*/sea/train_1.png"))) == 1
+
+
+@pytest.mark.parametrize(("val", "test"), [(11, 17), (0.11, 17), (0.11, 0.17)])
+def test_nature_is_split_into_exactly_the_sizes_asked_for_class_by_class(val, test, tmp_path, out):
+    write_nature(tmp_path / "nature", {"seg_train": 12, "seg_test": 4})
+    for number in range(4):  # classes of unequal size: 20 seas, 16 of the others, 100 in all
+        write_image(tmp_path / "nature" / "seg_train" / "sea" / f"more_{number}.png", seed=1000 + number)
+    folder = prepare("nature", tmp_path / "nature", to=out / "result", progress=False, val=val, test=test)
+    counts = counts_of(folder)
+    sizes = {split: sum(counts[split, name] for name in CLASS_NAMES["nature"]) for split in ("train", "val", "test")}
+    assert sizes == {"train": 72, "val": 11, "test": 17}
+    for split, size in sizes.items():
+        for name in CLASS_NAMES["nature"]:
+            assert abs(counts[split, name] - size * (20 if name == "sea" else 16) / 100) < 1.5
+    assert prepare("nature", tmp_path / "nature", to=folder, progress=False, val=11, test=17) == folder
+    with pytest.raises(ValueError, match="has 11 images for val, and 12 are asked for"):
+        prepare("nature", tmp_path / "nature", to=folder, progress=False, val=12, test=17)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "words"),
+    [
+        ("nature", ["--val", 2], ["--test is missing"]),
+        ("nature", ["--val", 2, "--test", 0], ["--test is 0", "number of images, or a share"]),
+        ("nature", ["--val", 1.5, "--test", 2], ["--val is 1.5"]),
+        ("nature", ["--val", 20, "--test", 28], ["48 images", "20 for val and 28 for test", "left for train"]),
+        ("15scene", ["--val", 2, "--test", 2], ["15scene has a split of its own"]),
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused(name, sizes, words, tmp_path, out, capsys):
+    write_nature(tmp_path / "nature", {"train": 6, "test": 2})
+    assert_refused(out, capsys, name, "--source", tmp_path / "nature", *sizes, words=words)
 
 
 def test_nature_class_in_one_split_only_is_refused(tmp_path, out, capsys):

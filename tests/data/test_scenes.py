@@ -63,6 +63,13 @@ def test_grey_images_keep_one_channel_and_coloured_ones_three(scene_folder):
     assert (grey[0] == grey[1]).all()
 
 
+@pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 70_000)])
+def test_an_image_whose_range_is_not_known_is_refused_and_not_drawn_black_or_white(tmp_path, mode, value):
+    Image.new(mode, (40, 40), value).save(tmp_path / "image.tiff")
+    with pytest.raises(ValueError, match="image.tiff cannot be decoded .32 bits a pixel"):
+        decode(tmp_path / "image.tiff", 32, "squash")
+
+
 @pytest.mark.parametrize(
     ("mode", "channels"), [("L", 1), ("LA", 1), ("I;16", 1), ("P", 3), ("RGB", 3), ("RGBA", 3), ("CMYK", 3)]
 )
@@ -223,6 +230,12 @@ def test_one_folder_besides_train_is_divided_into_val_and_test(scene_folder, fol
     assert (np.bincount(splits["test"].labels) == 10).all()
     assert not set(splits["val"].names) & set(splits["test"].names)
     assert load_splits(scene_folder, 48, progress=False)["val"].names == splits["val"].names
+
+
+def test_an_image_of_the_asked_size_is_not_resampled(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    assert np.array_equal(decode(tmp_path / "image.png", 32, "squash"), pixels.transpose(2, 0, 1))
 
 
 def test_a_missing_folder_is_named(tmp_path, scene_folder):

@@ -3,7 +3,13 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.feature_statistics import covariance_spectrum, rank_me, share_non_positive, spectrum_by_images
+from evaluation.feature_statistics import (
+    covariance_spectrum,
+    module_outputs,
+    rank_me,
+    share_non_positive,
+    spectrum_by_images,
+)
 
 
 def test_the_share_depends_on_the_hook_point_which_is_named():
@@ -35,6 +41,20 @@ def test_modules_that_are_not_there_or_do_not_run_are_named(small_network):
         share_non_positive(small_network, images, ["features.0", "layer4"])
     with pytest.raises(ValueError, match="unused did not run"):
         share_non_positive(small_network, images, ["unused"])
+
+
+def test_outputs_are_those_of_the_module_even_if_the_next_one_works_in_place():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1)).train()
+    images = torch.randn(2, 3, 8, 8)
+    outputs = module_outputs(model, images, ["0", "2"])
+    with torch.no_grad():
+        assert np.array_equal(outputs["0"], model[0](images).numpy())
+        assert outputs["2"] == pytest.approx(model(images).numpy())
+    assert (outputs["0"] < 0).any() and outputs["2"].shape == (2, 4, 1, 1)
+    assert model.training and not any(module._forward_hooks for module in model.modules())
+    with pytest.raises(ValueError, match="no module 'layer4'"):
+        module_outputs(model, images, ["layer4"])
 
 
 def test_rank_me_counts_the_dimensions_that_are_filled_alike():

@@ -13,6 +13,7 @@ from evaluation.metrics import (
     confusion_matrix,
     expected_calibration_error,
     holm,
+    mean_average_precision_of_batches,
     most_confused,
     quality_of_probabilities,
     results_table,
@@ -149,6 +150,17 @@ def test_average_precision_is_over_all_images_and_not_over_a_batch():
     assert np.isnan(found[2])
     halves = [average_precision(LABELS[part], PROBABILITIES[part]) for part in (slice(0, 2), slice(2, 4))]
     assert np.nanmean(halves) == 1  # what the mean over batches made of it
+
+
+def test_single_batches_give_average_precisions_that_the_whole_split_does_not_have():
+    generator = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    probabilities = generator.dirichlet(np.ones(3), 300) + 0.4 * np.eye(3)[labels]
+    whole = np.nanmean(average_precision(labels, probabilities))
+    small = mean_average_precision_of_batches(labels, probabilities, batch_size=6)
+    assert small.shape == (200,) and small.max() == 1 and small.min() < whole - 0.2
+    assert small.mean() > whole + 0.05  # few images are ranked rightly more easily: one batch flatters besides
+    assert mean_average_precision_of_batches(labels, probabilities, 300, batches=2) == pytest.approx(whole)
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy():

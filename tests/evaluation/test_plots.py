@@ -44,6 +44,53 @@ def test_accuracies_are_drawn_at_their_values_from_top_to_bottom():
     assert interval.lines[2][0].get_segments()[1][:, 0].tolist() == pytest.approx([0.4, 0.6])
 
 
+def searched(*values):
+    return pd.DataFrame(
+        {"learning_rate": [1e-5, 1e-3, 1e-2][: len(values)], "batch_size": [4, 8, 16][: len(values)], "value": values}
+    )
+
+
+def test_trials_are_drawn_a_panel_a_search_in_shared_colours_with_the_best_ringed():
+    figure = plots.draw_trials({"grid": searched(2.0, 0.5, 1.0), "random": searched(0.8, None, 3.0)})
+    grid, random, colour_bar = figure.axes
+    assert grid.get_title() == "grid: lowest 0.500" and random.get_title() == "random: lowest 0.800"
+    trials, ring = grid.collections
+    assert trials.get_offsets().tolist() == [[1e-5, 4], [1e-3, 8], [1e-2, 16]]
+    assert ring.get_offsets().tolist() == [[1e-3, 8]]
+    assert trials.get_clim() == random.collections[0].get_clim() == (0.5, 3.0)
+    assert colour_bar.get_ylabel() == "val loss"
+
+
+def test_best_so_far_is_drawn_as_the_mean_of_seeds_in_the_band_of_all():
+    index = pd.MultiIndex.from_tuples([("tpe", 0), ("tpe", 1), ("grid", 0)], names=["sampler", "seed"])
+    curves = pd.DataFrame([[3.0, 1.0], [5.0, 2.0], [4.0, 4.0]], index=index, columns=[1, 2])
+    ax = plots.plot_best_so_far(curves, plt.figure().gca())
+    assert [(line.get_label(), line.get_ydata().tolist()) for line in ax.lines] == [
+        ("tpe (seeds: 2)", [4.0, 1.5]),
+        ("grid (seeds: 1)", [4.0, 4.0]),
+    ]
+    heights = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (1.0, 5.0)
+
+
+def test_loss_curves_lie_in_the_cells_of_their_settings_in_the_colour_of_their_convergence():
+    trials = pd.DataFrame(
+        {
+            "trial": [0, 1, 2],
+            "learning_rate": [1.0, 0.1, 1.0],
+            "weight_decay": [0.01, 0.01, 10.0],
+            "converged": [True, False, False],
+        }
+    )
+    curves = pd.DataFrame({0: [0.0, -1.0], 1: [0.0, -2.0], 2: [0.0, -3.0]}, index=[1, 2])
+    figure = plots.draw_loss_curves(curves, trials)
+    axes = np.reshape(figure.axes, (2, 2))
+    drawn = [[[line.get_ydata().tolist() for line in ax.lines] for ax in row] for row in axes]
+    assert drawn == [[[[0.0, -2.0]], []], [[[0.0, -1.0]], [[0.0, -3.0]]]]
+    assert [line.get_color() for ax in axes[1] for line in ax.lines] == ["tab:green", "tab:red"]
+    assert axes[0, 1].get_title() == "weight decay 10" and axes[1, 0].get_ylabel() == "learning rate\n1"
+
+
 def test_a_confusion_matrix_shows_its_counts_in_their_places():
     ax = plots.plot_confusion_matrix(np.array([[5, 1], [0, 0]]), ["a", "b"], plt.figure().gca())
     assert {(text.get_position(), text.get_text()) for text in ax.texts} == {((0, 0), "5"), ((1, 0), "1")}
@@ -106,3 +153,19 @@ def test_label_fractions_are_drawn_over_logarithms_with_their_numbers_and_no_ban
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "10", "100"]
     assert ax.lines[0].get_ydata().tolist() == [0.4, 0.6, 0.8]
     assert ax.collections[0].get_paths()[0].vertices[:, 0].max() == 10
+
+
+def test_feature_maps_are_drawn_layer_by_layer_each_in_its_own_range():
+    maps = {"layer1": np.arange(3 * 16.0).reshape(3, 4, 4), "layer2": 100 * np.arange(9 * 4.0).reshape(9, 2, 2)}
+    axes = plots.draw_feature_maps(maps, channels=7).axes
+    assert [len(ax.images) for ax in axes] == [1, 1, 1, 0, 0, 0, 0] + [1] * 7
+    assert axes[7].get_title() == "layer2: 0"
+    assert np.array_equal(axes[8].images[0].get_array(), maps["layer2"][1])
+    assert axes[8].images[0].get_clim() == (400, 700)
+
+
+def test_a_spectrum_is_drawn_without_its_zeros():
+    ax = plots.plot_spectra({"a": np.array([4.0, 1.0, 0.0, 0.0])}, plt.figure().gca())
+    (line,) = ax.lines
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([1, 2], [4, 1])
+    assert ax.get_yscale() == "log"

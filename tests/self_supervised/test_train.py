@@ -130,6 +130,27 @@ def test_batchnorms_statistics_can_be_those_of_the_initial_weights_and_all_else_
         replace(row, batchnorm="none")
 
 
+def test_a_fine_tuned_row_begins_with_its_pretexts_weights_and_trains_them_on(scene_folder, folders, capsys):
+    code, output, error = call(capsys, "cifar10_rotation_finetuned", "--data", scene_folder, "--device", "cpu")
+    assert code == 0, error
+    assert output.index("cifar10_rotation: ") < output.index("cifar10_rotation_finetuned: ")
+    assert "initial weights: cifar10_rotation, epoch best" in output
+    row = script.configure(script.find("cifar10_rotation_finetuned"), "quick", str(scene_folder))
+    pretext = script.configure(script.find("cifar10_rotation"), "quick", str(scene_folder))
+    features, _ = runs.load_features(pretext, runs.files_of(pretext, "quick", root=folders), "best")
+    model, _ = build_model(row, SimpleNamespace(class_names="abc"), lambda *_: (features, {}))
+    assert all(torch.equal(tensor, features[name]) for name, tensor in model.features.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    trained = load(folders, "cifar10_rotation_finetuned")["model"]
+    assert not torch.equal(trained["features.layer1.0.conv1.weight"], features["layer1.0.conv1.weight"])
+
+
+def test_results_on_cifar10_have_a_folder_of_their_own():
+    files = runs.files_of(script.find("cifar10_rotation"), "full")
+    assert files.result.relative_to(runs.ROOT).as_posix() == "results/full/cifar10/cifar10_rotation.json"
+    assert files.checkpoint.relative_to(runs.ROOT).as_posix() == "models/full/cifar10/cifar10_rotation.pt"
+
+
 def test_list_shows_every_row_with_its_question(capsys):
     code, output, _ = call(capsys, "--list")
     assert code == 0

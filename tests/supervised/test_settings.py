@@ -5,12 +5,14 @@ import pytest
 
 from data import scenes
 from supervised import settings
-from supervised.settings import BASE, EXPERIMENTS, configure, find
+from supervised.settings import BASE, EXPERIMENTS, NATURE_EXPERIMENTS, configure, find
 
 
 def test_names_are_unique_and_rows_frozen():
     assert len(EXPERIMENTS) == len(settings._TABLE)
-    assert all(name == row.name for name, row in EXPERIMENTS.items())
+    assert len(NATURE_EXPERIMENTS) == len(settings._NATURE_TABLE)
+    assert all(name == row.name for name, row in {**EXPERIMENTS, **NATURE_EXPERIMENTS}.items())
+    assert not EXPERIMENTS.keys() & NATURE_EXPERIMENTS.keys()
     with pytest.raises(FrozenInstanceError):
         BASE.head = "deep"
 
@@ -42,8 +44,31 @@ def test_rows_that_are_compared_differ_in_one_thing(name, base, fields):
     assert differing(EXPERIMENTS[name], EXPERIMENTS[base]) == fields
 
 
+@pytest.mark.parametrize(
+    ("name", "base", "fields"),
+    [
+        ("nature_resnet18_sgd_1e-3", "nature_resnet18_sgd_1e-2", {"train.learning_rate"}),
+        ("nature_resnet18_adam_1e-2", "nature_resnet18_sgd_1e-2", {"train.optimizer", "train.momentum"}),
+        ("nature_resnet18_adam_1e-3", "nature_resnet18_adam_1e-2", {"train.learning_rate"}),
+        ("nature_resnet18_sgd_1e-2_150", "nature_resnet18_sgd_1e-2", {"image_size"}),
+        ("nature_resnet18_imagenet_sgd_1e-2", "nature_resnet18_sgd_1e-2_224", {"initial_weights"}),
+        ("nature_efficientnet_adam_1e-3", "nature_efficientnet_adam_1e-2", {"train.learning_rate"}),
+        ("nature_efficientnet_sgd_1e-2_224", "nature_efficientnet_sgd_1e-2", {"image_size"}),
+    ],
+)
+def test_rows_of_the_nature_scenes_that_are_compared_differ_in_one_thing(name, base, fields):
+    assert differing(NATURE_EXPERIMENTS[name], NATURE_EXPERIMENTS[base]) == fields
+
+
+def test_rows_of_the_nature_scenes_are_found_and_keep_to_their_data_and_to_different_sizes():
+    assert all(find(name).data == "nature" for name in NATURE_EXPERIMENTS)
+    sizes = [find(f"nature_resnet18_sgd_1e-2{suffix}") for suffix in ("", "_150", "_224")]
+    assert [row.image_size for row in sizes] == [80, 150, 224]
+    assert len({configure(row, "quick").image_size for row in sizes}) == 3
+
+
 def test_every_row_says_what_it_is_there_to_answer():
-    assert all(row.question.endswith("?") for row in EXPERIMENTS.values())
+    assert all(row.question.endswith("?") for row in {**EXPERIMENTS, **NATURE_EXPERIMENTS}.values())
 
 
 @pytest.mark.parametrize(
@@ -77,7 +102,7 @@ def test_full_begins_with_imagenet_and_quick_with_random_weights_unless_told():
 
 
 def test_quick_changes_size_and_length_and_nothing_else():
-    for row in EXPERIMENTS.values():
+    for row in {**EXPERIMENTS, **NATURE_EXPERIMENTS}.values():
         quick = configure(row, "quick", weights=row.initial_weights)
         assert differing(row, quick) == {"image_size", "images_per_class", "train.max_epochs"}
 

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
+from torchvision.models import resnet18
 
 import runs
 from data import scenes
 from supervised import train as script
-from supervised.settings import EXPERIMENTS
+from supervised.settings import EXPERIMENTS, NATURE_EXPERIMENTS
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +39,25 @@ def test_a_row_runs_on_a_folder_of_ones_own_and_says_what_it_found(scene_folder,
     assert "initial weights: random" in output
 
 
+def test_a_resnet_is_fine_tuned_from_a_local_file_of_torchvisions_weights(scene_folder, folders, capsys):
+    torch.manual_seed(0)
+    published = resnet18(weights=None).state_dict()  # the very names and shapes, with a classifier of 1,000 classes
+    torch.save(published, folders / "resnet18.pth")
+    name = "nature_resnet18_imagenet_sgd_1e-3"
+    arguments = [name, "--data", scene_folder, "--weights", folders / "resnet18.pth", "--device", "cpu"]
+    code, output, error = call(capsys, *arguments)
+    assert code == 0, error
+    result = json.loads((folders / f"results/quick/scenes/{name}.json").read_text())
+    assert result["initial_weights"]["weights"] != "random" and f"{name}: test accuracy" in output
+    trained = runs.load_checkpoint(folders / f"models/quick/scenes/{name}.pt")["model"]["features.stem.conv1.weight"]
+    change = (trained - published["conv1.weight"]).abs().max()
+    assert 0 < change < 0.02  # one step of SGD away from the file; a new draw would differ by 0.1
+
+
 def test_list_shows_every_row_with_its_question(capsys):
     code, output, _ = call(capsys, "--list")
     assert code == 0
-    for row in EXPERIMENTS.values():
+    for row in {**EXPERIMENTS, **NATURE_EXPERIMENTS}.values():
         assert row.name in output
         assert row.question in output
 

@@ -1,0 +1,111 @@
+import matplotlib
+
+matplotlib.use("Agg")
+import pandas as pd
+import pytest
+import torch
+
+import runs
+from evaluation import inversion_search
+from evaluation.inversion_search import best_trials, inversion_loss, loss_curves, with_weight_decay
+from evaluation.model_inversion import InversionSettings, filter_mean, invert
+from hyperparameter_search import INVERSION, open_study, read_table, work
+from supervised.models import SceneClassifier, calibrate_batchnorm
+
+HALF = (0.5, 0.5, 0.5)
+SHORT = InversionSettings(image_size=32, steps=20, jitter=2)
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "weight_decay", "share"), [(0.01, 0.1, 0.000999), (1.0, 1.0, 0.5), (100.0, 100.0, 0.9999)]
+)
+def test_a_weight_decay_takes_a_share_of_a_pixel_however_high_it_is(learning_rate, weight_decay, share):
+    settings = with_weight_decay(SHORT, learning_rate, weight_decay)
+    assert settings.learning_rate == learning_rate
+    assert settings.decay == pytest.approx(share, rel=1e-4)
+
+
+def search(storage, network, sampler="grid", trials=3):
+    study = open_study(storage, {"settings": {"name": "toy"}}, INVERSION, trials, sampler)
+    objective = inversion_loss(network, filter_mean(network.features[2]), 1, SHORT, HALF, HALF)
+    work(study, storage, objective, INVERSION, progress=False)
+    return study
+
+
+def test_a_trial_is_an_inversion_and_its_value_the_median_of_its_last_ten_losses(small_network, tmp_path):
+    study = search(str(tmp_path / "toy.journal"), small_network)
+    curves = loss_curves(study)
+    assert curves.shape == (20, 3) and curves.index.tolist() == list(range(1, 21))
+    for trial in study.trials:
+        assert trial.value == pytest.approx(curves[trial.number].tail(10).median(), rel=1e-6)
+        settings = with_weight_decay(SHORT, trial.params["learning_rate"], trial.params["weight_decay"])
+        alone = invert(small_network, filter_mean(small_network.features[2]), [1], settings, HALF, HALF, progress=False)
+        assert trial.value == pytest.approx(float(alone.final_losses[0]))
+        assert trial.user_attrs["converged"] == bool(alone.converged[0])
+
+
+def test_parameters_lie_in_the_reports_range_and_the_grid_has_the_cells_it_reports(small_network, tmp_path):
+    study = search(str(tmp_path / "toy.journal"), small_network, "tpe", trials=4)
+    for trial in study.trials:
+        assert all(1e-6 <= value <= 1e2 for value in trial.params.values())
+    for cell in ({"learning_rate": 0.1, "weight_decay": 1.0}, {"learning_rate": 100.0, "weight_decay": 0.1}):
+        assert cell in INVERSION.cells
+
+
+def test_the_best_trial_and_the_best_of_those_that_converged_are_two():
+    trials = pd.DataFrame({"value": [-1.0, -9.0, -3.0], "converged": [True, False, True], "trial": [4, 5, 6]})
+    assert {which: trial["trial"] for which, trial in best_trials(trials).items()} == {
+        "lowest": 5,
+        "lowest_converged": 6,
+    }
+    assert list(best_trials(trials.assign(converged=False))) == ["lowest"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A run's checkpoint as runs.py writes it, without a training."""
+    torch.manual_seed(0)
+    model = SceneClassifier(3)
+    calibrate_batchnorm(model, [(torch.randn(16, 3, 32, 32), None)])  # else nothing depends on the image
+    settings = {"head": "shallow", "freeze_features": False, "stages": [8], "image_size": 32, "resize": "imagenet"}
+    path = tmp_path / "tiny.pt"
+    torch.save(
+        {
+            "format": runs.FORMAT,
+            "identity": {"settings": settings},
+            "class_names": ["dark", "light", "striped"],
+            "model": model.state_dict(),
+        },
+        path,
+    )
+    return path
+
+
+def test_the_command_leaves_trials_curves_and_images_and_goes_on_where_it_was(checkpoint, tmp_path, capsys):
+    arguments = ["--model", str(checkpoint), "--steps", "20", "--output", str(tmp_path / "out")]
+    assert inversion_search.main([*arguments, "--trials", "1"]) == 0
+    assert inversion_search.main([*arguments, "--trials", "2"]) == 0
+    stem = tmp_path / "out" / "inversion_tiny_filter70_grid_seed0"
+    trials = read_table(f"{stem}.csv")
+    assert trials["trial"].tolist() == [0, 1] and trials["image_size"].tolist() == [32, 32]
+    curves = pd.read_csv(f"{stem}.curves.csv", index_col="step")
+    assert curves["1"].tail(10).median() == pytest.approx(trials["value"][1], rel=1e-3)
+    assert (tmp_path / "out" / f"{stem.name}.lowest.png").stat().st_size > 0
+    assert f"lowest: loss {trials['value'].min():.4g} with" in capsys.readouterr().out
+
+
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(checkpoint, tmp_path, capsys):
+    arguments = ["--model", str(checkpoint), "--steps", "20", "--output", str(tmp_path / "out")]
+    mistakes = {
+        "there is no trained run nothing": [*arguments, "--model", "nothing"],
+        "trials is 0; it must be at least 1": [*arguments, "--trials", "0"],
+        "steps is 5; it must be at least 20": [*arguments, "--steps", "5"],
+        "the layer has 0 to 1279": [*arguments, "--filter", "1280", "--trials", "1"],
+    }
+    for words, given in mistakes.items():
+        assert inversion_search.main(given) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ") and words in error
+    assert inversion_search.main([*arguments, "--trials", "1"]) == 0
+    assert inversion_search.main([*arguments, "--trials", "1", "--steps", "21"]) == 2
+    assert "is a search with settings.steps = 20, but 21 is asked for" in capsys.readouterr().err
