@@ -53,6 +53,7 @@ MEASURED_LAYER = "5"
 STEPS = 8  # of deletion and insertion: an eighth of the pixels each
 COMPARED_STAGES = (2, 4, 6, 8)
 RANDOMISED = ("classifier", "features.8", "features.7", "features.6", "features.5", "features.4")
+RANDOMISED_IMAGES = 4
 MAP_SIZE = 112  # pixels, square, at most: kept maps are for looking
 
 _TRIED = InversionSettings(steps=80, learning_rate=0.03, blur_sigma=1.0)
@@ -123,7 +124,7 @@ def explain(
             with np.load(own / "test.npz") as saved:
                 predictions = saved["probabilities"].argmax(axis=1)
             drawn = np.random.default_rng(0).permutation(len(labels))[: effort.measured_images]
-            randomise(run, images, targets, own)
+            randomise(run, images[:RANDOMISED_IMAGES], targets[:RANDOMISED_IMAGES], own)
             measure_maps(fast, partial(_images, dataset), drawn, predictions[drawn], own)
     if controls and not (folder / measured / "inversion_settings.csv").exists():
         words_and_settings = islice(TRIED.items(), effort.tried_settings)
@@ -209,28 +210,33 @@ def describe_test_images(model: nn.Module, features: Sequence[np.ndarray], label
         _write_table(pd.DataFrame(rows), folder / "representation.csv")
 
 
-def explain_images(run, images: torch.Tensor, targets: Sequence[int], names: Sequence[str], folder: Path):
+def explain_images(
+    run, images: torch.Tensor, targets: Sequence[int], names: Sequence[str], folder: Path, images_at_once: int = 2
+):
     """Write scorecam.npz: Score-CAM of images (N, 3, S, S), normalised, for the target classes (N,), at LAYERS.
 
     It holds names (N,), layers (L,), maps (L, N, s, s) in bytes of 0..255, s at most MAP_SIZE, and constant_channels
-    (L, N).  Maps of other images are replaced.
+    (L, N).  Every `images_at_once` images it is written; a call that was interrupted goes on.  Maps of other images are
+    replaced.
     """
     path = folder / "scorecam.npz"
+    size = min(MAP_SIZE, images.shape[-1])
+    maps = np.zeros((len(LAYERS), 0, size, size), np.uint8)
+    constant_channels = np.zeros((len(LAYERS), 0), np.int64)
     if path.exists():
         with np.load(path) as saved:
-            if list(saved["names"]) == list(names):
-                return
-    found = [score_cam(run.model, images, run.layer(layer), targets) for layer in LAYERS]
-    maps = torch.stack([each.maps for each in found])
-    size = min(MAP_SIZE, maps.shape[-1])
-    maps = nn.functional.interpolate(maps, size=(size, size), mode="bilinear", antialias=True)
-    contents = {
-        "names": np.array(names),
-        "layers": np.array(LAYERS),
-        "maps": (255 * maps).round().byte().numpy(),
-        "constant_channels": torch.stack([each.constant_channels for each in found]).numpy(),
-    }
-    _write_whole(path, lambda temporary: np.savez_compressed(temporary, **contents))
+            if list(saved["names"]) == list(names[: len(saved["names"])]):
+                maps, constant_channels = saved["maps"], saved["constant_channels"]
+    for start in range(maps.shape[1], len(images), images_at_once):
+        part = slice(start, start + images_at_once)
+        found = [score_cam(run.model, images[part], run.layer(layer), targets[part]) for layer in LAYERS]
+        of_part = torch.stack([each.maps for each in found])
+        of_part = nn.functional.interpolate(of_part, size=(size, size), mode="bilinear", antialias=True)
+        maps = np.concatenate([maps, (255 * of_part).round().byte().numpy()], axis=1)
+        constant_of_part = torch.stack([each.constant_channels for each in found]).numpy()
+        constant_channels = np.concatenate([constant_channels, constant_of_part], axis=1)
+        contents = {"names": np.array(names[: maps.shape[1]]), "layers": np.array(LAYERS), "maps": maps}
+        _write_whole(path, partial(np.savez_compressed, constant_channels=constant_channels, **contents))
 
 
 def read_maps(folder: Path, size: int) -> dict[str, torch.Tensor]:

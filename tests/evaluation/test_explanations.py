@@ -96,6 +96,21 @@ def test_kept_maps_are_those_of_score_cam_and_are_made_anew_for_other_images(tmp
     assert (tmp_path / "scorecam.npz").stat().st_mtime_ns != before
 
 
+def test_maps_of_an_interrupted_call_are_kept(tmp_path, monkeypatch):
+    run, images, names = a_run(), Images(3).images, ["a", "b", "c"]
+    explanations.explain_images(run, images, [0, 1, 2], names, tmp_path)
+    whole = explanations.read_maps(tmp_path, 32)
+    (tmp_path / "scorecam.npz").unlink()
+    explanations.explain_images(run, images[:2], [0, 1], names[:2], tmp_path)
+    seen = []
+    monkeypatch.setattr(
+        explanations, "score_cam", lambda *given, score_cam=explanations.score_cam: seen.append(1) or score_cam(*given)
+    )
+    explanations.explain_images(run, images, [0, 1, 2], names, tmp_path)
+    assert len(seen) == 3  # one image, at three layers
+    assert all(torch.equal(one, whole[layer]) for layer, one in explanations.read_maps(tmp_path, 32).items())
+
+
 def test_models_that_look_at_the_same_places_correlate():
     generator = torch.Generator().manual_seed(0)
     maps, others = torch.rand(2, 3, 8, 8, generator=generator)
