@@ -27,10 +27,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.io import decode_image
 from torchvision.transforms.v2 import functional
 
 from evaluation import embedding, faithfulness, feature_statistics
@@ -387,7 +387,8 @@ def judge_classes(names: Sequence[str], judges: dict, folder: Path) -> pd.DataFr
 
 def read_pictures(paths: Sequence[Path]) -> torch.Tensor:
     """Pictures of one size from files, bytes (N, 3, H, W)."""
-    return torch.stack([decode_image(str(path), mode="RGB") for path in paths])
+    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def _write_settings(folder: Path, run, objective: str, settings: InversionSettings):
