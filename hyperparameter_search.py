@@ -90,7 +90,8 @@ def open_study(
 ) -> optuna.Study:
     """The study in a journal file (or at a database's URL), made if there is none, with so many trials queued in all.
 
-    `identity` (plain types) says what is searched, and with what; a study of anything else is refused.  Asking for
+    `identity` (plain types) says what is searched (under "settings", with its "name"), and with what; a study of
+    anything else is refused.  Asking for
     more trials than a study has adds the rest.  Trials of a grid have its cells, in an order drawn by seed; others are
     left to the sampler.
     Raises ValueError for an unknown sampler, fewer than 1 trial, more than a grid has cells, or a storage that holds
@@ -114,6 +115,11 @@ def open_study(
         found = study.user_attrs.get("identity")
         if found is None:
             study.set_user_attr("identity", identity)
+        searched, asked = (each["settings"]["name"] for each in (found or identity, identity))
+        if searched != asked:
+            raise ValueError(
+                f"{storage} is a search of {searched}, but {asked} is asked for; name another with --storage"
+            )
         difference = first_difference(identity, found or identity)
         if difference is not None:
             raise ValueError(f"{storage} is a search with {difference}; name another file with --storage")
