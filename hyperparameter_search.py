@@ -1,12 +1,12 @@
-r"""Search the settings of an experiment on Optuna (Akiba et al. 2019), with as many workers as are started.
+"""Search the settings of an experiment on Optuna (Akiba et al. 2019), with as many workers as are started.
 
     python -m hyperparameter_search supervised_tuned --sampler tpe --profile full --subset 0.1
-    python -m supervised.train --from-study results/full/searches/supervised_tuned_tpe_subset0.1_seed0.journal \
-        --profile full
+    python -m supervised.train --from-study results/full/searches/supervised_tuned_tpe_subset0.1_seed0.csv --profile full
 
 All trials wait in the storage from the start; a worker takes one, trains it, and writes down its loss, so that workers
 share a search without dividing it beforehand, and none runs a trial twice.  A worker that is killed lets go of its
-trial's lock; whoever comes next marks that trial as failed and puts the same settings back into the queue.
+trial's lock; whoever comes next marks that trial as failed and puts the same settings back into the queue.  What a
+search has found lies beside its journal as a table (.csv), a row a trial; both can be trained from.
 """
 
 import argparse
@@ -437,6 +437,8 @@ def _open_storage(storage: str):
             heartbeat_interval=HEARTBEAT_SECONDS,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
         )
+    if storage.endswith(".csv"):
+        raise ValueError(f"{storage} is where the table of a search would be written; name the journal otherwise")
     Path(storage).parent.mkdir(parents=True, exist_ok=True)
     try:
         if Path(storage).is_file():  # Optuna would write below a single line that it cannot read

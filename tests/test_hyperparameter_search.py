@@ -382,6 +382,8 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(scene_folder, storage, 
     new = str(tmp_path / "new.journal")
     assert run(scene_folder, new, "--subset", "0.01") == 2
     assert "leaves none of the 12 images of class dark" in capsys.readouterr().err
+    assert run(scene_folder, storage.replace(".journal", ".csv"), "--trials", "1") == 2
+    assert "toy.csv is where the table of a search would be written" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         run(scene_folder, storage, "--sampler", "annealing")
     assert ended.value.code == 2
