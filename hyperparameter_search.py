@@ -1,7 +1,7 @@
 """Search the settings of an experiment on Optuna (Akiba et al. 2019), with as many workers as are started.
 
-    python -m hyperparameter_search supervised_tuned --sampler tpe --profile full --subset 0.1
-    python -m supervised.train --from-study results/full/searches/supervised_tuned_tpe_subset0.1_seed0.csv --profile full
+    python -m hyperparameter_search supervised_1 --sampler tpe --profile full --subset 0.1
+    python -m supervised.train --from-study results/full/searches/supervised_1_tpe_subset0.1_seed0.csv --profile full
 
 All trials wait in the storage from the start; a worker takes one, trains it, and writes down its loss, so that workers
 share a search without dividing it beforehand, and none runs a trial twice.  A worker that is killed lets go of its
