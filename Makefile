@@ -1,6 +1,7 @@
 # Two commands: `make report` and `make test`.  Each makes its environment first (a minute or two, once).
 #   make report PROFILE=full WEIGHTS=path    the study, from result files; TRAIN_MISSING=1 trains rows that have none,
-#                                            PROBE=1 probes the features of the checkpoints again
+#                                            PROBE=1 probes the features of the checkpoints again, EXPLAIN=1
+#                                            computes what evaluation/evaluation.ipynb shows of them
 
 PROFILE ?= quick
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN = .venv/bin
 
 # Threads that wait for work sleep instead of spinning: beside another busy process spinning costs up to 39 times.
 export OMP_WAIT_POLICY = PASSIVE
-export PROFILE DATA WEIGHTS TRAIN_MISSING PROBE
+export PROFILE DATA WEIGHTS TRAIN_MISSING PROBE EXPLAIN
 
 .PHONY: report test data lint bench
 report: .venv/installed

@@ -8,6 +8,7 @@ A folder a model, by its name; the functions below say what is in each file:
     scorecam.npz          heat maps of the images that all models are shown
     faithfulness.csv      what hiding and showing what the maps point at changes, in each of many images
     randomisation.csv     what is left of the maps as the model forgets
+    inversion_settings.csv  how settings of the inversion do, see `compare_settings`
     classes/, filters/    images by model inversion, as `model_inversion.save_inversion` writes them
 
 and beside these folders cka.csv and judged.csv, of all models together.
@@ -20,16 +21,16 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.io import decode_image
 from torchvision.transforms.v2 import functional
 
 from evaluation import embedding, faithfulness, feature_statistics
@@ -52,15 +53,41 @@ MEASURED_LAYER = "5"
 STEPS = 8  # of deletion and insertion: an eighth of the pixels each
 COMPARED_STAGES = (2, 4, 6, 8)
 RANDOMISED = ("classifier", "features.8", "features.7", "features.6", "features.5", "features.4")
+RANDOMISED_IMAGES = 4
 MAP_SIZE = 112  # pixels, square, at most: kept maps are for looking
+
+_TRIED = InversionSettings(steps=80, learning_rate=0.03, blur_sigma=1.0)
+TRIED = {  # how the settings of the inversions were chosen, see `compare_settings`
+    "as they are by default": InversionSettings(steps=128),
+    "half the learning rate": InversionSettings(steps=128, learning_rate=0.01),
+    "more blur": InversionSettings(steps=128, blur_sigma=1.0),
+    "more blur, no decay, half the learning rate": InversionSettings(
+        steps=128, blur_sigma=1.0, decay=0.0, learning_rate=0.01
+    ),
+    "far more blur, more jitter": replace(_TRIED, blur_sigma=2.0, jitter=32),
+    "blur in every step, no decay": replace(_TRIED, blur_every=1, decay=0.0),
+    "half the learning rate, far more jitter, less decay": InversionSettings(
+        steps=80, learning_rate=0.01, jitter=64, decay=0.003
+    ),
+    "small pixels clipped, more blur": replace(_TRIED, norm_clip=0.3, contribution_clip=0.3),
+    "small pixels clipped, more blur and jitter": InversionSettings(
+        steps=128, norm_clip=0.3, contribution_clip=0.3, blur_sigma=1.0, jitter=32
+    ),
+}
+CHOSEN = replace(TRIED["small pixels clipped, more blur and jitter"], steps=128)
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is computed: of how many test images maps are measured, and for how many steps an image is inverted."""
+    """How much is computed.
+
+    Of how many test images maps are measured, for how many steps at most images are inverted, and with how many of the
+    settings in TRIED.
+    """
 
     measured_images: int = 200
     inversion_steps: int = 128
+    tried_settings: int = len(TRIED)
 
 
 def explain(
@@ -88,7 +115,7 @@ def explain(
         describe_test_images(fast.model, features, labels, own)
         if name in controls:
             continue
-        settings = InversionSettings(image_size=run.image_size, steps=effort.inversion_steps)
+        settings = _fitted(CHOSEN, run, effort)
         invert_classes(fast, own, settings)
         invert_filters(fast, strongest_filters(run.layer("features.8.0")), own, settings)
         images, targets = _images(dataset, image_numbers), labels[image_numbers]
@@ -97,10 +124,21 @@ def explain(
             with np.load(own / "test.npz") as saved:
                 predictions = saved["probabilities"].argmax(axis=1)
             drawn = np.random.default_rng(0).permutation(len(labels))[: effort.measured_images]
-            randomise(run, images, targets, own)
+            randomise(run, images[:RANDOMISED_IMAGES], targets[:RANDOMISED_IMAGES], own)
             measure_maps(fast, partial(_images, dataset), drawn, predictions[drawn], own)
+    if controls and not (folder / measured / "inversion_settings.csv").exists():
+        words_and_settings = islice(TRIED.items(), effort.tried_settings)
+        tried = {words: _fitted(each, runs[measured], effort) for words, each in words_and_settings}
+        compared = compare_settings(runs[measured], next(iter(controls.values())), tried)
+        _write_whole(folder / measured / "inversion_settings.csv", compared.to_csv)
     _write_whole(folder / "cka.csv", lambda path: embedding.cka_table(stages).to_csv(path))
     _write_table(judge_classes(list(runs), {**runs, **controls}, folder), folder / "judged.csv")
+
+
+def _fitted(settings: InversionSettings, run, effort: Effort) -> InversionSettings:
+    """For images of the run's size, where a shift of 32 pixels may be more than there is."""
+    steps, jitter = min(settings.steps, effort.inversion_steps), min(settings.jitter, run.image_size // 3)
+    return replace(settings, image_size=run.image_size, steps=steps, jitter=jitter)
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
@@ -172,28 +210,33 @@ def describe_test_images(model: nn.Module, features: Sequence[np.ndarray], label
         _write_table(pd.DataFrame(rows), folder / "representation.csv")
 
 
-def explain_images(run, images: torch.Tensor, targets: Sequence[int], names: Sequence[str], folder: Path):
+def explain_images(
+    run, images: torch.Tensor, targets: Sequence[int], names: Sequence[str], folder: Path, images_at_once: int = 2
+):
     """Write scorecam.npz: Score-CAM of images (N, 3, S, S), normalised, for the target classes (N,), at LAYERS.
 
     It holds names (N,), layers (L,), maps (L, N, s, s) in bytes of 0..255, s at most MAP_SIZE, and constant_channels
-    (L, N).  Maps of other images are replaced.
+    (L, N).  Every `images_at_once` images it is written; a call that was interrupted goes on.  Maps of other images are
+    replaced.
     """
     path = folder / "scorecam.npz"
+    size = min(MAP_SIZE, images.shape[-1])
+    maps = np.zeros((len(LAYERS), 0, size, size), np.uint8)
+    constant_channels = np.zeros((len(LAYERS), 0), np.int64)
     if path.exists():
         with np.load(path) as saved:
-            if list(saved["names"]) == list(names):
-                return
-    found = [score_cam(run.model, images, run.layer(layer), targets) for layer in LAYERS]
-    maps = torch.stack([each.maps for each in found])
-    size = min(MAP_SIZE, maps.shape[-1])
-    maps = nn.functional.interpolate(maps, size=(size, size), mode="bilinear", antialias=True)
-    contents = {
-        "names": np.array(names),
-        "layers": np.array(LAYERS),
-        "maps": (255 * maps).round().byte().numpy(),
-        "constant_channels": torch.stack([each.constant_channels for each in found]).numpy(),
-    }
-    _write_whole(path, lambda temporary: np.savez_compressed(temporary, **contents))
+            if list(saved["names"]) == list(names[: len(saved["names"])]):
+                maps, constant_channels = saved["maps"], saved["constant_channels"]
+    for start in range(maps.shape[1], len(images), images_at_once):
+        part = slice(start, start + images_at_once)
+        found = [score_cam(run.model, images[part], run.layer(layer), targets[part]) for layer in LAYERS]
+        of_part = torch.stack([each.maps for each in found])
+        of_part = nn.functional.interpolate(of_part, size=(size, size), mode="bilinear", antialias=True)
+        maps = np.concatenate([maps, (255 * of_part).round().byte().numpy()], axis=1)
+        constant_of_part = torch.stack([each.constant_channels for each in found]).numpy()
+        constant_channels = np.concatenate([constant_channels, constant_of_part], axis=1)
+        contents = {"names": np.array(names[: maps.shape[1]]), "layers": np.array(LAYERS), "maps": maps}
+        _write_whole(path, partial(np.savez_compressed, constant_channels=constant_channels, **contents))
 
 
 def read_maps(folder: Path, size: int) -> dict[str, torch.Tensor]:
@@ -303,6 +346,27 @@ def invert_filters(run, filters: Sequence[int], folder: Path, settings: Inversio
     _write_settings(folder / "filters", run, "filter", settings)
 
 
+def compare_settings(run, judge, tried: dict[str, InversionSettings]) -> pd.DataFrame:
+    """How settings do that invert CLASSES: one row each, by name.
+
+    Columns: final_loss, the mean over the classes of the median of the last ten losses (low is good, and easy to have
+    from noise); converged, the number of images that did; probability, which `judge`, another run, gives the classes,
+    in the mean (high is good: the image shows the class to one that had no part in making it); and the settings.
+    """
+    rows = {}
+    targets = [run.class_names.index(name) for name in CLASSES if name in run.class_names]
+    for name, settings in tried.items():
+        inversion = invert(run.model, class_logit, targets, settings, run.mean, run.std, progress=False)
+        probabilities = score_by_another(judge.model, inversion.images, targets, judge.mean, judge.std)
+        rows[name] = {
+            "final_loss": inversion.final_losses.mean().item(),
+            "converged": int(inversion.converged.sum()),
+            "probability": probabilities.mean().item(),
+            **asdict(settings),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def judge_classes(names: Sequence[str], judges: dict, folder: Path) -> pd.DataFrame:
     """What runs make of the class images of each named one: the probability (0..1) of the class, by image and judge.
 
@@ -323,7 +387,8 @@ def judge_classes(names: Sequence[str], judges: dict, folder: Path) -> pd.DataFr
 
 def read_pictures(paths: Sequence[Path]) -> torch.Tensor:
     """Pictures of one size from files, bytes (N, 3, H, W)."""
-    return torch.stack([decode_image(str(path), mode="RGB") for path in paths])
+    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def _write_settings(folder: Path, run, objective: str, settings: InversionSettings):

@@ -27,9 +27,8 @@ def copy_of_the_code(target: Path) -> Path:
 
 
 def execute(folder: Path, *notebooks: str) -> subprocess.CompletedProcess:
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("DATA", "WEIGHTS", "TRAIN_MISSING", "PROBE")
-    }
+    ours = ("DATA", "WEIGHTS", "TRAIN_MISSING", "PROBE", "EXPLAIN")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
     return subprocess.run(
         [sys.executable, "-m", "evaluation.report", *notebooks],
         cwd=folder,
@@ -65,6 +64,23 @@ def test_the_self_supervised_report_runs_in_the_quick_profile_from_pretexts_to_p
     assert classifier["initial_weights"]["weights"] == "perturbation_tuned, epoch 2"
     epochs = (clone / "results/quick/pretext_epochs.csv").read_text().splitlines()
     assert len(epochs) == 1 + 6
+
+
+def test_the_evaluation_explains_all_models_in_the_quick_profile(tmp_path):
+    clone = copy_of_the_code(tmp_path / "clone")
+    done = execute(clone, "evaluation/evaluation.ipynb")
+    assert done.returncode == 0, done.stderr[-4000:]
+    html = (clone / "results/quick/evaluation_evaluation.html").read_text().replace("&#39;", "'")
+    for words in ("Profile <code>quick</code>", "data <strong>synthetic</strong>", "initial weights random"):
+        assert words in html
+    assert "have no result yet: none; all are there." in html
+    assert "Not explained yet: nothing; explained with other weights than the results': nothing" in html
+    kept = clone / "results/quick/explanations"
+    for name in ("rotation_best_classifier", "perturbation_best_classifier"):
+        assert {"bedroom.png", "sheet.png", "losses.csv"} <= {path.name for path in (kept / name / "classes").iterdir()}
+    assert len((kept / "images.csv").read_text().splitlines()) == 1 + 2
+    judged = (kept / "judged.csv").read_text().splitlines()
+    assert len(judged) == 1 + 3 * 5 * 4  # models, classes, judges
 
 
 def test_the_nature_report_runs_in_the_quick_profile_from_the_split_to_the_spectra(tmp_path):

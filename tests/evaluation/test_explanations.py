@@ -1,6 +1,7 @@
 """What is kept of each model: of the right weights, whole, and not computed twice."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -95,6 +96,21 @@ def test_kept_maps_are_those_of_score_cam_and_are_made_anew_for_other_images(tmp
     assert (tmp_path / "scorecam.npz").stat().st_mtime_ns != before
 
 
+def test_maps_of_an_interrupted_call_are_kept(tmp_path, monkeypatch):
+    run, images, names = a_run(), Images(3).images, ["a", "b", "c"]
+    explanations.explain_images(run, images, [0, 1, 2], names, tmp_path)
+    whole = explanations.read_maps(tmp_path, 32)
+    (tmp_path / "scorecam.npz").unlink()
+    explanations.explain_images(run, images[:2], [0, 1], names[:2], tmp_path)
+    seen = []
+    monkeypatch.setattr(
+        explanations, "score_cam", lambda *given, score_cam=explanations.score_cam: seen.append(1) or score_cam(*given)
+    )
+    explanations.explain_images(run, images, [0, 1, 2], names, tmp_path)
+    assert len(seen) == 3  # one image, at three layers
+    assert all(torch.equal(one, whole[layer]) for layer, one in explanations.read_maps(tmp_path, 32).items())
+
+
 def test_models_that_look_at_the_same_places_correlate():
     generator = torch.Generator().manual_seed(0)
     maps, others = torch.rand(2, 3, 8, 8, generator=generator)
@@ -132,16 +148,28 @@ def test_the_faithfulness_table_holds_means_and_their_intervals():
     assert table["images"].tolist() == [2] * 4
 
 
+def test_settings_of_inversions_are_compared_by_what_another_model_makes_of_the_images(monkeypatch):
+    monkeypatch.setattr(explanations, "CLASSES", ("light", "striped", "beach"))
+    run, judge = a_run(0), a_run(1)
+    settings = explanations.InversionSettings(image_size=32, steps=20, jitter=2)
+    table = explanations.compare_settings(run, judge, {"plain": settings, "fast": replace(settings, learning_rate=0.1)})
+    inversion = explanations.invert(run.model, explanations.class_logit, [1, 2], settings, run.mean, run.std)
+    probabilities = explanations.score_by_another(judge.model, inversion.images, [1, 2], judge.mean, judge.std)
+    assert table.loc["plain", "probability"] == pytest.approx(probabilities.mean().item(), rel=1e-4)
+    assert table.loc["plain", "final_loss"] == pytest.approx(inversion.final_losses.mean().item(), rel=1e-4)
+    assert table["learning_rate"].tolist() == [0.02, 0.1]
+
+
 def test_all_runs_are_explained_in_one_call_and_judged_by_each_other(tmp_path, monkeypatch):
     for name, value in (("STEPS", 2), ("RANDOMISED", ("classifier", "features.8")), ("CLASSES", ("light", "beach"))):
         monkeypatch.setattr(explanations, name, value)
     runs, controls = {"one": a_run(0), "other": a_run(1)}, {"control": a_run(2)}
     loaders = dict.fromkeys((*runs, *controls), torch.utils.data.DataLoader(Images(), 32))
-    effort = explanations.Effort(measured_images=2, inversion_steps=20)
+    effort = explanations.Effort(measured_images=2, inversion_steps=20, tried_settings=1)
     explanations.explain(runs, controls, loaders, np.array([0, 1]), tmp_path / "kept", tmp_path / "cache", effort)
     assert {path.name for path in (tmp_path / "kept" / "one").iterdir()} == {
         *("weights.json", "test.npz", "representation.csv", "scorecam.npz", "faithfulness.csv", "randomisation.csv"),
-        *("classes", "filters"),
+        *("inversion_settings.csv", "classes", "filters"),
     }
     assert not (tmp_path / "kept" / "other" / "faithfulness.csv").exists()
     assert len(list((tmp_path / "kept" / "control").iterdir())) == 3
