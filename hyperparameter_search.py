@@ -1,12 +1,12 @@
-r"""Search the settings of an experiment on Optuna (Akiba et al. 2019), with as many workers as are started.
+"""Search the settings of an experiment on Optuna (Akiba et al. 2019), with as many workers as are started.
 
-    python -m hyperparameter_search supervised_tuned --sampler tpe --profile full --subset 0.1
-    python -m supervised.train --from-study results/full/searches/supervised_tuned_tpe_subset0.1_seed0.journal \
-        --profile full
+    python -m hyperparameter_search supervised_1 --sampler tpe --profile full --subset 0.1
+    python -m supervised.train --from-study results/full/searches/supervised_1_tpe_subset0.1_seed0.csv --profile full
 
 All trials wait in the storage from the start; a worker takes one, trains it, and writes down its loss, so that workers
 share a search without dividing it beforehand, and none runs a trial twice.  A worker that is killed lets go of its
-trial's lock; whoever comes next marks that trial as failed and puts the same settings back into the queue.
+trial's lock; whoever comes next marks that trial as failed and puts the same settings back into the queue.  What a
+search has found lies beside its journal as a table (.csv), a row a trial; both can be trained from.
 """
 
 import argparse
@@ -90,7 +90,8 @@ def open_study(
 ) -> optuna.Study:
     """The study in a journal file (or at a database's URL), made if there is none, with so many trials queued in all.
 
-    `identity` (plain types) says what is searched, and with what; a study of anything else is refused.  Asking for
+    `identity` (plain types) says what is searched (under "settings", with its "name"), and with what; a study of
+    anything else is refused.  Asking for
     more trials than a study has adds the rest.  Trials of a grid have its cells, in an order drawn by seed; others are
     left to the sampler.
     Raises ValueError for an unknown sampler, fewer than 1 trial, more than a grid has cells, or a storage that holds
@@ -114,6 +115,11 @@ def open_study(
         found = study.user_attrs.get("identity")
         if found is None:
             study.set_user_attr("identity", identity)
+        searched, asked = (each["settings"]["name"] for each in (found or identity, identity))
+        if searched != asked:
+            raise ValueError(
+                f"{storage} is a search of {searched}, but {asked} is asked for; name another with --storage"
+            )
         difference = first_difference(identity, found or identity)
         if difference is not None:
             raise ValueError(f"{storage} is a search with {difference}; name another file with --storage")
@@ -431,6 +437,8 @@ def _open_storage(storage: str):
             heartbeat_interval=HEARTBEAT_SECONDS,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
         )
+    if storage.endswith(".csv"):
+        raise ValueError(f"{storage} is where the table of a search would be written; name the journal otherwise")
     Path(storage).parent.mkdir(parents=True, exist_ok=True)
     try:
         if Path(storage).is_file():  # Optuna would write below a single line that it cannot read

@@ -312,7 +312,8 @@ def quick(experiment: Experiment) -> Experiment:
         return replace(
             experiment,
             image_size=max(32, experiment.image_size // 4),
-            images_per_class=11,  # of six classes: a batch of 64
+            images_per_class=6,
+            batch_size=32,  # of six classes there are no more
             train=replace(experiment.train, max_epochs=1),
         )
     max_epochs = 8 if experiment.name == BASE.name or experiment.features_once else 1

@@ -1,4 +1,5 @@
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -211,6 +212,26 @@ def test_a_real_search_by_two_workers_ends_in_a_row_that_can_be_trained(scene_fo
     assert found.subset == 1 and found.train.max_epochs == EXPERIMENTS["imagenet_classifier"].train.max_epochs
 
 
+def test_two_workers_on_real_trainings_end_with_all_trials_though_one_is_killed(scene_folder, storage):
+    command = [sys.executable, "-m", "hyperparameter_search", "imagenet_classifier", "--data", str(scene_folder)]
+    command += ["--storage", storage, "--sampler", "random", "--trials", "20", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    killed, other = (
+        subprocess.Popen(command, cwd=WORKER.parents[1], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    )
+    assert killed.stdout.readline().startswith("trial ")
+    killed.kill()  # SIGKILL, while it is at its next trial
+    killed.wait()
+    assert other.communicate(timeout=240)[0].count("trial ") < 20
+    assert run(scene_folder, storage, "--sampler", "random", "--trials", "20") == 0
+    study = read_study(storage)
+    assert [trial.number for trial in study.trials] == list(range(len(study.trials)))
+    assert len(finished(study)) == len({tuple(trial.params.items()) for trial in finished(study)}) == 20
+    assert all(trial.state == TrialState.FAIL for trial in study.trials if trial not in finished(study))
+    assert len(study.trials) <= 21
+
+
 def test_frozen_features_are_computed_once_for_all_trials(scene_folder, storage, small_network):
     from supervised.dataloader import build_loaders
     from supervised.models import build_model
@@ -361,9 +382,14 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(scene_folder, storage, 
     new = str(tmp_path / "new.journal")
     assert run(scene_folder, new, "--subset", "0.01") == 2
     assert "leaves none of the 12 images of class dark" in capsys.readouterr().err
+    assert run(scene_folder, storage.replace(".journal", ".csv"), "--trials", "1") == 2
+    assert "toy.csv is where the table of a search would be written" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         run(scene_folder, storage, "--sampler", "annealing")
     assert ended.value.code == 2
+    assert hyperparameter_search.main(["random_classifier", "--data", str(scene_folder), "--storage", storage]) == 2
+    words = f"{storage} is a search of imagenet_classifier, but random_classifier is asked for; name another with"
+    assert words in capsys.readouterr().err
     assert hyperparameter_search.main(["supervised_9"]) == 2
     assert "there is no experiment 'supervised_9'" in capsys.readouterr().err
 
