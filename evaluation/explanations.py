@@ -250,14 +250,16 @@ def read_maps(folder: Path, size: int) -> dict[str, torch.Tensor]:
 def compare_models(maps: dict[str, dict[str, torch.Tensor]]) -> pd.DataFrame:
     """Whether models look at the same places: one row a layer and pair, from the `read_maps` of each model.
 
-    Columns: layer, one, other, correlation: Spearman's, -1 to 1, of the two maps of an image, in the mean over images.
+    Columns: layer, one, other, correlation: Spearman's, -1 to 1, of the two maps of an image, in the mean over the
+    images in which neither map is empty; NaN if there is none.
     """
     rows = []
     for one, other in combinations(maps, 2):
         for layer in maps[one]:
             pairs = zip(maps[one][layer], maps[other][layer], strict=True)
-            values = [spearmanr(first.flatten(), second.flatten()).statistic for first, second in pairs]
-            rows.append((layer, one, other, np.nanmean(values)))
+            pairs = [(first.flatten(), second.flatten()) for first, second in pairs if first.any() and second.any()]
+            values = [spearmanr(*pair).statistic for pair in pairs]
+            rows.append((layer, one, other, np.mean(values) if values else np.nan))
     return pd.DataFrame(rows, columns=["layer", "one", "other", "correlation"])
 
 

@@ -120,6 +120,13 @@ def test_models_that_look_at_the_same_places_correlate():
     assert abs(correlations["one", "other"]) < 0.3
 
 
+def test_an_empty_map_is_left_out_of_the_comparison():
+    maps = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    emptied = torch.stack([maps[0] ** 2, torch.zeros(8, 8)])
+    table = explanations.compare_models({"one": {"8": maps}, "other": {"8": emptied}})
+    assert table["correlation"].tolist() == pytest.approx([1])
+
+
 def test_an_interrupted_measurement_goes_on_and_gives_the_same_table(tmp_path, monkeypatch):
     run, images = a_run(), Images(4).images
     monkeypatch.setattr(explanations, "STEPS", 2)
