@@ -1,6 +1,6 @@
 """Search model inversion's learning rate and weight decay, for one filter of a trained run (Deceuninck 2023).
 
-    python -m evaluation.inversion_search --model supervised_best --filter 70 --sampler grid
+    python -m evaluation.inversion_search --model supervised_augmented --filter 70 --sampler grid
 
 The objective is the median of an image's last ten losses: the last one alone would reward a lone spike.  Storage and
 samplers are those of hyperparameter_search.  Beside the journal lie its trials, the loss curve of each, and two images:
