@@ -204,15 +204,20 @@ def load_features(experiment, files: Files, epoch: int | str) -> tuple[dict[str,
         for name, tensor in saved["model"].items()
         if name.startswith("features.")
     }
-    digest = hashlib.sha256()
-    for name, tensor in features.items():
-        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return features, {
         "weights": f"{files.name}, epoch {epoch}",
-        "sha256": digest.hexdigest(),
+        "sha256": digest_of(features),
         "began_with": saved["identity"]["initial_weights"],
         "data": saved["identity"]["data"],
     }
+
+
+def digest_of(state_dict: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names and bytes of weights on the CPU, in their order."""
+    digest = hashlib.sha256()
+    for name, tensor in state_dict.items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def collect_results(

@@ -4,7 +4,6 @@ The only module here that knows the rest of the project; the others take models 
 their `main` alone.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from data.scenes import decode
-from runs import ROOT, load_checkpoint
+from runs import ROOT, digest_of, load_checkpoint
 from supervised.dataloader import MEAN, STD, normalise
 from supervised.models import SceneClassifier
 
@@ -87,16 +86,8 @@ def load_trained(run: str, models: Path = ROOT / "models") -> TrainedRun:
         resize=settings["resize"],
         mean=MEAN[settings["resize"]],
         std=STD[settings["resize"]],
-        weights=_digest(saved["model"]),
+        weights=digest_of(saved["model"]),
     )
-
-
-def _digest(state_dict: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over names and bytes, in the order of the network."""
-    digest = hashlib.sha256()
-    for name, tensor in state_dict.items():
-        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _is_part_of_a_run(path: Path) -> bool:
