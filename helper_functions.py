@@ -4,6 +4,7 @@ It does not know what a scene, a rotation or an EfficientNet is; it touches no f
 (Hugging Face, 2022) places the network and the batches: one process on a CPU, a GPU, or many processes by `torchrun`.
 """
 
+import copy
 import ctypes
 import math
 import time
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -256,6 +258,21 @@ def share_of_loss(criterion, logits, labels, accelerator) -> torch.Tensor:
     return criterion(logits, labels) * accelerator.num_processes / weight_of_batch
 
 
+def fold_batchnorm(model: nn.Module) -> nn.Module:
+    """A copy in eval mode that gives the same outputs but for rounding, a third faster on a CPU.
+
+    Each BatchNorm that follows a convolution in an nn.Sequential is multiplied into its weights; nn.Identity stands in
+    its place, so the other modules keep their names.
+    """
+    model = copy.deepcopy(model).eval()
+    for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
+        for place in range(len(sequence) - 1):
+            if isinstance(sequence[place], nn.Conv2d) and isinstance(sequence[place + 1], nn.BatchNorm2d):
+                sequence[place] = fuse_conv_bn_eval(sequence[place], sequence[place + 1])
+                sequence[place + 1] = nn.Identity()
+    return model
+
+
 @torch.inference_mode()
 def predict(model, loader, accelerator=None, precision="auto") -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (N, classes) and labels (N,) of all images in the loader's order, on the CPU.  Model left in eval mode.
@@ -357,7 +374,9 @@ def train(
             train_loss, train_accuracy = train_one_epoch(
                 network, train_loader, criterion, optimizer, averaged, accelerator, settings.precision, bar
             )
-            val = evaluate(evaluated, val_loader, accelerator, settings.precision)
+            # Many processes share BatchNorm's statistics as they evaluate, so there they stay where they are.
+            ready = fold_batchnorm(evaluated) if accelerator.num_processes == 1 else evaluated
+            val = evaluate(ready, val_loader, accelerator, settings.precision)
             if not math.isfinite(train_loss + val.loss):
                 raise FloatingPointError(f"the loss is not finite in epoch {epoch}; try a lower learning rate")
             history.append(
@@ -369,7 +388,7 @@ def train(
                 learning_rate=learning_rate,
             )
             if test_loader is not None:
-                test = evaluate(evaluated, test_loader, accelerator, settings.precision)
+                test = evaluate(ready, test_loader, accelerator, settings.precision)
                 history.append(
                     test_loss=test.loss, test_accuracy=test.accuracy, test_predictions=test.predictions.tolist()
                 )

@@ -34,7 +34,15 @@ from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrial
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from helper_functions import OPTIMIZERS, SCHEDULES, TrainSettings, build_accelerator, should_stop, train
+from helper_functions import (
+    OPTIMIZERS,
+    SCHEDULES,
+    TrainSettings,
+    build_accelerator,
+    fold_batchnorm,
+    should_stop,
+    train,
+)
 from runs import first_difference, settings_of
 
 SAMPLERS = ("grid", "random", "tpe", "gp")
@@ -214,7 +222,7 @@ def validation_loss(experiment, build_model: Callable, build_loaders: Callable, 
         model, _ = build_model(row, images)
         at = build_accelerator(device).device
         without_test = replace(images, test=images.val)  # nothing is chosen by the test images: spare their features
-        return images, without_test.of_features(model.to(at).eval().pooled_features, at)
+        return images, without_test.of_features(fold_batchnorm(model.to(at)).pooled_features, at)
 
     def objective(trial):
         row = with_parameters(experiment, trial.params)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from helper_functions import History, build_accelerator, resolve_precision, train
+from helper_functions import History, build_accelerator, fold_batchnorm, resolve_precision, train
 
 ROOT = Path(__file__).resolve().parent
 FORMAT = 1
@@ -125,8 +125,8 @@ def run_experiment(
     started = time.perf_counter()
     accelerator = build_accelerator(device)
     if experiment.features_once:
-        model.to(accelerator.device).eval()
-        network, batches = model.classifier, loaders.of_features(model.pooled_features, accelerator.device)
+        folded = fold_batchnorm(model.to(accelerator.device))
+        network, batches = model.classifier, loaders.of_features(folded.pooled_features, accelerator.device)
     else:
         network, batches = model, loaders
     torch.manual_seed(experiment.seed)  # dropout then draws the same, whether features were computed before or not

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from helper_functions import build_accelerator, evaluate, train
+from helper_functions import build_accelerator, evaluate, fold_batchnorm, train
 from supervised.dataloader import build_loaders
 from supervised.models import build_model
 from supervised.settings import EXPERIMENTS, configure
@@ -33,7 +33,7 @@ def measure(experiment, features_once: bool) -> dict:
     device = build_accelerator().device
     network, batches = model.to(device), loaders
     if features_once:
-        network, batches = model.classifier, loaders.of_features(model.pooled_features, device)
+        network, batches = model.classifier, loaders.of_features(fold_batchnorm(model).pooled_features, device)
     torch.manual_seed(experiment.seed)  # the same dropout
     history = train(network, batches.train, batches.val, experiment.train)
     test = evaluate(network, batches.test)

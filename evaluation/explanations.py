@@ -15,7 +15,6 @@ and beside these folders cka.csv and judged.csv, of all models together.
 What is there is not computed again; where the weights are others, the folder is emptied first.
 """
 
-import copy
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -30,7 +29,6 @@ import torch
 from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.transforms.v2 import functional
 
 from evaluation import embedding, faithfulness, feature_statistics
@@ -45,6 +43,7 @@ from evaluation.model_inversion import (
 )
 from evaluation.probes import mean_and_interval, stage_features
 from evaluation.scorecam import score_cam
+from helper_functions import fold_batchnorm
 
 LAYERS = ("1", "2", "8")  # of the heat maps, stages of the network (the first report)
 CLASSES = ("bedroom", "coast", "forest", "highway", "industrial")  # to be inverted (the first report)
@@ -139,21 +138,6 @@ def _fitted(settings: InversionSettings, run, effort: Effort) -> InversionSettin
     """For images of the run's size, where a shift of 32 pixels may be more than there is."""
     steps, jitter = min(settings.steps, effort.inversion_steps), min(settings.jitter, run.image_size // 3)
     return replace(settings, image_size=run.image_size, steps=steps, jitter=jitter)
-
-
-def fold_batchnorm(model: nn.Module) -> nn.Module:
-    """A copy in eval mode that gives the same outputs but for rounding, a third faster on a CPU.
-
-    Each BatchNorm that follows a convolution in an nn.Sequential is multiplied into its weights; nn.Identity stands in
-    its place, so the other modules keep their names.
-    """
-    model = copy.deepcopy(model).eval()
-    for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
-        for place in range(len(sequence) - 1):
-            if isinstance(sequence[place], nn.Conv2d) and isinstance(sequence[place + 1], nn.BatchNorm2d):
-                sequence[place] = fuse_conv_bn_eval(sequence[place], sequence[place + 1])
-                sequence[place + 1] = nn.Identity()
-    return model
 
 
 def _images(dataset, numbers: Sequence[int]) -> torch.Tensor:

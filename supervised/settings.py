@@ -270,10 +270,12 @@ _NATURE_TABLE = (
     replace(
         _EFFICIENTNET,
         name="nature_efficientnet_best",
-        question="How good can EfficientNet-B0 be in 3 epochs at 150 pixels, trained as supervised_augmented is?",
+        question="How good can EfficientNet-B0 be in 4 epochs, with a low rate and averaged weights?",
         augmentation="advanced_without_crop",  # few epochs bear less of it
-        image_size=150,
-        train=replace(EXPERIMENTS["supervised_augmented"].train, max_epochs=3, warmup_epochs=1),
+        image_size=224,
+        train=replace(
+            EXPERIMENTS["supervised_augmented"].train, max_epochs=4, warmup_epochs=1, learning_rate=1e-4
+        ),  # at 6e-4 and 150 pixels the features were worse on val than frozen ones: 0.927 against 0.938
     ),
 )
 NATURE_EXPERIMENTS = {row.name: row for row in _NATURE_TABLE}

@@ -13,11 +13,13 @@ from helper_functions import (
     build_optimizer,
     build_scheduler,
     evaluate,
+    fold_batchnorm,
     predict,
     resolve_precision,
     should_stop,
     train,
 )
+from supervised.models import SceneClassifier, calibrate_batchnorm
 
 
 @pytest.fixture
@@ -43,6 +45,20 @@ def fit(model, loaders, **settings):
     return train(model, *loaders, TrainSettings(**defaults | settings), device="cpu", progress=False)
 
 
+def test_folding_batchnorm_changes_no_output_and_leaves_the_model_as_it_was():
+    torch.manual_seed(0)
+    model, images = SceneClassifier(3), torch.randn(16, 3, 32, 32)
+    calibrate_batchnorm(model, [(images, None)])  # outputs that depend on the image
+    folded = fold_batchnorm(model.train())
+    model.eval()
+    with torch.no_grad():
+        assert torch.allclose(folded(images), model(images), atol=1e-4)
+        assert torch.allclose(folded.features[:3](images), model.features[:3](images), atol=1e-4)
+    assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [name for name, _ in folded.named_modules()] == [name for name, _ in model.named_modules()]
+    assert isinstance(model.features[0][1], nn.BatchNorm2d)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("schedule", ["step", "plateau", "cosine", "none"])
 def test_training_lowers_the_loss_on_a_separable_set(linear, separable, optimizer, schedule):
@@ -61,21 +77,19 @@ def test_the_best_weights_come_back_not_the_last(separable):
             self.register_buffer("epochs", torch.zeros(()))
 
         def train(self, mode=True):
-            if mode and not self.training:
-                self.epochs += 1  # evaluation ended: a new epoch begins
+            if mode:
+                self.epochs += 1  # a new one begins
             return super().train(mode)
 
         def forward(self, points):
             right = (points.sum(dim=1) > 0).float()
-            sign = 1.0 if self.epochs == 1 else -1.0
+            sign = 1.0 if self.epochs == 2 else -1.0
             return sign * torch.stack([1 - right, right], dim=1) + 0 * self.weight
 
     model = Scripted()
-    model.eval()
-    model.epochs -= 1
     history = fit(model, separable, max_epochs=4)
     assert history.best_epoch == 2
-    assert model.epochs == 1
+    assert model.epochs == 2
     assert evaluate(model, separable[1]).accuracy == history.val_accuracy[1] > history.val_accuracy[3]
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 
 from evaluation import explanations
 from evaluation.trained import TrainedRun
@@ -39,17 +38,6 @@ class Images(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         return self.images[index], int(self.labels[index])
-
-
-def test_folding_batchnorm_changes_no_output_and_leaves_the_model_as_it_was():
-    model, images = a_run().model, torch.randn(4, 3, 32, 32)
-    folded = explanations.fold_batchnorm(model)
-    with torch.no_grad():
-        assert torch.allclose(folded(images), model(images), atol=1e-4)
-        assert torch.allclose(folded.features[:3](images), model.features[:3](images), atol=1e-4)
-    assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert [name for name, _ in folded.named_modules()] == [name for name, _ in model.named_modules()]
-    assert isinstance(model.features[0][1], nn.BatchNorm2d)
 
 
 def test_a_folder_of_other_weights_is_emptied_and_one_of_the_same_is_kept(tmp_path):
