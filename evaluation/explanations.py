@@ -43,7 +43,6 @@ from evaluation.model_inversion import (
 )
 from evaluation.probes import mean_and_interval, stage_features
 from evaluation.scorecam import score_cam
-from helper_functions import fold_batchnorm
 
 LAYERS = ("1", "2", "8")  # of the heat maps, stages of the network (the first report)
 CLASSES = ("bedroom", "coast", "forest", "highway", "industrial")  # to be inverted (the first report)
@@ -108,7 +107,7 @@ def explain(
     stages, (measured, *_) = {}, runs
     for name, run in {**runs, **controls}.items():
         own, dataset = open_folder(folder / name, run.weights), loaders[name].dataset
-        fast = replace(run, model=fold_batchnorm(run.model))
+        fast = run.folded()
         features, labels = features_of(fast.model, loaders[name], run.weights, cache / f"{name}.features.npz")
         stages |= {f"{name}, stage {stage}": features[stage] for stage in COMPARED_STAGES}
         describe_test_images(fast.model, features, labels, own)

@@ -5,13 +5,14 @@ their `main` alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from data.scenes import decode
+from helper_functions import fold_batchnorm
 from runs import ROOT, digest_of, load_checkpoint
 from supervised.dataloader import MEAN, STD, normalise
 from supervised.models import SceneClassifier
@@ -41,6 +42,10 @@ class TrainedRun:
         pixels = [decode(path, self.image_size, self.resize) for path in paths]
         colour = [torch.tensor(each).expand(3, -1, -1) for each in pixels]
         return pixels, normalise(torch.stack(colour), self.resize)
+
+    def folded(self) -> "TrainedRun":
+        """The same run on a network with BatchNorm folded in: its outputs but for rounding, a third faster on a CPU."""
+        return replace(self, model=fold_batchnorm(self.model))
 
     def layer(self, name: str) -> torch.nn.Module:
         """A module by its name, such as features.8.0; a number is a stage of `features`.  ValueError if not there."""
