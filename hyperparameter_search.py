@@ -43,7 +43,7 @@ from helper_functions import (
     should_stop,
     train,
 )
-from runs import first_difference, settings_of
+from runs import files_of, first_difference, load_features, run_command, settings_of, write_whole
 
 SAMPLERS = ("grid", "random", "tpe", "gp")
 EARLIER_LOSSES = {"grid": 0.794, "random": 1.441, "tpe": 0.759}  # Deceuninck 2023, figure 1: one search each
@@ -331,10 +331,9 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
 def write_table(study: optuna.Study, storage: str) -> None:
     """Write the trials beside a journal file, under its name with .csv; a database has no place beside it."""
     if not _is_url(storage):
-        target = Path(storage).with_suffix(".csv")
-        temporary = target.with_suffix(f".{os.getpid()}.tmp")
-        trials_table(study).to_csv(temporary, index=False)
-        temporary.replace(target)
+        table = trials_table(study)
+        with _alone(storage):  # several workers may end at once
+            write_whole(Path(storage).with_suffix(".csv"), lambda temporary: table.to_csv(temporary, index=False))
 
 
 def study_of_table(table: pd.DataFrame, space: Space) -> optuna.Study:
@@ -531,10 +530,6 @@ def _short(value):
 
 def main(arguments=None) -> int:
     """Answer the command line; a user's mistake gets one sentence and exit code 2."""
-    from runs import files_of
-    from self_supervised import settings as self_supervised
-    from supervised import settings as supervised
-
     parser = argparse.ArgumentParser(prog="python -m hyperparameter_search", description=__doc__)
     parser.add_argument(
         "experiment", metavar="EXPERIMENT", help="a row of either task, see the training scripts' --list"
@@ -555,45 +550,46 @@ def main(arguments=None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        room = self_supervised if options.experiment in self_supervised.EXPERIMENTS else supervised
-        known = {**supervised.EXPERIMENTS, **self_supervised.EXPERIMENTS}
-        row = supervised.find(options.experiment, known)
-        row = room.configure(row, options.profile, options.data, options.weights)
-        row = replace(
-            row,
-            subset=options.subset,
-            image_size=row.image_size if options.image_size is None else options.image_size,
-            seed=options.seed,
-            keep_epochs=(),
-        )
-        if options.workers < 1:
-            raise ValueError(f"workers is {options.workers}; there must be at least 1")
-        folder = files_of(row, options.profile).results / "searches"
-        storage = options.storage or str(folder / default_journal(row, options.sampler))
-        study = open_search(row, storage, options.sampler, options.trials, options.space, options.pruning)
-        if options.workers > 1:
-            code = _run_workers(options.workers, sys.argv[1:] if arguments is None else arguments)
-            if code:
-                return code
-        else:
-            objective = _objective_of_row(row, room, options)
-            work(study, storage, objective, SPACES[options.space])
-        write_table(study, storage)
-        best = study.best_trial
-        words = ", ".join(f"{key} {_short(value)}" for key, value in best.params.items())
-        print(f"best of {len(study.get_trials(states=FINISHED))}: loss {best.value:.4f} with {words}; {storage}")
-        if options.write_row:
-            print(settings_row(study))
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: _search(options, sys.argv[1:] if arguments is None else arguments))
+
+
+def _search(options, arguments) -> int | None:
+    from self_supervised import settings as self_supervised
+    from supervised import settings as supervised
+
+    room = self_supervised if options.experiment in self_supervised.EXPERIMENTS else supervised
+    known = {**supervised.EXPERIMENTS, **self_supervised.EXPERIMENTS}
+    row = supervised.find(options.experiment, known)
+    row = room.configure(row, options.profile, options.data, options.weights)
+    row = replace(
+        row,
+        subset=options.subset,
+        image_size=row.image_size if options.image_size is None else options.image_size,
+        seed=options.seed,
+        keep_epochs=(),
+    )
+    if options.workers < 1:
+        raise ValueError(f"workers is {options.workers}; there must be at least 1")
+    folder = files_of(row, options.profile).results / "searches"
+    storage = options.storage or str(folder / default_journal(row, options.sampler))
+    study = open_search(row, storage, options.sampler, options.trials, options.space, options.pruning)
+    if options.workers > 1:
+        code = _run_workers(options.workers, arguments)
+        if code:
+            return code
+    else:
+        objective = _objective_of_row(row, room, options)
+        work(study, storage, objective, SPACES[options.space])
+    write_table(study, storage)
+    best = study.best_trial
+    words = ", ".join(f"{key} {_short(value)}" for key, value in best.params.items())
+    print(f"best of {len(study.get_trials(states=FINISHED))}: loss {best.value:.4f} with {words}; {storage}")
+    if options.write_row:
+        print(settings_row(study))
 
 
 def _objective_of_row(row, room, options):
     """The objective of a row of either room."""
-    from runs import files_of, load_features
     from self_supervised import dataloader, models, settings
 
     def load_pretext(name, seed, epoch):

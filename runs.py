@@ -13,16 +13,21 @@ weights_only=True: a file from a stranger cannot run code.
 import argparse
 import hashlib
 import json
+import os
 import platform
 import re
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from helper_functions import History, build_accelerator, fold_batchnorm, resolve_precision, train
@@ -90,11 +95,18 @@ def run_experiment(
     `build_loaders(experiment)` gives the loaders and `build_model(experiment, loaders)` the network with the source
     of its initial weights.  An interrupted run goes on after its last whole epoch.  Returns the model at its best
     epoch, in eval mode, and the result.  Raises ValueError if the files are those of other settings, data or initial
-    weights, naming the field; with `overwrite` they are replaced instead.
+    weights, naming the field (with `overwrite` they are replaced instead), or if another process is at this run;
+    OSError if they cannot be written, before anything is trained; MemoryError if a batch is too large.
     """
+    accelerator = build_accelerator(device)
     loaders = build_loaders(experiment)
     torch.manual_seed(experiment.seed)  # before the head draws its weights
     model, initial_weights = build_model(experiment, loaders)
+    with _alone(files, accelerator), _advice_on_memory(experiment):
+        return _run(experiment, model, loaders, initial_weights, files, accelerator, device, overwrite, progress)
+
+
+def _run(experiment, model, loaders, initial_weights, files, accelerator, device, overwrite, progress):
     identity = {
         "settings": settings_of(experiment),
         "data": loaders.data,
@@ -107,6 +119,7 @@ def run_experiment(
             model.load_state_dict(saved["model"])
             if not files.result.exists():
                 _write_result(files.result, saved["result"])
+            files.state.unlink(missing_ok=True)  # of a run that was killed after its last file
             return model.eval(), saved["result"]
         if not overwrite:
             raise ValueError(
@@ -123,7 +136,6 @@ def run_experiment(
 
     earlier_seconds = 0.0 if state is None else state["seconds"]
     started = time.perf_counter()
-    accelerator = build_accelerator(device)
     if experiment.features_once:
         folded = fold_batchnorm(model.to(accelerator.device))
         network, batches = model.classifier, loaders.of_features(folded.pooled_features, accelerator.device)
@@ -137,7 +149,7 @@ def run_experiment(
             _keep_epoch(files.kept(epoch), identity, training)
         seconds = earlier_seconds + time.perf_counter() - started
         contents = {"format": FORMAT, "identity": identity, "training": training, "seconds": seconds}
-        _write_whole(files.state, lambda temporary: torch.save(contents, temporary))
+        write_whole(files.state, lambda temporary: torch.save(contents, temporary))
 
     history = train(
         network,
@@ -169,11 +181,54 @@ def run_experiment(
         }
         if "last" in experiment.keep_epochs:
             _keep_epoch(files.kept("last"), identity, load_checkpoint(files.state)["training"])
-        _write_whole(files.checkpoint, lambda temporary: torch.save(checkpoint, temporary))
+        write_whole(files.checkpoint, lambda temporary: torch.save(checkpoint, temporary))
         _write_result(files.result, result)
         files.state.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return model.eval(), result
+
+
+@contextmanager
+def _alone(files: Files, accelerator) -> Iterator[None]:
+    """Within the block no other process trains this run.  Of a run's own processes the main one holds the lock.
+
+    Raises ValueError that names the process that is at it, and OSError for a folder that cannot be written to.
+    """
+    if not accelerator.is_main_process:
+        yield
+        return
+    for folder in (files.models, files.results):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise OSError(f"{folder} cannot be written to ({error.strerror}); training would be for nothing") from error
+    lock = FileLock(files.models / f".{files.name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        process = Path(lock.lock_file).read_text()
+        raise ValueError(f"{files.name} is being trained by process {process}; wait for it or stop it") from error
+    try:
+        Path(lock.lock_file).write_text(str(os.getpid()))
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def _advice_on_memory(experiment) -> Iterator[None]:
+    """Within the block a lack of memory, of the machine or the GPU, becomes a MemoryError that says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # on a CPU torch raises no error of its own for it
+        if isinstance(error, RuntimeError) and not re.search(r"out of memory|can't allocate memory", str(error)):
+            raise
+        raise MemoryError(
+            f"{experiment.name} ran out of memory with batches of {experiment.batch_size} images; halve batch_size in "
+            "its row and double gradient_accumulation_steps, which leaves the optimizer's steps as they are"
+        ) from error
 
 
 def load_features(experiment, files: Files, epoch: int | str) -> tuple[dict[str, torch.Tensor], dict]:
@@ -251,6 +306,22 @@ def collect_results(
         if result is not None:
             results[files.name] = result
     return results
+
+
+def run_command(command: Callable[[], int | None]) -> int:
+    """Run what a script is asked for and return its exit code; a user's mistake is one sentence, and no traceback.
+
+    0, or what the command returns: done.  2: a mistake, a full disk or too little memory.  130: Ctrl-C, after which the
+    same command goes on from the last whole epoch, trial or image.
+    """
+    try:
+        return command() or 0
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what was finished", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
 
 
 def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -383,7 +454,7 @@ def describe_machine(device: torch.device, precision: str) -> dict:
 
 def _keep_epoch(path: Path, identity: dict, training: dict):
     contents = {"format": FORMAT, "identity": identity, "model": training["model"]}
-    _write_whole(path, lambda temporary: torch.save(contents, temporary))
+    write_whole(path, lambda temporary: torch.save(contents, temporary))
 
 
 def _labels(loader) -> np.ndarray:
@@ -416,16 +487,22 @@ def first_difference(asked: dict, saved: dict, prefix: str = "") -> str | None:
 def _write_result(path: Path, result: dict):
     """JSON with one line a key."""
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items()]
-    _write_whole(path, lambda temporary: temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n"))
+    write_whole(path, lambda temporary: temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n"))
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]):
-    """Write under a temporary name and rename: the file is there whole, or as it was before."""
+def write_whole(path: Path, write: Callable[[Path], object]):
+    """Write under a temporary name and rename: the file is there whole, or as it was before.
+
+    Raises OSError naming the file if it cannot be written, as when the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     try:
         write(temporary)
         temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where a disk is full
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written ({error}); see whether the disk is full or read-only") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -32,6 +32,7 @@ from torch import nn
 from torchvision.transforms.v2 import functional
 
 from evaluation import embedding, faithfulness, feature_statistics
+from evaluation.files import write_whole
 from evaluation.model_inversion import (
     InversionSettings,
     class_logit,
@@ -128,8 +129,8 @@ def explain(
         words_and_settings = islice(TRIED.items(), effort.tried_settings)
         tried = {words: _fitted(each, runs[measured], effort) for words, each in words_and_settings}
         compared = compare_settings(runs[measured], next(iter(controls.values())), tried)
-        _write_whole(folder / measured / "inversion_settings.csv", compared.to_csv)
-    _write_whole(folder / "cka.csv", lambda path: embedding.cka_table(stages).to_csv(path))
+        write_whole(folder / measured / "inversion_settings.csv", compared.to_csv)
+    write_whole(folder / "cka.csv", lambda path: embedding.cka_table(stages).to_csv(path))
     _write_table(judge_classes(list(runs), {**runs, **controls}, folder), folder / "judged.csv")
 
 
@@ -148,8 +149,7 @@ def open_folder(folder: Path, weights: str) -> Path:
     stamp = folder / "weights.json"
     if folder.exists() and (not stamp.exists() or json.loads(stamp.read_text())["weights"] != weights):
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(json.dumps({"weights": weights}) + "\n")
+    write_whole(stamp, lambda temporary: temporary.write_text(json.dumps({"weights": weights}) + "\n"))
     return folder
 
 
@@ -161,7 +161,7 @@ def features_of(model: nn.Module, loader, weights: str, cache: Path) -> tuple[li
                 return [saved[f"stage_{number}"] for number in range(len(model.features))], saved["labels"]
     features, labels = stage_features(model, loader)
     stages = {f"stage_{number}": each for number, each in enumerate(features)}
-    _write_whole(cache, lambda path: np.savez(path, weights=weights, labels=labels, **stages))
+    write_whole(cache, lambda path: np.savez(path, weights=weights, labels=labels, **stages))
     return features, labels
 
 
@@ -176,7 +176,7 @@ def describe_test_images(model: nn.Module, features: Sequence[np.ndarray], label
         pooled = np.concatenate([features[stage] for stage in sorted(model.stages)], axis=1)
         probabilities = model.classifier(torch.from_numpy(pooled)).softmax(dim=1).numpy()
         places = embedding.tsne(features[-1]).astype(np.float16)
-        _write_whole(
+        write_whole(
             folder / "test.npz",
             lambda path: np.savez_compressed(path, labels=labels, probabilities=probabilities, places=places),
         )
@@ -219,7 +219,7 @@ def explain_images(
         constant_of_part = torch.stack([each.constant_channels for each in found]).numpy()
         constant_channels = np.concatenate([constant_channels, constant_of_part], axis=1)
         contents = {"names": np.array(names[: maps.shape[1]]), "layers": np.array(LAYERS), "maps": maps}
-        _write_whole(path, partial(np.savez_compressed, constant_channels=constant_channels, **contents))
+        write_whole(path, partial(np.savez_compressed, constant_channels=constant_channels, **contents))
 
 
 def read_maps(folder: Path, size: int) -> dict[str, torch.Tensor]:
@@ -379,16 +379,8 @@ def read_pictures(paths: Sequence[Path]) -> torch.Tensor:
 def _write_settings(folder: Path, run, objective: str, settings: InversionSettings):
     """Last, so that a folder with settings is whole."""
     written = {"model": run.name, "objective": objective, **asdict(settings)}
-    (folder / "settings.json").write_text(json.dumps(written, indent=1) + "\n")
+    write_whole(folder / "settings.json", lambda temporary: temporary.write_text(json.dumps(written, indent=1) + "\n"))
 
 
 def _write_table(table: pd.DataFrame, path: Path):
-    _write_whole(path, lambda temporary: table.to_csv(temporary, index=False))
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]):
-    """Under a temporary name of the same ending, then renamed: the file is there whole, or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    write(temporary)
-    temporary.replace(path)
+    write_whole(path, lambda temporary: table.to_csv(temporary, index=False))

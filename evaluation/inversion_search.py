@@ -76,8 +76,8 @@ def best_trials(trials: pd.DataFrame) -> dict[str, pd.Series]:
 
 def main(arguments=None) -> int:
     """Answer the command line; a user's mistake gets one sentence and exit code 2."""
-    from evaluation.trained import load_trained  # here, so that the functions above need nothing of ours
-    from hyperparameter_search import INVERSION, SAMPLERS, open_study, trials_table, work, write_table
+    from hyperparameter_search import INVERSION, SAMPLERS
+    from runs import run_command  # here, so that the functions above need nothing of ours
 
     parser = argparse.ArgumentParser(prog="python -m evaluation.inversion_search", description=__doc__)
     parser.add_argument("--model", required=True, metavar="RUN", help="a trained run's name, or its checkpoint")
@@ -89,31 +89,33 @@ def main(arguments=None) -> int:
     parser.add_argument("--output", type=Path, default=Path("inversion_search"), help="folder of journal and tables")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        run = load_trained(options.model)
-        settings = replace(REPORT, image_size=run.image_size, steps=options.steps, seed=options.seed)
-        name = f"inversion_{run.name}_filter{options.filter}"
-        fixed = {key: value for key, value in asdict(settings).items() if key not in ("learning_rate", "decay")}
-        path = options.output / f"{name}_{options.sampler}_seed{options.seed}.journal"
-        identity = {"settings": {"name": name, **fixed}, "space": "inversion"}
-        study = open_study(str(path), identity, INVERSION, options.trials, options.sampler, options.seed)
-        layer = filter_mean(run.layer("features.8.2"))
-        loss = inversion_loss(run.model, layer, options.filter, settings, run.mean, run.std)
-        work(study, str(path), loss, INVERSION)
-        write_table(study, str(path))
-        loss_curves(study).to_csv(path.with_suffix(".curves.csv"), float_format="%.5g")
-        for which, trial in best_trials(trials_table(study)).items():
-            chosen = with_weight_decay(settings, trial["learning_rate"], trial["weight_decay"])
-            images = invert(run.model, layer, [options.filter], chosen, run.mean, run.std, progress=False).images
-            save_image(images, path.with_suffix(f".{which}.png"))
-            print(
-                f"{which}: loss {trial['value']:.4g} with learning_rate {trial['learning_rate']:.3g}, "
-                f"weight_decay {trial['weight_decay']:.3g}; {path.with_suffix('.csv')}"
-            )
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: _search(options))
+
+
+def _search(options):
+    from evaluation.trained import load_trained
+    from hyperparameter_search import INVERSION, open_study, trials_table, work, write_table
+
+    run = load_trained(options.model)
+    settings = replace(REPORT, image_size=run.image_size, steps=options.steps, seed=options.seed)
+    name = f"inversion_{run.name}_filter{options.filter}"
+    fixed = {key: value for key, value in asdict(settings).items() if key not in ("learning_rate", "decay")}
+    path = options.output / f"{name}_{options.sampler}_seed{options.seed}.journal"
+    identity = {"settings": {"name": name, **fixed}, "space": "inversion"}
+    study = open_study(str(path), identity, INVERSION, options.trials, options.sampler, options.seed)
+    layer = filter_mean(run.layer("features.8.2"))
+    loss = inversion_loss(run.model, layer, options.filter, settings, run.mean, run.std)
+    work(study, str(path), loss, INVERSION)
+    write_table(study, str(path))
+    loss_curves(study).to_csv(path.with_suffix(".curves.csv"), float_format="%.5g")
+    for which, trial in best_trials(trials_table(study)).items():
+        chosen = with_weight_decay(settings, trial["learning_rate"], trial["weight_decay"])
+        images = invert(run.model, layer, [options.filter], chosen, run.mean, run.std, progress=False).images
+        save_image(images, path.with_suffix(f".{which}.png"))
+        print(
+            f"{which}: loss {trial['value']:.4g} with learning_rate {trial['learning_rate']:.3g}, "
+            f"weight_decay {trial['weight_decay']:.3g}; {path.with_suffix('.csv')}"
+        )
 
 
 if __name__ == "__main__":

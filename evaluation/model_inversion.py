@@ -348,7 +348,7 @@ def save_inversion(inversion: Inversion, names: Sequence[str], folder: Path, fac
 
 def main(arguments=None) -> int:
     """Answer the command line; a user's mistake gets one sentence and exit code 2."""
-    from evaluation.trained import load_trained  # here, so that the functions above need nothing but torch
+    from runs import run_command  # here, so that the functions above need nothing but torch
 
     parser = argparse.ArgumentParser(prog="python -m evaluation.model_inversion", description=__doc__)
     parser.add_argument("--model", required=True, metavar="RUN", help="a trained run's name, or its checkpoint")
@@ -365,45 +365,44 @@ def main(arguments=None) -> int:
             )
     options = parser.parse_args(arguments)
     matplotlib.use("Agg")
-    try:
-        run = load_trained(options.model)
-        chosen = {
-            field.name: getattr(options, field.name)
-            for field in fields(InversionSettings)
-            if field.name != "image_size"
-        }
-        settings = InversionSettings(image_size=run.image_size, **chosen)
-        facts = {}
-        if options.classes:
-            unknown = [name for name in options.classes if name not in run.class_names]
-            if unknown:
-                raise ValueError(f"{run.name} has no class {unknown[0]}; it has {', '.join(run.class_names)}")
-            objective, targets = class_logit, [run.class_names.index(name) for name in options.classes]
-            names = options.classes
-        else:
-            objective = filter_mean(run.layer("features.8.2"))
-            targets = _filters(run, options.filters)
-            names = [f"filter_{number}" for number in targets]
-        if options.judge and not options.classes:
-            raise ValueError("--judge gives the probability of a class; it goes with --classes")
-        judge = load_trained(options.judge) if options.judge else None
-        if judge is not None and judge.class_names != run.class_names:
-            raise ValueError(f"{judge.name} has other classes than {run.name}; the judge must know the same ones")
-        inversion = invert(run.model, objective, targets, settings, run.mean, run.std, options.starts)
-        if judge is not None:
-            scores = score_by_another(judge.model, inversion.images, inversion.targets, judge.mean, judge.std)
-            facts["judge"], facts["probability"] = judge.name, scores.tolist()
-        if options.starts > 1:
-            names = [f"{name}_{start}" for name in names for start in range(options.starts)]
-        save_inversion(inversion, names, options.output, facts)
-        written = {"model": run.name, "objective": "class" if options.classes else "filter", **asdict(settings)}
-        (options.output / "settings.json").write_text(json.dumps(written, indent=1) + "\n")
-        print(pd.read_csv(options.output / "inversion.csv").to_string(index=False))
-        print(options.output / "sheet.png")
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: _invert(options))
+
+
+def _invert(options):
+    from evaluation.trained import load_trained
+
+    run = load_trained(options.model)
+    chosen = {
+        field.name: getattr(options, field.name) for field in fields(InversionSettings) if field.name != "image_size"
+    }
+    settings = InversionSettings(image_size=run.image_size, **chosen)
+    facts = {}
+    if options.classes:
+        unknown = [name for name in options.classes if name not in run.class_names]
+        if unknown:
+            raise ValueError(f"{run.name} has no class {unknown[0]}; it has {', '.join(run.class_names)}")
+        objective, targets = class_logit, [run.class_names.index(name) for name in options.classes]
+        names = options.classes
+    else:
+        objective = filter_mean(run.layer("features.8.2"))
+        targets = _filters(run, options.filters)
+        names = [f"filter_{number}" for number in targets]
+    if options.judge and not options.classes:
+        raise ValueError("--judge gives the probability of a class; it goes with --classes")
+    judge = load_trained(options.judge) if options.judge else None
+    if judge is not None and judge.class_names != run.class_names:
+        raise ValueError(f"{judge.name} has other classes than {run.name}; the judge must know the same ones")
+    inversion = invert(run.model, objective, targets, settings, run.mean, run.std, options.starts)
+    if judge is not None:
+        scores = score_by_another(judge.model, inversion.images, inversion.targets, judge.mean, judge.std)
+        facts["judge"], facts["probability"] = judge.name, scores.tolist()
+    if options.starts > 1:
+        names = [f"{name}_{start}" for name in names for start in range(options.starts)]
+    save_inversion(inversion, names, options.output, facts)
+    written = {"model": run.name, "objective": "class" if options.classes else "filter", **asdict(settings)}
+    (options.output / "settings.json").write_text(json.dumps(written, indent=1) + "\n")
+    print(pd.read_csv(options.output / "inversion.csv").to_string(index=False))
+    print(options.output / "sheet.png")
 
 
 def _filters(run, asked: list[str]) -> list[int]:

@@ -43,7 +43,7 @@ def draw_prediction(pixels: np.ndarray, heat_map, probabilities: np.ndarray, cla
 
 def main(arguments=None) -> int:
     """Answer the command line; a user's mistake gets one sentence and exit code 2."""
-    from evaluation.trained import load_trained  # here, so that the functions above need nothing but torch
+    from runs import run_command  # here, so that the functions above need nothing but torch
 
     parser = argparse.ArgumentParser(prog="python -m evaluation.predict", description=__doc__)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
@@ -52,26 +52,27 @@ def main(arguments=None) -> int:
     parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder of the pictures")
     options = parser.parse_args(arguments)
     matplotlib.use("Agg")
-    try:
-        run = load_trained(options.model)
-        layer = run.layer(options.layer)
-        pixels, images = run.read(options.images)
-        probabilities = class_probabilities(run.model, images)
-        options.output.mkdir(parents=True, exist_ok=True)
-        for number, path in enumerate(options.images):
-            top = probabilities[number].argsort()[::-1][:TOP]
-            words = ", ".join(f"{run.class_names[label]} {probabilities[number][label]:.3f}" for label in top)
-            print(f"{path}: {words}")
-            found = score_cam(run.model, images[number : number + 1], layer, [top[0]])
-            figure = draw_prediction(pixels[number], found.maps[0], probabilities[number], run.class_names, path.name)
-            target = options.output / f"{number + 1:03d}_{path.stem}.png"
-            figure.savefig(target, dpi=120)
-            plt.close(figure)
-            print(f"  {target}")
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: _predict(options))
+
+
+def _predict(options):
+    from evaluation.trained import load_trained
+
+    run = load_trained(options.model)
+    layer = run.layer(options.layer)
+    pixels, images = run.read(options.images)
+    probabilities = class_probabilities(run.model, images)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for number, path in enumerate(options.images):
+        top = probabilities[number].argsort()[::-1][:TOP]
+        words = ", ".join(f"{run.class_names[label]} {probabilities[number][label]:.3f}" for label in top)
+        print(f"{path}: {words}")
+        found = score_cam(run.model, images[number : number + 1], layer, [top[0]])
+        figure = draw_prediction(pixels[number], found.maps[0], probabilities[number], run.class_names, path.name)
+        target = options.output / f"{number + 1:03d}_{path.stem}.png"
+        figure.savefig(target, dpi=120)
+        plt.close(figure)
+        print(f"  {target}")
 
 
 if __name__ == "__main__":

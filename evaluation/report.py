@@ -18,6 +18,8 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from tqdm import tqdm
 
+from evaluation.files import write_whole
+
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = ("WEIGHTS", "RESNET18_WEIGHTS", "DATA", "PHOTOGRAPHS")  # of the environment: what notebooks take as files
 
@@ -37,11 +39,10 @@ def execute(path: Path, html_folder: Path, in_place: bool = False) -> Path:
             on_cell_complete=lambda cell, cell_index: bar.update(cell_index + 1 - bar.n),
         ).execute()
     html, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": path.stem}})
-    html_folder.mkdir(parents=True, exist_ok=True)
     target = html_folder / f"{path.parent.name}_{path.stem}.html"
-    _write(target, html)
+    write_whole(target, lambda temporary: temporary.write_text(html))
     if in_place:
-        _write(path, nbformat.writes(notebook) + "\n")
+        write_whole(path, lambda temporary: temporary.write_text(nbformat.writes(notebook) + "\n"))
     return target
 
 
@@ -49,13 +50,6 @@ def absolute_paths(environment: Mapping[str, str]) -> dict[str, str]:
     """PATHS as absolute paths where they name what is there: a notebook runs in its own folder, not here."""
     given = {name: environment[name] for name in PATHS if environment.get(name)}
     return {name: str(Path(value).resolve()) for name, value in given.items() if Path(value).exists()}
-
-
-def _write(path: Path, text: str):
-    """Whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def main(arguments=None) -> int:

@@ -178,7 +178,7 @@ def _upsample(maps: torch.Tensor, size) -> torch.Tensor:
 
 def main(arguments=None) -> int:
     """Answer the command line; a user's mistake gets one sentence and exit code 2."""
-    from evaluation.trained import load_trained  # here, so that the functions above need nothing but torch
+    from runs import run_command  # here, so that the functions above need nothing but torch
 
     parser = argparse.ArgumentParser(prog="python -m evaluation.scorecam", description=__doc__)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
@@ -189,36 +189,35 @@ def main(arguments=None) -> int:
     parser.add_argument("--output", type=Path, default=Path("scorecam.png"), help="the sheet; its maps go into .npz")
     options = parser.parse_args(arguments)
     matplotlib.use("Agg")
-    try:
-        run = load_trained(options.model)
-        layers = {name: run.layer(name) for name in options.layers}
-        if options.target is not None and options.target not in run.class_names:
-            raise ValueError(f"{run.name} has no class {options.target}; it has {', '.join(run.class_names)}")
-        pixels, images = run.read(options.images)
-        with torch.inference_mode():
-            targets = torch.cat([run.model(batch).argmax(dim=1) for batch in images.split(64)]).tolist()
-        if options.target is not None:
-            targets = [run.class_names.index(options.target)] * len(images)
-        found = {
-            name: score_cam(run.model, images, layer, targets, options.weighting)
-            for name, layer in tqdm(layers.items(), desc="Score-CAM", unit="layer")
-        }
-        titles = [
-            f"{path.name}: {run.class_names[target]}" for path, target in zip(options.images, targets, strict=True)
-        ]
-        figure = plots.draw_heat_map_sheet(pixels, titles, {name: each.maps for name, each in found.items()})
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(options.output, dpi=120)
-        plt.close(figure)
-        maps = {f"layer_{name}": each.maps.numpy() for name, each in found.items()}
-        np.savez_compressed(options.output.with_suffix(".npz"), targets=targets, **maps)
-        for name, each in found.items():
-            print(f"layer {name}: {int(each.constant_channels.sum())} constant channels in {len(images)} images")
-        print(f"{options.output}, {options.output.with_suffix('.npz')}")
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: _draw_sheet(options))
+
+
+def _draw_sheet(options):
+    from evaluation.trained import load_trained
+
+    run = load_trained(options.model)
+    layers = {name: run.layer(name) for name in options.layers}
+    if options.target is not None and options.target not in run.class_names:
+        raise ValueError(f"{run.name} has no class {options.target}; it has {', '.join(run.class_names)}")
+    pixels, images = run.read(options.images)
+    with torch.inference_mode():
+        targets = torch.cat([run.model(batch).argmax(dim=1) for batch in images.split(64)]).tolist()
+    if options.target is not None:
+        targets = [run.class_names.index(options.target)] * len(images)
+    found = {
+        name: score_cam(run.model, images, layer, targets, options.weighting)
+        for name, layer in tqdm(layers.items(), desc="Score-CAM", unit="layer")
+    }
+    titles = [f"{path.name}: {run.class_names[target]}" for path, target in zip(options.images, targets, strict=True)]
+    figure = plots.draw_heat_map_sheet(pixels, titles, {name: each.maps for name, each in found.items()})
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(options.output, dpi=120)
+    plt.close(figure)
+    maps = {f"layer_{name}": each.maps.numpy() for name, each in found.items()}
+    np.savez_compressed(options.output.with_suffix(".npz"), targets=targets, **maps)
+    for name, each in found.items():
+        print(f"layer {name}: {int(each.constant_channels.sum())} constant channels in {len(images)} images")
+    print(f"{options.output}, {options.output.with_suffix('.npz')}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from evaluation.files import write_whole
 from evaluation.predict import class_probabilities
 
 
@@ -19,15 +20,7 @@ def class_scores(model: nn.Module, loader) -> np.ndarray:
 
 def save_scores(path: Path, scores: np.ndarray):
     """Write scores as .npy, whole or not at all; `np.load(path)` reads them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    try:
-        with open(temporary, "wb") as file:  # np.save would give a path without .npy that suffix
-            np.save(file, scores)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, lambda temporary: np.save(temporary, scores))
 
 
 def ends_of_ranking(scores: np.ndarray, target_class: int, count: int = 10) -> tuple[np.ndarray, np.ndarray]:

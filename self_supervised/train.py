@@ -11,7 +11,7 @@ from functools import partial
 from accelerate import PartialState
 
 from hyperparameter_search import row_of_study
-from runs import build_parser, files_of, load_features, report, run_experiment, with_options
+from runs import build_parser, files_of, load_features, report, run_command, run_experiment, with_options
 from self_supervised.dataloader import build_loaders
 from self_supervised.models import build_model
 from self_supervised.settings import EXPERIMENTS, configure, find
@@ -24,19 +24,18 @@ def main(arguments=None) -> int:
         for row in EXPERIMENTS.values():
             print(f"{row.name:40} {row.question}")
         return 0
-    try:
-        if not options.names and not options.from_study:
-            raise ValueError("name at least one experiment; --list shows them")
-        found = [find(name) for name in options.names]
-        if options.from_study:
-            found.append(row_of_study(options.from_study, find))
-        for row in [_configured(row, options) for row in found]:
-            for seed in options.seeds:
-                _run(with_options(row, seed, options), options)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: _train(options))
+
+
+def _train(options):
+    if not options.names and not options.from_study:
+        raise ValueError("name at least one experiment; --list shows them")
+    found = [find(name) for name in options.names]
+    if options.from_study:
+        found.append(row_of_study(options.from_study, find))
+    for row in [_configured(row, options) for row in found]:
+        for seed in options.seeds:
+            _run(with_options(row, seed, options), options)
 
 
 def _configured(row, options):

@@ -8,7 +8,7 @@ import sys
 from accelerate import PartialState
 
 from hyperparameter_search import row_of_study
-from runs import build_parser, files_of, report, run_experiment, with_options
+from runs import build_parser, files_of, report, run_command, run_experiment, with_options
 from supervised.dataloader import build_loaders
 from supervised.models import build_model
 from supervised.settings import EXPERIMENTS, NATURE_EXPERIMENTS, configure, find
@@ -21,28 +21,27 @@ def main(arguments=None) -> int:
         for row in (EXPERIMENTS | NATURE_EXPERIMENTS).values():
             print(f"{row.name:34} {row.question}")
         return 0
-    try:
-        if not options.names and not options.from_study:
-            raise ValueError("name at least one experiment; --list shows them")
-        found = [find(name) for name in options.names]
-        if options.from_study:
-            found.append(row_of_study(options.from_study, find))
-        rows = [configure(row, options.profile, options.data, options.weights) for row in found]
-        for experiment in [with_options(row, seed, options) for row in rows for seed in options.seeds]:
-            files = files_of(experiment, options.profile)
-            _, result = run_experiment(
-                experiment,
-                build_model,
-                lambda row: build_loaders(row, options.skip_bad_images),
-                files,
-                device=options.device,
-                overwrite=options.overwrite,
-            )
-            PartialState().print(report(files, result))  # once, however many processes there are
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: _train(options))
+
+
+def _train(options):
+    if not options.names and not options.from_study:
+        raise ValueError("name at least one experiment; --list shows them")
+    found = [find(name) for name in options.names]
+    if options.from_study:
+        found.append(row_of_study(options.from_study, find))
+    rows = [configure(row, options.profile, options.data, options.weights) for row in found]
+    for experiment in [with_options(row, seed, options) for row in rows for seed in options.seeds]:
+        files = files_of(experiment, options.profile)
+        _, result = run_experiment(
+            experiment,
+            build_model,
+            lambda row: build_loaders(row, options.skip_bad_images),
+            files,
+            device=options.device,
+            overwrite=options.overwrite,
+        )
+        PartialState().print(report(files, result))  # once, however many processes there are
 
 
 if __name__ == "__main__":

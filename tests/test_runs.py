@@ -1,8 +1,11 @@
+import errno
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +18,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import runs
 from helper_functions import History, TrainSettings
-from runs import Files, collect_results, files_of, load_checkpoint, load_features, read_result, run_experiment
+from runs import (
+    Files,
+    collect_results,
+    files_of,
+    load_checkpoint,
+    load_features,
+    read_result,
+    run_command,
+    run_experiment,
+)
 
 KILLED_RUN = Path(__file__).parent / "killed_run.py"
 
@@ -33,6 +45,7 @@ class Row:
     width: int = 4
     features_once: bool = False
     keep_epochs: tuple = ()
+    batch_size: int = 8
     train: TrainSettings = field(default_factory=lambda: TrainSettings(max_epochs=3, learning_rate=0.01))
 
 
@@ -392,3 +405,99 @@ def test_a_rows_own_precision_stands_unless_the_command_line_names_another():
         for arguments in ("", "--precision float32")
     }
     assert chosen == {"": "bfloat16", "--precision float32": "float32"}
+
+
+def test_a_second_training_of_the_same_run_is_refused_with_the_first_ones_process(tmp_path):
+    row, lock = Row("row"), tmp_path / "models/full/.row.lock"
+    lock.parent.mkdir(parents=True)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import os, sys, filelock, pathlib\n"
+            f"with filelock.FileLock({str(lock)!r}):\n"
+            f"    pathlib.Path({str(lock)!r}).write_text(str(os.getpid()))\n"
+            "    print('held', flush=True)\n"
+            "    sys.stdin.read()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=rf"row is being trained by process {holder.pid}; wait for it or stop it"):
+            run(row, tmp_path)
+        assert not (tmp_path / "models/full/row.pt").exists()
+    finally:
+        holder.communicate("")
+    run(row, tmp_path)
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("part", ["models", "results"])
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_trained(tmp_path, part, monkeypatch):
+    monkeypatch.setattr(runs, "train", lambda *_, **__: pytest.fail("trained for nothing"))
+    folder = tmp_path / part / "full"
+
+    def read_only(dir):
+        if dir == folder:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return io.BytesIO()
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    with pytest.raises(OSError, match=rf"{part}/full cannot be written to \(Read-only file system\)"):
+        run(Row("row"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    ],
+)
+def test_a_batch_too_large_for_the_memory_is_answered_with_what_to_do(tmp_path, error, monkeypatch):
+    def too_large(*_, **__):
+        raise error
+
+    monkeypatch.setattr(runs, "train", too_large)
+    with pytest.raises(MemoryError, match="row ran out of memory with batches of 8 images; halve batch_size"):
+        run(Row("row"), tmp_path)
+
+
+def test_an_error_of_the_program_keeps_its_traceback(tmp_path, monkeypatch):
+    def wrong(*_, **__):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(runs, "train", wrong)
+    with pytest.raises(RuntimeError, match="mat1"):
+        run(Row("row"), tmp_path)
+
+
+def test_a_command_answers_ctrl_c_and_mistakes_by_its_exit_code_and_one_line(capsys):
+    def fail_with(error):
+        def command():
+            raise error
+
+        return command
+
+    assert run_command(lambda: None) == 0
+    assert run_command(lambda: 3) == 3
+    assert run_command(fail_with(KeyboardInterrupt())) == 130
+    assert run_command(fail_with(ValueError("a file named\nin two lines"))) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "interrupted; the same command goes on from what was finished",
+        "error: a file named in two lines",
+    ]
+    with pytest.raises(TypeError):  # no mistake of the user's
+        run_command(fail_with(TypeError()))
+
+
+def test_the_state_of_a_run_that_was_killed_after_its_last_file_is_removed(tmp_path):
+    run(Row("row"), tmp_path)
+    state = tmp_path / "models/full/row.state.pt"
+    state.write_bytes(b"left behind")
+    run(Row("row"), tmp_path)
+    assert not state.exists()

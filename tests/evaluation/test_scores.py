@@ -32,7 +32,7 @@ def test_a_full_disk_leaves_the_scores_that_were_there(tmp_path, monkeypatch):
     save_scores(tmp_path / "scores.npy", np.ones((2, 2), dtype=np.float32))
 
     def full(file, scores):
-        file.write(b"half")
+        file.write_bytes(b"half")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(module.np, "save", full)
