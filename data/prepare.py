@@ -26,6 +26,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
@@ -137,6 +138,7 @@ def prepare(name, source=None, to=None, checksum=None, skip_bad_images=False, pr
     held_out = _held_out(name, val, test)
     to = Path(to or ROOT / "data" / name).absolute()
     if to.exists() and any(to.iterdir()):
+        _remove_unfinished(to)
         images, skipped = verify(name, to)
         _check_sizes(images | skipped, held_out, to)
         if progress:
@@ -150,6 +152,28 @@ def prepare(name, source=None, to=None, checksum=None, skip_bad_images=False, pr
     address_digest = hashlib.sha256(str(source).encode()).hexdigest()[:8]  # or two addresses might share one .part
     download_path = to.with_name(f".{to.name}.download-{address_digest}-{Path(str(source)).name}")
     to.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(to.with_name(f".{to.name}.lock"))
+    with lock:  # of several processes one prepares at a time
+        try:
+            _remove_unfinished(to)
+            images, skipped, duplicates = _build(
+                name, source, to, checksum, download_path, held_out, skip_bad_images, progress
+            )
+        finally:
+            Path(lock.lock_file).unlink()
+    download_path.unlink(missing_ok=True)
+    if progress:
+        print(_table(images))
+        for image, reason in skipped.items():
+            print(f"left out as bad: {image} ({reason})")
+        for same in duplicates:
+            print(f"the same bytes in more than one split: {', '.join(map(str, same))}")
+        print(_summary(name, images, skipped))
+    return to
+
+
+def _build(name, source, to, checksum, download_path, held_out, skip_bad_images, progress):
+    """Build the folder `to` from its source; returns its ImageNames, those left out as bad, and duplicates."""
     scratch = Path(tempfile.mkdtemp(prefix=f".{to.name}.partial-", dir=to.parent))
     try:
         folder = _open_source(name, source, checksum, scratch / "source", download_path, progress)
@@ -167,21 +191,19 @@ def prepare(name, source=None, to=None, checksum=None, skip_bad_images=False, pr
             _write_record(result / "skipped.csv", ["reason"], {image: [reason] for image, reason in skipped.items()})
         duplicates = duplicates_across_splits(result)
         result.rename(to)
+        return images, skipped, duplicates
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise OSError(f"the disk of {to.parent} is full: make room, or name another folder with --to") from error
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    download_path.unlink(missing_ok=True)
-    if progress:
-        print(_table(images))
-        for image, reason in skipped.items():
-            print(f"left out as bad: {image} ({reason})")
-        for same in duplicates:
-            print(f"the same bytes in more than one split: {', '.join(map(str, same))}")
-        print(_summary(name, images, skipped))
-    return to
+
+
+def _remove_unfinished(to):
+    """Remove what processes that were killed have left beside a prepared folder."""
+    for left in to.parent.glob(f".{to.name}.partial-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def verify(name, folder):
