@@ -1,30 +1,24 @@
 """Archives from elsewhere: downloaded so that a broken-off one goes on, checked, and unpacked inside their folder."""
 
-import gzip
+import errno
 import hashlib
 import http.client
-import lzma
 import shutil
 import stat
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
 from pathlib import Path, PureWindowsPath
 
 from tqdm import tqdm
 
 UNPACKED_BYTES_LIMIT = 20e9  # the largest of our data sets has 0.4e9: more is a decompression bomb
-DAMAGED_ARCHIVE_ERRORS = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    gzip.BadGzipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    RuntimeError,  # zipfile's word for a password or an unknown compression
-)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+class RefusedError(ValueError):
+    """An archive that was understood, and is not wanted."""
 
 
 def download(url, path, checksum=None, progress=True):
@@ -109,8 +103,12 @@ def unpack(archive, folder):
                 _check_zip_members(archive, opened.infolist())
                 opened.extractall(folder)
         else:
-            raise ValueError(f"{archive} is neither a zip nor a tar archive, or is cut short: get it again")
-    except DAMAGED_ARCHIVE_ERRORS as error:
+            raise RefusedError(f"{archive} is neither a zip nor a tar archive, or is cut short: get it again")
+    except RefusedError:
+        raise
+    except Exception as error:  # of damaged files zipfile and tarfile raise a dozen kinds, and fuzzing found more
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise
         raise ValueError(f"{archive} cannot be unpacked ({error}): get it again") from error
 
 
@@ -139,10 +137,12 @@ def _check_member_name(archive, member_name):
 
 
 def _refusal(archive, member_name, reason):
-    return ValueError(f"{archive} is refused, its member {member_name!r} {reason}: get it from a source you trust")
+    return RefusedError(f"{archive} is refused, its member {member_name!r} {reason}: get it from a source you trust")
 
 
 def _check_unpacked_bytes(archive, unpacked_bytes):
     if unpacked_bytes > UNPACKED_BYTES_LIMIT:
         limit = f"{UNPACKED_BYTES_LIMIT / 1e9:g} GB"
-        raise ValueError(f"{archive} would unpack to {unpacked_bytes / 1e9:,.1f} GB: no data set here has over {limit}")
+        raise RefusedError(
+            f"{archive} would unpack to {unpacked_bytes / 1e9:,.1f} GB: no data set here has over {limit}"
+        )

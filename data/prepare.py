@@ -215,7 +215,10 @@ def verify(name, folder):
     advice = "name another folder with --to, or delete this one to prepare it anew"
     if not (folder / "split.csv").exists():
         raise ValueError(f"{folder} is not empty and has no split.csv, so it was not prepared here: {advice}")
-    sizes = {image: int(size) for image, (size,) in _read_record(folder / "split.csv").items()}
+    try:
+        sizes = {image: int(size) for image, (size,) in _read_record(folder / "split.csv").items()}
+    except ValueError as error:  # of the record, or a size that is no number
+        raise ValueError(f"{folder} is not as it was written here ({error}): {advice}") from error
     images = sizes.keys()
     skipped = set(_read_record(folder / "skipped.csv")) if (folder / "skipped.csv").exists() else set()
     classes = sorted({image.class_name for image in images})
@@ -550,9 +553,14 @@ def _write_record(path, more_columns, images):
 
 
 def _read_record(path):
-    """Return {ImageName: list of the values of further columns}."""
-    with open(path, newline="", encoding="utf-8") as file:
-        _, *rows = csv.reader(file)
+    """Return {ImageName: list of the values of further columns}; raises ValueError for what is no whole record."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file, strict=True)
+        if header[:3] != ["class", "file_name", "split"] or any(len(row) != len(header) for row in rows):
+            raise ValueError("its columns must be class, file_name, split and those that a run of ours adds")
+    except (ValueError, csv.Error) as error:  # bytes that are no text are a ValueError
+        raise ValueError(f"{path} is not a whole record ({error}): delete its folder to prepare it anew") from error
     return {ImageName(split, class_name, file_name): values for class_name, file_name, split, *values in rows}
 
 
