@@ -1,6 +1,6 @@
 """The train loop that both tasks share: settings, history, stopping rules, train, evaluate.
 
-It does not know what a scene, a rotation or an EfficientNet is; it touches no file and draws nothing.  `accelerate`
+It does not know what a scene, a rotation or an EfficientNet is; it writes no file and draws nothing.  `accelerate`
 (Hugging Face, 2022) places the network and the batches: one process on a CPU, a GPU, or many processes by `torchrun`.
 """
 
@@ -8,8 +8,10 @@ import copy
 import ctypes
 import math
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
@@ -183,6 +185,20 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The precision as a context.  Accelerate's own would be fixed for the whole process, but experiments differ."""
     enabled = resolve_precision(precision, device) == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def load_plain(path: Path):
+    """What `torch.save` wrote to a file, on the CPU: tensors and plain types only, so that no file can run code.
+
+    Raises what torch.load raises for another file, and ValueError for one that would unpack to more than its size:
+    torch.save compresses nothing, so that file is made to fill the memory.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked_bytes = sum(member.file_size for member in archive.infolist())
+        if unpacked_bytes > path.stat().st_size:
+            raise ValueError(f"it would unpack to {unpacked_bytes:,} bytes")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:

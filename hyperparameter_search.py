@@ -112,6 +112,9 @@ def open_study(
     cells = space.cells if sampler == "grid" else None
     if cells is not None and trials > len(cells):
         raise ValueError(f"trials is {trials}, but the grid has {len(cells)} cells, and none is run twice")
+    if storage.endswith(".csv"):
+        raise ValueError(f"{storage} is where the table of a search would be written; name the journal otherwise")
+    _check_journal(storage)
     identity = json.loads(json.dumps({**identity, "sampler": sampler, "seed": seed, "pruning": pruning}))
     with _alone(storage):
         opened = _open_storage(storage)
@@ -437,6 +440,19 @@ def _is_url(storage: str) -> bool:
     return "://" in storage
 
 
+def _check_journal(storage: str):
+    """Raise ValueError for a file that is no journal, before anything is written beside it."""
+    if _is_url(storage) or not Path(storage).is_file():
+        return
+    with Path(storage).open() as file:
+        try:
+            line = file.readline()
+            if line.endswith("\n"):  # Optuna would write below a single line that it cannot read
+                json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{storage} is not a study's journal ({error}); name another with --storage") from error
+
+
 def _open_storage(storage: str):
     if _is_url(storage):
         return RDBStorage(
@@ -444,15 +460,8 @@ def _open_storage(storage: str):
             heartbeat_interval=HEARTBEAT_SECONDS,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
         )
-    if storage.endswith(".csv"):
-        raise ValueError(f"{storage} is where the table of a search would be written; name the journal otherwise")
     Path(storage).parent.mkdir(parents=True, exist_ok=True)
     try:
-        if Path(storage).is_file():  # Optuna would write below a single line that it cannot read
-            with Path(storage).open() as file:
-                line = file.readline()
-            if line.endswith("\n"):
-                json.loads(line)
         return JournalStorage(JournalFileBackend(storage, lock_obj=_JournalLock(Path(storage))))
     except ValueError as error:
         raise ValueError(f"{storage} is not a study's journal ({error}); name another file with --storage") from error
@@ -572,13 +581,13 @@ def _search(options, arguments) -> int | None:
         raise ValueError(f"workers is {options.workers}; there must be at least 1")
     folder = files_of(row, options.profile).results / "searches"
     storage = options.storage or str(folder / default_journal(row, options.sampler))
+    objective = _objective_of_row(row, options)
     study = open_search(row, storage, options.sampler, options.trials, options.space, options.pruning)
     if options.workers > 1:
         code = _run_workers(options.workers, arguments)
         if code:
             return code
     else:
-        objective = _objective_of_row(row, room, options)
         work(study, storage, objective, SPACES[options.space])
     write_table(study, storage)
     best = study.best_trial
@@ -588,8 +597,8 @@ def _search(options, arguments) -> int | None:
         print(settings_row(study))
 
 
-def _objective_of_row(row, room, options):
-    """The objective of a row of either room."""
+def _objective_of_row(row, options):
+    """The objective of a row of either room; raises what is wrong with its data or weights before a study begins."""
     from self_supervised import dataloader, models, settings
 
     def load_pretext(name, seed, epoch):
@@ -597,12 +606,10 @@ def _objective_of_row(row, room, options):
         pretext = settings.configure(settings.find(name), options.profile, options.data, options.weights)
         return load_features(pretext, files_of(pretext, options.profile), epoch)
 
-    return validation_loss(
-        row,
-        functools.partial(models.build_model, load_pretext=load_pretext),
-        functools.partial(dataloader.build_loaders, progress=False),
-        options.device,
-    )
+    build_model = functools.partial(models.build_model, load_pretext=load_pretext)
+    build_loaders = functools.partial(dataloader.build_loaders, progress=False)
+    build_model(row, build_loaders(replace(row, batch_size=LARGEST_BATCH)))
+    return validation_loss(row, build_model, build_loaders, options.device)
 
 
 def _run_workers(number: int, arguments) -> int:

@@ -30,7 +30,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from helper_functions import History, build_accelerator, fold_batchnorm, resolve_precision, train
+from helper_functions import History, build_accelerator, fold_batchnorm, load_plain, resolve_precision, train
 
 ROOT = Path(__file__).resolve().parent
 FORMAT = 1
@@ -387,12 +387,12 @@ def read_result(experiment, files: Files) -> dict | None:
 def load_checkpoint(path: Path) -> dict:
     """What a checkpoint or state file holds, on the CPU.  Raises ValueError if it is not whole, not plain, or newer."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = load_plain(path)
     except Exception as error:
         raise ValueError(
             f"{path} cannot be opened as a checkpoint ({type(error).__name__}: truncated, or not ours); remove it"
         ) from error
-    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT or "identity" not in saved:
         raise ValueError(f"{path} is not a checkpoint of format {FORMAT}; remove it")
     return saved
 

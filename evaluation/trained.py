@@ -74,15 +74,21 @@ def load_trained(run: str, models: Path = ROOT / "models") -> TrainedRun:
     saved = load_checkpoint(path)
     if "class_names" not in saved:
         raise ValueError(f"{path} is not of a finished run: it has no class names")
-    settings = saved["identity"]["settings"]
-    model = SceneClassifier(
-        len(saved["class_names"]),
-        settings["head"],
-        settings["freeze_features"],
-        settings["stages"],
-        settings.get("network", "efficientnet_b0"),  # runs from before there were others do not name it
-    )
-    model.load_state_dict(saved["model"])
+    try:
+        settings = saved["identity"]["settings"]
+        model = SceneClassifier(
+            len(saved["class_names"]),
+            settings["head"],
+            settings["freeze_features"],
+            settings["stages"],
+            settings.get("network", "efficientnet_b0"),  # runs from before there were others do not name it
+        )
+        model.load_state_dict(saved["model"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold a network of ours ({error})") from error
+    for name, tensor in saved["model"].items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} in {path} holds values that are not finite")
     return TrainedRun(
         name=path.stem,
         model=model.eval(),

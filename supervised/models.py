@@ -11,6 +11,7 @@ from torch import nn
 from torchvision import models as torchvision_models
 from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet34_Weights, WeightsEnum
 
+from helper_functions import load_plain
 from supervised.settings import Experiment
 
 _RESNET_WIDTHS = (64, 64, 128, 256, 512)
@@ -145,7 +146,7 @@ def load_initial_weights(weights: str, network: str = "efficientnet_b0") -> Init
         if not path.is_file():
             raise FileNotFoundError(f"there is no weights file {path}; --weights takes imagenet, random or a file")
     try:
-        state_dict = dict(torch.load(path, map_location="cpu", weights_only=True))
+        state_dict = dict(load_plain(path))
     except Exception as error:
         raise ValueError(f"{path} is not a state dict that can be opened safely ({type(error).__name__})") from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

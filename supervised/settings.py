@@ -66,6 +66,8 @@ class Experiment:
             raise ValueError(f"{self.name}: image_size is {self.image_size}; {self.network} needs at least 32 pixels")
         if not 0 < self.subset <= 1:
             raise ValueError(f"{self.name}: subset is {self.subset}; it must be above 0 and at most 1")
+        if self.seed < 0:
+            raise ValueError(f"{self.name}: seed is {self.seed}; it must be at least 0")
         if self.batch_size < 2:
             raise ValueError(f"{self.name}: batch_size is {self.batch_size}; BatchNorm needs at least 2")
 
