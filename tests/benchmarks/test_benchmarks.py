@@ -1,0 +1,124 @@
+"""What the benchmarks make of their measurements, and what they compare with.  No test asserts a time."""
+
+import importlib
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torchvision.transforms import functional
+
+from benchmarks import ways
+from benchmarks.chart import NAMES, WORK, draw_ratios, duration, ratios_markdown, scaling_markdown, with_table
+from benchmarks.inversion import FRAME, plain_picture
+from benchmarks.ways import Comparison, Measurement, make_table
+
+COMPARISON = Comparison("maps", {"slow": None, "fast": None, "ours": None}, peers=("slow", "fast"), reference="ours")
+
+
+def measured(way, *seconds):
+    return [{"what": "maps", "way": way, "seconds": each, "images": 2, "peak_mib": 7, "note": way} for each in seconds]
+
+
+@pytest.fixture
+def table():
+    found = [*measured("slow", 8, 9, 30), *measured("fast", 4, 6, 5), *measured("ours", 2, 1, 1)]
+    maps = np.array([[0.0, 1.0], [2.0, 4.0]])
+    results = {("maps", "slow"): 1 - maps, ("maps", "fast"): maps + [[0, 0], [0, 0.5]], ("maps", "ours"): maps}
+    return make_table([COMPARISON], found, results).set_index("way")
+
+
+def test_seconds_are_medians_and_ratios_those_to_the_faster_peer(table):
+    assert table["seconds"].tolist() == [9, 5, 1]
+    assert table["spread"].tolist() == ["8 to 30", "4 to 6", "1 to 2"]
+    assert table["ratio"].tolist() == pytest.approx([5 / 9, 1, 5], rel=1e-2)
+    assert set(table["ratio_to"]) == {"fast"} and table["note"].tolist() == ["slow", "fast", "ours"]
+
+
+def test_results_are_compared_with_the_references(table):
+    assert table.loc["fast", "largest_difference"] == 0.5 and table.loc["slow", "largest_difference"] == 7
+    assert table.loc["slow", "correlation"] == -1 and 0.9 < table.loc["fast", "correlation"] < 1
+    assert pd.isna(table.loc["ours", "largest_difference"])
+
+
+def test_a_process_prints_what_it_measured_and_keeps_the_result(tmp_path, capsys):
+    way = Measurement(2.0, 3, np.arange(4), {"note": "one epoch, times 50"})
+    comparisons = [Comparison(what, {"ours": lambda: way}, peers=("ours",)) for what in ("this", "that")]
+    arguments = ["--what", "that", "--way", "ours", "--result", str(tmp_path / "result.npy")]
+    assert ways.main("any", "", comparisons, arguments=arguments) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed.pop("peak_mib") > 0
+    assert printed == {"what": "that", "way": "ours", "seconds": 2, "images": 3, "note": "one epoch, times 50"}
+    assert np.load(tmp_path / "result.npy").tolist() == [0, 1, 2, 3]
+
+
+def test_a_process_that_fails_is_named_with_its_last_words(tmp_path):
+    with pytest.raises(RuntimeError, match=r"(?s)nowhere, maps, slow failed:.*No module named benchmarks.nowhere"):
+        ways.measure_in_turn("nowhere", [COMPARISON], 1, tmp_path)
+
+
+def test_ratios_are_to_ways_that_are_there_and_the_chart_knows_ways_that_are_there():
+    comparisons = {name: importlib.import_module(f"benchmarks.{name}").COMPARISONS for name in NAMES}
+    for each in (each for of_name in comparisons.values() for each in of_name):
+        assert set(each.peers) <= set(each.ways) and each.reference in (None, *each.ways)
+        assert not any(peer.startswith("ours") for peer in each.peers)
+        assert any(way.startswith("ours") for way in each.ways)
+    for name, what, way in WORK.values():
+        assert [each for each in comparisons[name] if what in (None, each.what) and way in each.ways]
+
+
+def test_our_network_is_the_plain_one_and_its_logits_depend_on_the_image(monkeypatch):
+    monkeypatch.delenv("WEIGHTS", raising=False)
+    plain, images = ways.plain_network(), ways.draw_images(2, size=64)
+    with torch.inference_mode():
+        logits = plain(images)
+        torch.testing.assert_close(ways.our_network(plain)(images), logits, rtol=1e-3, atol=1e-3)
+    assert (logits[0] - logits[1]).abs().max() > 0.1
+
+
+def test_the_plain_recipe_raises_its_objective(small_network):
+    small_network.eval().classifier[1].weight.data *= 100  # the recipe's bytes swallow small steps
+
+    def logit(steps):
+        images = functional.to_tensor(plain_picture(small_network, 1, steps, size=32))[None]
+        with torch.no_grad():
+            return small_network(functional.normalize(images, *FRAME))[0, 1].item()
+
+    assert logit(20) > logit(0) + 1
+
+
+def test_the_readmes_tables_come_from_the_benchmarks_tables(table):
+    rows = table.reset_index().assign(machine="a machine")
+    written = ratios_markdown({"scorecam": rows})
+    assert "| maps | fast | 5 (4 to 6) | 1 | 7 | 0.5 |" in written
+    assert "| maps | ours | 1 (1 to 2) | **5**, to fast | 7 |  |  | note ours |" in written
+    assert written.endswith("\n\nscorecam: a machine.")
+
+    scaled = scaling_markdown({"training_step": rows})  # "ours" takes 0.5 s an image
+    assert scaled.splitlines()[2:] == ["| a training epoch | 0.5 s | 8.3 min | 5.8 days | 579 days | 5.8 days |"]
+
+    readme = "before <!-- scaling: written by python -m benchmarks.chart -->\nold\n<!-- end of scaling --> after"
+    once = with_table(readme, "scaling", scaled)
+    assert once.startswith("before ") and once.endswith(" after") and scaled in once and "old" not in once
+    assert with_table(once, "scaling", scaled) == once
+    with pytest.raises(ValueError, match="lacks the comments"):
+        with_table(readme, "ratios", scaled)
+
+
+def test_a_bar_for_each_way_of_ours(table):
+    (ax,) = draw_ratios({"scorecam": table.reset_index()}).axes
+    assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(1, 4)]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["maps: ours\nto fast"]
+
+
+def test_durations_are_in_the_largest_unit_of_which_there_are_two():
+    assert [duration(each) for each in (1.234, 119, 120, 7200, 86400, 200_000, 1e8)] == [
+        "1.23 s",
+        "119 s",
+        "2.0 min",
+        "2.0 h",
+        "24 h",
+        "2.3 days",
+        "3.2 years",
+    ]
