@@ -2,7 +2,7 @@
 
     python -m data.prepare 15scene|nature|cifar10|synthetic [--source FOLDER|ZIP|TAR|URL] [--to FOLDER]
                            [--checksum md5:HEX|sha256:HEX] [--skip-bad-images]
-                           [--val NUMBER|SHARE --test NUMBER|SHARE]
+                           [--val NUMBER|SHARE --test NUMBER|SHARE] [--decode imagenet:224 ...]
 
 The splits are always called train, val and test (cifar10 has no val).  Beside them lies the record, split.csv, with a
 row an image (class, file_name, split, bytes), and skipped.csv if bad images were left out.  A second run compares the
@@ -595,8 +595,18 @@ def _number_or_share(text):
     return int(text) if text.isdecimal() else float(text)
 
 
+def _rule_and_pixels(text):
+    """Read how images are to be decoded, as the command line gives it: imagenet:224."""
+    rule, _, pixels = text.partition(":")
+    if rule not in ("squash", "imagenet") or not pixels.isdecimal() or int(pixels) < 1:
+        raise ValueError(
+            f"--decode is {text!r}; it takes squash or imagenet and a size in pixels, such as imagenet:224"
+        )
+    return rule, int(pixels)
+
+
 def main(arguments=None):
-    """Run the command line; returns the exit code: 0, or 2 after one sentence on stderr."""
+    """Run the command line; returns the exit code: 0, 2 after one sentence on stderr, or 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description="Get a data set, check it, lay it out.")
     parser.add_argument("name", help=", ".join(DATA_SETS))
     parser.add_argument("--source", help="folder, zip or tar archive, or its http(s) address (default: the public one)")
@@ -607,10 +617,26 @@ def main(arguments=None):
         parser.add_argument(
             f"--{split}", type=_number_or_share, help=f"of nature: images for {split}, or a share below 1 of all"
         )
+    parser.add_argument(
+        "--decode",
+        nargs="+",
+        default=[],
+        metavar="RULE:PIXELS",
+        help="decode the images beforehand, as the first training would: squash:224 imagenet:224",
+    )
+    options = vars(parser.parse_args(arguments))
     try:
-        prepare(**vars(parser.parse_args(arguments)))
+        stores = [_rule_and_pixels(text) for text in options.pop("decode")]
+        folder = prepare(**options)
+        for rule, pixels in stores:
+            from data.scenes import load_splits  # here, since that module imports this one
+
+            load_splits(folder, pixels, rule)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what was finished", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

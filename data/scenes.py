@@ -27,6 +27,35 @@ RESIZE_RULES = ("squash", "imagenet")
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 VAL_SHARE = 0.3  # of the images that are not for training, where only one folder holds them all
 STORE_FORMAT = 1
+CHUNK = 256  # images decoded at a time
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Images of an array, by their numbers and in their order; none is read before it is asked for.
+
+    It is counted, indexed (by a number, numbers or a slice) and converted as the array of these images would be.
+    """
+
+    images: np.ndarray
+    numbers: np.ndarray
+
+    def __len__(self):
+        """How many images there are."""
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        """Bytes of one image, or of several, copied from the disk."""
+        return self.images[self.numbers[index]]
+
+    def __array__(self, dtype=None, copy=None):
+        """All of them, in memory."""
+        return np.asarray(self.images[self.numbers], dtype=dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, channels, size, size)."""
+        return len(self), *self.images.shape[1:]
 
 
 @dataclass(frozen=True)
@@ -37,7 +66,7 @@ class Scenes:
     it does not depend on the machine.  `skipped` names the images that could not be decoded.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Selection
     labels: np.ndarray
     names: tuple[str, ...]
     class_names: tuple[str, ...]
@@ -49,9 +78,15 @@ class Scenes:
         return len(self.labels)
 
     def subset(self, indices) -> "Scenes":
-        """These images only, in this order; they are copied into memory."""
+        """These images only, in this order; they stay on the disk."""
+        images, numbers = self.images, np.asarray(indices)
+        if isinstance(images, Selection):
+            images, numbers = images.images, images.numbers[numbers]
         return replace(
-            self, images=self.images[indices], labels=self.labels[indices], names=tuple(self.names[i] for i in indices)
+            self,
+            images=Selection(images, numbers),
+            labels=self.labels[indices],
+            names=tuple(self.names[i] for i in indices),
         )
 
     def first_of_each_class(self, images_per_class: int) -> "Scenes":
@@ -197,59 +232,107 @@ def decode(path: Path, size: int, resize: str) -> np.ndarray:
 
 
 def _build_store(folder: Path, files: list[Path], made_from: dict, index_path: Path, progress: bool) -> dict:
-    """Decode every file into a new store and return its index.
+    """Decode every file into a new store and return its index; memory holds CHUNK images at a time.
 
-    The images get a name of their own and the index is replaced last, in one step: whoever reads finds the old store
-    or the new one, and a crash leaves the old one or none.
+    After each chunk its names and digests are written into a journal beside the images: a build that is killed goes on
+    from there, one that fails is removed.  At the end the images get a name of their own and the index is replaced, in
+    one step: whoever reads finds the old store or the new one.
     """
-    channels = 1 if all(_is_grey(path) for path in files) else 3
-    images_path = index_path.with_suffix(f".{os.getpid()}.npy")
+    building, journal = index_path.with_suffix(".building.npy"), index_path.with_suffix(".building.jsonl")
     size, resize = made_from["size"], made_from["resize"]
-    digest, names, skipped = hashlib.sha256(), [], []
 
     def read(path):
         try:
-            return hashlib.sha256(path.read_bytes()).digest(), decode(path, size, resize)
+            return hashlib.sha256(path.read_bytes()).hexdigest(), decode(path, size, resize)
         except ValueError:
             if made_from["skip_bad_images"]:
-                return None
+                return None, None
             raise
 
     try:
-        shape = (len(files), channels, size, size)
-        images = np.lib.format.open_memmap(images_path, mode="w+", dtype=np.uint8, shape=shape)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = pool.map(read, files)
-            for path, pair in zip(
-                files, tqdm(decoded, f"decoding {folder.name}", len(files), disable=not progress), strict=True
-            ):
-                name = path.relative_to(folder).as_posix()
-                if pair is None:
-                    skipped.append(name)
-                    continue
-                images[len(names)] = pair[1]  # a grey image among coloured ones fills all three channels
-                digest.update(name.encode() + pair[0])
-                names.append(name)
-        images.flush()
-        if skipped:  # rewritten without the empty rows at its end
-            np.save(images_path, np.array(images[: len(names)]))
+        done = _read_journal(journal, made_from) if building.exists() else None
+        if done is None:
+            channels = 1 if all(_is_grey(path) for path in files) else 3
+            _create_array(building, (len(files), channels, size, size))
+            journal.write_text(json.dumps(made_from) + "\n")
+            done = []
+        images, row = np.load(building, mmap_mode="r+"), sum(digest is not None for _, digest in done)
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+            tqdm(total=len(files), initial=len(done), desc=f"decoding {folder.name}", disable=not progress) as bar,
+            journal.open("a") as lines,
+        ):
+            while len(done) < len(files):
+                paths = files[len(done) : len(done) + CHUNK]
+                chunk = []
+                for path, (digest, image) in zip(paths, pool.map(read, paths), strict=True):
+                    chunk.append((path.relative_to(folder).as_posix(), digest))
+                    if digest is not None:
+                        images[row] = image  # a grey image among coloured ones fills all three channels
+                        row += 1
+                images.flush()
+                lines.write(json.dumps(chunk) + "\n")
+                lines.flush()
+                done += chunk
+                bar.update(len(chunk))
         index = {
             "made_from": made_from,
-            "images": images_path.name,
-            "fingerprint": digest.hexdigest(),
-            "names": names,
-            "skipped": skipped,
+            "images": index_path.with_suffix(f".{os.getpid()}.npy").name,
+            "fingerprint": hashlib.sha256(
+                b"".join(name.encode() + bytes.fromhex(digest) for name, digest in done if digest is not None)
+            ).hexdigest(),
+            "names": [name for name, digest in done if digest is not None],
+            "skipped": [name for name, digest in done if digest is None],
         }
+        if index["skipped"]:
+            _cut_array(building, row)
+        building.replace(index_path.parent / index["images"])
         temporary = index_path.with_suffix(".tmp")
         temporary.write_text(json.dumps(index))
         temporary.replace(index_path)
-    except BaseException:
-        images_path.unlink(missing_ok=True)
+    except Exception:  # not Ctrl-C: the next call goes on
+        building.unlink(missing_ok=True)
+        journal.unlink(missing_ok=True)
         raise
+    journal.unlink()
     for other in index_path.parent.glob(f"{index_path.stem}.*.npy"):  # the old images, or those of a killed build
-        if other != images_path:
+        if other.name != index["images"]:
             other.unlink()
     return index
+
+
+def _read_journal(path: Path, made_from: dict) -> list | None:
+    """Names and digests of what an unfinished build has decoded, or None if there is none of the same files.
+
+    A last line that was not written to its end is cut off.
+    """
+    if not path.exists():
+        return None
+    with path.open("rb+") as file:
+        whole = [line for line in file if line.endswith(b"\n")]
+        file.truncate(sum(map(len, whole)))
+    if not whole or json.loads(whole[0]) != made_from:
+        return None
+    return [(name, digest) for line in whole[1:] for name, digest in json.loads(line)]
+
+
+def _create_array(path: Path, shape: tuple[int, ...]):
+    """An .npy of bytes with its space on the disk: to write to a map of a disk that is full would end the process."""
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _cut_array(path: Path, length: int):
+    """Keep the first rows of an .npy, a chunk at a time."""
+    images, shorter = np.load(path, mmap_mode="r"), path.with_suffix(".short.npy")
+    _create_array(shorter, (length, *images.shape[1:]))
+    kept = np.load(shorter, mmap_mode="r+")
+    for start in range(0, length, CHUNK):
+        kept[start : start + CHUNK] = images[start : min(start + CHUNK, length)]
+    kept.flush()
+    shorter.replace(path)
 
 
 def _read_index(path: Path) -> dict | None:

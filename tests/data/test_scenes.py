@@ -1,6 +1,9 @@
+import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 
@@ -13,6 +16,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import EfficientNet_B0_Weights
 
 from data import scenes
+from data.prepare import CLASS_NAMES, main
 from data.scenes import decode, load_scenes, load_splits, locate
 
 
@@ -138,16 +142,148 @@ def test_sizes_and_rules_have_stores_of_their_own(scene_folder, stores):
     assert len(list(stores.glob("*.npy"))) == 3
 
 
-def test_an_interrupted_build_leaves_no_store(scene_folder, stores, monkeypatch):
+def test_a_build_that_was_interrupted_goes_on_and_ends_as_one_that_was_not(scene_folder, stores, monkeypatch, tmp_path):
+    monkeypatch.setattr(scenes, "CHUNK", 5)
+    undisturbed = load(scene_folder / "train", stores=tmp_path / "undisturbed")
+    decoded = []
+
     def interrupted(path, size, resize):
-        if path.name == "image_0005.jpg":
+        decoded.append(path)
+        if path.name == "image_0005.jpg" and path.parent.name == "light" and decoded.count(path) == 1:
             raise KeyboardInterrupt
         return decode(path, size, resize)
 
     monkeypatch.setattr(scenes, "decode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load(scene_folder / "train")
-    assert not [path for path in stores.iterdir() if path.suffix != ".lock"]
+    assert not list(stores.glob("*.json"))  # there is no store yet
+    with next(stores.glob("*.jsonl")).open("a") as journal:
+        journal.write('[["striped/image')  # a line that was being written
+    before = len(decoded)
+    resumed = load(scene_folder / "train")
+    assert len(decoded) - before == 36 - 15  # the three chunks before the interruption were not decoded again
+    assert np.array_equal(resumed.images, undisturbed.images)
+    assert (resumed.names, resumed.fingerprint) == (undisturbed.names, undisturbed.fingerprint)
+    assert sorted(path.suffix for path in stores.iterdir()) == [".json", ".lock", ".npy"]
+
+
+def test_what_an_interrupted_build_decoded_of_other_files_is_thrown_away(scene_folder, stores, monkeypatch):
+    monkeypatch.setattr(scenes, "CHUNK", 5)
+
+    def interrupted(path, size, resize):
+        if path.parent.name == "light":
+            raise KeyboardInterrupt
+        return decode(path, size, resize)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scenes, "decode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load(scene_folder / "train")
+    first = scene_folder / "train" / "dark" / "image_0000.jpg"
+    Image.new("L", (40, 48), 99).save(first)
+    assert (load(scene_folder / "train").images[0] == 99).all()
+
+
+def test_memory_holds_one_chunk_of_decoded_images(scene_folder, monkeypatch):
+    monkeypatch.setattr(scenes, "CHUNK", 4)
+    alive, most = set(), []
+
+    class Counted(np.ndarray):
+        def __del__(self):
+            alive.discard(id(self))
+
+    def counted(path, size, resize):
+        image = decode(path, size, resize).view(Counted)
+        alive.add(id(image))
+        most.append(len(alive))
+        return image
+
+    monkeypatch.setattr(scenes, "decode", counted)
+    load(scene_folder / "train")
+    assert max(most) <= 2 * 4  # the chunk that is decoded, and at most that before it
+
+
+def test_images_that_are_left_out_leave_no_gap(scene_folder, monkeypatch):
+    monkeypatch.setattr(scenes, "CHUNK", 5)
+    whole = load(scene_folder / "train")
+    for number in (0, 7):
+        (scene_folder / f"train/light/image_{number:04d}.jpg").write_bytes(b"")
+    found = load(scene_folder / "train", skip_bad_images=True)
+    kept = [index for index, name in enumerate(whole.names) if name in found.names]
+    assert len(found) == 34
+    assert found.skipped == ("light/image_0000.jpg", "light/image_0007.jpg")
+    assert np.array_equal(found.images, whole.images[kept])
+
+
+def test_a_disk_that_is_full_is_told_before_anything_is_decoded(scene_folder, stores, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(scenes, "decode", lambda *_: pytest.fail("decoded for nothing"))
+    with pytest.raises(OSError, match="No space left"):
+        load(scene_folder / "train")
+    assert [path.suffix for path in stores.iterdir()] == [".lock"]
+
+
+def test_a_subset_reads_nothing_and_gives_what_a_copy_would(scene_folder):
+    whole = load(scene_folder / "train")
+    part = whole.subset(np.arange(30, 3, -3))
+    of_part = part.subset([4, 0, 2])
+    for found, numbers in ((part, np.arange(30, 3, -3)), (of_part, [18, 30, 24])):
+        assert np.shares_memory(found.images.images, whole.images)
+        expected = np.array(whole.images)[numbers]
+        assert found.images.shape == expected.shape
+        assert np.array_equal(np.asarray(found.images), expected)
+        assert np.array_equal(found.images[1:3], expected[1:3])
+        assert np.array_equal(found.images[[0, 2]], expected[[0, 2]])
+        assert np.array_equal(found.images[-1], expected[-1])
+        assert [whole.names[number] for number in numbers] == list(found.names)
+
+
+EPOCH_IN_LITTLE_MEMORY = """
+import resource
+import numpy as np
+from dataclasses import replace
+from data import scenes
+from supervised.dataloader import build_loaders
+from supervised.settings import BASE
+
+scenes.STORES = scenes.Path("stores")
+row = replace(BASE, data="scenes", image_size=128, batch_size=4)
+loaders = build_loaders(row, progress=False)
+next(iter(loaders.train))  # what an epoch needs once
+size = sum(path.stat().st_size for path in scenes.STORES.glob("*.npy"))
+used = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()  # data and stack
+resource.setrlimit(resource.RLIMIT_DATA, (used + size // 4, -1))
+seen = {}
+for name in ("train", "val", "test"):
+    seen[name] = sum(len(labels) for _, labels in getattr(loaders, name))
+assert seen == {"train": 3 * 800, "val": 3 * 240, "test": 3 * 560}, seen
+try:
+    np.array(loaders.train.dataset.scenes.images)
+    print("there was memory for all")
+except MemoryError:
+    print("seen")
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the limit is Linux's")
+def test_an_epoch_over_four_times_the_memory_there_is(tmp_path):
+    for split in ("train", "val"):
+        for class_name in ("a", "b", "c"):
+            (tmp_path / "scenes" / split / class_name).mkdir(parents=True)
+    contents = io.BytesIO()
+    Image.new("L", (2, 2), 9).save(contents, "bmp")
+    (tmp_path / "one.bmp").write_bytes(contents.getvalue())
+    for split in ("train", "val"):
+        for class_name in ("a", "b", "c"):
+            for number in range(800):
+                os.link(tmp_path / "one.bmp", tmp_path / "scenes" / split / class_name / f"{number}.bmp")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, "-c", EPOCH_IN_LITTLE_MEMORY]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "seen\n", done.stderr
 
 
 @pytest.mark.parametrize(
@@ -291,3 +427,17 @@ def test_a_data_set_that_is_not_prepared_is_answered_with_the_command(monkeypatc
 def test_a_folder_of_ones_own_is_found_from_anywhere(scene_folder, monkeypatch):
     monkeypatch.chdir(scene_folder.parent)
     assert locate("scenes") == scene_folder.resolve()
+
+
+def test_a_data_set_can_be_decoded_beforehand_and_training_finds_it_done(scene_folder, stores, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    for class_name in CLASS_NAMES["nature"]:
+        (source / class_name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (8, 8), (number, 9, 9)).save(source / class_name / f"{number}.png")
+    arguments = ["nature", "--source", str(source), "--to", str(tmp_path / "nature")]
+    assert main([*arguments, "--decode", "imagenet:32", "squash:48"]) == 0
+    assert len(list(stores.glob("*.npy"))) == 6
+    monkeypatch.setattr(scenes, "decode", lambda *_: pytest.fail("decoded again"))
+    for size, resize in ((32, "imagenet"), (48, "squash")):
+        assert load_splits(tmp_path / "nature", size, resize, progress=False)["train"].images.shape[-1] == size

@@ -587,6 +587,13 @@ CASES = [
         [*PREPARE, "archive.tar", "--checksum", "md5:" + "0" * 32],
         "has the wrong checksum",
     ),
+    (
+        "a size to decode to that is none",
+        None,
+        "prepare",
+        ["synthetic", "--decode", "squash:large"],
+        "--decode is 'squash:large'",
+    ),
     ("one size of two", lambda p: p.source(), "prepare", [*PREPARE, "source", "--val", "3"], "--test is missing"),
     (
         "more images than there are",
