@@ -26,8 +26,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Twenty minutes on two cores that do nothing else; WEIGHTS=path for trained features.  One table each, then the chart.
+BENCHMARKS = training_step evaluation data frozen_classifier scorecam inversion store_size chart
 bench: .venv/installed
-	$(BIN)/python -m benchmarks.training_step
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 
 .venv/installed: requirements.txt requirements-bench.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11.4 or newer is needed" if sys.version_info < (3, 11, 4) else 0)'

@@ -46,7 +46,7 @@ def score_cam(
 
     `images` (N, 3, H, W) are normalised as the model expects and on its device.  `layer` is a module of the model that
     puts out (N, channels, height, width); of one that runs more than once the last output counts.  `target_classes`
-    (N,) are label numbers.  `batch_size` masked images run at once.
+    (N,) are label numbers.  `batch_size` masked images run at once.  Within `torch.autocast` the passes are bfloat16.
 
     `weighting` names the source.  "softmax": channels are weighed by the softmax, over channels, of the class's logit,
     and their sum is cut off below zero before it is upsampled (the paper; grad-cam, torchcam).  "probability": they are
@@ -139,7 +139,7 @@ def _activations_and_logits(model, images, layer) -> tuple[torch.Tensor, torch.T
     if not isinstance(activations, torch.Tensor) or activations.ndim != 4:
         found = tuple(activations.shape) if isinstance(activations, torch.Tensor) else type(activations).__name__
         raise ValueError(f"the layer ({type(layer).__name__}) must put out (N, channels, height, width), not {found}")
-    return activations, logits
+    return activations.float(), logits.float()  # within torch.autocast they are bfloat16
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def _scores(model, images, activations, wanted, targets, weighting, batch_size) 
         image_numbers, channels = pairs.unbind(dim=1)
         masks = scale_to_unit(_upsample(activations[image_numbers, channels], images.shape[2:]))
         masked = images[image_numbers] * masks[:, None]
-        outputs = model(masked.contiguous(memory_format=torch.channels_last))  # faster, on CPUs and GPUs
+        outputs = model(masked.contiguous(memory_format=torch.channels_last)).float()  # faster, on CPUs and GPUs
         if weighting == "probability":
             outputs = outputs.softmax(dim=1)
         scores[image_numbers, channels] = outputs.gather(1, targets[image_numbers, None]).squeeze(1)

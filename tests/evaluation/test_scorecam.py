@@ -330,3 +330,12 @@ def test_values_that_are_not_finite_are_an_error_and_not_a_map(value, small_netw
     images[0, 0, 4, 4] = value
     with pytest.raises(FloatingPointError, match="not finite"):
         score_cam(small_network, images, small_network.features, [0])
+
+
+def test_within_autocast_the_passes_are_bfloat16_and_the_map_nearly_the_same():
+    case = comparison("efficientnet_b0", "features.2")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = score_cam(case.model, case.images, case.layer, case.classes).maps
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, case.maps)
+    assert min(correlation(*pair) for pair in zip(found, case.maps, strict=True)) > 0.95

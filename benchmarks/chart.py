@@ -1,0 +1,155 @@
+"""Draw benchmarks/ratios.png and write the tables of benchmarks/README.md, from the benchmarks' tables.
+
+    python -m benchmarks.chart
+
+Nothing is measured.  Each table of the README stands between two comments; everything else is left as it is.
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
+
+FOLDER = Path(__file__).resolve().parent
+NAMES = ("training_step", "evaluation", "data", "frozen_classifier", "scorecam", "inversion")
+COLUMNS = (  # of every table, see `ways.make_table`; what others hold stands in the README under "besides"
+    *("what", "way", "seconds", "spread", "images", "ratio", "ratio_to", "peak_mib"),
+    *("largest_difference", "correlation", "rounds", "machine"),
+)
+COUNTS = {"a thousand": 1e3, "a million": 1e6, "a hundred million": 1e8}
+MACHINES = 100
+WORK = {  # what is done: in which table, of which comparison (None: its only one), by which way
+    "a training epoch": ("training_step", None, "ours"),
+    "a pass for logits or features": ("evaluation", None, "ours"),
+    "decoding into the store": ("data", "decoding and resizing once", "ours"),
+    "reading an augmented epoch": ("data", "reading an augmented epoch", "ours"),
+    "Score-CAM, 16 masks": ("scorecam", "Score-CAM, features[1], 16 masks", "ours"),
+    "Score-CAM, 1,280 masks": ("scorecam", "Score-CAM, features[8], 1,280 masks", "ours"),
+    "model inversion, 20 steps": ("inversion", None, "ours, one batch"),
+}
+UNITS = (("years", 365 * 86400), ("days", 86400), ("h", 3600), ("min", 60))
+
+
+def read_tables(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
+    """The benchmarks' tables that are there, by name; raises FileNotFoundError if there is none."""
+    tables = {name: pd.read_csv(folder / f"{name}.csv") for name in NAMES if (folder / f"{name}.csv").exists()}
+    if not tables:
+        raise FileNotFoundError(f"{folder} holds no table of a benchmark; run `make bench` first")
+    return tables
+
+
+def ratios_markdown(tables: dict[str, pd.DataFrame]) -> str:
+    """All that was measured, one row a way, and the machine of each table."""
+    columns = (
+        "what",
+        "way",
+        "seconds (lowest to highest)",
+        "ratio",
+        "memory, MiB",
+        "largest difference",
+        "correlation",
+    )
+    lines = [f"| {' | '.join(columns)} | besides |", f"|{'---|' * len(columns)}---|"]
+    for row in pd.concat(tables.values()).to_dict("records"):
+        ours = "**" if row["way"].startswith("ours") else ""
+        against = "" if row["way"] == row["ratio_to"] else f", to {row['ratio_to']}"
+        cells = [
+            row["what"],
+            row["way"],
+            f"{row['seconds']:.4g} ({row['spread']})",
+            f"{ours}{row['ratio']:.3g}{ours}{against}",
+            f"{row['peak_mib']:,}",
+            _text(row.get("largest_difference")),
+            _text(row.get("correlation")),
+            "; ".join(f"{name} {_text(row[name])}" for name in row if name not in COLUMNS and not pd.isna(row[name])),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    machines = pd.Series({name: table["machine"].iloc[0] for name, table in tables.items()})
+    lines.append("")
+    lines += [f"{', '.join(names)}: {machine}." for machine, names in machines.groupby(machines).groups.items()]
+    return "\n".join(lines)
+
+
+def _text(value: str | float | None) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if value is None or pd.isna(value) else f"{value:.6g}"
+
+
+def scaling_markdown(tables: dict[str, pd.DataFrame]) -> str:
+    """What work takes for many images, by multiplying what it was measured to take; no row where nothing was."""
+    lines = [
+        f"| work | an image | {' | '.join(COUNTS)} | the last on {MACHINES} such machines |",
+        f"|---|---|{'---|' * len(COUNTS)}---|",
+    ]
+    for work, (name, what, way) in WORK.items():
+        if name not in tables:
+            continue
+        table = tables[name]
+        row = table[(table["way"] == way) & ((table["what"] == what) | (what is None))].iloc[0]
+        seconds = row["seconds"] / row["images"]
+        whole = [seconds * count for count in COUNTS.values()]
+        lines.append(
+            f"| {work} | {seconds:.3g} s | {' | '.join(map(duration, whole))} | {duration(whole[-1] / MACHINES)} |"
+        )
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit of which there are at least two."""
+    for unit, length in UNITS:
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}" if seconds >= 10 * length else f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def with_table(readme: str, name: str, markdown: str) -> str:
+    """The README with this between the two comments of the name; raises ValueError if they are not there."""
+    start, end = f"<!-- {name}: written by python -m benchmarks.chart -->", f"<!-- end of {name} -->"
+    before, found_start, rest = readme.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not (found_start and found_end):
+        raise ValueError(f"benchmarks/README.md lacks the comments {start} and {end}")
+    return f"{before}{start}\n{markdown}\n{end}{after}"
+
+
+def draw_ratios(tables: dict[str, pd.DataFrame]) -> plt.Figure:
+    """A bar a way of ours: how many times as fast it is as the peer that it names."""
+    rows = pd.concat(tables.values())
+    rows = rows[rows["way"].str.startswith("ours")].iloc[::-1]
+    labels = [f"{row.what}: {row.way}\nto {row.ratio_to}" for row in rows.itertuples()]
+    figure, ax = plt.subplots(figsize=(9, 1 + 0.5 * len(rows)), layout="constrained")
+    bars = ax.barh(np.arange(len(rows)), rows["ratio"] - 1, left=1)
+    ax.bar_label(bars, [f"{ratio:.3g}" for ratio in rows["ratio"]], padding=3)
+    ax.set_yticks(np.arange(len(rows)), labels, fontsize=8)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlim(min(0.9, 0.9 * rows["ratio"].min()), 1.5 * rows["ratio"].max())
+    ax.axvline(1, color="black", linewidth=1)
+    ax.set_xlabel("times as fast (logarithmic)")
+    return figure
+
+
+def main() -> int:
+    """Draw the figure and rewrite the README."""
+    readme = FOLDER / "README.md"
+    try:
+        tables = read_tables()
+        written = with_table(readme.read_text(), "ratios", ratios_markdown(tables))
+        readme.write_text(with_table(written, "scaling", scaling_markdown(tables)))
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    matplotlib.use("Agg")
+    draw_ratios(tables).savefig(FOLDER / "ratios.png", dpi=120)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
