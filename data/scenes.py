@@ -7,6 +7,7 @@ that tells which files it was made from.  A file that is added, removed or chang
 
 import hashlib
 import json
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -79,12 +80,12 @@ class Scenes:
 
     def subset(self, indices) -> "Scenes":
         """These images only, in this order; they stay on the disk."""
-        images, numbers = self.images, np.asarray(indices)
+        images, numbers = self.images, np.arange(len(self))
         if isinstance(images, Selection):
-            images, numbers = images.images, images.numbers[numbers]
+            images, numbers = images.images, images.numbers
         return replace(
             self,
-            images=Selection(images, numbers),
+            images=Selection(images, numbers[indices]),
             labels=self.labels[indices],
             names=tuple(self.names[i] for i in indices),
         )
@@ -194,9 +195,10 @@ def load_scenes(
         index = _read_index(index_path)
         if index is None or index["made_from"] != made_from or not (stores / index["images"]).exists():
             index = _build_store(folder, files, made_from, index_path, progress)
+        images = np.load(stores / index["images"], mmap_mode="r")  # here: the next to build removes this file
     labels = {name: label for label, name in enumerate(class_names)}
     return Scenes(
-        images=np.load(stores / index["images"], mmap_mode="r"),
+        images=images,
         labels=np.array([labels[name.split("/")[0]] for name in index["names"]], dtype=np.int64),
         names=tuple(index["names"]),
         class_names=class_names,
@@ -234,11 +236,13 @@ def decode(path: Path, size: int, resize: str) -> np.ndarray:
 def _build_store(folder: Path, files: list[Path], made_from: dict, index_path: Path, progress: bool) -> dict:
     """Decode every file into a new store and return its index; memory holds CHUNK images at a time.
 
-    After each chunk its names and digests are written into a journal beside the images: a build that is killed goes on
-    from there, one that fails is removed.  At the end the images get a name of their own and the index is replaced, in
-    one step: whoever reads finds the old store or the new one.
+    After each chunk its names and digests are written into a journal beside the images: a build that is killed, or
+    ended with Ctrl-C, goes on from there, unless files or settings have changed; one that fails is removed.  At the end
+    the images get a name of their own and the index is replaced last, in one step: whoever reads finds the old store or
+    the new one, and a crash leaves the old one or none.
     """
     building, journal = index_path.with_suffix(".building.npy"), index_path.with_suffix(".building.jsonl")
+    temporary = index_path.with_suffix(".tmp")
     size, resize = made_from["size"], made_from["resize"]
 
     def read(path):
@@ -250,8 +254,9 @@ def _build_store(folder: Path, files: list[Path], made_from: dict, index_path: P
             raise
 
     try:
-        done = _read_journal(journal, made_from) if building.exists() else None
+        done = _read_journal(journal, building, made_from)
         if done is None:
+            journal.unlink(missing_ok=True)  # first: it must never speak of an array that is still empty
             channels = 1 if all(_is_grey(path) for path in files) else 3
             _create_array(building, (len(files), channels, size, size))
             journal.write_text(json.dumps(made_from) + "\n")
@@ -275,45 +280,46 @@ def _build_store(folder: Path, files: list[Path], made_from: dict, index_path: P
                 lines.flush()
                 done += chunk
                 bar.update(len(chunk))
+        fingerprint = hashlib.sha256()
+        for name, digest in done:
+            if digest is not None:
+                fingerprint.update(name.encode() + bytes.fromhex(digest))
         index = {
             "made_from": made_from,
-            "images": index_path.with_suffix(f".{os.getpid()}.npy").name,
-            "fingerprint": hashlib.sha256(
-                b"".join(name.encode() + bytes.fromhex(digest) for name, digest in done if digest is not None)
-            ).hexdigest(),
+            "images": index_path.with_suffix(f".{fingerprint.hexdigest()[:8]}.npy").name,
+            "fingerprint": fingerprint.hexdigest(),
             "names": [name for name, digest in done if digest is not None],
             "skipped": [name for name, digest in done if digest is None],
         }
-        if index["skipped"]:
-            _cut_array(building, row)
-        building.replace(index_path.parent / index["images"])
-        temporary = index_path.with_suffix(".tmp")
+        _cut_array(building, (row, *images.shape[1:]))
         temporary.write_text(json.dumps(index))
+        building.replace(index_path.parent / index["images"])
+        journal.unlink()
         temporary.replace(index_path)
     except Exception:  # not Ctrl-C: the next call goes on
-        building.unlink(missing_ok=True)
-        journal.unlink(missing_ok=True)
+        for path in (building, journal, temporary):
+            path.unlink(missing_ok=True)
         raise
-    journal.unlink()
     for other in index_path.parent.glob(f"{index_path.stem}.*.npy"):  # the old images, or those of a killed build
         if other.name != index["images"]:
             other.unlink()
     return index
 
 
-def _read_journal(path: Path, made_from: dict) -> list | None:
+def _read_journal(path: Path, building: Path, made_from: dict) -> list | None:
     """Names and digests of what an unfinished build has decoded, or None if there is none of the same files.
 
     A last line that was not written to its end is cut off.
     """
-    if not path.exists():
+    try:
+        with path.open("rb+") as file:
+            whole = [line for line in file if line.endswith(b"\n")]
+            file.truncate(sum(map(len, whole)))
+        heading, *chunks = map(json.loads, whole)
+        np.load(building, mmap_mode="r")
+    except (FileNotFoundError, ValueError):  # there is none, or it is damaged: not JSON, no lines, images cut short
         return None
-    with path.open("rb+") as file:
-        whole = [line for line in file if line.endswith(b"\n")]
-        file.truncate(sum(map(len, whole)))
-    if not whole or json.loads(whole[0]) != made_from:
-        return None
-    return [(name, digest) for line in whole[1:] for name, digest in json.loads(line)]
+    return [tuple(pair) for chunk in chunks for pair in chunk] if heading == made_from else None
 
 
 def _create_array(path: Path, shape: tuple[int, ...]):
@@ -324,15 +330,11 @@ def _create_array(path: Path, shape: tuple[int, ...]):
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-def _cut_array(path: Path, length: int):
-    """Keep the first rows of an .npy, a chunk at a time."""
-    images, shorter = np.load(path, mmap_mode="r"), path.with_suffix(".short.npy")
-    _create_array(shorter, (length, *images.shape[1:]))
-    kept = np.load(shorter, mmap_mode="r+")
-    for start in range(0, length, CHUNK):
-        kept[start : start + CHUNK] = images[start : min(start + CHUNK, length)]
-    kept.flush()
-    shorter.replace(path)
+def _cut_array(path: Path, shape: tuple[int, ...]):
+    """Keep the first rows of an .npy of bytes, in place: NumPy makes headers equally long for any number of rows."""
+    with path.open("rb+") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + math.prod(shape))
 
 
 def _read_index(path: Path) -> dict | None:

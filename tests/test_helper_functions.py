@@ -106,6 +106,14 @@ def test_evaluate_over_a_ragged_last_batch_equals_one_cross_entropy_over_all(lin
     assert evaluation.accuracy == (linear(points).argmax(dim=1) == labels).double().mean()
 
 
+def test_the_train_loss_too_is_one_cross_entropy_over_all_images(linear, separable):
+    points, labels = separable[0].dataset.tensors  # 100, so that the last batch of 16 is short
+    labels[:50] = 1 - labels[:50]  # a loss that differs between batches
+    expected = nn.functional.cross_entropy(linear(points), labels).item()
+    history = fit(linear, separable, max_epochs=1, learning_rate=1e-12)  # the network stays as it is
+    assert history.train_loss[0] == pytest.approx(expected, rel=1e-6)
+
+
 def test_predict_keeps_the_order_of_the_loader(linear, separable):
     logits, labels = predict(linear, separable[1])
     points, expected = separable[1].dataset.tensors

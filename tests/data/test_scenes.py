@@ -1,10 +1,13 @@
 import io
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zlib
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -165,6 +168,104 @@ def test_a_build_that_was_interrupted_goes_on_and_ends_as_one_that_was_not(scene
     assert np.array_equal(resumed.images, undisturbed.images)
     assert (resumed.names, resumed.fingerprint) == (undisturbed.names, undisturbed.fingerprint)
     assert sorted(path.suffix for path in stores.iterdir()) == [".json", ".lock", ".npy"]
+
+
+def build_and_die(folder, stores, log, dies_at, **arguments):
+    """Build in chunks of 5 and write down what is decoded; at the dies_at-th decoding the process is gone."""
+    decoded = []
+
+    def decode_and_die(path, size, resize):
+        decoded.append(path)
+        with log.open("a") as file:
+            file.write(f"{path.name} of {path.parent.name}\n")
+        if len(decoded) == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(path, size, resize)
+
+    scenes.CHUNK, scenes.decode, scenes.STORES = 5, decode_and_die, stores
+    load(folder, **arguments)
+
+
+def build_in_a_process(*arguments, **more):
+    process = multiprocessing.get_context("fork").Process(target=build_and_die, args=arguments, kwargs=more)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+@pytest.mark.parametrize("skip_bad_images", [False, True])
+def test_a_build_that_was_killed_again_and_again_ends_as_one_that_was_not(
+    scene_folder, stores, tmp_path, skip_bad_images
+):
+    arguments, log = {"skip_bad_images": skip_bad_images}, tmp_path / "log"
+    if skip_bad_images:
+        for name in ("dark/image_0001.jpg", "striped/image_0011.jpg"):
+            (scene_folder / "train" / name).write_bytes(b"")
+    undisturbed = load(scene_folder / "train", stores=tmp_path / "undisturbed", **arguments)
+    for dies_at in (3, 13, 12):  # in the first chunk, in the third, and two whole chunks later
+        assert build_in_a_process(scene_folder / "train", stores, log, dies_at, **arguments) == -signal.SIGKILL
+        assert not list(stores.glob("*.json"))
+        with next(stores.glob("*.jsonl")).open("a") as journal:
+            journal.write('[["striped/image')  # a line that was being written
+    assert build_in_a_process(scene_folder / "train", stores, log, 1000, **arguments) == 0
+    times = Counter(log.read_text().splitlines())
+    whole_chunks = [f"image_{number:04d}.jpg of dark" for number in range(5, 10)]
+    whole_chunks += [f"image_{number:04d}.jpg of light" for number in range(3, 8)]
+    assert len(times) == 36
+    assert all(times[name] == 1 for name in whole_chunks)
+    resumed = load(scene_folder / "train", **arguments)
+    assert (resumed.names, resumed.fingerprint) == (undisturbed.names, undisturbed.fingerprint)
+    assert resumed.skipped == undisturbed.skipped
+    files = [next(folder.glob("*.npy")).read_bytes() for folder in (stores, tmp_path / "undisturbed")]
+    assert files[0] == files[1]
+    assert sorted(path.suffix for path in stores.iterdir()) == [".json", ".lock", ".npy"]
+
+
+def interrupt_a_build(folder, monkeypatch):
+    """Build in chunks of 5 until the first image of the class light: two chunks are whole."""
+
+    def interrupted(path, size, resize):
+        if path.parent.name == "light":
+            raise KeyboardInterrupt
+        return decode(path, size, resize)
+
+    monkeypatch.setattr(scenes, "CHUNK", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(scenes, "decode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load(folder)
+
+
+def add_a_line_of_zeros(stores):
+    with next(stores.glob("*.jsonl")).open("ab") as file:
+        file.write(bytes(9) + b"\n")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        add_a_line_of_zeros,
+        lambda stores: next(stores.glob("*.jsonl")).write_bytes(b""),
+        lambda stores: next(stores.glob("*.building.npy")).unlink(),
+        lambda stores: os.truncate(next(stores.glob("*.building.npy")), 1000),
+    ],
+    ids=["a line of zeros", "an empty journal", "no images", "images cut short"],
+)
+def test_what_a_crash_of_the_machine_damaged_is_built_anew(scene_folder, stores, tmp_path, monkeypatch, damage):
+    undisturbed = load(scene_folder / "train", stores=tmp_path / "undisturbed")
+    interrupt_a_build(scene_folder / "train", monkeypatch)
+    damage(stores)
+    with monkeypatch.context() as patch:  # and is interrupted again, before anything is decoded
+
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        patch.setattr(os, "posix_fallocate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load(scene_folder / "train")
+    resumed = load(scene_folder / "train")
+    assert np.array_equal(resumed.images, undisturbed.images)
+    assert resumed.fingerprint == undisturbed.fingerprint
 
 
 def test_what_an_interrupted_build_decoded_of_other_files_is_thrown_away(scene_folder, stores, monkeypatch):
