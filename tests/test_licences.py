@@ -1,0 +1,41 @@
+"""What is installed with the project may be used by anyone: no dependency, however far, is under the GPL or AGPL."""
+
+import re
+from importlib import metadata
+
+import pytest
+from packaging.requirements import Requirement
+
+
+def licence_of(name: str) -> str:
+    """A package's own words for its licence: the short expression, or the classifiers, or the first line."""
+    about = metadata.metadata(name)
+    classified = [each.split(" :: ")[-1] for each in about.get_all("Classifier", []) if each.startswith("License ::")]
+    return about["License-Expression"] or "; ".join(classified) or (about["License"] or "").split("\n")[0]
+
+
+def needed_by(name: str, found: dict[str, str]) -> dict[str, str]:
+    """The licences of all packages that are installed because a package is, by name."""
+    for text in metadata.requires(name) or []:
+        requirement = Requirement(text)
+        needed = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        if needed in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found[needed] = licence_of(requirement.name)
+        needed_by(requirement.name, found)
+    return found
+
+
+LICENCES = {
+    name: licence
+    for name, licence in needed_by("self-supervised-scenes", {}).items()
+    if not name.startswith(("cuda-", "nvidia-"))  # come with torch's builds for GPUs, under NVIDIA's own licence
+}
+
+
+@pytest.mark.parametrize("name", sorted(LICENCES))
+def test_a_dependencys_licence_is_told_and_is_not_the_gpl(name):
+    licence = LICENCES[name]
+    assert licence, f"{name} does not tell its licence"
+    choices = licence.split(" OR ")  # of several, one may choose
+    assert not all(re.search(r"\bA?GPL|(?<!Lesser )General Public License", choice) for choice in choices), licence
