@@ -1,6 +1,7 @@
 """What several tests need: tiny images on disk, and a network of two layers that can be trained in a second."""
 
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,19 @@ from torch import nn
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 CLASSES = ("dark", "light", "striped")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Nothing is fetched unless a download is asked for: a test that reaches beyond this machine fails."""
+    connect = socket.socket.connect
+
+    def connect_here(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "localhost", "::1"):
+            raise AssertionError(f"a connection to {address} was tried")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
 
 
 def draw(class_name: str, generator: np.random.Generator, height: int = 40, width: int = 48) -> Image.Image:
