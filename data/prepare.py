@@ -155,6 +155,8 @@ def prepare(name, source=None, to=None, checksum=None, skip_bad_images=False, pr
     lock = FileLock(to.with_name(f".{to.name}.lock"))
     with lock:  # of several processes one prepares at a time
         try:
+            if to.exists() and any(to.iterdir()):  # another was faster
+                return prepare(name, source, to, checksum, skip_bad_images, progress, val, test)
             _remove_unfinished(to)
             images, skipped, duplicates = _build(
                 name, source, to, checksum, download_path, held_out, skip_bad_images, progress

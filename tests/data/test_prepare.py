@@ -14,6 +14,7 @@ import threading
 import types
 import zipfile
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -490,6 +491,26 @@ def test_nature_is_split_by_class_and_disjoint_in_every_layout(source_counts, ex
         assert (folder / row["split"] / row["class"] / row["file_name"]).exists()
     for source_test_image in (tmp_path / "nature").glob("**/*test/*/*.png"):
         assert (folder / "test" / source_test_image.parent.name / source_test_image.name).exists()
+
+
+def prepare_nature(source, to):
+    return prepare("nature", source, to=to, progress=False)
+
+
+def test_two_processes_that_prepare_the_same_folder_make_it_once_and_leave_nothing_else(tmp_path, out):
+    write_nature(tmp_path / "nature", {".": 30})
+    with ProcessPoolExecutor(2) as pool:
+        results = [pool.submit(prepare_nature, tmp_path / "nature", out / "result") for _ in range(2)]
+        assert [each.result() for each in results] == [out / "result"] * 2
+    assert [path.name for path in out.iterdir()] == ["result"]
+
+
+def test_what_a_killed_preparation_left_is_removed_by_the_next(tmp_path, out):
+    write_nature(tmp_path / "nature", {".": 20})
+    for prepared_already in (False, True):
+        (out / ".result.partial-abc" / "result").mkdir(parents=True)
+        prepare_nature(tmp_path / "nature", out / "result")
+        assert [path.name for path in out.iterdir()] == ["result"], prepared_already
 
 
 def test_nature_split_does_not_depend_on_where_or_when_it_is_made(tmp_path, out):
