@@ -136,8 +136,8 @@ def should_stop(val_losses: list[float], settings: TrainSettings) -> bool:
 def resolve_precision(precision: str, device: torch.device) -> str:
     """The precision "auto" stands for: bfloat16 on GPUs that have it, float32 elsewhere.
 
-    A CPU without bfloat16 instructions emulates them, and evaluates twenty times slower than in float32
-    (benchmarks/training_step.csv); so bfloat16 on a CPU must be asked for.
+    A CPU without bfloat16 instructions emulates them, and evaluates twenty times slower than in float32; so bfloat16
+    on a CPU must be asked for.
     """
     if precision != "auto":
         return precision
@@ -148,8 +148,8 @@ def keep_freed_memory():
     """Let glibc keep the memory that a training step frees, since the next step asks for the same again.
 
     By default glibc maps every large block anew and gives it back, and the kernel clears each page of it once more.
-    Keeping them, EfficientNet-B0 trains 1.5 times as fast on two AVX2 cores, and 2.2 times with channels-last images
-    (benchmarks/training_step.csv), with the same numbers to the last bit, for memory that stays reserved.  The same as
+    Keeping them, EfficientNet-B0 trains up to half as fast again on two cores, and with channels-last images twice as
+    fast (benchmarks/training_step.csv), with the same numbers to the last bit, for memory that stays reserved.  The same as
     MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the environment.
     Without glibc (macOS, Windows) nothing happens.
     """
