@@ -149,8 +149,8 @@ def keep_freed_memory():
 
     By default glibc maps every large block anew and gives it back, and the kernel clears each page of it once more.
     Keeping them, EfficientNet-B0 trains up to half as fast again on two cores, and with channels-last images twice as
-    fast (benchmarks/training_step.csv), with the same numbers to the last bit, for memory that stays reserved.  The same as
-    MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the environment.
+    fast (benchmarks/training_step.csv), with the same numbers to the last bit, for memory that stays reserved.  The
+    same as MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the environment.
     Without glibc (macOS, Windows) nothing happens.
     """
     try:
