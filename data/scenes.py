@@ -115,8 +115,7 @@ def locate(data: str | Path) -> Path:
     """
     prepared = ROOT / "data" / str(data)
     if data == "synthetic":
-        with FileLock(ROOT / "data" / ".synthetic.lock"):  # of several processes one draws
-            prepare("synthetic", to=prepared, progress=False)
+        prepare("synthetic", to=prepared, progress=False)
     if str(data) in DATA_SETS:
         if not prepared.is_dir():
             raise FileNotFoundError(

@@ -33,7 +33,7 @@ def folders(tmp_path_factory):
     folders = {name: tmp_path_factory.mktemp(name) for name in ("one", "two", "interrupted")}
     assert train(folders["interrupted"], 2, stop_after=3).returncode != 0
     assert (folders["interrupted"] / "models/full/row.state.pt").exists()
-    assert not (folders["interrupted"] / "results").exists()
+    assert not list((folders["interrupted"] / "results").rglob("*.json"))
     for name, processes in (("one", 1), ("two", 2), ("interrupted", 2)):
         done = train(folders[name], processes)
         assert done.returncode == 0, done.stderr[-3000:]

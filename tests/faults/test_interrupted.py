@@ -16,7 +16,8 @@ from runs import load_checkpoint, write_whole
 
 TESTS = Path(__file__).resolve().parents[1]
 TRAIN = """
-import sys, pathlib
+import signal, sys, pathlib
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored by what runs in the background
 sys.path.insert(0, {tests!r})
 import runs
 from supervised import train as script
@@ -27,7 +28,8 @@ script.files_of = lambda row, profile: runs.files_of(row, profile, root=here)
 sys.exit(script.main(["supervised_1", "--data", "scenes", "--device", "cpu", "--epochs", {epochs!r}]))
 """
 SEARCH = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {tests!r})
 from hyperparameter_search import SPACES, open_study, work
 from runs import run_command
