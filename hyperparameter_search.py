@@ -378,6 +378,16 @@ def row_of_study(storage: str, find: Callable):
     return replace(row, name=_name_of_search(best["experiment"], best["sampler"], best["subset"]))
 
 
+def rows_asked_for(names: list[str], study: str | None, find: Callable) -> list:
+    """The rows that a training script's command line names, and the best trial of a study's file if it names one.
+
+    Raises ValueError if it names none, and what `find(name)` and `row_of_study` raise.
+    """
+    if not names and not study:
+        raise ValueError("name at least one experiment; --list shows them")
+    return [*map(find, names), *([row_of_study(study, find)] if study else [])]
+
+
 def read_table(path: str) -> pd.DataFrame:
     """The trials of a search from its .csv.  Raises FileNotFoundError or ValueError if it is not there or none."""
     if not Path(path).is_file():

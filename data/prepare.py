@@ -599,10 +599,12 @@ def _number_or_share(text):
 
 def _rule_and_pixels(text):
     """Read how images are to be decoded, as the command line gives it: imagenet:224."""
+    from data.scenes import RESIZE_RULES  # here, since that module imports this one
+
     rule, _, pixels = text.partition(":")
-    if rule not in ("squash", "imagenet") or not pixels.isdecimal() or int(pixels) < 1:
+    if rule not in RESIZE_RULES or not pixels.isdecimal() or int(pixels) < 1:
         raise ValueError(
-            f"--decode is {text!r}; it takes squash or imagenet and a size in pixels, such as imagenet:224"
+            f"--decode is {text!r}; it takes {' or '.join(RESIZE_RULES)} and a size in pixels, such as imagenet:224"
         )
     return rule, int(pixels)
 
@@ -627,7 +629,7 @@ def main(arguments=None):
         help="decode the images beforehand, as the first training would: squash:224 imagenet:224",
     )
     options = vars(parser.parse_args(arguments))
-    try:
+    try:  # answered as `runs.run_command` does, without the seconds in which torch is imported
         stores = [_rule_and_pixels(text) for text in options.pop("decode")]
         folder = prepare(**options)
         for rule, pixels in stores:

@@ -10,7 +10,7 @@ from functools import partial
 
 from accelerate import PartialState
 
-from hyperparameter_search import row_of_study
+from hyperparameter_search import rows_asked_for
 from runs import build_parser, files_of, load_features, report, run_command, run_experiment, with_options
 from self_supervised.dataloader import build_loaders
 from self_supervised.models import build_model
@@ -28,11 +28,7 @@ def main(arguments=None) -> int:
 
 
 def _train(options):
-    if not options.names and not options.from_study:
-        raise ValueError("name at least one experiment; --list shows them")
-    found = [find(name) for name in options.names]
-    if options.from_study:
-        found.append(row_of_study(options.from_study, find))
+    found = rows_asked_for(options.names, options.from_study, find)
     for row in [_configured(row, options) for row in found]:
         for seed in options.seeds:
             _run(with_options(row, seed, options), options)

@@ -7,7 +7,7 @@ import sys
 
 from accelerate import PartialState
 
-from hyperparameter_search import row_of_study
+from hyperparameter_search import rows_asked_for
 from runs import build_parser, files_of, report, run_command, run_experiment, with_options
 from supervised.dataloader import build_loaders
 from supervised.models import build_model
@@ -25,11 +25,7 @@ def main(arguments=None) -> int:
 
 
 def _train(options):
-    if not options.names and not options.from_study:
-        raise ValueError("name at least one experiment; --list shows them")
-    found = [find(name) for name in options.names]
-    if options.from_study:
-        found.append(row_of_study(options.from_study, find))
+    found = rows_asked_for(options.names, options.from_study, find)
     rows = [configure(row, options.profile, options.data, options.weights) for row in found]
     for experiment in [with_options(row, seed, options) for row in rows for seed in options.seeds]:
         files = files_of(experiment, options.profile)

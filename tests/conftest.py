@@ -10,6 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from runs import FORMAT
+from supervised.models import SceneClassifier, calibrate_batchnorm
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 CLASSES = ("dark", "light", "striped")
 
@@ -69,6 +72,24 @@ def small_network():
     """A new small network from a fixed seed."""
     torch.manual_seed(0)
     return SmallNetwork()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """A checkpoint of three classes at 32 pixels, as runs.py writes it but without a training; copy it."""
+    torch.manual_seed(0)
+    model = SceneClassifier(3)
+    calibrate_batchnorm(model, [(torch.randn(16, 3, 32, 32), None)])  # else nothing depends on the image
+    settings = {"head": "shallow", "freeze_features": False, "stages": [8], "image_size": 32, "resize": "imagenet"}
+    checkpoint = {
+        "format": FORMAT,
+        "identity": {"settings": settings},
+        "class_names": list(CLASSES),
+        "model": model.state_dict(),
+    }
+    path = tmp_path_factory.mktemp("tiny") / "tiny.pt"
+    torch.save(checkpoint, path)
+    return path
 
 
 def pytest_collection_modifyitems(items):

@@ -4,6 +4,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -11,27 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-import runs
 from evaluation import model_inversion, predict, scorecam, trained
-from supervised.models import SceneClassifier, calibrate_batchnorm
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A folder of checkpoints with one run of three classes, written as runs.py writes it but without a training."""
+def models(tmp_path_factory, tiny_run):
+    """A folder of checkpoints: the tiny run, and one of its epochs."""
     folder = tmp_path_factory.mktemp("models")
     (folder / "quick").mkdir()
-    torch.manual_seed(0)
-    model = SceneClassifier(3)
-    calibrate_batchnorm(model, [(torch.randn(16, 3, 32, 32), None)])  # else nothing depends on the image
-    settings = {"head": "shallow", "freeze_features": False, "stages": [8], "image_size": 32, "resize": "imagenet"}
-    checkpoint = {
-        "format": runs.FORMAT,
-        "identity": {"settings": settings},
-        "class_names": ["dark", "light", "striped"],
-        "model": model.state_dict(),
-    }
-    torch.save(checkpoint, folder / "quick" / "tiny.pt")
+    shutil.copy(tiny_run, folder / "quick" / "tiny.pt")
+    checkpoint = torch.load(tiny_run, weights_only=True)
     torch.save({key: checkpoint[key] for key in ("format", "identity", "model")}, folder / "quick" / "tiny.epoch3.pt")
     return folder
 

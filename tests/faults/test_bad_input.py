@@ -25,7 +25,7 @@ import supervised.train
 from data import prepare, scenes
 from data.prepare import CLASS_NAMES
 from evaluation import inversion_search, model_inversion, predict, scorecam, trained
-from supervised.models import SceneClassifier, calibrate_batchnorm
+from supervised.models import SceneClassifier
 
 COMMANDS = {
     "train": supervised.train.main,
@@ -613,7 +613,7 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
+def original(tmp_path_factory, tiny_run):
     """The place as it is before a case, made once."""
     folder = tmp_path_factory.mktemp("original")
     generator = np.random.default_rng(0)
@@ -624,20 +624,8 @@ def original(tmp_path_factory):
                 pixels = generator.integers(brightness, brightness + 60, (40, 48), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / "scenes" / split / class_name / f"image_{number:04d}.jpg")
     noisy_jpeg(folder / "photo.jpg")
-    torch.manual_seed(0)
-    model = SceneClassifier(3)
-    calibrate_batchnorm(model, [(torch.randn(16, 3, 32, 32), None)])
-    settings = {"head": "shallow", "freeze_features": False, "stages": [8], "image_size": 32, "resize": "imagenet"}
     (folder / "models/quick").mkdir(parents=True)
-    torch.save(
-        {
-            "format": runs.FORMAT,
-            "identity": {"settings": settings},
-            "class_names": ["dark", "light", "striped"],
-            "model": model.state_dict(),
-        },
-        folder / "models/quick/tiny.pt",
-    )
+    shutil.copy(tiny_run, folder / "models/quick/tiny.pt")
     return folder
 
 
