@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -172,13 +173,12 @@ def test_a_build_that_was_interrupted_goes_on_and_ends_as_one_that_was_not(scene
 
 def build_and_die(folder, stores, log, dies_at, **arguments):
     """Build in chunks of 5 and write down what is decoded; at the dies_at-th decoding the process is gone."""
-    decoded = []
+    decodings = itertools.count(1)  # each thread's next() is a number of its own; len() of a shared list is not
 
     def decode_and_die(path, size, resize):
-        decoded.append(path)
         with log.open("a") as file:
             file.write(f"{path.name} of {path.parent.name}\n")
-        if len(decoded) == dies_at:
+        if next(decodings) == dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(path, size, resize)
 
