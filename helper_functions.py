@@ -33,6 +33,7 @@ class TrainSettings:
     max_epochs: int = 30
     optimizer: str = "adam"
     learning_rate: float = 1e-3
+    features_factor: float = 1.0  # the learning rate of `model.features`, as a share of the head's
     momentum: float = 0.0  # of "sgd"; above 0 it is Nesterov's
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
@@ -61,6 +62,8 @@ class TrainSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0 and finite")
+        if not 0 < self.features_factor <= 1:
+            raise ValueError(f"features_factor is {self.features_factor}; it must be above 0 and at most 1")
         for name in ("momentum", "label_smoothing", "averaging_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
@@ -202,8 +205,17 @@ def load_plain(path: Path):
 
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) or SGD over the parameters that are not frozen."""
+    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) or SGD over the parameters that are not frozen.
+
+    With `features_factor` those of `model.features` are a group of their own, with a lower learning rate (after Howard
+    and Ruder 2018, who lower it layer by layer).
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if settings.features_factor < 1:
+        slower = [parameter for parameter in model.features.parameters() if parameter.requires_grad]
+        others = [parameter for parameter in parameters if not any(parameter is each for each in slower)]
+        lower_rate = settings.learning_rate * settings.features_factor
+        parameters = [{"params": others}, {"params": slower, "lr": lower_rate}]
     common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": True}
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=settings.momentum, nesterov=settings.momentum > 0, **common)

@@ -14,6 +14,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from benchmarks.scorecam_clusters import summarise
+
 FOLDER = Path(__file__).resolve().parent
 NAMES = ("training_step", "evaluation", "data", "frozen_classifier", "scorecam", "inversion")
 COLUMNS = (  # of every table, see `ways.make_table`; what others hold stands in the README under "besides"
@@ -99,6 +101,31 @@ def scaling_markdown(tables: dict[str, pd.DataFrame]) -> str:
     return "\n".join(lines)
 
 
+def profile_markdown(profile: pd.DataFrame) -> str:
+    """Seconds by kind of operation: a column a way, the dearest kind of the plain way first."""
+    lines = []
+    for what, rows in profile.groupby("what", sort=False):
+        seconds = rows.pivot(index="operations", columns="way", values="seconds")[rows["way"].unique()]
+        seconds = seconds.fillna(0).sort_values("plain", ascending=False)
+        seconds.loc["**all**"] = seconds.sum()
+        lines += [f"| {what}: seconds of | {' | '.join(seconds.columns)} |", f"|---|{'---|' * seconds.shape[1]}"]
+        lines += [f"| {name} | {' | '.join(f'{each:.3f}' for each in row)} |" for name, row in seconds.iterrows()]
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def clusters_markdown(rows: pd.DataFrame) -> str:
+    """How near maps with clusters come to exact ones: one line a network and number of clusters."""
+    columns = ("network", "clusters", "passes", "images", "median correlation", "lowest", "share of time", "held out")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for row in summarise(rows).itertuples():
+        lines.append(
+            f"| {row.run} | {row.clusters} | {row.passes} | {row.images} | {row.median:.4f} | {row.lowest:.4f} "
+            f"| {row.share_of_time:.3f} | {row.held_out:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def duration(seconds: float) -> str:
     """In the largest unit of which there are at least two."""
     for unit, length in UNITS:
@@ -142,7 +169,10 @@ def main() -> int:
     try:
         tables = read_tables()
         written = with_table(readme.read_text(), "ratios", ratios_markdown(tables))
-        readme.write_text(with_table(written, "scaling", scaling_markdown(tables)))
+        written = with_table(written, "scaling", scaling_markdown(tables))
+        for name, markdown_of in (("profile", profile_markdown), ("scorecam_clusters", clusters_markdown)):
+            written = with_table(written, name, markdown_of(pd.read_csv(FOLDER / f"{name}.csv")))
+        readme.write_text(written)
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,10 +3,12 @@
     python -m benchmarks.evaluation [--rounds 3]
 
 Plain is torchvision's network and a batch in the default order, the default allocator, no gradients.  bfloat16 is
-measured only where the CPU has instructions for it: elsewhere it is emulated, and twenty times slower.
+measured only where the CPU has instructions for it: elsewhere it is emulated, and twenty times slower.  Compiling is
+not counted but told, in seconds_to_compile: it pays from some thousands of images.
 """
 
 import sys
+import time
 from functools import partial
 
 import torch
@@ -19,15 +21,19 @@ BATCH_SIZE, BATCHES = 32, 4
 
 
 @torch.inference_mode()
-def measure(model: torch.nn.Module, images: torch.Tensor, precision: str = "float32") -> Measurement:
+def measure(
+    model: torch.nn.Module, images: torch.Tensor, precision: str = "float32", compiled: bool = False
+) -> Measurement:
     """A batch through the model."""
 
     def step():
         with autocast(precision, images.device):
             return model(images).float()
 
+    started = time.perf_counter()
     logits = step()  # the first one sets things up
-    return Measurement(ways.seconds_of(step, BATCHES), len(images), logits.numpy())
+    facts = {"seconds_to_compile": round(time.perf_counter() - started)} if compiled else {}
+    return Measurement(ways.seconds_of(step, BATCHES), len(images), logits.numpy(), facts)
 
 
 def measure_plain() -> Measurement:
@@ -35,16 +41,19 @@ def measure_plain() -> Measurement:
     return measure(ways.plain_network(), ways.draw_images(BATCH_SIZE))
 
 
-def measure_ours(precision: str) -> Measurement:
-    """As `helper_functions.predict` does within a training."""
+def measure_ours(precision: str, compiled: bool = False) -> Measurement:
+    """As `helper_functions.predict` does within a training; or compiled besides, its weights taken for constants."""
     keep_freed_memory()
     images = ways.draw_images(BATCH_SIZE).contiguous(memory_format=torch.channels_last)
-    return measure(ways.our_network(ways.plain_network()), images, precision)
+    network = ways.our_network(ways.plain_network())
+    return measure(ways.compiled(network) if compiled else network, images, precision, compiled)
 
 
-WAYS = {"plain": measure_plain, "ours": partial(measure_ours, "float32")}
-if ways.has_bfloat16():
-    WAYS["ours, bfloat16"] = partial(measure_ours, "bfloat16")
+WAYS = {"plain": measure_plain} | {
+    name: partial(measure_ours, precision, compiled)
+    for precision in ways.precisions()
+    for name, compiled in ((ways.ours(precision), False), (f"{ways.ours(precision)}, compiled", True))
+}
 COMPARISONS = (Comparison("evaluation, 32 images", WAYS, peers=("plain",), reference="plain"),)
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Score-CAM of one image, exact, at three layers of EfficientNet-B0: ours against grad-cam and torchcam.
+"""Score-CAM of one image at three layers of EfficientNet-B0: ours against grad-cam and torchcam.
 
     python -m benchmarks.scorecam [--rounds 2]
 
@@ -6,7 +6,8 @@ The peers by their public functions and defaults, on torchvision's network in th
 allocator; ours as `evaluation.explanations` calls it.  The image is the first test image of 15-Scene, or of the drawn
 scenes.  The class is the one the network finds.  torchcam's map has the
 layer's resolution and is upsampled after the clock has stopped.  Their definitions differ from ours in how masks are
-upsampled and scaled (`evaluation.scorecam.score_cam` says how), so the maps are not equal but correlate.
+upsampled and scaled (`evaluation.scorecam.score_cam` says how), so the maps are not equal but correlate.  Compiling is
+not counted: it takes as long as the map of one image.  All are exact but the one that names its clusters.
 """
 
 import sys
@@ -46,19 +47,21 @@ def torchcam_maps(network: nn.Module, stage: str, images: torch.Tensor, target_c
         return extractor(target_class)[0].numpy()
 
 
-def our_maps(network: nn.Module, stage: str, images: torch.Tensor, target_class: int) -> np.ndarray:
-    """Maps (1, H, W) of ours."""
-    return score_cam(network, images, network.features[int(stage)], [target_class]).maps.numpy()
+def our_maps(
+    network: nn.Module,
+    stage: str,
+    images: torch.Tensor,
+    target_class: int,
+    precision: str = "float32",
+    clusters: int | None = None,
+) -> np.ndarray:
+    """Maps (1, H, W) of ours; exact, or with so many clusters."""
+    with autocast(precision, images.device):
+        return score_cam(network, images, network.features[int(stage)], [target_class], clusters=clusters).maps.numpy()
 
 
-def our_maps_in_bfloat16(network: nn.Module, stage: str, images: torch.Tensor, target_class: int) -> np.ndarray:
-    """The same with the network in bfloat16."""
-    with autocast("bfloat16", images.device):
-        return our_maps(network, stage, images, target_class)
-
-
-def measure(stage: str, maps_of: Callable, ours: bool = False) -> Measurement:
-    """A map of one stage.  A first one of an early stage, which sets things up, is not counted."""
+def measure(stage: str, maps_of: Callable, ours: bool = False, compiled: bool = False) -> Measurement:
+    """A map of one stage.  A first one, which sets things up, is not counted: of an early stage, but for a compiler."""
     if ours:
         keep_freed_memory()
     network = ways.plain_network().requires_grad_(False)
@@ -68,23 +71,31 @@ def measure(stage: str, maps_of: Callable, ours: bool = False) -> Measurement:
         target_class = network(images).argmax().item()
     if ours:
         network = ways.our_network(network)
-    maps_of(network, "1", images, target_class)
+    if compiled:
+        network = ways.compiled(network)
+    maps_of(network, stage if compiled else "1", images, target_class)
     found = []
     seconds = ways.seconds_of(lambda: found.append(maps_of(network, stage, images, target_class)), REPEATS[stage])
     maps = nn.functional.interpolate(torch.from_numpy(found[0])[:, None], images.shape[2:], mode="bilinear")
     return Measurement(seconds, len(images), scale_to_unit(maps[:, 0]).numpy())
 
 
-OURS = {"ours": our_maps} | ({"ours, bfloat16": our_maps_in_bfloat16} if ways.has_bfloat16() else {})
+def ways_of(stage: str) -> dict[str, Callable[[], Measurement]]:
+    """The peers' and ours; those that pay for many masks only at the last stage."""
+    found = {way: partial(measure, stage, maps_of) for way, maps_of in PEERS.items()}
+    for precision in ways.precisions():
+        ours = partial(measure, stage, partial(our_maps, precision=precision), ours=True)
+        found[ways.ours(precision)] = ours
+        if stage == "8":
+            found[f"{ways.ours(precision)}, compiled"] = partial(ours, compiled=True)
+    if stage == "8":
+        found["ours, 64 clusters"] = partial(measure, stage, partial(our_maps, clusters=64), ours=True)
+    return found
+
+
 PEERS = {"grad-cam 1.5.7": gradcam_maps, "torchcam 0.5.0": torchcam_maps}
 COMPARISONS = tuple(
-    Comparison(
-        f"Score-CAM, features[{stage}], {masks:,} masks",
-        {way: partial(measure, stage, maps_of) for way, maps_of in PEERS.items()}
-        | {way: partial(measure, stage, maps_of, ours=True) for way, maps_of in OURS.items()},
-        peers=tuple(PEERS),
-        reference="ours",
-    )
+    Comparison(f"Score-CAM, features[{stage}], {masks:,} masks", ways_of(stage), peers=tuple(PEERS), reference="ours")
     for stage, masks in MASKS.items()
 )
 

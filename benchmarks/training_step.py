@@ -3,7 +3,8 @@
     python -m benchmarks.training_step [--rounds 3]
 
 Plain is what a plain script does: torchvision's network and a batch in the default order, the default allocator, Adam
-as it comes.  Results that are compared are the losses of the first steps.
+as it comes.  Results that are compared are the losses of the first steps.  bfloat16 is measured only where the CPU has
+instructions for it; "as autocast does it" is without our depthwise convolutions (supervised.models.DepthwiseConv2d).
 """
 
 import sys
@@ -16,25 +17,36 @@ from torchvision.models import efficientnet_b0
 
 from benchmarks import ways
 from benchmarks.ways import Comparison, Measurement
-from helper_functions import TrainSettings, build_optimizer, keep_freed_memory
+from helper_functions import TrainSettings, autocast, build_optimizer, keep_freed_memory
+from supervised.models import DepthwiseConv2d
 
 BATCH_SIZE, STEPS = 32, 3
 
 
-def measure(kept: bool = False, channels_last: bool = False, fused: bool = False) -> Measurement:
-    """A step with the allocator's memory kept or not, channels-last or not, with fused Adam or not."""
+def measure(
+    kept: bool = False,
+    channels_last: bool = False,
+    fused: bool = False,
+    precision: str = "float32",
+    depthwise: type[nn.Conv2d] = nn.Conv2d,
+) -> Measurement:
+    """A step, with what a way changes; `depthwise` is the class of the convolutions channel by channel."""
     if kept:
         keep_freed_memory()
     torch.manual_seed(0)
     order = torch.channels_last if channels_last else torch.contiguous_format
     model = efficientnet_b0(num_classes=ways.NUM_CLASSES).to(memory_format=order)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            module.__class__ = depthwise
     images = torch.randn(BATCH_SIZE, 3, 224, 224).contiguous(memory_format=order)
     labels = torch.randint(ways.NUM_CLASSES, (BATCH_SIZE,))
     optimizer = build_optimizer(model, TrainSettings()) if fused else torch.optim.Adam(model.parameters(), lr=1e-3)
     losses = []
 
     def step():
-        loss = nn.functional.cross_entropy(model(images), labels)
+        with autocast(precision, images.device):
+            loss = nn.functional.cross_entropy(model(images).float(), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -45,12 +57,16 @@ def measure(kept: bool = False, channels_last: bool = False, fused: bool = False
     return Measurement(seconds, BATCH_SIZE, np.array(losses))
 
 
+_OURS = partial(measure, kept=True, channels_last=True, fused=True)
 WAYS = {
     "plain": measure,
     "allocator kept": partial(measure, kept=True),
     "channels-last": partial(measure, channels_last=True),
-    "ours": partial(measure, kept=True, channels_last=True, fused=True),
+    "ours": _OURS,
 }
+if ways.has_bfloat16():
+    WAYS["bfloat16 as autocast does it"] = partial(_OURS, precision="bfloat16")
+    WAYS["ours, bfloat16"] = partial(_OURS, precision="bfloat16", depthwise=DepthwiseConv2d)
 COMPARISONS = (Comparison("training step, 32 images", WAYS, peers=("plain",), reference="plain"),)
 
 if __name__ == "__main__":

@@ -173,6 +173,21 @@ def has_bfloat16() -> bool:
     return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
+def precisions() -> tuple[str, ...]:
+    """The precisions that are measured on this machine."""
+    return ("float32", "bfloat16") if has_bfloat16() else ("float32",)
+
+
+def ours(precision: str) -> str:
+    """The name of our way in a precision."""
+    return "ours" if precision == "float32" else f"ours, {precision}"
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    """The network compiled for inference: weights are constants of the program, which PyTorch calls freezing."""
+    return torch.compile(network.requires_grad_(False), options={"freezing": True}, dynamic=False)
+
+
 def seconds_of(step: Callable[[], object], repeats: int) -> float:
     """Seconds of one call, the mean over so many."""
     started = time.perf_counter()

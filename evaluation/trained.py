@@ -81,7 +81,8 @@ def load_trained(run: str, models: Path = ROOT / "models") -> TrainedRun:
             settings["head"],
             settings["freeze_features"],
             settings["stages"],
-            settings.get("network", "efficientnet_b0"),  # runs from before there were others do not name it
+            settings.get("network", "efficientnet_b0"),  # runs from before there were others do not name it,
+            settings.get("flip_averaging", False),  # nor what was added later
         )
         model.load_state_dict(saved["model"])
     except (KeyError, TypeError, RuntimeError) as error:

@@ -141,12 +141,16 @@ def build_augmentation(name: str, size: int) -> Callable | None:
     """Transforms for training, for one image of bytes (C, S, S); None for "basic".
 
     "crop" and "advanced" are the first report's, "padded_crop" is what CIFAR-10 is trained with since He et al. 2016
-    (4 pixels of 32), and "trivial" adds TrivialAugment (Mueller and Hutter 2021) to a random crop and flip.
+    (4 pixels of 32), and "trivial" adds TrivialAugment (Mueller and Hutter 2021) to a random crop and flip.  "mild" is
+    a random crop of at least half the image, and a flip.
     """
     if name == "basic":
         return None
     if name == "padded_crop":
         return v2.Compose([v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip(0.5)])
+    if name == "mild":
+        crop = v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True)
+        return v2.Compose([crop, v2.RandomHorizontalFlip(0.5)])
     if name == "trivial":
         crop = v2.RandomResizedCrop(size, antialias=True)
         return v2.Compose([crop, v2.RandomHorizontalFlip(0.5), v2.TrivialAugmentWide()])
@@ -162,7 +166,7 @@ def build_loaders(experiment: Experiment, skip_bad_images: bool = False, progres
     Raises what `load_scenes_of` and `loaders_of` raise.
     """
     splits, data = load_scenes_of(experiment, skip_bad_images, progress)
-    augmentation = build_augmentation(experiment.augmentation, experiment.image_size)
+    augmentation = build_augmentation(experiment.augmentation, experiment.crop_size or experiment.image_size)
     class_names = splits["train"].class_names
     return loaders_of(
         experiment,

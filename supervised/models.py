@@ -49,18 +49,30 @@ class SceneClassifier(nn.Module):
         freeze_features: bool = False,
         stages: Sequence[int] = (8,),
         network: str = "efficientnet_b0",
+        flip_averaging: bool = False,
     ):
         super().__init__()
         self.features = build_features(network)
         self.stages = frozenset(stages)
         self.classifier = build_head(head, num_classes, sum(STAGE_WIDTHS[network][stage] for stage in self.stages))
         self.freeze_features = freeze_features
+        self.flip_averaging = flip_averaging
         self.features.requires_grad_(not freeze_features)
         self.train()  # sets frozen features to eval mode from the start
         self.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs, see benchmarks/training_step.csv
 
     def pooled_features(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (N, 3, S, S) to the mean of each map of the head's stages: (N, 1280) for the last one alone."""
+        """Images (N, 3, S, S) to the mean of each map of the head's stages: (N, 1280) for the last one alone.
+
+        With flip averaging, in eval mode, they are the mean of an image's and its mirror image's; of a linear head that
+        gives the mean of their logits.
+        """
+        pooled = self._pool(images)
+        if self.flip_averaging and not self.training:
+            pooled = (pooled + self._pool(images.flip(-1))) / 2
+        return pooled
+
+    def _pool(self, images: torch.Tensor) -> torch.Tensor:
         pooled = []
         for number, stage in enumerate(self.features):
             images = stage(images)
@@ -80,6 +92,22 @@ class SceneClassifier(nn.Module):
         return self
 
 
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution that is float32 within bfloat16 training on a CPU, and else as any other.
+
+    Its gradients in bfloat16 are up to fifteen times slower there than in float32 (oneDNN has no fast kernels for
+    kernels of 5x5 and strides of 2), which makes all of the training slower than in float32; so it is a quarter faster
+    (benchmarks/training_step.csv).
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (N, C, H, W) to maps of the same number of channels."""
+        if images.is_cpu and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled():
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(images.float()).to(torch.get_autocast_dtype("cpu"))
+        return super().forward(images)
+
+
 def build_features(network: str) -> nn.Sequential:
     """The stages of a network without its classifier, with random weights.
 
@@ -88,7 +116,11 @@ def build_features(network: str) -> nn.Sequential:
     torchvision's would leave a map of 8x8 of an image of 32x32.
     """
     if network == "efficientnet_b0":
-        return torchvision_models.efficientnet_b0(weights=None).features
+        features = torchvision_models.efficientnet_b0(weights=None).features
+        for module in features.modules():
+            if isinstance(module, nn.Conv2d) and module.groups > 1:
+                module.__class__ = DepthwiseConv2d  # a new one would draw weights, and so change what a seed gives
+        return features
     resnet = getattr(torchvision_models, network.removesuffix("_cifar"))(weights=None)
     stem = OrderedDict(conv1=resnet.conv1, bn1=resnet.bn1, relu=resnet.relu, maxpool=resnet.maxpool)
     if network.endswith("_cifar"):
@@ -159,7 +191,12 @@ def load_initial_weights(weights: str, network: str = "efficientnet_b0") -> Init
 def classifier_of(experiment: Experiment, num_classes: int) -> SceneClassifier:
     """The network of an experiment with random weights."""
     return SceneClassifier(
-        num_classes, experiment.head, experiment.freeze_features, experiment.stages, experiment.network
+        num_classes,
+        experiment.head,
+        experiment.freeze_features,
+        experiment.stages,
+        experiment.network,
+        experiment.flip_averaging,
     )
 
 

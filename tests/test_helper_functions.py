@@ -237,6 +237,21 @@ def test_frozen_parameters_are_not_given_to_the_optimizer(small_network):
     )
 
 
+def test_features_may_learn_more_slowly_than_the_head_in_the_same_schedule(small_network):
+    settings = TrainSettings(learning_rate=1.0, features_factor=0.1, schedule="step", step_epochs=1)
+    optimizer = build_optimizer(small_network, settings)
+    scheduler = build_scheduler(optimizer, settings)
+    head, features = optimizer.param_groups
+    for group, part in ((head, small_network.classifier), (features, small_network.features)):
+        assert [id(each) for each in group["params"]] == [id(each) for each in part.parameters()]
+    assert (head["lr"], features["lr"]) == pytest.approx((1, 0.1))
+    optimizer.step()
+    scheduler.step()
+    assert (head["lr"], features["lr"]) == pytest.approx((0.1, 0.01))
+    with pytest.raises(ValueError, match="features_factor is 0; it must be above 0 and at most 1"):
+        TrainSettings(features_factor=0)
+
+
 def test_momentum_is_that_of_sgd_and_refused_for_none_else(linear):
     group = build_optimizer(linear, TrainSettings(optimizer="sgd", momentum=0.9)).param_groups[0]
     assert (group["momentum"], group["nesterov"]) == (0.9, True)

@@ -9,10 +9,22 @@ import pytest
 import torch
 from torchvision.transforms import functional
 
-from benchmarks import ways
-from benchmarks.chart import NAMES, WORK, draw_ratios, duration, ratios_markdown, scaling_markdown, with_table
+from benchmarks import profile, scorecam_clusters, ways
+from benchmarks.chart import (
+    NAMES,
+    WORK,
+    clusters_markdown,
+    draw_ratios,
+    duration,
+    profile_markdown,
+    ratios_markdown,
+    scaling_markdown,
+    with_table,
+)
 from benchmarks.inversion import FRAME, plain_picture
 from benchmarks.ways import Comparison, Measurement, make_table
+from evaluation.trained import TrainedRun
+from supervised.dataloader import MEAN, STD
 
 COMPARISON = Comparison("maps", {"slow": None, "fast": None, "ours": None}, peers=("slow", "fast"), reference="ours")
 
@@ -122,3 +134,34 @@ def test_durations_are_in_the_largest_unit_of_which_there_are_two():
         "2.3 days",
         "3.2 years",
     ]
+
+
+def test_a_profile_has_a_column_a_way_and_sums_them():
+    rows = [("step", "plain", "a", 1.0), ("step", "plain", "b", 2.0), ("step", "ours", "b", 0.5)]
+    lines = profile_markdown(pd.DataFrame(rows, columns=["what", "way", "operations", "seconds"])).splitlines()
+    assert lines[0] == "| step: seconds of | plain | ours |"
+    assert lines[2:] == ["| b | 2.000 | 0.500 |", "| a | 1.000 | 0.000 |", "| **all** | 3.000 | 0.500 |"]
+
+
+def test_operations_are_timed_by_kind():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.SiLU())
+    found = profile.seconds_by_kind(lambda: network(torch.rand(2, 3, 16, 16)).sum().backward())
+    assert {"BatchNorm", "SiLU", "BatchNorm, backward", "SiLU, backward", "all else"} <= set(found)  # and convolutions
+    assert all(seconds >= 0 for seconds in found.values())
+
+
+def test_maps_with_clusters_are_summarised_a_network_and_a_number_of_clusters():
+    rows = pd.DataFrame({"run": "a", "clusters": 64, "passes": 128, "correlation": [1.0, 0.9, float("nan")]})
+    rows = rows.assign(share_of_time=0.1, held_out=0.5)
+    assert clusters_markdown(rows).splitlines()[2] == "| a | 64 | 128 | 3 | 0.9000 | 0.0000 | 0.100 | 0.50 |"
+
+
+def test_clusters_are_compared_with_every_mask_scored_once(monkeypatch):
+    torch.manual_seed(0)
+    network = ways.our_network(ways.plain_network())
+    run = TrainedRun("any", network, ("a",) * 15, 64, "imagenet", MEAN["imagenet"], STD["imagenet"], "0")
+    monkeypatch.setattr(scorecam_clusters, "CLUSTERS", (8, 640))
+    few, all_of_them = scorecam_clusters.compare(run, ways.draw_images(1, size=64))
+    assert (few["passes"], all_of_them["passes"]) == (16, 1280)
+    assert all_of_them["correlation"] == pytest.approx(1)
+    assert few["share_of_time"] == pytest.approx(16 / 1280 + few["seconds_besides"] / few["exact_seconds"])

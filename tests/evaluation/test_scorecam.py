@@ -304,6 +304,8 @@ def test_what_is_wrong_is_named(small_network):
         assert hooks_of(small_network) == 0
     with pytest.raises(ValueError, match="weighting is 'logit'; it must be one of softmax, probability"):
         score_cam(small_network, images, layer, [0, 0], "logit")
+    with pytest.raises(ValueError, match="clusters is 1; it must be at least 2"):
+        score_cam(small_network, images, layer, [0, 0], clusters=1)
 
 
 def test_a_layer_that_puts_out_more_than_a_tensor_is_refused():
@@ -328,8 +330,68 @@ def test_a_layer_that_puts_out_more_than_a_tensor_is_refused():
 def test_values_that_are_not_finite_are_an_error_and_not_a_map(value, small_network):
     images = torch.rand(1, 3, 16, 16)
     images[0, 0, 4, 4] = value
-    with pytest.raises(FloatingPointError, match="not finite"):
-        score_cam(small_network, images, small_network.features, [0])
+    for clusters in (None, 2):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            score_cam(small_network, images, small_network.features, [0], clusters=clusters)
+
+
+# --- fewer passes ----------------------------------------------------------------------------------------------------
+
+
+def passes_of(model, images, layer, classes, **options):
+    """What score_cam gives, and how many masked images the model was given."""
+    sizes = []
+    handle = model.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    found = score_cam(model, images, layer, classes, **options)
+    handle.remove()
+    return found, sum(sizes) - len(images)
+
+
+@pytest.mark.parametrize("weighting", ["softmax", "probability"])
+def test_clusters_take_twice_as_many_passes_and_come_near_the_exact_map(weighting):
+    case = comparison("efficientnet_b0", "features.6")  # 192 channels of 2 x 2: masks are points of 4 dimensions
+    exact, passes = passes_of(case.model, case.images, case.layer, case.classes, weighting=weighting)
+    assert passes == 2 * 192 and exact.held_out.isnan().all()
+    found, passes = passes_of(case.model, case.images, case.layer, case.classes, weighting=weighting, clusters=24)
+    assert passes == 2 * 48
+    for pair in zip(found.maps, exact.maps, strict=True):
+        assert correlation(*pair) > 0.98
+    assert (found.held_out > 0.5).all() and (found.held_out <= 1).all()
+    again = score_cam(case.model, case.images, case.layer, case.classes, weighting, clusters=24)
+    assert torch.equal(again.maps, found.maps)  # nothing is drawn
+
+
+def test_clusters_of_a_layer_of_few_channels_leave_the_map_exact(small_network):
+    images = torch.rand(3, 3, 16, 16)
+    exact = score_cam(small_network, images, small_network.features, [0, 1, 2])
+    found = score_cam(small_network, images, small_network.features, [0, 1, 2], clusters=4)
+    assert torch.equal(found.maps, exact.maps) and found.held_out.isnan().all()
+
+
+def test_clusters_leave_constant_channels_out(small_network):
+    nn.init.zeros_(small_network.features[0].weight[:3])
+    nn.init.zeros_(small_network.features[0].bias)
+    images = torch.rand(2, 3, 16, 16)
+    layer = small_network.features[0]
+    exact, every = passes_of(small_network, images, layer, [0, 1])
+    found, passes = passes_of(small_network, images, layer, [0, 1], clusters=2)
+    assert exact.constant_channels.tolist() == found.constant_channels.tolist() == [3, 3]
+    assert (every, passes) == (10, 8)
+    found = score_cam(small_network, torch.zeros(1, 3, 16, 16), layer, [0], clusters=2)  # all are constant
+    assert (found.maps == 0).all() and found.held_out.isnan().all()
+
+
+def test_a_compiled_model_gives_the_map_of_the_model(small_network):
+    images = torch.rand(2, 3, 16, 16)
+    exact = score_cam(small_network, images, small_network.features, [0, 1])
+    ran = []
+
+    def backend(graph, inputs):
+        return lambda *arguments: (ran.append(True), graph(*arguments))[1]
+
+    compiled = torch.compile(small_network, backend=backend)
+    found = score_cam(compiled, images, small_network.features, [0, 1])
+    assert torch.allclose(found.maps, exact.maps, atol=1e-5) and ran
 
 
 def test_within_autocast_the_passes_are_bfloat16_and_the_map_nearly_the_same():

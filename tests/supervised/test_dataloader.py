@@ -118,6 +118,7 @@ def test_augmentations_do_what_their_names_say():
     ("name", "steps"),
     [
         ("padded_crop", ["RandomCrop", "RandomHorizontalFlip"]),
+        ("mild", ["RandomResizedCrop", "RandomHorizontalFlip"]),
         ("trivial", ["RandomResizedCrop", "RandomHorizontalFlip", "TrivialAugmentWide"]),
     ],
 )
@@ -128,6 +129,17 @@ def test_augmentations_of_the_side_studies_and_the_best_row_take_grey_and_colour
     drawn = [augmentation(image) for _ in range(20)]
     assert all(each.shape == image.shape and each.dtype == torch.uint8 for each in drawn)
     assert any(not torch.equal(each, image) for each in drawn)
+
+
+def test_a_crop_size_is_that_of_training_images_alone(row):
+    loaders = build_loaders(replace(row, augmentation="mild", image_size=64, crop_size=48), progress=False)
+    sides = {
+        name: next(iter(getattr(loaders, name)))[0].shape[2:] for name in ("train", "train_in_order", "val", "test")
+    }
+    assert sides == {"train": (48, 48), "train_in_order": (64, 64), "val": (64, 64), "test": (64, 64)}
+    for wrong in ({"crop_size": 48}, {"crop_size": 48, "augmentation": "padded_crop"}, {"crop_size": 16}):
+        with pytest.raises(ValueError, match=f"crop_size is {wrong['crop_size']} and augmentation"):
+            replace(row, **wrong)
 
 
 def test_features_come_in_the_same_order_as_the_images_they_were_computed_from(row):

@@ -12,7 +12,9 @@ from helper_functions import TrainSettings, evaluate, train
 from supervised.dataloader import Loaders, SeededShuffle, _as_it_is
 from supervised.models import (
     STAGE_WIDTHS,
+    DepthwiseConv2d,
     SceneClassifier,
+    build_features,
     build_head,
     build_model,
     calibrate_batchnorm,
@@ -55,6 +57,51 @@ def test_names_and_outputs_are_those_of_torchvision(weights_file):
     expected = reference.eval()(images)
     assert (expected[0] - expected[1]).abs().max() > 1e-2
     assert torch.allclose(model.eval()(images), expected, atol=1e-4)
+
+
+def test_a_depthwise_convolution_has_the_gradients_of_float32_within_bfloat16():
+    torch.manual_seed(0)
+    depthwise = build_features("efficientnet_b0")[1][0].block[0][0]
+    images = torch.randn(2, 32, 8, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = depthwise(images)
+    assert outputs.dtype == torch.bfloat16
+    gradients = torch.autograd.grad(outputs.float().square().sum(), [depthwise.weight, images])
+    plain = torch.nn.functional.conv2d(images, depthwise.weight, padding=1, groups=32)
+    rounded = plain.to(torch.bfloat16).float()  # the gradient passes through the same rounding
+    expected = torch.autograd.grad(plain, [depthwise.weight, images], 2 * rounded.to(torch.bfloat16).float())
+    for found, wanted in zip(gradients, expected, strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-2, atol=1e-6)
+    assert torch.equal(depthwise(images), plain)  # outside of autocast it is as any other
+
+
+def test_every_depthwise_convolution_is_one_of_ours_and_draws_as_torchvisions_does():
+    torch.manual_seed(0)
+    reference = efficientnet_b0(weights=None).features
+    torch.manual_seed(0)
+    features = build_features("efficientnet_b0")
+    depthwise = [module for module in features.modules() if isinstance(module, nn.Conv2d) and module.groups > 1]
+    assert len(depthwise) == 16 and all(isinstance(module, DepthwiseConv2d) for module in depthwise)
+    pairs = zip(features.state_dict().values(), reference.state_dict().values(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
+def test_flip_averaging_gives_an_image_and_its_mirror_image_the_mean_of_their_logits():
+    torch.manual_seed(0)
+    model = SceneClassifier(3, stages=(1, 2), head="standardised", flip_averaging=True)
+    images = torch.randn(4, 3, 64, 64)
+    calibrate_batchnorm(model.features, [(images, None)])
+    plain = SceneClassifier(3, stages=(1, 2), head="standardised")
+    plain.load_state_dict(model.state_dict())
+    model.eval(), plain.eval()
+    logits = [plain(images), plain(images.flip(-1))]
+    assert (logits[0] - logits[1]).abs().max() > 1e-3
+    assert torch.allclose(model(images), (logits[0] + logits[1]) / 2, atol=1e-5)
+    assert torch.allclose(model(images), model(images.flip(-1)), atol=1e-5)
+    torch.manual_seed(1)
+    in_training = model.train()(images)
+    torch.manual_seed(1)
+    assert torch.equal(in_training, plain.train()(images))  # only in eval mode
 
 
 @pytest.mark.parametrize("network", ["resnet18", "resnet34"])

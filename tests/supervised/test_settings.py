@@ -104,7 +104,11 @@ def test_full_begins_with_imagenet_and_quick_with_random_weights_unless_told():
 def test_quick_changes_size_and_length_and_nothing_else():
     for row in {**EXPERIMENTS, **NATURE_EXPERIMENTS}.values():
         quick = configure(row, "quick", weights=row.initial_weights)
-        assert differing(row, quick) - {"batch_size"} == {"image_size", "images_per_class", "train.max_epochs"}
+        assert differing(row, quick) - {"batch_size", "crop_size"} == {
+            "image_size",
+            "images_per_class",
+            "train.max_epochs",
+        }
         assert quick.batch_size == row.batch_size or row.name in NATURE_EXPERIMENTS
 
 
