@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+DRAWN_AND_DECODED = (("data", "synthetic"), ("data", "stores"))  # what a notebook may leave besides results and models
 
 
 def copy_of_the_code(target: Path) -> Path:
@@ -29,13 +30,25 @@ def copy_of_the_code(target: Path) -> Path:
 def execute(folder: Path, *notebooks: str) -> subprocess.CompletedProcess:
     ours = ("DATA", "WEIGHTS", "TRAIN_MISSING", "PROBE", "EXPLAIN")
     environment = {name: value for name, value in os.environ.items() if name not in ours}
-    return subprocess.run(
+    before = files_of(folder)
+    done = subprocess.run(
         [sys.executable, "-m", "evaluation.report", *notebooks],
         cwd=folder,
         env={**environment, "PROFILE": "quick"},
         capture_output=True,
         text=True,
     )
+    after = files_of(folder)
+    assert before.items() <= after.items()  # nothing is changed or gone
+    written = {path.parts[:2] for path in after.keys() - before.keys()}
+    assert all(parts[0] in ("results", "models") or parts in DRAWN_AND_DECODED for parts in written), written
+    return done
+
+
+def files_of(folder: Path) -> dict[Path, int]:
+    """Every file of the code's copy and when it was last written; without what Python compiles."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in paths}
 
 
 def test_the_supervised_report_runs_in_the_quick_profile_and_its_network_learns(tmp_path):
