@@ -1,0 +1,232 @@
+"""What the earlier reports claim and what is measured here: `python -m evaluation.claims` writes results/README.md.
+
+Every number of the page comes from results/full/*.json; a claim whose rows have not been run says which are missing.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.files import write_whole
+from evaluation.metrics import compare_paired, holm
+
+ROOT = Path(__file__).resolve().parents[1]
+FIRST, SECOND = "Zioło (undated)", "Deceuninck 2023"
+HARD_CLASSES = ("coast", "mountain", "opencountry")
+BETTER, WORSE = True, False
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That the row `of` is better (or worse) on the test images than the row `than`, or on those of some classes."""
+
+    words: str
+    source: str
+    of: str
+    than: str
+    better: bool
+    classes: tuple[str, ...] = ()
+
+
+CLAIMS = (
+    Claim("Plain transforms do better than augmentation", FIRST, "supervised_1", "supervised_2", BETTER),
+    Claim("A deeper head is slightly worse", FIRST, "supervised_3", "supervised_2", WORSE),
+    Claim("Weights in the loss are slightly worse", FIRST, "supervised_4", "supervised_2", WORSE),
+    Claim(
+        "Weights help the classes they are for (what they were meant to do)",
+        FIRST,
+        "supervised_4",
+        "supervised_2",
+        BETTER,
+        HARD_CLASSES,
+    ),
+    Claim("SGD is worse than Adam at the same learning rate", FIRST, "supervised_5", "supervised_2", WORSE),
+    Claim("A learning rate of 0.01 is worse than 0.001", FIRST, "supervised_6", "supervised_2", WORSE),
+    Claim("Without the crop, and with weights, it is best", FIRST, "supervised_final", "supervised_2", BETTER),
+    Claim("A searched, far lower learning rate is better", SECOND, "supervised_tuned", "supervised_final", BETTER),
+    Claim(
+        "Supervised training beats frozen features of rotation",
+        FIRST,
+        "supervised_final",
+        "rotation_classifier_tuned_10",
+        BETTER,
+    ),
+    Claim(
+        "Supervised training beats frozen features of perturbation",
+        FIRST,
+        "supervised_final",
+        "perturbation_classifier_tuned_10",
+        BETTER,
+    ),
+    Claim(
+        "The more a network has adapted to perturbation, the worse its features: 10 epochs against 3",
+        SECOND,
+        "perturbation_classifier_tuned_10",
+        "perturbation_classifier_tuned_3",
+        WORSE,
+    ),
+    Claim(
+        "The same of rotation (not claimed, but to be expected then)",
+        SECOND,
+        "rotation_classifier_tuned_10",
+        "rotation_classifier_tuned_3",
+        WORSE,
+    ),
+    Claim(
+        "Perturbation, stopped early, gives better features than rotation",
+        SECOND,
+        "perturbation_classifier_tuned_3",
+        "rotation_classifier_tuned_3",
+        BETTER,
+    ),
+    Claim(
+        "Rotation makes ImageNet's features better for scenes (the hope of both)",
+        SECOND,
+        "rotation_classifier_tuned_3",
+        "imagenet_classifier_tuned",
+        BETTER,
+    ),
+    Claim(
+        "Perturbation makes ImageNet's features better for scenes (the hope of both)",
+        SECOND,
+        "perturbation_classifier_tuned_3",
+        "imagenet_classifier_tuned",
+        BETTER,
+    ),
+    Claim(
+        "Ours: the gentlest rotation pretext makes them better",
+        "this repository",
+        "rotation_best_classifier",
+        "imagenet_classifier_best",
+        BETTER,
+    ),
+    Claim(
+        "Ours: the gentlest perturbation pretext makes them better",
+        "this repository",
+        "perturbation_best_classifier",
+        "imagenet_classifier_best",
+        BETTER,
+    ),
+    Claim(
+        "Ours: longer training, larger pictures and mirror images beat the searched learning rate",
+        "this repository",
+        "supervised_best",
+        "supervised_tuned",
+        BETTER,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Accuracies (0 to 1) of both rows on the same images, their difference, its 95 % interval, McNemar's p value."""
+
+    of: float
+    than: float
+    images: int
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def measure(claim: Claim, results: Mapping[str, dict]) -> Measured:
+    """Both rows on the test images of the claim's classes.
+
+    The interval is that of a difference of paired proportions (Wald; Agresti 2013, section 11.1).
+    """
+    of, than = results[claim.of], results[claim.than]
+    labels = np.array(of["labels"]["test"])
+    wanted = np.ones(len(labels), dtype=bool)
+    if claim.classes:
+        wanted = np.isin(labels, [of["class_names"].index(name) for name in claim.classes])
+    labels = labels[wanted]
+    predictions = [np.array(result["predictions"]["test"])[wanted] for result in (of, than)]
+    paired = compare_paired(labels, predictions[1], predictions[0])
+    discordant = (paired.only_first + paired.only_second) / len(labels)
+    margin = 1.96 * np.sqrt((discordant - paired.difference**2) / len(labels))
+    return Measured(
+        *(float((each == labels).mean()) for each in predictions),
+        images=len(labels),
+        difference=paired.difference,
+        low=paired.difference - margin,
+        high=paired.difference + margin,
+        p_value=paired.p_value,
+    )
+
+
+def verdict(claim: Claim, measured: Measured, p_value: float) -> str:
+    """Whether the claim holds, at the level of 0.05 of a p value that is corrected for the number of claims."""
+    if p_value >= 0.05:
+        return "cannot be told"
+    return "**holds**" if (measured.difference > 0) == claim.better else "**does not hold**"
+
+
+def claims_markdown(results: Mapping[str, dict], claims: tuple[Claim, ...] = CLAIMS) -> str:
+    """The table of claims: what was compared, the difference and its interval, and the verdict."""
+    found = {claim: measure(claim, results) for claim in claims if claim.of in results and claim.than in results}
+    p_values = dict(zip(found, holm([each.p_value for each in found.values()]), strict=True))
+    lines = [
+        "| claim | of | measured | difference (95 % interval) | p (Holm) | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for claim in claims:
+        rows = f"{claim.of} against {claim.than}"
+        if claim not in found:
+            missing = [name for name in (claim.of, claim.than) if name not in results]
+            lines.append(f"| {claim.words} | {claim.source} | {rows} | | | not run yet: {', '.join(missing)} |")
+            continue
+        each = found[claim]
+        images = f", {each.images:,} images of {', '.join(claim.classes)}" if claim.classes else ""
+        lines.append(
+            f"| {claim.words} | {claim.source} | {rows}: {each.of:.4f}, {each.than:.4f}{images} "
+            f"| {each.difference:+.4f} ({each.low:+.4f} to {each.high:+.4f}) | {p_values[claim]:.2g} "
+            f"| {verdict(claim, each, p_values[claim])} |"
+        )
+    return "\n".join(lines)
+
+
+def read_results(folder: Path) -> dict[str, dict]:
+    """The results of the first seed by the name of the row; raises FileNotFoundError if there are none."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no results; python -m supervised.train makes them")
+    return {name: result for name, result in found.items() if ".seed" not in name}
+
+
+def page(results: Mapping[str, dict]) -> str:
+    """results/README.md."""
+    images = len(next(iter(results.values()))["labels"]["test"])
+    return f"""# What is true of the earlier claims
+
+Written by `python -m evaluation.claims` from `results/full/*.json`; no number is typed.  Each claim compares two rows
+on the same {images:,} test images of 15-Scene, both chosen on val: the exact McNemar test (1947), by the images that
+only one of them gets right, corrected for the number of claims (Holm 1979).  *Holds* and *does not hold* are said at
+p < 0.05; else it cannot be told, which is not to say that the rows are equal.  Each row is one training: other seeds
+move its accuracy too, which the test does not know.
+
+{claims_markdown(results)}
+
+What Score-CAM and model inversion show, by how much and against which controls, is in `evaluation/evaluation.ipynb`;
+augmentation and overfitting, epoch by epoch, in `supervised/report.ipynb`; the pretexts' epochs and stages in
+`self_supervised/report.ipynb`.
+"""
+
+
+def main() -> int:
+    """Write the page."""
+    try:
+        text = page(read_results(ROOT / "results" / "full"))
+    except FileNotFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    write_whole(ROOT / "results" / "README.md", lambda temporary: temporary.write_text(text))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from evaluation.claims import BETTER, CLAIMS, ROOT, WORSE, Claim, claims_markdown, measure, page, read_results, verdict
+from self_supervised.settings import EXPERIMENTS as SELF_SUPERVISED
+from supervised.settings import EXPERIMENTS
+
+CLAIM = Claim("first is better", "a report", "first", "second", BETTER)
+
+
+def result(wrong):
+    """A result on 100 images of two classes, with these images mistaken."""
+    labels = np.arange(100) % 2
+    predictions = labels.copy()
+    predictions[list(wrong)] ^= 1
+    return {
+        "class_names": ["coast", "forest"],
+        "labels": {"test": labels.tolist()},
+        "predictions": {"test": predictions.tolist()},
+    }
+
+
+def test_a_claim_is_measured_on_the_same_images_and_judged_by_its_direction():
+    results = {"first": result(range(5)), "second": result(range(30))}
+    found = measure(CLAIM, results)
+    assert (found.of, found.than, found.images) == (0.95, 0.7, 100)
+    assert found.difference == pytest.approx(0.25) and found.p_value == pytest.approx(2 * 0.5**25)
+    assert found.low == pytest.approx(0.25 - 1.96 * np.sqrt(0.25 * 0.75 / 100))
+    assert verdict(CLAIM, found, 0.01) == "**holds**"
+    assert verdict(replace(CLAIM, better=WORSE), found, 0.01) == "**does not hold**"
+    assert verdict(CLAIM, found, 0.2) == "cannot be told"
+
+
+def test_a_claim_of_classes_looks_at_their_images_alone():
+    results = {"first": result([0, 2, 4]), "second": result(range(0, 100, 2))}
+    of_coast = measure(replace(CLAIM, classes=("coast",)), results)
+    assert (of_coast.of, of_coast.than, of_coast.images) == (0.94, 0, 50)
+    of_forest = measure(replace(CLAIM, classes=("forest",)), results)
+    assert (of_forest.difference, of_forest.p_value) == (0, 1)
+
+
+def test_p_values_are_corrected_for_the_claims_that_could_be_measured_and_what_is_missing_is_named():
+    results = {"first": result(range(3)), "second": result(range(9)), "third": result(range(9))}
+    claims = (CLAIM, replace(CLAIM, words="third is", of="third"), replace(CLAIM, of="fourth"))
+    lines = claims_markdown(results, claims).splitlines()[2:]
+    assert "| 0.062 | cannot be told |" in lines[0]  # 2 * 0.5**6, times two
+    assert "+0.0600 (" in lines[0] and "0.9700, 0.9100" in lines[0]
+    assert lines[2].endswith("| not run yet: fourth |")
+
+
+def test_every_claim_is_of_rows_that_exist():
+    known = {**EXPERIMENTS, **SELF_SUPERVISED}
+    assert all(claim.of in known and claim.than in known for claim in CLAIMS)
+
+
+def test_the_page_that_is_committed_is_the_one_its_results_give():
+    assert (ROOT / "results" / "README.md").read_text() == page(read_results(ROOT / "results" / "full"))
