@@ -224,7 +224,7 @@ def validation_loss(experiment, build_model: Callable, build_loaders: Callable, 
         torch.manual_seed(row.seed)
         model, _ = build_model(row, images)
         at = build_accelerator(device).device
-        without_test = replace(images, test=images.val)  # nothing is chosen by the test images: spare their features
+        without_test = replace(images, test=None)  # nothing is chosen by the test images: spare their features
         return images, without_test.of_features(fold_batchnorm(model.to(at)).pooled_features, at)
 
     def objective(trial):

@@ -46,7 +46,10 @@ def measure_ours(precision: str, compiled: bool = False) -> Measurement:
     keep_freed_memory()
     images = ways.draw_images(BATCH_SIZE).contiguous(memory_format=torch.channels_last)
     network = ways.our_network(ways.plain_network())
-    return measure(ways.compiled(network) if compiled else network, images, precision, compiled)
+    if not compiled:
+        return measure(network, images, precision)
+    dtype = getattr(torch, precision)  # of the whole network: autocast would convert the weights again in each pass
+    return measure(ways.compiled(network.to(dtype)), images.to(dtype), compiled=True)
 
 
 WAYS = {"plain": measure_plain} | {

@@ -6,8 +6,8 @@ The peers by their public functions and defaults, on torchvision's network in th
 allocator; ours as `evaluation.explanations` calls it.  The image is the first test image of 15-Scene, or of the drawn
 scenes.  The class is the one the network finds.  torchcam's map has the
 layer's resolution and is upsampled after the clock has stopped.  Their definitions differ from ours in how masks are
-upsampled and scaled (`evaluation.scorecam.score_cam` says how), so the maps are not equal but correlate.  Compiling is
-not counted: it takes as long as the map of one image.  All are exact but the one that names its clusters.
+upsampled and scaled (`evaluation.scorecam.score_cam` says how), so the maps are not equal but correlate.  All are
+exact but the one that names its clusters.
 """
 
 import sys
@@ -60,8 +60,8 @@ def our_maps(
         return score_cam(network, images, network.features[int(stage)], [target_class], clusters=clusters).maps.numpy()
 
 
-def measure(stage: str, maps_of: Callable, ours: bool = False, compiled: bool = False) -> Measurement:
-    """A map of one stage.  A first one, which sets things up, is not counted: of an early stage, but for a compiler."""
+def measure(stage: str, maps_of: Callable, ours: bool = False) -> Measurement:
+    """A map of one stage.  A first one of an early stage, which sets things up, is not counted."""
     if ours:
         keep_freed_memory()
     network = ways.plain_network().requires_grad_(False)
@@ -71,9 +71,7 @@ def measure(stage: str, maps_of: Callable, ours: bool = False, compiled: bool = 
         target_class = network(images).argmax().item()
     if ours:
         network = ways.our_network(network)
-    if compiled:
-        network = ways.compiled(network)
-    maps_of(network, stage if compiled else "1", images, target_class)
+    maps_of(network, "1", images, target_class)
     found = []
     seconds = ways.seconds_of(lambda: found.append(maps_of(network, stage, images, target_class)), REPEATS[stage])
     maps = nn.functional.interpolate(torch.from_numpy(found[0])[:, None], images.shape[2:], mode="bilinear")
@@ -81,13 +79,10 @@ def measure(stage: str, maps_of: Callable, ours: bool = False, compiled: bool = 
 
 
 def ways_of(stage: str) -> dict[str, Callable[[], Measurement]]:
-    """The peers' and ours; those that pay for many masks only at the last stage."""
+    """The peers' and ours; clusters where there are many masks."""
     found = {way: partial(measure, stage, maps_of) for way, maps_of in PEERS.items()}
     for precision in ways.precisions():
-        ours = partial(measure, stage, partial(our_maps, precision=precision), ours=True)
-        found[ways.ours(precision)] = ours
-        if stage == "8":
-            found[f"{ways.ours(precision)}, compiled"] = partial(ours, compiled=True)
+        found[ways.ours(precision)] = partial(measure, stage, partial(our_maps, precision=precision), ours=True)
     if stage == "8":
         found["ours, 64 clusters"] = partial(measure, stage, partial(our_maps, clusters=64), ours=True)
     return found

@@ -1,6 +1,6 @@
 """A training step of EfficientNet-B0 on a CPU: the plain way against ours.
 
-    python -m benchmarks.training_step [--rounds 3]
+    python -m benchmarks.training_step [--rounds 2]
 
 Plain is what a plain script does: torchvision's network and a batch in the default order, the default allocator, Adam
 as it comes.  Results that are compared are the losses of the first steps.  bfloat16 is measured only where the CPU has
@@ -70,4 +70,4 @@ if ways.has_bfloat16():
 COMPARISONS = (Comparison("training step, 32 images", WAYS, peers=("plain",), reference="plain"),)
 
 if __name__ == "__main__":
-    sys.exit(ways.main("training_step", __doc__, COMPARISONS))
+    sys.exit(ways.main("training_step", __doc__, COMPARISONS, rounds=2))

@@ -96,7 +96,7 @@ class Loaders:
     train: DataLoader
     train_in_order: DataLoader
     val: DataLoader
-    test: DataLoader
+    test: DataLoader | None  # None where nothing is to look at it
     class_names: tuple[str, ...]
     class_weights: torch.Tensor | None  # (classes,), of the loss
     data: dict  # name, fingerprint, images of each split, skipped images
@@ -109,7 +109,8 @@ class Loaders:
             pairs = [(extract(images.to(device)).cpu(), labels) for images, labels in loader]
             return _FeatureDataset(torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs]))
 
-        in_order = {name: features_of(getattr(self, name)) for name in ("train_in_order", "val", "test")}
+        loaders = {name: getattr(self, name) for name in ("train_in_order", "val", "test")}
+        in_order = {name: features_of(loader) for name, loader in loaders.items() if loader is not None}
         sampler = SeededShuffle(len(in_order["train_in_order"]), self.train.sampler.generator.initial_seed())
         return replace(
             self,
