@@ -1,6 +1,6 @@
 """Images from files to what the network takes: torchvision's ImageFolder against the decoded store and its loaders.
 
-    python -m benchmarks.data [--rounds 3]
+    python -m benchmarks.data [--rounds 2]
 
 The training images of 15-Scene, or of the drawn scenes if it is not prepared.  Plain is an ImageFolder with Resize,
 ToTensor and Normalize in a DataLoader without workers.  An epoch is read once before it is timed, so files lie in the
@@ -133,4 +133,4 @@ COMPARISONS = (
 )
 
 if __name__ == "__main__":
-    sys.exit(ways.main("data", __doc__, COMPARISONS))
+    sys.exit(ways.main("data", __doc__, COMPARISONS, rounds=2))

@@ -92,4 +92,4 @@ PLAIN = "plain, every image each epoch"
 COMPARISONS = (Comparison(f"frozen classifier, {EPOCHS} epochs", WAYS, peers=(PLAIN,), reference=PLAIN),)
 
 if __name__ == "__main__":
-    sys.exit(ways.main("frozen_classifier", __doc__, COMPARISONS, rounds=2))
+    sys.exit(ways.main("frozen_classifier", __doc__, COMPARISONS, rounds=1))

@@ -1,6 +1,6 @@
 """Model inversion of five classes: ours, in one batch, against the usual public recipe, one picture after another.
 
-    python -m benchmarks.inversion [--rounds 3]
+    python -m benchmarks.inversion [--rounds 2]
 
 The recipe is that of U. Ozbulak, pytorch-cnn-visualizations (2017, the regularised class images), written anew as a
 baseline: bytes between the steps, PIL's blur, a new optimizer in each step, gradients of the model computed and
@@ -91,4 +91,4 @@ WAYS = {PLAIN: measure_plain, "ours, one batch": measure_ours}
 COMPARISONS = (Comparison(f"model inversion, {STEPS} steps", WAYS, peers=(PLAIN,)),)
 
 if __name__ == "__main__":
-    sys.exit(ways.main("inversion", __doc__, COMPARISONS))
+    sys.exit(ways.main("inversion", __doc__, COMPARISONS, rounds=2))

@@ -95,8 +95,8 @@ class SceneClassifier(nn.Module):
 class DepthwiseConv2d(nn.Conv2d):
     """A depthwise convolution that is float32 within bfloat16 training on a CPU, and else as any other.
 
-    Its gradients in bfloat16 are up to fifteen times slower there than in float32 (oneDNN has no fast kernels for
-    kernels of 5x5 and strides of 2), which makes all of the training slower than in float32; so it is a quarter faster
+    Its gradients in bfloat16 are several times slower there than in float32, most of all those of 5x5 kernels and of
+    strides of 2, which makes all of the training slower than in float32; without them it is a fifth faster
     (benchmarks/training_step.csv).
     """
 
