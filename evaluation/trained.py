@@ -12,10 +12,13 @@ import numpy as np
 import torch
 
 from data.scenes import decode
+from evaluation.published import read_published
 from helper_functions import fold_batchnorm
 from runs import ROOT, digest_of, load_checkpoint
 from supervised.dataloader import MEAN, STD, normalise
 from supervised.models import SceneClassifier
+
+SUFFIXES = (".pt", ".safetensors")  # of a checkpoint, and of what evaluation.published places
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,22 @@ class TrainedRun:
 
 
 def load_trained(run: str, models: Path = ROOT / "models") -> TrainedRun:
-    """A finished run by its checkpoint's path, or by its name: the full profile's is taken before the quick one's.
+    """A finished run by the path of its checkpoint or published file, or by its name.
 
-    Raises FileNotFoundError that lists the runs that are there; ValueError for a file that is not a checkpoint of ours.
+    Of a name the full profile's is taken before the quick one's, and a checkpoint before a published file.  Raises
+    FileNotFoundError that lists the runs that are there; ValueError for a file that is not one of ours.
     """
-    named = [models / profile / f"{run}.pt" for profile in ("full", "quick")]
-    path = next((each for each in (Path(run), *named) if each.suffix == ".pt" and each.is_file()), None)
+    named = [models / profile / f"{run}{suffix}" for profile in ("full", "quick") for suffix in SUFFIXES]
+    path = next((each for each in (Path(run), *named) if each.suffix in SUFFIXES and each.is_file()), None)
     if path is None:
-        known = sorted({each.stem for each in models.glob("*/*.pt") if not _is_part_of_a_run(each)})
+        files = [file for suffix in SUFFIXES for file in models.glob(f"*/*{suffix}")]
+        known = sorted({each.stem for each in files if not _is_part_of_a_run(each)})
         raise FileNotFoundError(
             f"there is no trained run {run}; there are {', '.join(known) or 'none'}, and a checkpoint's path will do; "
-            "python -m supervised.train and python -m self_supervised.train make them"
+            "python -m evaluation.published places trained ones, python -m supervised.train and "
+            "python -m self_supervised.train make them"
         )
-    saved = load_checkpoint(path)
+    saved = read_published(path) if path.suffix == ".safetensors" else load_checkpoint(path)
     if "class_names" not in saved:
         raise ValueError(f"{path} is not of a finished run: it has no class names")
     try:

@@ -38,8 +38,8 @@ class SceneClassifier(nn.Module):
     """Images (N, 3, S, S) to logits (N, num_classes): `features` and `classifier`, named as in torchvision.
 
     `features` is a sequence of stages, see `build_features`; `stages` are those whose pooled maps the head sees.
-    Frozen features neither take gradients nor leave eval mode: in train mode BatchNorm would go on learning its
-    statistics, and stochastic depth would drop blocks.
+    Frozen features, or the first so many `frozen_stages` of them, neither take gradients nor leave eval mode: in train
+    mode BatchNorm would go on learning its statistics, and stochastic depth would drop blocks.
     """
 
     def __init__(
@@ -50,14 +50,15 @@ class SceneClassifier(nn.Module):
         stages: Sequence[int] = (8,),
         network: str = "efficientnet_b0",
         flip_averaging: bool = False,
+        frozen_stages: int = 0,
     ):
         super().__init__()
         self.features = build_features(network)
         self.stages = frozenset(stages)
         self.classifier = build_head(head, num_classes, sum(STAGE_WIDTHS[network][stage] for stage in self.stages))
-        self.freeze_features = freeze_features
+        self.frozen_stages = len(self.features) if freeze_features else frozen_stages
         self.flip_averaging = flip_averaging
-        self.features.requires_grad_(not freeze_features)
+        self.features[: self.frozen_stages].requires_grad_(False)
         self.train()  # sets frozen features to eval mode from the start
         self.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs, see benchmarks/training_step.csv
 
@@ -87,8 +88,8 @@ class SceneClassifier(nn.Module):
     def train(self, mode: bool = True):
         """As nn.Module.train, but frozen features stay in eval mode."""
         super().train(mode)
-        if self.freeze_features:
-            self.features.eval()
+        self.features.train(mode and self.frozen_stages < len(self.features))
+        self.features[: self.frozen_stages].eval()
         return self
 
 
@@ -102,7 +103,8 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (N, C, H, W) to maps of the same number of channels."""
-        if images.is_cpu and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled():
+        learns = torch.is_grad_enabled() and (images.requires_grad or self.weight.requires_grad)
+        if learns and images.is_cpu and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
                 return super().forward(images.float()).to(torch.get_autocast_dtype("cpu"))
         return super().forward(images)
@@ -197,6 +199,7 @@ def classifier_of(experiment: Experiment, num_classes: int) -> SceneClassifier:
         experiment.stages,
         experiment.network,
         experiment.flip_averaging,
+        experiment.frozen_stages,
     )
 
 

@@ -32,6 +32,7 @@ class Experiment:
     network: str = "efficientnet_b0"  # one of NETWORKS
     initial_weights: str = "imagenet"  # or "random", or the file of a state dict
     freeze_features: bool = False  # train the head alone, on features that stay as they are
+    frozen_stages: int = 0  # so many of the first stages stay as they are, and the others are trained
     head: str = "shallow"
     stages: tuple[int, ...] = (8,)  # of `features`: the head sees the mean of each of their maps
     augmentation: str = "basic"
@@ -64,6 +65,11 @@ class Experiment:
         if not self.stages or sorted(set(self.stages) & set(range(last + 1))) != list(self.stages):
             raise ValueError(
                 f"{self.name}: stages is {self.stages}; name stages of {self.network}, 0 to {last}, each once, in order"
+            )
+        if not 0 <= self.frozen_stages <= last or (self.frozen_stages and self.freeze_features):
+            raise ValueError(
+                f"{self.name}: frozen_stages is {self.frozen_stages}; it must be 0 to {last}, "
+                "and 0 where freeze_features is on, which freezes all"
             )
         if self.image_size < 32:
             raise ValueError(f"{self.name}: image_size is {self.image_size}; {self.network} needs at least 32 pixels")

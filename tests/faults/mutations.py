@@ -16,8 +16,8 @@ MUTATIONS = (  # what breaks, file, line as it is, as it is broken, tests that m
     (
         "frozen features leave eval mode in training",
         "supervised/models.py",
-        "        if self.freeze_features:\n            self.features.eval()",
-        "        if self.freeze_features:\n            pass",
+        "        self.features[: self.frozen_stages].eval()",
+        "        pass",
         "tests/supervised/test_models.py -k frozen",
     ),
     (

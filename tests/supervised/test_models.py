@@ -183,6 +183,16 @@ def test_frozen_features_are_bit_identical_after_training_and_the_head_is_not(lo
         assert torch.equal(tensor, before[name]) is name.startswith("features."), name
 
 
+def test_of_partly_frozen_features_the_first_stages_are_bit_identical_and_the_others_are_not(loaders):
+    torch.manual_seed(0)
+    model = SceneClassifier(3, frozen_stages=4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model, loaders.train, loaders.val, TrainSettings(max_epochs=1), device="cpu", progress=False)
+    same = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])}
+    first = {name for name in before if name.startswith(("features.0.", "features.1.", "features.2.", "features.3."))}
+    assert same == first and "features.3.0.block.0.1.running_mean" in first
+
+
 def test_features_that_are_not_frozen_do_change_so_the_test_above_can_fail(loaders):
     torch.manual_seed(0)
     model = SceneClassifier(3)

@@ -1,0 +1,130 @@
+import hashlib
+import http.server
+import json
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from evaluation import published
+from evaluation.trained import load_trained
+from runs import ROOT
+from supervised.models import SceneClassifier
+
+SETTINGS = {
+    "network": "efficientnet_b0",
+    "head": "standardised",
+    "stages": [7, 8],
+    "freeze_features": True,
+    "flip_averaging": True,
+    "image_size": 64,
+    "resize": "imagenet",
+    "seed": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = SceneClassifier(2, "standardised", freeze_features=True, stages=(7, 8), flip_averaging=True)
+    model.features.train()
+    model.classifier.train()
+    with torch.no_grad():
+        for _ in range(3):
+            model.classifier(model._pool(torch.randn(8, 3, 64, 64)))  # BatchNorm gets statistics of its own
+    return model.eval()
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    folder = tmp_path / "published"
+    about = {"identity": {"settings": SETTINGS}, "class_names": ["coast", "forest"], "measured": {}}
+    published.write_published(folder / "run.safetensors", published.halve(model), about)
+    digest = hashlib.sha256((folder / "run.safetensors").read_bytes()).hexdigest()
+    (folder / published.DIGESTS).write_text(json.dumps({"run": digest}))
+    return folder
+
+
+def test_half_of_the_size_and_nearly_the_same_outputs(model, folder, tmp_path):
+    published.place([], folder, tmp_path / "models" / "full", folder)
+    run = load_trained("run", tmp_path / "models")
+    assert (folder / "run.safetensors").stat().st_size < 0.56 * sum(4 * each.numel() for each in model.parameters())
+    assert run.model.flip_averaging and run.class_names == ("coast", "forest") and run.image_size == 64
+    images = torch.randn(4, 3, 64, 64)
+    with torch.inference_mode():
+        expected, found = model(images), run.model(images)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * float(expected.std()))
+
+
+def test_statistics_of_batchnorm_stay_as_they_are(model, folder):
+    kept = published.read_published(folder / "run.safetensors")["model"]
+    for name, tensor in model.state_dict().items():
+        if "running" in name or "num_batches" in name:
+            assert torch.equal(kept[name], tensor), name
+    assert not torch.equal(kept["features.0.0.weight"], model.state_dict()["features.0.0.weight"])
+    assert torch.equal(kept["features.0.0.weight"], model.state_dict()["features.0.0.weight"].half().float())
+
+
+def test_a_variance_beyond_half_precision_survives():
+    norm = torch.nn.Sequential(torch.nn.BatchNorm2d(1))
+    norm[0].running_var.fill_(1e6)
+    assert published.halve(norm)["0.running_var"].item() == 1e6
+
+
+def test_from_an_address(folder, tmp_path):
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        (placed,) = published.place(["run"], address, tmp_path / "models", folder)
+        assert placed.read_bytes() == (folder / "run.safetensors").read_bytes()
+        with pytest.raises(ValueError, match="other is not published; there are run"):
+            published.place(["other"], address, tmp_path / "models", folder)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_file_of_another_digest_is_refused_and_the_old_one_stays(folder, tmp_path):
+    models = tmp_path / "models"
+    (placed,) = published.place(["run"], folder, models, folder)
+    before = placed.read_bytes()
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    (changed / "run.safetensors").write_bytes(before[:-1] + b"x")
+    with pytest.raises(ValueError, match="run.safetensors has the wrong checksum"):
+        published.place(["run"], changed, models, folder)
+    assert placed.read_bytes() == before and [each.name for each in models.iterdir()] == ["run.safetensors"]
+    with pytest.raises(FileNotFoundError, match="there is no .*run.safetensors"):
+        published.place(["run"], tmp_path / "nowhere", models, folder)
+
+
+@pytest.mark.parametrize("contents", [b"", b"not safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{}"])
+def test_what_is_no_published_model_is_named(contents, tmp_path):
+    path = tmp_path / "run.safetensors"
+    path.write_bytes(contents)
+    with pytest.raises(ValueError, match="run.safetensors is not a published model, or not whole"):
+        load_trained(str(path))
+
+
+def test_tensors_without_their_settings_are_no_published_model(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(2)}, tmp_path / "run.safetensors")
+    with pytest.raises(ValueError, match="is not a published model"):
+        load_trained(str(tmp_path / "run.safetensors"))
+
+
+@pytest.mark.parametrize("path", sorted(published.FOLDER.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_each_card_is_made_of_its_file_and_its_result(path: Path):
+    about = published.read_published(path)
+    result = json.loads((ROOT / "results" / "full" / f"{path.stem}.json").read_text())
+    assert about["identity"]["settings"] == result["settings"]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert json.loads((published.FOLDER / published.DIGESTS).read_text())[path.stem] == digest
+    assert path.with_suffix(".md").read_text() == published.card(result, about, path.stat().st_size, digest)
+    assert abs(about["measured"]["test_accuracy"] - result["test_accuracy"]) < 0.003
