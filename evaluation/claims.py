@@ -3,7 +3,6 @@
 Every number of the page comes from results/full/*.json; a claim whose rows have not been run says which are missing.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.files import write_whole
-from evaluation.metrics import compare_paired, holm
+from evaluation.metrics import compare_paired, holm, of_first_seeds, read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST, SECOND = "Zioło (undated)", "Deceuninck 2023"
@@ -190,14 +189,6 @@ def claims_markdown(results: Mapping[str, dict], claims: tuple[Claim, ...] = CLA
     return "\n".join(lines)
 
 
-def read_results(folder: Path) -> dict[str, dict]:
-    """The results of the first seed by the name of the row; raises FileNotFoundError if there are none."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    if not found:
-        raise FileNotFoundError(f"{folder} holds no results; python -m supervised.train makes them")
-    return {name: result for name, result in found.items() if ".seed" not in name}
-
-
 def page(results: Mapping[str, dict]) -> str:
     """results/README.md."""
     images = len(next(iter(results.values()))["labels"]["test"])
@@ -220,7 +211,7 @@ augmentation and overfitting, epoch by epoch, in `supervised/report.ipynb`; the 
 def main() -> int:
     """Write the page."""
     try:
-        text = page(read_results(ROOT / "results" / "full"))
+        text = page(of_first_seeds(read_results(ROOT / "results" / "full")))
     except FileNotFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

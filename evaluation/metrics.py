@@ -4,7 +4,9 @@ Labels and predictions are arrays (N,) of label numbers, probabilities (N, class
 fractions are 0 to 1.
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -162,6 +164,19 @@ def compare_paired(labels, first, second) -> PairedComparison:
     )
 
 
+def read_results(folder: Path) -> dict[str, dict]:
+    """The results in a folder by the names of their files; raises FileNotFoundError if there are none."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no results; python -m supervised.train makes them")
+    return found
+
+
+def of_first_seeds(results: dict[str, dict]) -> dict[str, dict]:
+    """Without the runs of further seeds."""
+    return {name: result for name, result in results.items() if ".seed" not in name}
+
+
 def results_table(results: dict[str, dict], earlier: dict[str, float | None]) -> pd.DataFrame:
     """One row a result: accuracy in both protocols, the interval of the test accuracy, and the earlier report's number.
 
@@ -199,13 +214,13 @@ def holm(p_values) -> np.ndarray:
     return multipletests(p_values, method="holm")[1] if len(p_values) else np.array([])
 
 
-def seeds_table(results: dict[str, dict]) -> pd.DataFrame:
+def seeds_table(results: dict[str, dict], accuracy: str = "test_accuracy") -> pd.DataFrame:
     """One row an experiment that was run with several seeds: mean, standard deviation and range of its accuracies."""
     runs = pd.DataFrame(
-        [(result["settings"]["name"], result["test_accuracy"]) for result in results.values()],
-        columns=["name", "test"],
+        [(result["settings"]["name"], result[accuracy]) for result in results.values()],
+        columns=["name", "accuracy"],
     )
-    table = runs.groupby("name", sort=False)["test"].agg(["count", "mean", "std", "min", "max"])
+    table = runs.groupby("name", sort=False)["accuracy"].agg(["count", "mean", "std", "min", "max"])
     return table[table["count"] > 1].rename(columns={"count": "seeds", "std": "standard deviation"})
 
 

@@ -3,6 +3,9 @@
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import NullFormatter
+
+ACCURACY_TICKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 0.99)
 
 
 def plot_curves(curves: dict[str, list[float]], ylabel: str, ax=None):
@@ -26,15 +29,23 @@ def plot_history(history: dict[str, list[float]], quantity: str, ax=None):
 
 
 def plot_accuracies(table, ax=None):
-    """One line a row of `metrics.results_table`: test accuracy with its interval, course accuracy, the earlier one."""
+    """One line a row of `metrics.results_table`: test accuracy with its interval, course accuracy, the earlier one.
+
+    On a logit axis, so that rows near 1 can be told apart beside one near chance.
+    """
     ax = ax or plt.gca()
     places = np.arange(len(table))[::-1]
     below, above = table["test"] - table["from"], table["to"] - table["test"]
     ax.errorbar(table["test"], places, xerr=[below, above], fmt="o", capsize=3, label="test, with 95 % interval")
     ax.plot(table["course"], places, "x", color="black", label="course (chosen and reported on all)")
     ax.plot(table["earlier"].astype(float), places, "D", color="grey", markersize=4, label="earlier report (course)")
+    ax.set_xscale("logit", nonpositive="clip")
+    ax.set_xlim(max(0.01, table["from"].min() - 0.03), min(0.999, table["to"].max() + 0.01))
+    low, high = ax.get_xlim()
+    ax.set_xticks(*[[each for each in ACCURACY_TICKS if low <= each <= high]] * 2)
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_yticks(places, table.index)
-    ax.set_xlabel("accuracy")
+    ax.set_xlabel("accuracy (logit axis)")
     ax.grid(alpha=0.3)
     ax.set_ylim(-0.6, len(table) - 0.4)
     ax.legend(fontsize=8)

@@ -1,13 +1,18 @@
 """Write the results table of README.md from results/full/*.csv: `python -m evaluation.readme`.
 
-The table stands between two comments; everything else is left as it is.  The CSVs are written by the report notebooks
-in the full profile, from the result files.
+The table stands between two comments, with the rows of several seeds below it; everything else is left as it is.  The
+CSVs are written by the report notebooks in the full profile, from the result files.
 """
 
 import sys
+from collections.abc import Mapping
+from math import sqrt
 from pathlib import Path
 
 import pandas as pd
+from scipy.stats import t
+
+from evaluation.metrics import read_results, seeds_table
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("supervised.csv", "self_supervised.csv")  # of `metrics.results_table`; a row of both is shown once
@@ -30,6 +35,29 @@ def results_markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def seeds_markdown(results: Mapping[str, dict]) -> str:
+    """Mean and standard deviation over the seeds of rows that were run with several, as Markdown; "" if there is none.
+
+    With more than one seed, the 95 % interval of the mean is Student's t.
+    """
+    tables = {words: seeds_table(results, f"{words}_accuracy") for words in ("test", "course")}
+    lines = []
+    for name, test in tables["test"].iterrows():
+        course = tables["course"].loc[name]
+        half = t.ppf(0.975, test["seeds"] - 1) * test["standard deviation"] / sqrt(test["seeds"])
+        lines.append(
+            f"| {name} | {test['seeds']:.0f} | {course['mean']:.4f} ({course['min']:.4f} to {course['max']:.4f}) "
+            f"| **{test['mean']:.4f}** ± {half:.4f} ({test['min']:.4f} to {test['max']:.4f}) |"
+        )
+    if not lines:
+        return ""
+    header = [
+        "| over seeds | runs | course accuracy, mean (range) | **test accuracy**, mean ± 95 % interval of it (range) |",
+        "|---|---|---|---|",
+    ]
+    return "\n".join(["", *header, *lines, ""])
+
+
 def read_tables(folder: Path) -> pd.DataFrame:
     """The tables that are there, one below the other; raises FileNotFoundError if there is none."""
     tables = [pd.read_csv(folder / name, index_col=0) for name in TABLES if (folder / name).exists()]
@@ -39,20 +67,21 @@ def read_tables(folder: Path) -> pd.DataFrame:
     return table[~table.index.duplicated()]
 
 
-def with_results(readme: str, table: pd.DataFrame) -> str:
-    """The README with the table between its two comments; raises ValueError if they are not there."""
+def with_results(readme: str, table: pd.DataFrame, seeds: str = "") -> str:
+    """The README with the tables between its two comments; raises ValueError if they are not there."""
     before, start, rest = readme.partition(START)
     _, end, after = rest.partition(END)
     if not (start and end):
         raise ValueError(f"README.md lacks the comments {START} and {END}")
-    return f"{before}{START}\n{results_markdown(table)}\n{END}{after}"
+    return f"{before}{START}\n{results_markdown(table)}\n{seeds}{END}{after}"
 
 
 def main() -> int:
     """Rewrite README.md."""
     path = ROOT / "README.md"
     try:
-        path.write_text(with_results(path.read_text(), read_tables(ROOT / "results" / "full")))
+        folder = ROOT / "results" / "full"
+        path.write_text(with_results(path.read_text(), read_tables(folder), seeds_markdown(read_results(folder))))
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

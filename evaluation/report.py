@@ -1,8 +1,9 @@
 """Execute the report notebooks top to bottom and write each as HTML: `python -m evaluation.report [NOTEBOOK...]`.
 
-Without names, every notebook of the project.  The profile comes from the environment, as the notebooks read it
-(PROFILE=quick or full); HTML goes to results/<profile>/.  A cell that fails ends the run with its error and leaves no
-HTML of that notebook.  `--in-place` also writes the executed notebook over the source, to be committed.
+Without names, every notebook of the project, then the front page.  The profile comes from the environment, as the
+notebooks read it (PROFILE=quick or full); HTML goes to results/<profile>/.  A cell that fails ends the run with its
+error and leaves no HTML of that notebook.  `--in-place` also writes the executed notebook over the source, to be
+committed.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from tqdm import tqdm
 
+from evaluation import front_page
 from evaluation.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,15 +62,15 @@ def main(arguments=None) -> int:
     options = parser.parse_args(arguments)
     os.environ.update(absolute_paths(os.environ))
     html_folder = ROOT / "results" / os.environ.get("PROFILE", "quick")
-    for path in [path.resolve() for path in options.notebooks] or sorted(ROOT.glob("*/*.ipynb")):
+    for path in options.notebooks or sorted(ROOT.glob("*/*.ipynb")):
         started = time.perf_counter()
         try:
-            target = execute(path, html_folder, options.in_place)
+            target = execute(path.resolve(), html_folder, options.in_place)
         except CellExecutionError as error:
             print(f"error: {path} failed:\n{error}", file=sys.stderr)
             return 1
         print(f"{target.relative_to(ROOT)}: {time.perf_counter() - started:.0f} s")
-    return 0
+    return 0 if options.notebooks else front_page.main()
 
 
 if __name__ == "__main__":

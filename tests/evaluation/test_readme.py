@@ -4,8 +4,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from evaluation.metrics import results_table
-from evaluation.readme import END, START, read_tables, results_markdown, with_results
+from evaluation.metrics import read_results, results_table
+from evaluation.readme import END, START, read_tables, results_markdown, seeds_markdown, with_results
 from self_supervised import settings as self_supervised
 from supervised import settings as supervised
 
@@ -73,4 +73,16 @@ def test_a_committed_table_is_that_of_the_committed_result_files(name, rows):
 
 def test_the_committed_readme_holds_the_committed_tables():
     readme = (ROOT / "README.md").read_text()
-    assert with_results(readme, read_tables(FULL)) == readme
+    assert with_results(readme, read_tables(FULL), seeds_markdown(read_results(FULL))) == readme
+
+
+def test_seeds_stand_below_the_table_as_mean_range_and_interval(table):
+    def run(accuracy):
+        return {"settings": {"name": "row"}, "test_accuracy": accuracy, "course_accuracy": accuracy + 0.01}
+
+    seeds = seeds_markdown({"row": run(0.90), "row.seed1": run(0.92), "row.seed2": run(0.94)})
+    half = 4.3027 * 0.02 / 3**0.5  # Student's t with two degrees of freedom
+    assert f"| row | 3 | 0.9300 (0.9100 to 0.9500) | **0.9200** ± {half:.4f} (0.9000 to 0.9400) |" in seeds
+    readme = f"before\n{START}\nold\n{END}\nafter\n"
+    assert with_results(readme, table, seeds).endswith(f"{seeds}{END}\nafter\n")
+    assert seeds_markdown({"row": run(0.9), "other": {**run(0.8), "settings": {"name": "other"}}}) == ""

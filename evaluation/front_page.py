@@ -1,0 +1,196 @@
+"""The front page of the reports: `python -m evaluation.front_page` writes results/<profile>/index.html.
+
+The table, the answers in words and the pictures come from the files in that folder, which the report notebooks have
+written; the profile comes from the environment, as the notebooks read it.  A picture that is not there is left out.
+"""
+
+import html
+import json
+import os
+import sys
+from pathlib import Path
+from string import Template
+
+import pandas as pd
+
+from evaluation.files import write_whole
+from evaluation.metrics import comparison_table, of_first_seeds, read_results, seeds_table
+from evaluation.readme import read_tables
+
+ROOT = Path(__file__).resolve().parents[1]
+REPORTS = {
+    "supervised/report.ipynb": "Fully supervised",
+    "self_supervised/report.ipynb": "Self-supervised features",
+    "evaluation/evaluation.ipynb": "What the models see and have encoded",
+    "supervised/hyperparameter_search.ipynb": "Hyper-parameter search",
+    "supervised/nature_report.ipynb": "Six classes of nature scenes",
+    "self_supervised/cifar10_report.ipynb": "The rotation pretext on CIFAR-10",
+}
+PICTURES = {
+    "supervised_accuracies.png": "Trained with labels: test accuracy with its 95 % interval, beside what the earlier "
+    "reports gave for the same settings.",
+    "pretext_epochs.png": "The better a network knows the pretext, the worse its frozen features are for scenes; the "
+    "grey line is the same classifier on ImageNet features that no pretext has touched.",
+    "scorecam.jpg": "Where three models look: Score-CAM after the last stage, the same images for all, for their true "
+    "class.",
+}
+INVERSIONS = "What they have encoded: images that raise the logit of a class, begun from noise."
+QUESTIONS = (  # asked of the results, where both rows are there: words, the row, what it is compared with
+    ("Fine-tuned with labels", "supervised_best", "imagenet_classifier_best"),
+    ("Features frozen after the rotation pretext", "rotation_best_classifier", "imagenet_classifier_best"),
+    ("Features frozen after the perturbation pretext", "perturbation_best_classifier", "imagenet_classifier_best"),
+)
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Self-supervised scenes: $profile</title>
+<style>
+body { max-width: 62rem; margin: 0 auto; padding: 0 1rem 3rem; font: 1rem/1.5 system-ui, sans-serif; color: #1a1a1a; }
+h1 { margin-bottom: 0.2rem; }
+.about { color: #555; font-size: 0.9rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.85rem; }
+td { white-space: nowrap; }
+th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; }
+th:first-child, td:first-child, th:last-child, td:last-child { text-align: left; }
+a { overflow-wrap: anywhere; }
+@media (max-width: 40rem) { table { font-size: 0.7rem; } th, td { padding: 0.2rem 0.3rem; } }
+figure { margin: 2rem 0; }
+.strip { display: flex; gap: 0.3rem; }
+.strip img { flex: 1 1 0; min-width: 0; }
+img { max-width: 100%; height: auto; }
+figcaption { color: #444; font-size: 0.9rem; }
+</style>
+</head>
+<body>
+<h1>Self-supervised scenes</h1>
+<p>How good are features that a network learns without labels, for recognising scenes?</p>
+<p class="about">$about</p>
+<h2>In short</h2>
+<ul>
+$answers
+</ul>
+<h2>Reports</h2>
+<ul>
+$links
+</ul>
+<h2>All rows on 15-Scene</h2>
+<p><b>Test</b>: the epoch is chosen on the val images, and the accuracy reported on the test images, read once.
+<b>Course</b>: chosen and reported on both, as the earlier reports did.</p>
+<div class="wide">
+$table
+</div>
+$seeds
+$pictures
+</body>
+</html>
+""")
+
+
+def answers(results: dict[str, dict]) -> list[str]:
+    """What the QUESTIONS come to, a sentence each, of those whose rows have results."""
+    sentences = []
+    for words, row, control in QUESTIONS:
+        table = comparison_table(results, [(words, control, row)])
+        for each in table.itertuples(index=False):
+            sentences.append(
+                f"{words}: {results[row]['test_accuracy']:.4f} on the test images; frozen ImageNet features read out "
+                f"in the best way found: {results[control]['test_accuracy']:.4f}. Difference {each.difference:+.4f}, "
+                f"p = {each.p:.2g} (exact McNemar): "
+                + ("they cannot be told apart." if "told" in table["row is"][0] else f"it is {table['row is'][0]}.")
+            )
+    return sentences
+
+
+def about(results: dict[str, dict], profile: str) -> str:
+    """Profile, initial weights and hardware of all results."""
+    words = {"full": "the study", "quick": "small and short: it proves that everything runs, no number means anything"}
+    weights = sorted(
+        {each["initial_weights"].get("began_with", each["initial_weights"])["weights"] for each in results.values()}
+    )
+    machines = sorted({f"{each['device']} in {each['precision']}" for each in results.values()})
+    data = sorted({each["data"]["name"] for each in results.values()})
+    return (
+        f"Profile {profile} ({words[profile]}); data {', '.join(data)}; initial weights: {'; '.join(weights)}; "
+        f"trained on {'; '.join(machines)}."
+    )
+
+
+def links(folder: Path) -> list[str]:
+    """A line a report: the page in `folder` where it has been made, and the notebook."""
+    lines = []
+    for path, words in REPORTS.items():
+        page = path.replace("/", "_").replace(".ipynb", ".html")
+        there = f'<a href="{page}">{words}</a>' if (folder / page).exists() else words
+        lines.append(f'{there} (<a href="../../{path}">{path}</a>)')
+    return [*lines, 'What of the earlier claims is true (<a href="../README.md">results/README.md</a>)']
+
+
+def inversions(folder: Path) -> str:
+    """A figure of one line a model: its images by inversion of the classes, as evaluation.explanations keeps them."""
+    lines = []
+    for settings in sorted((folder / "explanations").glob("*/classes/settings.json")):
+        names = pd.read_csv(settings.with_name("inversion.csv"))["name"]
+        pictures = "".join(
+            f'<img src="{settings.parent.relative_to(folder).as_posix()}/{name}.png" alt="{name}">' for name in names
+        )
+        words = f"{settings.parents[1].name}: {', '.join(names)}"
+        lines.append(f'<div class="strip">{pictures}</div><figcaption>{words}</figcaption>')
+    return f"<figure>{''.join(lines)}<figcaption>{INVERSIONS}</figcaption></figure>" if lines else ""
+
+
+def table_html(table: pd.DataFrame) -> str:
+    """The columns of `evaluation.metrics.results_table` that a first reader wants, as HTML."""
+    shown = pd.DataFrame(
+        {
+            "earlier report": table["earlier"].map("{:.4f}".format, na_action="ignore"),
+            "course": table["course"].map("{:.4f}".format),
+            "test": table["test"].map("<b>{:.4f}</b>".format),
+            "95 % interval": [f"{low:.3f} to {high:.3f}" for low, high in table[["from", "to"]].values],
+            "epoch": table["epoch"],
+            "initial weights": table["initial weights"].map(html.escape),
+        }
+    )
+    return shown.to_html(escape=False, na_rep="", border=0)
+
+
+def page(folder: Path, profile: str) -> str:
+    """The whole page from the files in `folder`; raises FileNotFoundError if there is no table of results yet."""
+    results = read_results(folder)
+    seeds = pd.concat({words: seeds_table(results, f"{words}_accuracy") for words in ("test", "course")}, axis=1)
+    pictures = [
+        f'<figure><img src="{name}" alt="{words}"><figcaption>{words}</figcaption></figure>'
+        for name, words in PICTURES.items()
+        if (folder / name).exists()
+    ]
+    return PAGE.substitute(
+        profile=profile,
+        about=html.escape(about(results, profile)),
+        answers="\n".join(f"<li>{html.escape(each)}</li>" for each in answers(of_first_seeds(results))),
+        links="\n".join(f"<li>{each}</li>" for each in links(folder)),
+        table=table_html(read_tables(folder)),
+        seeds=f'<h2>Seeds</h2>\n<div class="wide">\n{seeds.to_html(float_format="%.4f", border=0)}\n</div>'
+        if len(seeds)
+        else "",
+        pictures="\n".join([*pictures, inversions(folder)]),
+    )
+
+
+def main() -> int:
+    """Write the page of the environment's profile."""
+    profile = os.environ.get("PROFILE") or "quick"
+    folder = ROOT / "results" / profile
+    try:
+        written = page(folder, profile)
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    write_whole(folder / "index.html", lambda temporary: temporary.write_text(written))
+    print(f"{(folder / 'index.html').relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+import json
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from evaluation.front_page import QUESTIONS, REPORTS, ROOT, answers, links, page
+from evaluation.metrics import results_table
+
+FULL = ROOT / "results" / "full"
+
+
+def result(name, right, accuracy=None):
+    predictions = [1] * right + [0] * (40 - right)
+    return {
+        "settings": {"name": name},
+        "labels": {"test": [1] * 40},
+        "predictions": {"test": predictions},
+        "test_accuracy": right / 40,
+        "course_accuracy": right / 40,
+        **dict.fromkeys(("course_epoch", "val_accuracy", "train_accuracy", "epoch", "seconds"), 1),
+        "initial_weights": {"weights": "the run <a>", "began_with": {"weights": "ImageNet & more"}},
+        "device": "cpu",
+        "precision": "float32",
+        "data": {"name": "15scene"},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    _, row, control = QUESTIONS[1]
+    results = {row: result(row, 38), f"{row}.seed1": result(row, 36), control: result(control, 20)}
+    for name, each in results.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(each))
+    first = {name: each for name, each in results.items() if ".seed" not in name}
+    results_table(first, {row: 0.8}).to_csv(tmp_path / "supervised.csv")
+    return tmp_path
+
+
+def test_an_answer_says_both_accuracies_and_the_verdict_of_the_test(folder):
+    _, row, control = QUESTIONS[1]
+    (sentence,) = answers({row: result(row, 38), control: result(control, 20)})
+    assert (
+        "0.9500" in sentence and "0.5000" in sentence and "+0.4500" in sentence and sentence.endswith("it is better.")
+    )
+    (alike,) = answers({row: result(row, 38), control: result(control, 37)})
+    assert alike.endswith("they cannot be told apart.")
+    assert answers({row: result(row, 38)}) == []
+
+
+def test_the_page_holds_the_table_the_seeds_and_only_pictures_that_are_there(folder):
+    (folder / "pretext_epochs.png").touch()
+    classes = folder / "explanations" / "model" / "classes"
+    classes.mkdir(parents=True)
+    (classes / "settings.json").write_text("{}")
+    pd.DataFrame({"name": ["coast"]}).to_csv(classes / "inversion.csv")
+    written = page(folder, "full")
+    assert "<b>0.9500</b>" in written and "0.8000" in written and "Seeds" in written and "0.9250" in written
+    assert "ImageNet &amp; more" in written and "the run &lt;a&gt;" in written and "the run <a>" not in written
+    pictures = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: pictures.append(dict(attributes)["src"]) if tag == "img" else None
+    parser.feed(written)
+    assert pictures == ["pretext_epochs.png", "explanations/model/classes/coast.png"]
+
+
+def test_the_quick_page_says_that_no_number_means_anything(folder):
+    assert "no number means anything" in page(folder, "quick") and "no number" not in page(folder, "full")
+
+
+def test_reports_are_linked_where_they_have_been_made_and_their_notebooks_exist(folder):
+    assert not any("report.html" in line for line in links(folder))
+    (folder / "supervised_report.html").touch()
+    assert any('href="supervised_report.html"' in line for line in links(folder))
+    assert all((ROOT / path).is_file() for path in REPORTS)
+
+
+def test_without_results_the_page_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no results"):
+        page(tmp_path, "full")
+
+
+def test_the_committed_page_is_made_of_the_committed_results():
+    committed = (FULL / "index.html").read_text()
+    assert committed.split("<h2>All rows")[1] == page(FULL, "full").split("<h2>All rows")[1]
+    assert committed.split("<h2>Reports")[0] == page(FULL, "full").split("<h2>Reports")[0]
