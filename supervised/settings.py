@@ -125,6 +125,20 @@ _AUGMENTED_STRONGLY = replace(
         averaging_decay=0.98,  # over about 50 steps, an epoch
     ),
 )
+_FOUR_STAGES = replace(
+    BASE,
+    name="supervised_four_stages",
+    question="Does a head on four stages, with mild augmentation, do better?",
+    augmentation="mild",
+    resize="imagenet",
+    image_size=288,
+    crop_size=224,  # crops are enlarged, whole images are not: they look as large at 288 (Touvron et al. 2019)
+    flip_averaging=True,
+    stages=(5, 6, 7, 8),
+    head="standardised",
+    earlier_accuracy=None,
+    train=replace(_AUGMENTED_STRONGLY.train, learning_rate=1e-3, features_factor=0.25, warmup_epochs=1),
+)
 _TABLE = (
     BASE,
     _AUGMENTED,
@@ -174,28 +188,15 @@ _TABLE = (
         earlier_accuracy=0.9374,
     ),
     _AUGMENTED_STRONGLY,
+    _FOUR_STAGES,
     replace(
-        _AUGMENTED_STRONGLY,
+        _FOUR_STAGES,
         name="supervised_best",
-        question="What do 20 epochs, a lower rate, pictures larger than the crops, and mirror images add to that?",
-        image_size=288,
-        crop_size=224,  # crops are enlarged, whole images are not: they look as large at 288 (Touvron et al. 2019)
-        flip_averaging=True,
-        train=replace(_AUGMENTED_STRONGLY.train, max_epochs=20, learning_rate=3e-4),
-    ),
-    replace(
-        BASE,
-        name="supervised_four_stages",
-        question="Do a head on four stages and mild augmentation reach it in half the epochs?",
-        augmentation="mild",
-        resize="imagenet",
-        image_size=288,
-        crop_size=224,
-        flip_averaging=True,
-        stages=(5, 6, 7, 8),
-        head="standardised",
-        earlier_accuracy=None,
-        train=replace(_AUGMENTED_STRONGLY.train, learning_rate=1e-3, features_factor=0.25, warmup_epochs=1),
+        question="What do larger pictures add to that, with first stages that stay as they are?",
+        image_size=352,
+        crop_size=288,
+        frozen_stages=4,  # trains twice as fast
+        train=replace(_FOUR_STAGES.train, max_epochs=8),  # of 10 the fifth was the best on val: 0.945
     ),
     _FROZEN,
     replace(
