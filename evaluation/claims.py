@@ -111,7 +111,7 @@ CLAIMS = (
         BETTER,
     ),
     Claim(
-        "Ours: longer training, larger pictures and mirror images beat the searched learning rate",
+        "Ours: a head on four stages, larger pictures and averaged weights beat the searched learning rate",
         "this repository",
         "supervised_best",
         "supervised_tuned",
