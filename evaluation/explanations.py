@@ -114,6 +114,7 @@ def explain(
         describe_test_images(fast.model, features, labels, own)
         if name in controls:
             continue
+        run, fast = run.without_mirror_image(), fast.without_mirror_image()
         settings = _fitted(CHOSEN, run, effort)
         invert_classes(fast, own, settings)
         invert_filters(fast, strongest_filters(run.layer("features.8.0")), own, settings)
@@ -128,7 +129,7 @@ def explain(
     if controls and not (folder / measured / "inversion_settings.csv").exists():
         words_and_settings = islice(TRIED.items(), effort.tried_settings)
         tried = {words: _fitted(each, runs[measured], effort) for words, each in words_and_settings}
-        compared = compare_settings(runs[measured], next(iter(controls.values())), tried)
+        compared = compare_settings(runs[measured].without_mirror_image(), next(iter(controls.values())), tried)
         write_whole(folder / measured / "inversion_settings.csv", compared.to_csv)
     write_whole(folder / "cka.csv", lambda path: embedding.cka_table(stages).to_csv(path))
     _write_table(judge_classes(list(runs), {**runs, **controls}, folder), folder / "judged.csv")

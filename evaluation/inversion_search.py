@@ -96,7 +96,7 @@ def _search(options):
     from evaluation.trained import load_trained
     from hyperparameter_search import INVERSION, open_study, trials_table, work, write_table
 
-    run = load_trained(options.model)
+    run = load_trained(options.model).without_mirror_image()
     settings = replace(REPORT, image_size=run.image_size, steps=options.steps, seed=options.seed)
     name = f"inversion_{run.name}_filter{options.filter}"
     fixed = {key: value for key, value in asdict(settings).items() if key not in ("learning_rate", "decay")}

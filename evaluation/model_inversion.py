@@ -371,7 +371,7 @@ def main(arguments=None) -> int:
 def _invert(options):
     from evaluation.trained import load_trained
 
-    run = load_trained(options.model)
+    run = load_trained(options.model).without_mirror_image()
     chosen = {
         field.name: getattr(options, field.name) for field in fields(InversionSettings) if field.name != "image_size"
     }

@@ -59,7 +59,8 @@ def _predict(options):
     from evaluation.trained import load_trained
 
     run = load_trained(options.model)
-    layer = run.layer(options.layer)
+    explained = run.folded().without_mirror_image()
+    layer = explained.layer(options.layer)
     pixels, images = run.read(options.images)
     probabilities = class_probabilities(run.model, images)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -67,7 +68,7 @@ def _predict(options):
         top = probabilities[number].argsort()[::-1][:TOP]
         words = ", ".join(f"{run.class_names[label]} {probabilities[number][label]:.3f}" for label in top)
         print(f"{path}: {words}")
-        found = score_cam(run.model, images[number : number + 1], layer, [top[0]])
+        found = score_cam(explained.model, images[number : number + 1], layer, [top[0]])
         figure = draw_prediction(pixels[number], found.maps[0], probabilities[number], run.class_names, path.name)
         target = options.output / f"{number + 1:03d}_{path.stem}.png"
         figure.savefig(target, dpi=120)

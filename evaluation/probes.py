@@ -45,8 +45,9 @@ def stage_features(model: nn.Module, loader, device: str = "cpu") -> tuple[list[
     """The mean of each feature map after every stage of `model.features`, for all images in the loader's order.
 
     `model.features` is an nn.Sequential on `device`, whose stages give (N, channels, height, width); the loader gives
-    (images, labels).  Returns one float32 array (N, channels) a stage, and the labels (N,).  Everything is computed
-    once, in eval mode; afterwards each module is in the mode it was in.
+    (images, labels).  Returns one float32 array (N, channels) a stage, and the labels (N,).  Of a model with
+    `flip_averaging` they are the mean of the image's and its mirror image's, as its head sees them.  Everything is
+    computed once, in eval mode; afterwards each module is in the mode it was in.
     Raises ValueError if the loader has no batch.
     """
     modes = [(module, module.training) for module in model.features.modules()]
@@ -54,10 +55,12 @@ def stage_features(model: nn.Module, loader, device: str = "cpu") -> tuple[list[
     pooled, all_labels = [[] for _ in model.features], []
     try:
         for images, labels in loader:
-            maps = images.to(device)
+            views = [images.to(device)]
+            if getattr(model, "flip_averaging", False):
+                views.append(views[0].flip(-1))
             for stage, means in zip(model.features, pooled, strict=True):
-                maps = stage(maps)
-                means.append(maps.float().mean(dim=(2, 3)).cpu())
+                views = [stage(maps) for maps in views]
+                means.append(torch.stack([maps.float().mean(dim=(2, 3)) for maps in views]).mean(dim=0).cpu())
             all_labels.append(labels.cpu())
     finally:
         for module, training in modes:

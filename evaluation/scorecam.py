@@ -260,7 +260,8 @@ def _draw_sheet(options):
     from evaluation.trained import load_trained
 
     run = load_trained(options.model)
-    layers = {name: run.layer(name) for name in options.layers}
+    explained = run.folded().without_mirror_image()
+    layers = {name: explained.layer(name) for name in options.layers}
     if options.target is not None and options.target not in run.class_names:
         raise ValueError(f"{run.name} has no class {options.target}; it has {', '.join(run.class_names)}")
     pixels, images = run.read(options.images)
@@ -269,7 +270,7 @@ def _draw_sheet(options):
     if options.target is not None:
         targets = [run.class_names.index(options.target)] * len(images)
     found = {
-        name: score_cam(run.model, images, layer, targets, options.weighting, clusters=options.clusters)
+        name: score_cam(explained.model, images, layer, targets, options.weighting, clusters=options.clusters)
         for name, layer in tqdm(layers.items(), desc="Score-CAM", unit="layer")
     }
     titles = [f"{path.name}: {run.class_names[target]}" for path, target in zip(options.images, targets, strict=True)]

@@ -68,10 +68,10 @@ class SceneClassifier(nn.Module):
         With flip averaging, in eval mode, they are the mean of an image's and its mirror image's; of a linear head that
         gives the mean of their logits.
         """
-        pooled = self._pool(images)
         if self.flip_averaging and not self.training:
-            pooled = (pooled + self._pool(images.flip(-1))) / 2
-        return pooled
+            mirrored = self._pool(images.flip(-1))  # before the image itself, whose maps hooks then keep as the last
+            return (self._pool(images) + mirrored) / 2
+        return self._pool(images)
 
     def _pool(self, images: torch.Tensor) -> torch.Tensor:
         pooled = []

@@ -21,6 +21,7 @@ from evaluation.probes import (
     probe_stages,
     stage_features,
 )
+from supervised.models import SceneClassifier, calibrate_batchnorm
 
 
 def clouds(images, classes=3, channels=8, distance=6.0, seed=0):
@@ -53,6 +54,18 @@ def images_with_class_in_first_channel(count, seed):
     images = torch.rand(count, 2, 4, 4, generator=generator)
     images[:, 0] += 3 * labels[:, None, None]
     return [(images, labels)]
+
+
+def test_features_of_a_model_that_sees_mirror_images_too_are_those_of_its_head():
+    torch.manual_seed(0)
+    model = SceneClassifier(2, stages=(2, 8), flip_averaging=True)
+    images = torch.randn(3, 3, 32, 32)
+    calibrate_batchnorm(model.features, [(images, None)])
+    stages, _ = stage_features(model, [(images, torch.tensor([0, 1, 0]))])
+    with torch.inference_mode():
+        expected = model.eval().pooled_features(images).numpy()
+        assert np.abs(expected[:, :24] - model.features[:3](images).mean(dim=(2, 3)).numpy()).max() > 1e-3
+    np.testing.assert_allclose(np.concatenate([stages[2], stages[8]], axis=1), expected, atol=1e-5)
 
 
 def test_a_stage_is_the_mean_of_its_maps_over_the_whole_loader(small_network):

@@ -53,6 +53,16 @@ def test_a_run_reads_images_as_its_training_did(known, photos):
     assert torch.allclose(images[1] * std + mean, torch.from_numpy(pixels[1].copy()) / 255, atol=1e-6)
 
 
+def test_an_explained_run_sees_the_image_alone_and_the_run_itself_its_mirror_image_too(known):
+    run = trained.load_trained("tiny")
+    run.model.flip_averaging = True
+    alone, images = run.without_mirror_image(), torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        seen = [alone.model(each) for each in (images, images.flip(-1))]
+        assert torch.allclose(run.model(images), (seen[0] + seen[1]) / 2, atol=1e-6)
+    assert not torch.allclose(*seen, atol=1e-4) and alone.layer("8") is run.layer("8")
+
+
 def test_a_run_is_known_by_its_path_too_and_what_is_not_there_is_named(known, tmp_path):
     assert trained.load_trained(str(known / "quick" / "tiny.pt")).name == "tiny"
     with pytest.raises(FileNotFoundError, match="there is no trained run nothing; there are tiny, and"):
@@ -81,7 +91,7 @@ def test_scorecam_writes_a_sheet_and_the_maps_it_shows(known, photos, tmp_path):
     assert scorecam.main([*arguments, "--output", str(sheet)]) == 0
     stored = np.load(sheet.with_suffix(".npz"))
     assert stored["targets"].tolist() == [2, 2]
-    run = trained.load_trained("tiny")
+    run = trained.load_trained("tiny").folded()
     expected = scorecam.score_cam(run.model, run.read(photos)[1], run.model.features[2][0], [2, 2])
     assert np.array_equal(stored["layer_features.2.0"], expected.maps.numpy())
     assert np.asarray(Image.open(sheet)).std() > 10

@@ -104,6 +104,15 @@ def test_flip_averaging_gives_an_image_and_its_mirror_image_the_mean_of_their_lo
     assert torch.equal(in_training, plain.train()(images))  # only in eval mode
 
 
+def test_what_a_hook_keeps_last_of_a_mirrored_look_is_of_the_image_itself():
+    torch.manual_seed(0)
+    model = SceneClassifier(3, flip_averaging=True).eval()
+    images, kept = torch.randn(2, 3, 32, 32), []
+    with model.features[1].register_forward_hook(lambda module, inputs, output: kept.append(output)):
+        model(images)
+    assert len(kept) == 2 and torch.equal(kept[-1], model.features[:2](images))
+
+
 @pytest.mark.parametrize("network", ["resnet18", "resnet34"])
 def test_a_resnet_with_torchvisions_weights_gives_its_outputs(network, tmp_path):
     torch.manual_seed(0)
