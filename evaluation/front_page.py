@@ -104,6 +104,19 @@ def answers(results: dict[str, dict]) -> list[str]:
     return sentences
 
 
+def against_earlier(table: pd.DataFrame, results: dict[str, dict], row: str = QUESTIONS[0][1]) -> list[str]:
+    """What the row comes to by the earlier reports' protocol, in the mean of its seeds, beside the highest of theirs."""
+    runs = [each["course_accuracy"] for each in results.values() if each["settings"]["name"] == row]
+    if not runs or table["earlier"].isna().all():
+        return []
+    highest = table["earlier"].idxmax()
+    return [
+        f"By the earlier reports' protocol (course accuracy) {row} comes to {sum(runs) / len(runs):.4f} "
+        f"({len(runs)} run{'s' if len(runs) > 1 else ''}); the highest of theirs is {table['earlier'][highest]:.4f} "
+        f"({highest})."
+    ]
+
+
 def about(results: dict[str, dict], profile: str) -> str:
     """Profile, initial weights and hardware of all results."""
     words = {"full": "the study", "quick": "small and short: it proves that everything runs, no number means anything"}
@@ -159,6 +172,8 @@ def table_html(table: pd.DataFrame) -> str:
 def page(folder: Path, profile: str) -> str:
     """The whole page from the files in `folder`; raises FileNotFoundError if there is no table of results yet."""
     results = read_results(folder)
+    table = read_tables(folder)
+    sentences = [*against_earlier(table, results), *answers(of_first_seeds(results))]
     seeds = pd.concat({words: seeds_table(results, f"{words}_accuracy") for words in ("test", "course")}, axis=1)
     pictures = [
         f'<figure><img src="{name}" alt="{words}"><figcaption>{words}</figcaption></figure>'
@@ -168,9 +183,9 @@ def page(folder: Path, profile: str) -> str:
     return PAGE.substitute(
         profile=profile,
         about=html.escape(about(results, profile)),
-        answers="\n".join(f"<li>{html.escape(each)}</li>" for each in answers(of_first_seeds(results))),
+        answers="\n".join(f"<li>{html.escape(each)}</li>" for each in sentences),
         links="\n".join(f"<li>{each}</li>" for each in links(folder)),
-        table=table_html(read_tables(folder)),
+        table=table_html(table),
         seeds=f'<h2>Seeds</h2>\n<div class="wide">\n{seeds.to_html(float_format="%.4f", border=0)}\n</div>'
         if len(seeds)
         else "",

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from evaluation.front_page import QUESTIONS, REPORTS, ROOT, answers, links, page
+from evaluation.front_page import QUESTIONS, REPORTS, ROOT, against_earlier, answers, links, page
 from evaluation.metrics import results_table
 
 FULL = ROOT / "results" / "full"
@@ -46,6 +46,16 @@ def test_an_answer_says_both_accuracies_and_the_verdict_of_the_test(folder):
     (alike,) = answers({row: result(row, 38), control: result(control, 37)})
     assert alike.endswith("they cannot be told apart.")
     assert answers({row: result(row, 38)}) == []
+
+
+def test_the_earlier_reports_best_stands_beside_the_mean_of_ours(folder):
+    _, row, control = QUESTIONS[1]
+    table = pd.read_csv(folder / "supervised.csv", index_col=0)
+    results = {row: result(row, 38), f"{row}.seed1": result(row, 36), control: result(control, 20)}
+    (sentence,) = against_earlier(table, results, row)
+    assert f"{row} comes to 0.9250 (2 runs); the highest of theirs is 0.8000 ({row})" in sentence
+    assert against_earlier(table, results, "not run") == []
+    assert against_earlier(table.assign(earlier=float("nan")), results, row) == []
 
 
 def test_the_page_holds_the_table_the_seeds_and_only_pictures_that_are_there(folder):
