@@ -105,7 +105,7 @@ def answers(results: dict[str, dict]) -> list[str]:
 
 
 def against_earlier(table: pd.DataFrame, results: dict[str, dict], row: str = QUESTIONS[0][1]) -> list[str]:
-    """What the row comes to by the earlier reports' protocol, in the mean of its seeds, beside the highest of theirs."""
+    """What the row comes to by the earlier reports' protocol, in the mean of its seeds, and the highest of theirs."""
     runs = [each["course_accuracy"] for each in results.values() if each["settings"]["name"] == row]
     if not runs or table["earlier"].isna().all():
         return []
