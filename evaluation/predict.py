@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from torch import nn
+from tqdm import tqdm
 
 from evaluation import plots
 from evaluation.scorecam import eval_mode, score_cam
@@ -64,16 +65,16 @@ def _predict(options):
     pixels, images = run.read(options.images)
     probabilities = class_probabilities(run.model, images)
     options.output.mkdir(parents=True, exist_ok=True)
-    for number, path in enumerate(options.images):
+    for number, path in enumerate(tqdm(options.images, desc="Score-CAM", unit="image")):
         top = probabilities[number].argsort()[::-1][:TOP]
         words = ", ".join(f"{run.class_names[label]} {probabilities[number][label]:.3f}" for label in top)
-        print(f"{path}: {words}")
+        tqdm.write(f"{path}: {words}")
         found = score_cam(explained.model, images[number : number + 1], layer, [top[0]])
         figure = draw_prediction(pixels[number], found.maps[0], probabilities[number], run.class_names, path.name)
         target = options.output / f"{number + 1:03d}_{path.stem}.png"
         figure.savefig(target, dpi=120)
         plt.close(figure)
-        print(f"  {target}")
+        tqdm.write(f"  {target}")
 
 
 if __name__ == "__main__":
