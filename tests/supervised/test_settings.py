@@ -5,7 +5,7 @@ import pytest
 
 from data import scenes
 from supervised import settings
-from supervised.settings import BASE, EXPERIMENTS, NATURE_EXPERIMENTS, configure, find
+from supervised.settings import BASE, EXPERIMENTS, MEANS_EXPERIMENTS, NATURE_EXPERIMENTS, configure, find
 
 
 def test_names_are_unique_and_rows_frozen():
@@ -68,7 +68,15 @@ def test_rows_of_the_nature_scenes_are_found_and_keep_to_their_data_and_to_diffe
 
 
 def test_every_row_says_what_it_is_there_to_answer():
-    assert all(row.question.endswith("?") for row in {**EXPERIMENTS, **NATURE_EXPERIMENTS}.values())
+    rows = {**EXPERIMENTS, **MEANS_EXPERIMENTS, **NATURE_EXPERIMENTS}
+    assert all(row.question.endswith("?") for row in rows.values())
+
+
+def test_what_each_means_gives_is_asked_one_change_at_a_time():
+    best = EXPERIMENTS["supervised_best"]
+    changes = {name: differing(row, best) for name, row in MEANS_EXPERIMENTS.items()}
+    assert changes.pop("best_smaller") == {"image_size", "crop_size"}  # one thing: how large the pictures are
+    assert all(len(fields) == 1 for fields in changes.values()) and find("best_smaller").crop_size == 224
 
 
 @pytest.mark.parametrize(
@@ -82,11 +90,19 @@ def test_every_row_says_what_it_is_there_to_answer():
         ("stages", ()),
         ("stages", (8, 6)),
         ("stages", (9,)),
+        ("frozen_stages", 9),
+        ("frozen_stages", -1),
+        ("crop_size", 224),  # of the augmentation "basic", which does not crop
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_by_row_field_and_value(field, value):
     with pytest.raises(ValueError, match=re.escape(f"supervised_1: {field} is {value!r}")):
         replace(BASE, **{field: value})
+
+
+def test_features_that_are_frozen_whole_are_not_frozen_in_part_too():
+    with pytest.raises(ValueError, match="imagenet_classifier: frozen_stages is 4; .* freeze_features is on"):
+        replace(EXPERIMENTS["imagenet_classifier"], frozen_stages=4)
 
 
 def test_an_unknown_experiment_is_answered_with_the_known_ones():
