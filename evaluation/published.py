@@ -4,7 +4,7 @@
     published/<run>.md             its model card: data, metrics, limits
     published/sha256.json          the digest of each file
 
-Convolutions and linear layers are kept in half precision, which makes a file a quarter of a checkpoint's size;
+Convolutions and linear layers are kept in half precision, which makes a file half as large as a checkpoint;
 BatchNorm's weights and statistics stay float32, since half precision does not reach as far as variances do.
 Without names, all are placed.  With `--source` they come from another folder or address (`<source>/<run>.safetensors`)
 and must have the same digests.  `--make RUN` makes the file and the card of a run that was trained here.
@@ -140,7 +140,9 @@ def place(names: list[str], source: str | Path, models: Path, folder: Path = FOL
         target, file, checksum = models / f"{name}.safetensors", f"{name}.safetensors", f"sha256:{digests[name]}"
         if str(source).startswith(("http://", "https://")):
             target.parent.mkdir(parents=True, exist_ok=True)
-            download(f"{source}/{file}", target, checksum)
+            fetched = target.with_name(f".{file}")  # beside what may lie there: it is replaced by a whole one only
+            download(f"{source}/{file}", fetched, checksum)
+            fetched.replace(target)
         else:
             origin = Path(source) / file
             if not origin.is_file():

@@ -82,6 +82,14 @@ def test_from_an_address(folder, tmp_path):
         address = f"http://127.0.0.1:{server.server_port}"
         (placed,) = published.place(["run"], address, tmp_path / "models", folder)
         assert placed.read_bytes() == (folder / "run.safetensors").read_bytes()
+        placed.write_bytes(b"of an earlier version")
+        (placed,) = published.place(["run"], address, tmp_path / "models", folder)
+        assert placed.read_bytes() == (folder / "run.safetensors").read_bytes()
+        (folder / "run.safetensors").write_bytes(b"another file than the one that was published")
+        before = placed.read_bytes()
+        with pytest.raises(ValueError, match="run.safetensors has the wrong checksum"):
+            published.place(["run"], address, tmp_path / "models", folder)
+        assert placed.read_bytes() == before and list((tmp_path / "models").iterdir()) == [placed]
         with pytest.raises(ValueError, match="other is not published; there are run"):
             published.place(["other"], address, tmp_path / "models", folder)
     finally:
