@@ -178,10 +178,11 @@ def make(name: str, folder: Path = FOLDER) -> Path:
     path = files_of(row, "full").checkpoint
     run, saved = load_trained(str(path)), load_checkpoint(path)
     loader = build_loaders(row, progress=False).test
-    before, labels = predict(run.model, loader)
+    precision = saved["result"]["precision"]  # measured as the result was
+    before, labels = predict(run.folded().model, loader, precision=precision)
     published = halve(run.model)
     run.model.load_state_dict(published)  # back in float32, with what half precision has left of it
-    after = predict(run.model, loader)[0].argmax(dim=1)
+    after = predict(run.folded().model, loader, precision=precision)[0].argmax(dim=1)
     measured = {
         "test_accuracy": (after == labels).double().mean().item(),
         "changed": int((after != before.argmax(dim=1)).sum()),
