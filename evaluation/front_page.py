@@ -29,7 +29,7 @@ REPORTS = {
 PICTURES = {
     "supervised_accuracies.png": "Trained with labels: test accuracy with its 95 % interval, beside what the earlier "
     "reports gave for the same settings.",
-    "pretext_epochs.png": "The better a network knows the pretext, the worse its frozen features are for scenes; the "
+    "pretext_epochs.png": "The longer a network learns the pretext, the worse its frozen features are for scenes; the "
     "grey line is the same classifier on ImageNet features that no pretext has touched.",
     "scorecam.jpg": "Where three models look: Score-CAM after the last stage, the same images for all, for their true "
     "class.",
