@@ -14,7 +14,7 @@ import torch
 
 from data.scenes import decode
 from evaluation.published import read_published
-from helper_functions import fold_batchnorm
+from helper_functions import fold_batchnorm, keep_freed_memory
 from runs import ROOT, digest_of, load_checkpoint
 from supervised.dataloader import MEAN, STD, normalise
 from supervised.models import SceneClassifier
@@ -75,9 +75,11 @@ class TrainedRun:
 def load_trained(run: str, models: Path = ROOT / "models") -> TrainedRun:
     """A finished run by the path of its checkpoint or published file, or by its name.
 
-    Of a name the full profile's is taken before the quick one's, and a checkpoint before a published file.  Raises
-    FileNotFoundError that lists the runs that are there; ValueError for a file that is not one of ours.
+    Of a name the full profile's is taken before the quick one's, and a checkpoint before a published file.  Also lets
+    the process keep freed memory (`keep_freed_memory`), since what is loaded will be run.
+    Raises FileNotFoundError that lists the runs that are there; ValueError for a file that is not one of ours.
     """
+    keep_freed_memory()
     named = [models / profile / f"{run}{suffix}" for profile in ("full", "quick") for suffix in SUFFIXES]
     path = next((each for each in (Path(run), *named) if each.suffix in SUFFIXES and each.is_file()), None)
     if path is None:
