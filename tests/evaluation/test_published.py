@@ -4,13 +4,15 @@ import json
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from evaluation import published
 from evaluation.trained import load_trained
-from runs import ROOT
+from runs import FORMAT, ROOT, Files
 from supervised.models import SceneClassifier
 
 SETTINGS = {
@@ -109,6 +111,63 @@ def test_a_file_of_another_digest_is_refused_and_the_old_one_stays(folder, tmp_p
     assert placed.read_bytes() == before and [each.name for each in models.iterdir()] == ["run.safetensors"]
     with pytest.raises(FileNotFoundError, match="there is no .*run.safetensors"):
         published.place(["run"], tmp_path / "nowhere", models, folder)
+
+
+@pytest.fixture
+def trained_run(model, tmp_path, monkeypatch):
+    """A checkpoint of a row as the full profile would have left it, and eight test images for it."""
+    images, labels = torch.randn(8, 3, 64, 64), torch.tensor([0, 1] * 4)
+    with torch.inference_mode():
+        right = (model(images).argmax(dim=1) == labels).double()
+    data = {"name": "15scene", "images": {"train": 4, "val": 4, "test": 8}}
+    weights = {"weights": "rotation_best, epoch 2", "began_with": {"weights": "ImageNet"}}
+    identity = {"settings": {**SETTINGS, "frozen_stages": 0}, "data": data, "initial_weights": weights}
+    result = {
+        "name": "rotation_best_classifier",
+        "epoch": 3,
+        "test_accuracy": right.mean().item(),
+        "test_accuracy_by_class": {"coast": 0.5, "forest": 0.25},
+        "labels": {"test": labels.tolist()},
+        "history": {"val_loss": [1.0] * 4},
+        **{"precision": "float32", "device": "cpu", "versions": {"torch": "2"}},
+    }
+    files = Files(tmp_path / "models", tmp_path / "results", "rotation_best_classifier")
+    files.models.mkdir()
+    names = ["coast", "forest"]
+    contents = {"format": FORMAT, "identity": identity, "class_names": names, "model": model.state_dict()}
+    torch.save({**contents, "result": result}, files.checkpoint)
+    loaders = SimpleNamespace(test=DataLoader(TensorDataset(images, labels), 4))
+    monkeypatch.setattr("runs.files_of", lambda row, profile: files)
+    monkeypatch.setattr("self_supervised.dataloader.build_loaders", lambda row, progress: loaders)
+    return result
+
+
+def test_a_run_is_published_with_its_card_and_what_half_precision_changes(trained_run, tmp_path):
+    folder = tmp_path / "published"
+    path = published.make("rotation_best_classifier", folder)
+    about = published.read_published(path)
+    assert about["measured"] == {"test_accuracy": trained_run["test_accuracy"], "changed": 0}
+    words = path.with_suffix(".md").read_text()
+    digest = json.loads((folder / published.DIGESTS).read_text())["rotation_best_classifier"]
+    assert words == published.card(trained_run, about, path.stat().st_size, digest)
+    assert f"{trained_run['test_accuracy']:.4f} (95 % interval" in words and digest in words
+    assert "rotation_best, epoch 2, which began with ImageNet" in words and "the head alone was trained" in words
+    assert published.place([], folder, tmp_path / "placed", folder)[0].read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing"], "nothing is not published; there are"),
+        (["--make"], "--make needs the names of runs"),
+        (["--make", "nothing"], "there is no experiment 'nothing'"),
+        (["supervised_best", "--source", "nowhere"], "there is no nowhere"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments, words, capsys):
+    assert published.main(arguments) == 2
+    (sentence,) = capsys.readouterr().err.strip().splitlines()
+    assert sentence.startswith("error: ") and words in sentence
 
 
 @pytest.mark.parametrize("contents", [b"", b"not safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{}"])
