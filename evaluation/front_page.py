@@ -14,7 +14,7 @@ from string import Template
 import pandas as pd
 
 from evaluation.files import write_whole
-from evaluation.metrics import comparison_table, of_first_seeds, read_results, seeds_table
+from evaluation.metrics import comparison_table, of_first_seeds, read_results, seeds_of_both_protocols
 from evaluation.readme import read_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,13 +93,13 @@ def answers(results: dict[str, dict]) -> list[str]:
     """What the QUESTIONS come to, a sentence each, of those whose rows have results."""
     sentences = []
     for words, row, control in QUESTIONS:
-        table = comparison_table(results, [(words, control, row)])
-        for each in table.itertuples(index=False):
+        for each in comparison_table(results, [(words, control, row)]).to_dict("records"):
+            verdict = each["row is"]
             sentences.append(
                 f"{words}: {results[row]['test_accuracy']:.4f} on the test images; frozen ImageNet features read out "
-                f"in the best way found: {results[control]['test_accuracy']:.4f}. Difference {each.difference:+.4f}, "
-                f"p = {each.p:.2g} (exact McNemar): "
-                + ("they cannot be told apart." if "told" in table["row is"][0] else f"it is {table['row is'][0]}.")
+                f"in the best way found: {results[control]['test_accuracy']:.4f}. "
+                f"Difference {each['difference']:+.4f}, p = {each['p']:.2g} (exact McNemar): "
+                + (f"it is {verdict}." if verdict in ("better", "worse") else f"they {verdict}.")
             )
     return sentences
 
@@ -131,11 +131,16 @@ def about(results: dict[str, dict], profile: str) -> str:
     )
 
 
+def html_name(notebook: Path) -> str:
+    """What a report's page is called in the profile's folder."""
+    return f"{notebook.parent.name}_{notebook.stem}.html"
+
+
 def links(folder: Path) -> list[str]:
     """A line a report: the page in `folder` where it has been made, and the notebook."""
     lines = []
     for path, words in REPORTS.items():
-        page = path.replace("/", "_").replace(".ipynb", ".html")
+        page = html_name(Path(path))
         there = f'<a href="{page}">{words}</a>' if (folder / page).exists() else words
         lines.append(f'{there} (<a href="../../{path}">{path}</a>)')
     return [*lines, 'What of the earlier claims is true (<a href="../README.md">results/README.md</a>)']
@@ -174,7 +179,7 @@ def page(folder: Path, profile: str) -> str:
     results = read_results(folder)
     table = read_tables(folder)
     sentences = [*against_earlier(table, results), *answers(of_first_seeds(results))]
-    seeds = pd.concat({words: seeds_table(results, f"{words}_accuracy") for words in ("test", "course")}, axis=1)
+    seeds = seeds_of_both_protocols(results)
     pictures = [
         f'<figure><img src="{name}" alt="{words}"><figcaption>{words}</figcaption></figure>'
         for name, words in PICTURES.items()

@@ -224,6 +224,11 @@ def seeds_table(results: dict[str, dict], accuracy: str = "test_accuracy") -> pd
     return table[table["count"] > 1].rename(columns={"count": "seeds", "std": "standard deviation"})
 
 
+def seeds_of_both_protocols(results: dict[str, dict]) -> pd.DataFrame:
+    """`seeds_table` of the test accuracy and of the course accuracy side by side; its columns are pairs."""
+    return pd.concat({words: seeds_table(results, f"{words}_accuracy") for words in ("test", "course")}, axis=1)
+
+
 def comparison_table(results: dict[str, dict], pairs: list[tuple[str, str, str]]) -> pd.DataFrame:
     """One row for each (question, first, second) whose results are both there: paired test on the test images.
 

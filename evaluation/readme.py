@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import t
 
-from evaluation.metrics import read_results, seeds_table
+from evaluation.metrics import read_results, seeds_of_both_protocols
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("supervised.csv", "self_supervised.csv")  # of `metrics.results_table`; a row of both is shown once
@@ -36,14 +36,13 @@ def results_markdown(table: pd.DataFrame) -> str:
 
 
 def seeds_markdown(results: Mapping[str, dict]) -> str:
-    """Mean and standard deviation over the seeds of rows that were run with several, as Markdown; "" if there is none.
+    """Mean and range over the seeds of rows that were run with several, as Markdown; "" if there is none.
 
-    With more than one seed, the 95 % interval of the mean is Student's t.
+    The 95 % interval of the mean is Student's t.
     """
-    tables = {words: seeds_table(results, f"{words}_accuracy") for words in ("test", "course")}
     lines = []
-    for name, test in tables["test"].iterrows():
-        course = tables["course"].loc[name]
+    for name, row in seeds_of_both_protocols(results).iterrows():
+        test, course = row["test"], row["course"]
         half = t.ppf(0.975, test["seeds"] - 1) * test["standard deviation"] / sqrt(test["seeds"])
         lines.append(
             f"| {name} | {test['seeds']:.0f} | {course['mean']:.4f} ({course['min']:.4f} to {course['max']:.4f}) "

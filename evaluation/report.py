@@ -41,7 +41,7 @@ def execute(path: Path, html_folder: Path, in_place: bool = False) -> Path:
             on_cell_complete=lambda cell, cell_index: bar.update(cell_index + 1 - bar.n),
         ).execute()
     html, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": path.stem}})
-    target = html_folder / f"{path.parent.name}_{path.stem}.html"
+    target = html_folder / front_page.html_name(path)
     write_whole(target, lambda temporary: temporary.write_text(html))
     if in_place:
         write_whole(path, lambda temporary: temporary.write_text(nbformat.writes(notebook) + "\n"))
@@ -62,10 +62,10 @@ def main(arguments=None) -> int:
     options = parser.parse_args(arguments)
     os.environ.update(absolute_paths(os.environ))
     html_folder = ROOT / "results" / os.environ.get("PROFILE", "quick")
-    for path in options.notebooks or sorted(ROOT.glob("*/*.ipynb")):
+    for path in [path.resolve() for path in options.notebooks] or sorted(ROOT.glob("*/*.ipynb")):
         started = time.perf_counter()
         try:
-            target = execute(path.resolve(), html_folder, options.in_place)
+            target = execute(path, html_folder, options.in_place)
         except CellExecutionError as error:
             print(f"error: {path} failed:\n{error}", file=sys.stderr)
             return 1

@@ -379,6 +379,7 @@ _NATURE_TABLE = (
     ),
 )
 NATURE_EXPERIMENTS = {row.name: row for row in _NATURE_TABLE}
+ALL_EXPERIMENTS = EXPERIMENTS | MEANS_EXPERIMENTS | NATURE_EXPERIMENTS
 
 # What DF gave as average precision of each class, in their order by name, for the rows that come nearest.
 EARLIER_AVERAGE_PRECISION = {
@@ -449,9 +450,7 @@ def configure(
     return replace(experiment, data=data or experiment.data)
 
 
-def find(
-    name: str, experiments: Mapping[str, Experiment] = EXPERIMENTS | MEANS_EXPERIMENTS | NATURE_EXPERIMENTS
-) -> Experiment:
+def find(name: str, experiments: Mapping[str, Experiment] = ALL_EXPERIMENTS) -> Experiment:
     """The row of this name; raises ValueError that lists the known names."""
     if name not in experiments:
         raise ValueError(f"there is no experiment {name!r}; there are: {', '.join(experiments)}")

@@ -11,14 +11,14 @@ from hyperparameter_search import rows_asked_for
 from runs import build_parser, files_of, report, run_command, run_experiment, with_options
 from supervised.dataloader import build_loaders
 from supervised.models import build_model
-from supervised.settings import EXPERIMENTS, MEANS_EXPERIMENTS, NATURE_EXPERIMENTS, configure, find
+from supervised.settings import ALL_EXPERIMENTS, configure, find
 
 
 def main(arguments=None) -> int:
     """Run what the command line asks for; a user's mistake is answered in one sentence and exit code 2."""
     options = build_parser("python -m supervised.train", __doc__).parse_args(arguments)
     if options.list:
-        for row in (EXPERIMENTS | MEANS_EXPERIMENTS | NATURE_EXPERIMENTS).values():
+        for row in ALL_EXPERIMENTS.values():
             print(f"{row.name:34} {row.question}")
         return 0
     return run_command(lambda: _train(options))
