@@ -243,18 +243,21 @@ def build_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings):
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def train_one_epoch(model, loader, criterion, optimizer, averaged, accelerator, precision, bar) -> tuple[float, float]:
+def train_one_epoch(
+    model, loader, criterion, optimizer, averaged, teacher, accelerator, precision, bar
+) -> tuple[float, float]:
     """Train on every batch once; `averaged` (an AveragedModel, or None) takes the weights in after each step.
 
-    Returns plain cross-entropy (nats an image) and accuracy over all images.
+    `teacher` is that of `train`, or None.  Returns plain cross-entropy (nats an image) and accuracy over all images.
     """
     model.train()
     loss_sum, hits, images_seen = 0.0, 0, 0
     for images, labels in loader:
         with accelerator.accumulate(model):
             with autocast(precision, accelerator.device):
+                images, targets = (images, labels) if teacher is None else teacher(images)
                 logits = model(images).float()
-                loss = share_of_loss(criterion, logits, labels, accelerator)
+                loss = share_of_loss(criterion, logits, targets, accelerator)
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
@@ -270,20 +273,22 @@ def train_one_epoch(model, loader, criterion, optimizer, averaged, accelerator, 
     return loss_sum / images_seen, hits / images_seen
 
 
-def share_of_loss(criterion, logits, labels, accelerator) -> torch.Tensor:
+def share_of_loss(criterion, logits, targets, accelerator) -> torch.Tensor:
     """This process's part of a batch's mean loss: the mean over processes is what one process has of the whole batch.
+
+    `targets` are labels (N,), or probabilities (N, classes) where the criterion has no class weights.
 
     A mean over processes is what they make of their gradients.  Each would count alike if it took the mean of its own
     images, but of the last batch they may have differing numbers: accelerate fills it up with images that repeat, which
     are left out here.  `criterion` sums, and its class weights divide the sum as in a mean of nn.CrossEntropyLoss.
     """
-    batch, images = accelerator.gradient_state, len(labels)
+    batch, images = accelerator.gradient_state, len(targets)
     if accelerator.num_processes > 1 and batch.end_of_dataloader and batch.remainder > 0:
         images = min(max(batch.remainder - accelerator.process_index * images, 0), images)
-    logits, labels = logits[:images], labels[:images]
-    weights = torch.ones(images, device=logits.device) if criterion.weight is None else criterion.weight[labels]
+    logits, targets = logits[:images], targets[:images]
+    weights = torch.ones(images, device=logits.device) if criterion.weight is None else criterion.weight[targets]
     weight_of_batch = accelerator.reduce(weights.sum(), reduction="sum")
-    return criterion(logits, labels) * accelerator.num_processes / weight_of_batch
+    return criterion(logits, targets) * accelerator.num_processes / weight_of_batch
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
@@ -340,6 +345,7 @@ def train(
     *,
     test_loader: DataLoader | None = None,
     class_weights: torch.Tensor | None = None,
+    teacher: nn.Module | None = None,
     device: str = "auto",
     state: dict | None = None,
     save_state: Callable[[dict], None] | None = None,
@@ -350,12 +356,19 @@ def train(
 
     Loaders yield (images, labels); where the train loader's sampler has a generator, a resumed run goes on with its
     order.  `test_loader` is only watched: nothing is chosen by it.  `class_weights` (classes,) weigh the loss that is
-    minimised, never the one reported.  With `settings.averaging_decay` what is evaluated, and left, is the exponential
-    moving average of the weights and BatchNorm statistics after each step (after Polyak and Juditsky 1992).
+    minimised, never the one reported.  `teacher(images)` gives the images to learn from, which it may have changed, and
+    the probabilities (N, classes) to learn in place of the labels.  With `settings.averaging_decay` what is evaluated,
+    and left, is the exponential moving average of the weights and BatchNorm statistics after each step (after Polyak
+    and Juditsky 1992).
     After each epoch `save_state` is given all that is needed to go on; `state` goes on from there, and ends in the same
     history and weights as a training that was never interrupted (bit for bit on a CPU).
-    Raises FloatingPointError if the loss is not finite, ValueError if a loader has no images.
+    Raises FloatingPointError if the loss is not finite, ValueError if a loader has no images, or if there are both a
+    teacher and class weights.
     """
+    if teacher is not None and class_weights is not None:
+        raise ValueError(
+            "class weights are of labels, and a teacher's probabilities take their place; give one of them"
+        )
     for name, loader in (("train", train_loader), ("val", val_loader)):
         if len(loader) == 0:
             raise ValueError(f"the {name} loader has no batch; there are too few images")
@@ -375,6 +388,8 @@ def train(
     network, optimizer, train_loader, val_loader = accelerator.prepare(model, optimizer, train_loader, val_loader)
     if test_loader is not None:
         test_loader = accelerator.prepare(test_loader)
+    if teacher is not None:
+        teacher.to(accelerator.device)
     # What is evaluated, as the processes share it, and the same as what is kept of it.
     evaluated, kept = (network, model) if averaged is None else (averaged, averaged.to(accelerator.device).module)
     if state is not None:
@@ -400,7 +415,7 @@ def train(
             bar.set_description(f"{title} epoch {epoch}/{settings.max_epochs}".strip())
             learning_rate = optimizer.param_groups[0]["lr"]
             train_loss, train_accuracy = train_one_epoch(
-                network, train_loader, criterion, optimizer, averaged, accelerator, settings.precision, bar
+                network, train_loader, criterion, optimizer, averaged, teacher, accelerator, settings.precision, bar
             )
             # Many processes share BatchNorm's statistics as they evaluate, so there they stay where they are.
             ready = fold_batchnorm(evaluated) if accelerator.num_processes == 1 else evaluated

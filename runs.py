@@ -86,6 +86,7 @@ def run_experiment(
     build_loaders: Callable,
     files: Files,
     *,
+    build_teacher: Callable | None = None,
     device: str = "auto",
     overwrite: bool = False,
     progress: bool = True,
@@ -93,25 +94,29 @@ def run_experiment(
     """Train an experiment to its end and write its files, or read back what an earlier call left.
 
     `build_loaders(experiment)` gives the loaders and `build_model(experiment, loaders)` the network with the source
-    of its initial weights.  An interrupted run goes on after its last whole epoch.  Returns the model at its best
-    epoch, in eval mode, and the result.  Raises ValueError if the files are those of other settings, data or initial
-    weights, naming the field (with `overwrite` they are replaced instead), or if another process is at this run;
-    OSError if they cannot be written, before anything is trained; MemoryError if a batch is too large.
+    of its initial weights; `build_teacher(experiment, loaders)` the teacher that `helper_functions.train` takes with
+    the words for it, or (None, {}) for a row that learns from labels.  An interrupted run goes on after its last whole
+    epoch.  Returns the model at its best epoch, in eval mode, and the result.  Raises ValueError if the files are those
+    of other settings, data, teachers or initial weights, naming the field (with `overwrite` they are replaced instead),
+    or if another process is at this run; OSError if they cannot be written, before anything is trained; MemoryError if
+    a batch is too large.
     """
     accelerator = build_accelerator(device)
     loaders = build_loaders(experiment)
     torch.manual_seed(experiment.seed)  # before the head draws its weights
     model, initial_weights = build_model(experiment, loaders)
     with _alone(files, accelerator), _advice_on_memory(experiment):
-        return _run(experiment, model, loaders, initial_weights, files, accelerator, device, overwrite, progress)
+        teacher, words = (None, {}) if build_teacher is None else build_teacher(experiment, loaders)
+        identity = {
+            "settings": settings_of(experiment),
+            "data": loaders.data,
+            "initial_weights": initial_weights,
+            **({"teachers": words} if words else {}),
+        }
+        return _run(experiment, model, teacher, loaders, identity, files, accelerator, device, overwrite, progress)
 
 
-def _run(experiment, model, loaders, initial_weights, files, accelerator, device, overwrite, progress):
-    identity = {
-        "settings": settings_of(experiment),
-        "data": loaders.data,
-        "initial_weights": initial_weights,
-    }
+def _run(experiment, model, teacher, loaders, identity, files, accelerator, device, overwrite, progress):
     if files.checkpoint.exists():
         saved = load_checkpoint(files.checkpoint)
         difference = _difference_of_identity(identity, saved["identity"], experiment)
@@ -158,6 +163,7 @@ def _run(experiment, model, loaders, initial_weights, files, accelerator, device
         experiment.train,
         test_loader=batches.test,
         class_weights=loaders.class_weights,
+        teacher=teacher,
         device=device,
         state=None if state is None else state["training"],
         save_state=save_state,
@@ -232,9 +238,20 @@ def _advice_on_memory(experiment) -> Iterator[None]:
 
 
 def load_features(experiment, files: Files, epoch: int | str) -> tuple[dict[str, torch.Tensor], dict]:
-    """Weights of `features.*` that a run had at one epoch (a number, "best" or "last"), and the words for them.
+    """Weights of `features.*` that a run had at one epoch, and the words for them: as `load_weights`.
 
-    Exactly `features.*` without that prefix: the head is another task's.  The words hold a digest of these weights.
+    Exactly `features.*` without that prefix: the head is another task's.
+    """
+    weights, words = load_weights(experiment, files, epoch)
+    features = {
+        name.removeprefix("features."): tensor for name, tensor in weights.items() if name.startswith("features.")
+    }
+    return features, {**words, "sha256": digest_of(features)}
+
+
+def load_weights(experiment, files: Files, epoch: int | str) -> tuple[dict[str, torch.Tensor], dict]:
+    """The weights that a run had at one epoch (a number, "best" or "last"), and the words for them, with a digest.
+
     Raises FileNotFoundError if there is no such run or the epoch was not kept, ValueError if the file is that of other
     settings, naming the field.
     """
@@ -254,14 +271,9 @@ def load_features(experiment, files: Files, epoch: int | str) -> tuple[dict[str,
     difference = first_difference(settings_of(experiment), settings)
     if difference is not None:
         raise ValueError(f"{path} was trained with {difference}; remove it, or replace the run with --overwrite")
-    features = {
-        name.removeprefix("features."): tensor
-        for name, tensor in saved["model"].items()
-        if name.startswith("features.")
-    }
-    return features, {
+    return saved["model"], {
         "weights": f"{files.name}, epoch {epoch}",
-        "sha256": digest_of(features),
+        "sha256": digest_of(saved["model"]),
         "began_with": saved["identity"]["initial_weights"],
         "data": saved["identity"]["data"],
     }

@@ -15,6 +15,9 @@ from torchvision.transforms import v2
 from data.scenes import Scenes, load_splits, locate
 from supervised.settings import BASE, Experiment
 
+EVALUATION_BATCH = (
+    64  # images at least: without gradients they need little memory, and few small batches leave a GPU idle
+)
 MEAN = {"squash": (0.5, 0.5, 0.5), "imagenet": (0.485, 0.456, 0.406)}  # of red, green and blue, in 0..1
 STD = {"squash": (0.5, 0.5, 0.5), "imagenet": (0.229, 0.224, 0.225)}
 
@@ -221,11 +224,12 @@ def loaders_of(
         raise ValueError(
             f"{data['name']} has {len(train)} training images, fewer than one batch of {experiment.batch_size}"
         )
+    at_once = max(experiment.batch_size, EVALUATION_BATCH)
     return Loaders(
         train=_loader(train, experiment.batch_size, SeededShuffle(len(train), experiment.seed)),
-        train_in_order=_loader(in_order["train"], experiment.batch_size),
-        val=_loader(in_order["val"], experiment.batch_size),
-        test=_loader(in_order["test"], experiment.batch_size),
+        train_in_order=_loader(in_order["train"], at_once),
+        val=_loader(in_order["val"], at_once),
+        test=_loader(in_order["test"], at_once),
         class_names=class_names,
         class_weights=class_weights,
         data=data,

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from torch import nn
 from torchvision import models as torchvision_models
 from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet34_Weights, WeightsEnum
 
-from helper_functions import load_plain
-from supervised.settings import Experiment
+from helper_functions import fold_batchnorm, load_plain
+from supervised.settings import DistilledExperiment, Experiment
 
 _RESNET_WIDTHS = (64, 64, 128, 256, 512)
 STAGE_WIDTHS = {  # channels after each stage of `features`
@@ -155,6 +155,33 @@ def build_head(head: str, num_classes: int, num_features: int = STAGE_WIDTHS["ef
     )
 
 
+class Teachers(nn.Module):
+    """Images (N, 3, S, S) to those to learn from, and the mean of what the networks say of them: (N, classes).
+
+    With mixing, each image becomes a mixture with the one before it in the batch, of which it takes a share drawn
+    between 0 and a half (after Zhang et al. 2018): on images that they have learned by heart, teachers say little more
+    than the label.  The networks stay as they are, in eval mode.
+    """
+
+    def __init__(self, networks: Sequence[SceneClassifier], mixing: bool):
+        super().__init__()
+        self.networks = nn.ModuleList(fold_batchnorm(network) for network in networks).requires_grad_(False)
+        for network in self.networks:
+            network.flip_averaging = (
+                False  # what it says of a mirrored image is asked when the network sees it mirrored
+            )
+        self.mixing = mixing
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images, mixed or not, and the probabilities, float32."""
+        if self.mixing:
+            shares = torch.rand(len(images), 1, 1, 1) / 2  # on the CPU, whose generator a resumed training restores
+            images = torch.lerp(images, images.roll(1, dims=0), shares.to(images.device))
+        logits = torch.stack([network(images).float() for network in self.networks])
+        return images, logits.softmax(dim=2).mean(dim=0)
+
+
 @dataclass(frozen=True)
 class InitialWeights:
     """Weights of `features.*` to begin with (None: random), and the words for them that stand in every result."""
@@ -217,6 +244,23 @@ def build_model(experiment: Experiment, loaders) -> tuple[SceneClassifier, dict[
     elif experiment.freeze_features:
         calibrate_batchnorm(model.features, loaders.train)  # shuffled: a batch of one class is no sample
     return model, initial.source
+
+
+def build_teacher(experiment: Experiment, loaders, load_run: Callable) -> tuple[Teachers | None, dict]:
+    """The teachers of a `DistilledExperiment` and the words for them; (None, {}) of any other row.
+
+    `load_run(name, seed)` gives the row of a run, its weights (a state dict) and the words for these.
+    """
+    if not isinstance(experiment, DistilledExperiment):
+        return None, {}
+    networks, words = [], []
+    for seed in experiment.teacher_seeds:
+        row, weights, source = load_run(experiment.teacher_run, seed)
+        network = classifier_of(row, len(loaders.class_names))
+        network.load_state_dict(weights)
+        networks.append(network)
+        words.append(source)
+    return Teachers(networks, experiment.mixing), {"of_seeds": list(experiment.teacher_seeds), "runs": words}
 
 
 @torch.no_grad()

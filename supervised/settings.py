@@ -91,6 +91,20 @@ class Experiment:
         return self.freeze_features and self.augmentation == "basic"
 
 
+@dataclass(frozen=True)
+class DistilledExperiment(Experiment):
+    """A network that learns what others, its teachers, say of its training images, and not their labels.
+
+    After Hinton et al. 2015.  Teachers see the very pixels that it sees, crop, flip and mixture (Beyer et al. 2022).
+    """
+
+    teacher_run: str = ""  # the name of a row
+    teacher_seeds: tuple[
+        int, ...
+    ] = ()  # its runs of these seeds, each at its best epoch; their probabilities' mean counts
+    mixing: bool = False  # each image is mixed with another of its batch, of which it takes up to a half
+
+
 BASE = Experiment("supervised_1", "How far does plain fine-tuning of ImageNet weights get?", earlier_accuracy=0.9289)
 _AUGMENTED = replace(
     BASE,
@@ -275,6 +289,42 @@ _MEANS = (
 )
 MEANS_EXPERIMENTS = {row.name: row for row in _MEANS}
 
+# What learning from three such networks gives, to one that is no larger.
+_LONGER = replace(
+    _BEST,
+    name="best_longer",
+    question="Control: what do so many epochs give without teachers?",
+    train=replace(_BEST.train, max_epochs=20),
+)
+_DISTILLED = DistilledExperiment(
+    **{
+        **vars(_LONGER),
+        "name": "supervised_distilled",
+        "question": "Can one network learn what three of them know together, from the same images?",
+        "train": replace(_LONGER.train, label_smoothing=0.0),  # what the teachers say is smooth
+    },
+    teacher_run=_BEST.name,
+    teacher_seeds=(2, 3, 4),
+    mixing=True,
+)
+_TEACHING = (
+    _DISTILLED,
+    replace(
+        _DISTILLED,
+        name="distilled_without_mixing",
+        question="What does it give that teachers and network see mixed images?",
+        mixing=False,
+    ),
+    replace(
+        _DISTILLED,
+        name="distilled_strong_augmentation",
+        question="Would stronger augmentation be better with teachers?",
+        augmentation="trivial",
+    ),
+    _LONGER,
+)
+TEACHING_EXPERIMENTS = {row.name: row for row in _TEACHING}
+
 # The two reports on the nature scenes: ResNet-18, Adam and SGD, learning rates 0.01 and 0.001, from random and from
 # ImageNet weights, at 80 pixels (DF) and 224 (Berezin).  Neither names a momentum, a schedule or an augmentation.
 # DF trained for 5 epochs, later for 10, Berezin for up to 35: here few, since rows are to be told apart.
@@ -379,7 +429,7 @@ _NATURE_TABLE = (
     ),
 )
 NATURE_EXPERIMENTS = {row.name: row for row in _NATURE_TABLE}
-ALL_EXPERIMENTS = EXPERIMENTS | MEANS_EXPERIMENTS | NATURE_EXPERIMENTS
+ALL_EXPERIMENTS = EXPERIMENTS | MEANS_EXPERIMENTS | TEACHING_EXPERIMENTS | NATURE_EXPERIMENTS
 
 # What DF gave as average precision of each class, in their order by name, for the rows that come nearest.
 EARLIER_AVERAGE_PRECISION = {

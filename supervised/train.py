@@ -3,14 +3,16 @@
 Finished runs are read back, interrupted ones go on; `--list` shows the rows.
 """
 
+import argparse
 import sys
+from functools import partial
 
 from accelerate import PartialState
 
 from hyperparameter_search import rows_asked_for
-from runs import build_parser, files_of, report, run_command, run_experiment, with_options
+from runs import build_parser, files_of, load_weights, report, run_command, run_experiment, with_options
 from supervised.dataloader import build_loaders
-from supervised.models import build_model
+from supervised.models import build_model, build_teacher
 from supervised.settings import ALL_EXPERIMENTS, configure, find
 
 
@@ -25,19 +27,37 @@ def main(arguments=None) -> int:
 
 
 def _train(options):
-    found = rows_asked_for(options.names, options.from_study, find)
-    rows = [configure(row, options.profile, options.data, options.weights) for row in found]
-    for experiment in [with_options(row, seed, options) for row in rows for seed in options.seeds]:
-        files = files_of(experiment, options.profile)
-        _, result = run_experiment(
-            experiment,
-            build_model,
-            lambda row: build_loaders(row, options.skip_bad_images),
-            files,
-            device=options.device,
-            overwrite=options.overwrite,
-        )
-        PartialState().print(report(files, result))  # once, however many processes there are
+    for row in rows_asked_for(options.names, options.from_study, find):
+        for seed in options.seeds:
+            _run(_configured(row, seed, options), options)
+
+
+def _configured(row, seed, options):
+    return with_options(configure(row, options.profile, options.data, options.weights), seed, options)
+
+
+def _run(experiment, options):
+    files = files_of(experiment, options.profile)
+    _, result = run_experiment(
+        experiment,
+        build_model,
+        lambda row: build_loaders(row, options.skip_bad_images),
+        files,
+        build_teacher=partial(build_teacher, load_run=partial(_load_run, options)),
+        device=options.device,
+        overwrite=options.overwrite,
+    )
+    PartialState().print(report(files, result))  # once, however many processes there are
+
+
+def _load_run(options, name, seed):
+    """A run that teaches, trained here if it is not there yet."""
+    options = argparse.Namespace(**{**vars(options), "epochs": None})  # --epochs is the pupil's
+    row = _configured(find(name), seed, options)
+    files = files_of(row, options.profile)
+    if not files.checkpoint.exists():
+        _run(row, options)
+    return row, *load_weights(row, files, "best")
 
 
 if __name__ == "__main__":

@@ -205,7 +205,8 @@ def test_a_seeded_shuffle_goes_on_from_its_generators_state():
 def test_the_earlier_names_still_build_loaders(row, scene_folder):
     for build in (dataloader.simple_15SceneData, dataloader.load_15SceneData):
         loaders = build(batch_size=4, data=scene_folder)
-        assert next(iter(loaders.val))[0].shape == (4, 3, 224, 224)
+        assert next(iter(loaders.train))[0].shape == (4, 3, 224, 224)
+        assert next(iter(loaders.val))[0].shape[1:] == (3, 224, 224)
     assert dataloader.simple_15SceneData(4, scene_folder).train.dataset.augmentation is None
     steps = dataloader.load_15SceneData(4, scene_folder, crop=False).train.dataset.augmentation.transforms
     assert "RandomResizedCrop" not in [type(step).__name__ for step in steps]
