@@ -210,7 +210,10 @@ def validation_loss(experiment, build_model: Callable, build_loaders: Callable, 
     computed, once for all trials.  A training that diverges counts as pruned.  A trial also keeps, as user attributes,
     its epochs, its highest val_accuracy, and what the second report took for its loss: the last one, or, when the rule
     has ended it, the higher of the two that were worse.
+    Raises ValueError for a row that learns from teachers.
     """
+    if experiment.has_teachers:
+        raise ValueError(f"{experiment.name} learns from teachers, and a search trains on labels; search another row")
     experiment = replace(
         experiment,
         train=replace(experiment.train, max_epochs=min(MAX_EPOCHS, experiment.train.max_epochs), stopping="two_worse"),

@@ -101,6 +101,8 @@ def run_experiment(
     or if another process is at this run; OSError if they cannot be written, before anything is trained; MemoryError if
     a batch is too large.
     """
+    if experiment.has_teachers and build_teacher is None:
+        raise ValueError(f"{experiment.name} learns from teachers, and none are given; run it by supervised.train")
     accelerator = build_accelerator(device)
     loaders = build_loaders(experiment)
     torch.manual_seed(experiment.seed)  # before the head draws its weights
@@ -141,11 +143,11 @@ def _run(experiment, model, teacher, loaders, identity, files, accelerator, devi
 
     earlier_seconds = 0.0 if state is None else state["seconds"]
     started = time.perf_counter()
-    if experiment.features_once:
+    network, batches = model, loaders
+    if experiment.freeze_features:  # the images of val and test have the same features in every epoch
         folded = fold_batchnorm(model.to(accelerator.device))
-        network, batches = model.classifier, loaders.of_features(folded.pooled_features, accelerator.device)
-    else:
-        network, batches = model, loaders
+        network = model.classifier if experiment.features_once else model  # which takes images and features
+        batches = loaders.of_features(folded.pooled_features, accelerator.device, train=experiment.features_once)
     torch.manual_seed(experiment.seed)  # dropout then draws the same, whether features were computed before or not
 
     def save_state(training):
@@ -293,6 +295,7 @@ def collect_results(
     build_loaders: Callable,
     profile: str,
     *,
+    build_teacher: Callable | None = None,
     train_missing: bool = True,
     root: Path = ROOT,
     progress: bool = True,
@@ -313,7 +316,13 @@ def collect_results(
             result = None
         if result is None and train_missing:
             _, result = run_experiment(
-                experiment, build_model, build_loaders, files, overwrite=overwrite, progress=progress
+                experiment,
+                build_model,
+                build_loaders,
+                files,
+                build_teacher=build_teacher,
+                overwrite=overwrite,
+                progress=progress,
             )
         if result is not None:
             results[files.name] = result

@@ -117,6 +117,13 @@ CLAIMS = (
         "supervised_tuned",
         BETTER,
     ),
+    Claim(
+        "Ours: one network that learns what three of these say of its images beats it too",
+        "this repository",
+        "supervised_distilled",
+        "supervised_tuned",
+        BETTER,
+    ),
 )
 
 

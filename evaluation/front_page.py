@@ -37,9 +37,11 @@ PICTURES = {
 INVERSIONS = "What they have encoded: images that raise the logit of a class, begun from noise."
 QUESTIONS = (  # asked of the results, where both rows are there: words, the row, what it is compared with
     ("Fine-tuned with labels", "supervised_best", "imagenet_classifier_best"),
+    ("Taught by three such networks", "supervised_distilled", "imagenet_classifier_best"),
     ("Features frozen after the rotation pretext", "rotation_best_classifier", "imagenet_classifier_best"),
     ("Features frozen after the perturbation pretext", "perturbation_best_classifier", "imagenet_classifier_best"),
 )
+BEST = ("supervised_best", "supervised_distilled")  # set beside the highest that the earlier reports gave
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -104,15 +106,16 @@ def answers(results: dict[str, dict]) -> list[str]:
     return sentences
 
 
-def against_earlier(table: pd.DataFrame, results: dict[str, dict], row: str = QUESTIONS[0][1]) -> list[str]:
+def against_earlier(table: pd.DataFrame, results: dict[str, dict], row: str) -> list[str]:
     """What the row comes to by the earlier reports' protocol, in the mean of its seeds, and the highest of theirs."""
     runs = [each["course_accuracy"] for each in results.values() if each["settings"]["name"] == row]
     if not runs or table["earlier"].isna().all():
         return []
     highest = table["earlier"].idxmax()
+    several = f"{len(runs)} runs, {min(runs):.4f} to {max(runs):.4f}"
     return [
         f"By the earlier reports' protocol (course accuracy) {row} comes to {sum(runs) / len(runs):.4f} "
-        f"({len(runs)} run{'s' if len(runs) > 1 else ''}); the highest of theirs is {table['earlier'][highest]:.4f} "
+        f"({several if len(runs) > 1 else '1 run'}); the highest of theirs is {table['earlier'][highest]:.4f} "
         f"({highest})."
     ]
 
@@ -178,7 +181,8 @@ def page(folder: Path, profile: str) -> str:
     """The whole page from the files in `folder`; raises FileNotFoundError if there is no table of results yet."""
     results = read_results(folder)
     table = read_tables(folder)
-    sentences = [*against_earlier(table, results), *answers(of_first_seeds(results))]
+    beside_earlier = [each for row in BEST for each in against_earlier(table, results, row)]
+    sentences = [*beside_earlier, *answers(of_first_seeds(results))]
     seeds = seeds_of_both_protocols(results)
     pictures = [
         f'<figure><img src="{name}" alt="{words}"><figcaption>{words}</figcaption></figure>'

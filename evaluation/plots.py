@@ -157,16 +157,19 @@ def plot_heat_map(pixels, heat_map, ax=None):
     return ax
 
 
-def draw_heat_map_sheet(images, titles, maps: dict):
+def draw_heat_map_sheet(images, titles, maps: dict, images_across: bool = False):
     """A figure of one line an image: itself with its title, then its heat map of every name (a layer, a model).
 
-    `images` are bytes (1 or 3, S, S) each, `maps` (images, S, S) in 0..1 by name.
+    `images` are bytes (1 or 3, S, S) each, `maps` (images, S, S) in 0..1 by name.  With `images_across` there is one
+    column an image instead.
     """
-    size = (2.1 * (1 + len(maps)), 2.1 * len(images) + 0.3)
-    figure, axes = plt.subplots(len(images), 1 + len(maps), figsize=size, squeeze=False, layout="constrained")
+    lines, columns = (1 + len(maps), len(images)) if images_across else (len(images), 1 + len(maps))
+    size = (2.1 * columns, 2.1 * lines + 0.3)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    axes = axes.T if images_across else axes
     plot_images(images, titles, columns=1, axes=axes[:, 0])
     for column, (name, of_images) in zip(axes[:, 1:].T, maps.items(), strict=True):
-        column[0].set_title(name, fontsize=8)
+        column[0].set_title(name, fontsize=8, loc="left" if images_across else "center")
         for ax, image, heat_map in zip(column, images, of_images, strict=True):
             plot_heat_map(image, heat_map, ax)
     return figure

@@ -72,6 +72,9 @@ def card(result: Mapping, about: Mapping, size: int, digest: str) -> str:
     learned = f"all but the first {frozen} stages were trained" if frozen else "all layers were trained"
     if settings["freeze_features"]:
         learned = "the head alone was trained, on frozen features"
+    teachers = [each["weights"] for each in about["identity"].get("teachers", {}).get("runs", [])]
+    if teachers:
+        learned += f", by what {len(teachers)} others say of the images: {'; '.join(teachers)}"
     lines = [
         f"# {result['name']}",
         "",

@@ -104,22 +104,25 @@ class Loaders:
     class_weights: torch.Tensor | None  # (classes,), of the loss
     data: dict  # name, fingerprint, images of each split, skipped images
 
-    def of_features(self, extract: Callable, device: str = "cpu") -> "Loaders":
-        """The same batches in the same order, of extract(images) (N, D) instead of images.  Computed here, once."""
+    def of_features(self, extract: Callable, device: str = "cpu", train: bool = True) -> "Loaders":
+        """The same batches in the same order, of extract(images) (N, D) instead of images.  Computed here, once.
+
+        Without `train`, that loader stays one of images: those that are augmented differ from epoch to epoch.
+        """
 
         @torch.inference_mode()
         def features_of(loader):
             pairs = [(extract(images.to(device)).cpu(), labels) for images, labels in loader]
             return _FeatureDataset(torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs]))
 
-        loaders = {name: getattr(self, name) for name in ("train_in_order", "val", "test")}
+        names = ("train_in_order", "val", "test") if train else ("val", "test")
+        loaders = {name: getattr(self, name) for name in names}
         in_order = {name: features_of(loader) for name, loader in loaders.items() if loader is not None}
-        sampler = SeededShuffle(len(in_order["train_in_order"]), self.train.sampler.generator.initial_seed())
-        return replace(
-            self,
-            train=_loader(in_order["train_in_order"], self.train.batch_size, sampler),
-            **{name: _loader(dataset, self.train.batch_size) for name, dataset in in_order.items()},
-        )
+        of_features = {name: _loader(dataset, self.train.batch_size) for name, dataset in in_order.items()}
+        if train:
+            sampler = SeededShuffle(len(self.train.dataset), self.train.sampler.generator.initial_seed())
+            of_features["train"] = _loader(in_order["train_in_order"], self.train.batch_size, sampler)
+        return replace(self, **of_features)
 
     def in_batches_of(self, batch_size: int) -> "Loaders":
         """The same training images, in batches of another size."""

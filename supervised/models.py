@@ -82,8 +82,8 @@ class SceneClassifier(nn.Module):
         return torch.cat(pooled, dim=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (N, 3, S, S) to logits (N, num_classes)."""
-        return self.classifier(self.pooled_features(images))
+        """Images (N, 3, S, S), or what `pooled_features` gave of them (N, D), to logits (N, num_classes)."""
+        return self.classifier(images if images.dim() == 2 else self.pooled_features(images))
 
     def train(self, mode: bool = True):
         """As nn.Module.train, but frozen features stay in eval mode."""
@@ -165,7 +165,7 @@ class Teachers(nn.Module):
 
     def __init__(self, networks: Sequence[SceneClassifier], mixing: bool):
         super().__init__()
-        self.networks = nn.ModuleList(fold_batchnorm(network) for network in networks).requires_grad_(False)
+        self.networks = nn.ModuleList(fold_batchnorm(network) for network in networks).eval().requires_grad_(False)
         for network in self.networks:
             network.flip_averaging = (
                 False  # what it says of a mirrored image is asked when the network sees it mirrored

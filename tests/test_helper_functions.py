@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -143,6 +144,47 @@ def test_class_weights_change_what_is_learned(separable):
         return predict(model, separable[1])[0].softmax(dim=1)[:, 1].mean()
 
     assert shares(torch.tensor([1.0, 9.0])) > shares(None)
+
+
+class MixedTwice(nn.Module):
+    """A teacher that moves the points at random, and says by their first coordinate what they are."""
+
+    def forward(self, points):
+        points = points + torch.rand(len(points), 1)
+        return points, (4 * points[:, :1] * torch.tensor([-1.0, 1.0])).softmax(dim=1)
+
+
+def test_a_teachers_words_are_learned_in_place_of_the_labels_and_its_images_in_place_of_the_images(linear, separable):
+    wrong = DataLoader(TensorDataset(separable[0].dataset.tensors[0], 1 - separable[0].dataset.tensors[1]), 16)
+    settings = TrainSettings(max_epochs=10, learning_rate=0.05, schedule="none")
+    seen = []
+    linear.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]) if module.training else None)
+    history = train(
+        linear, wrong, separable[1], settings, teacher=MixedTwice(), device="cpu", progress=False
+    )  # fmt: skip
+    assert history.val_accuracy[-1] > 0.9  # the labels say the opposite
+    assert history.train_accuracy[-1] < 0.1 and history.train_loss[-1] > 1  # both measured by the labels
+    moved = torch.cat(seen[:7]) - separable[0].dataset.tensors[0]
+    assert (moved > 0).all() and torch.allclose(moved[:, 0], moved[:, 1], atol=1e-5)
+
+
+def test_a_training_with_a_teacher_that_draws_goes_on_as_if_it_had_not_been_interrupted(separable):
+    def run(epochs, state=None):
+        torch.manual_seed(0)
+        model, states = nn.Linear(2, 2), []
+        separable[0].generator.manual_seed(0)
+        settings = TrainSettings(max_epochs=epochs, schedule="none")
+        common = {"teacher": MixedTwice(), "device": "cpu", "progress": False, "save_state": states.append}
+        return train(model, *separable, settings, state=state, **common), model, copy.deepcopy(states[-1])
+
+    whole, model, _ = run(4)
+    resumed, again, _ = run(4, state=run(2)[2])
+    assert resumed == whole and torch.equal(model.weight, again.weight)
+
+
+def test_class_weights_and_a_teacher_together_are_refused(linear, separable):
+    with pytest.raises(ValueError, match="class weights are of labels, and a teacher's"):
+        train(linear, *separable, TrainSettings(), class_weights=torch.ones(2), teacher=MixedTwice(), device="cpu")
 
 
 def test_a_loss_that_is_not_finite_raises_and_names_the_epoch(linear, separable):

@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -43,9 +44,10 @@ class Row:
     initial_weights: str = "random"
     seed: int = 0
     width: int = 4
-    features_once: bool = False
+    freeze_features: bool = False
     keep_epochs: tuple = ()
     batch_size: int = 8
+    has_teachers: ClassVar[bool] = False
     train: TrainSettings = field(default_factory=lambda: TrainSettings(max_epochs=3, learning_rate=0.01))
 
 
@@ -87,6 +89,34 @@ def test_a_run_leaves_a_checkpoint_and_a_result_and_nothing_else(tmp_path):
     run(Row("row"), tmp_path)
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert files == ["models/full/row.pt", "results/full/row.json"]
+
+
+class Opposite(nn.Module):
+    """A teacher that takes every point for one of the other class."""
+
+    def forward(self, points):
+        return points, nn.functional.one_hot((points.sum(dim=1) < 1.5).long(), 2).float()
+
+
+@dataclass(frozen=True)
+class TaughtRow(Row):
+    has_teachers: ClassVar[bool] = True
+
+
+def test_a_run_learns_from_its_teacher_and_its_files_name_it(tmp_path):
+    row = TaughtRow("row", train=TrainSettings(max_epochs=20, learning_rate=0.05))
+    _, result = run(row, tmp_path, build_teacher=lambda *_: (Opposite(), {"runs": ["opposite"]}))
+    assert result["teachers"] == {"runs": ["opposite"]} and result["history"]["val_accuracy"][-1] < 0.3
+    with pytest.raises(
+        ValueError, match="row.pt was trained with teachers.runs = .'opposite'., but .'other'. is asked"
+    ):
+        run(row, tmp_path, build_teacher=lambda *_: (Opposite(), {"runs": ["other"]}))
+
+
+def test_a_row_with_teachers_is_not_trained_without_them(tmp_path):
+    with pytest.raises(ValueError, match="row learns from teachers, and none are given"):
+        run(TaughtRow("row"), tmp_path)
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_a_second_call_reads_back_the_same_model_and_result_without_training(tmp_path, monkeypatch):

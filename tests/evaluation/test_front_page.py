@@ -53,7 +53,7 @@ def test_the_earlier_reports_best_stands_beside_the_mean_of_ours(folder):
     table = pd.read_csv(folder / "supervised.csv", index_col=0)
     results = {row: result(row, 38), f"{row}.seed1": result(row, 36), control: result(control, 20)}
     (sentence,) = against_earlier(table, results, row)
-    assert f"{row} comes to 0.9250 (2 runs); the highest of theirs is 0.8000 ({row})" in sentence
+    assert f"{row} comes to 0.9250 (2 runs, 0.9000 to 0.9500); the highest of theirs is 0.8000 ({row})" in sentence
     assert against_earlier(table, results, "not run") == []
     assert against_earlier(table.assign(earlier=float("nan")), results, row) == []
 

@@ -124,6 +124,9 @@ def test_a_sheet_has_a_line_an_image_and_a_column_a_map():
     axes = [ax for ax in plots.draw_heat_map_sheet(images, ["a", "b"], maps).axes if ax.images]
     assert [ax.get_title() for ax in axes[:6]] == ["a", "layer 1", "layer 8", "b", "", ""]
     assert axes[4].images[1].get_array().max() == 0.5
+    across = [ax for ax in plots.draw_heat_map_sheet(images, ["a", "b"], maps, images_across=True).axes if ax.images]
+    assert [ax.get_title() or ax.get_title(loc="left") for ax in across[:6]] == ["a", "b", "layer 1", "", "layer 8", ""]
+    assert across[3].images[1].get_array().max() == 0.5
 
 
 def test_an_embedding_puts_each_image_at_its_place_in_the_colour_of_its_class():

@@ -153,6 +153,9 @@ def test_a_run_is_published_with_its_card_and_what_half_precision_changes(traine
     assert f"{trained_run['test_accuracy']:.4f} (95 % interval" in words and digest in words
     assert "rotation_best, epoch 2, which began with ImageNet" in words and "the head alone was trained" in words
     assert published.place([], folder, tmp_path / "placed", folder)[0].read_bytes() == path.read_bytes()
+    about["identity"]["teachers"] = {"runs": [{"weights": "one, epoch best"}, {"weights": "another, epoch best"}]}
+    words = published.card(trained_run, about, path.stat().st_size, digest)
+    assert "by what 2 others say of the images: one, epoch best; another, epoch best" in words
 
 
 @pytest.mark.parametrize(

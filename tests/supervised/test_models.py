@@ -14,6 +14,7 @@ from supervised.models import (
     STAGE_WIDTHS,
     DepthwiseConv2d,
     SceneClassifier,
+    Teachers,
     build_features,
     build_head,
     build_model,
@@ -253,6 +254,15 @@ def test_training_the_head_on_features_computed_once_gives_the_numbers_of_the_pl
     for one, other in zip(head, model.classifier.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
 
+    half = images.of_features(model.pooled_features, train=False)  # where training images are augmented
+    assert half.train is images.train and next(iter(half.val))[0].shape == (8, 1280)
+    model.load_state_dict(start)
+    images.train.sampler.generator.manual_seed(3)
+    torch.manual_seed(1)
+    on_both = train(model, half.train, half.val, settings, device="cpu", progress=False)
+    assert on_both.train_loss == plain.train_loss
+    assert on_both.val_loss == pytest.approx(plain.val_loss, rel=1e-5)
+
 
 def test_calibration_makes_random_features_depend_on_the_image(loaders):
     torch.manual_seed(0)
@@ -338,3 +348,50 @@ def test_a_download_is_used_and_named(monkeypatch, weights_file, tmp_path):
     initial = load_initial_weights("imagenet")
     assert initial.source["file"] == "efficientnet_b0_rwightman-7f5810bc.pth"
     assert "0.0.weight" in initial.state_dict
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """Two networks of three classes, whose outputs depend on the image."""
+    images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        network = SceneClassifier(3, network="resnet18", stages=(4,), flip_averaging=True)
+        calibrate_batchnorm(network.features, [(images, None)])
+        found.append(network.eval())
+    return found
+
+
+def test_teachers_say_the_mean_of_their_probabilities_of_the_very_images(networks):
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    seen, probabilities = Teachers(networks, mixing=False)(images)
+    assert torch.equal(seen, images)
+    with torch.no_grad():  # a training network sees one side of an image at a time, and so do its teachers
+        pooled = [network._pool(images) for network in networks]
+        expected = [network.classifier(each).softmax(dim=1) for network, each in zip(networks, pooled, strict=True)]
+    assert (expected[0] - expected[1]).abs().max() > 0.01
+    assert torch.allclose(probabilities, (expected[0] + expected[1]) / 2, atol=1e-4)
+    assert all(network.flip_averaging for network in networks)  # they themselves stay as they were
+
+
+def test_a_mixed_image_is_mostly_itself_and_teachers_speak_of_the_mixture(networks):
+    images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    mixed, probabilities = Teachers(networks, mixing=True)(images)
+    shares = ((mixed - images) / (images.roll(1, dims=0) - images)).median(dim=-1).values[:, 0, 0]
+    assert 0 <= shares.min() < 0.1 and 0.4 < shares.max() <= 0.5
+    assert torch.allclose(mixed, torch.lerp(images, images.roll(1, dims=0), shares.view(-1, 1, 1, 1)), atol=1e-4)
+    assert torch.equal(probabilities, Teachers(networks, mixing=False)(mixed)[1])
+    assert not torch.allclose(probabilities, Teachers(networks, mixing=False)(images)[1], atol=0.01)
+
+
+def test_teachers_do_not_learn_with_the_network(networks, loaders):
+    teachers = Teachers(networks, mixing=True)
+    before = {name: tensor.clone() for name, tensor in teachers.state_dict().items()}
+    torch.manual_seed(0)
+    model = SceneClassifier(3, network="resnet18", stages=(4,))
+    settings = TrainSettings(max_epochs=2)
+    train(model, loaders.train, loaders.val, settings, teacher=teachers, device="cpu", progress=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teachers.state_dict().items())
+    assert not any(module.training for network in teachers.networks for module in network.modules())

@@ -5,7 +5,15 @@ import pytest
 
 from data import scenes
 from supervised import settings
-from supervised.settings import BASE, EXPERIMENTS, MEANS_EXPERIMENTS, NATURE_EXPERIMENTS, configure, find
+from supervised.settings import (
+    BASE,
+    EXPERIMENTS,
+    MEANS_EXPERIMENTS,
+    NATURE_EXPERIMENTS,
+    TEACHING_EXPERIMENTS,
+    configure,
+    find,
+)
 
 
 def test_names_are_unique_and_rows_frozen():
@@ -68,7 +76,7 @@ def test_rows_of_the_nature_scenes_are_found_and_keep_to_their_data_and_to_diffe
 
 
 def test_every_row_says_what_it_is_there_to_answer():
-    rows = {**EXPERIMENTS, **MEANS_EXPERIMENTS, **NATURE_EXPERIMENTS}
+    rows = {**EXPERIMENTS, **MEANS_EXPERIMENTS, **TEACHING_EXPERIMENTS, **NATURE_EXPERIMENTS}
     assert all(row.question.endswith("?") for row in rows.values())
 
 
@@ -77,6 +85,22 @@ def test_what_each_means_gives_is_asked_one_change_at_a_time():
     changes = {name: differing(row, best) for name, row in MEANS_EXPERIMENTS.items()}
     assert changes.pop("best_smaller") == {"image_size", "crop_size"}  # one thing: how large the pictures are
     assert all(len(fields) == 1 for fields in changes.values()) and find("best_smaller").crop_size == 224
+    distilled = EXPERIMENTS["supervised_distilled"]
+    assert all(len(differing(row, distilled)) == 1 for row in TEACHING_EXPERIMENTS.values())
+    without = differing(find("best_longer"), distilled)  # the control for its length has all but the teachers
+    assert without == {"train.label_smoothing"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"freeze_features": True, "frozen_stages": 0}, "freeze_features is on; a network that has teachers"),
+        ({"class_weights": (("coast", 2.0),)}, "class_weights weigh labels"),
+    ],
+)
+def test_what_teachers_cannot_teach_is_refused(changes, words):
+    with pytest.raises(ValueError, match=f"supervised_distilled: {words}"):
+        replace(EXPERIMENTS["supervised_distilled"], **changes)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +144,7 @@ def test_full_begins_with_imagenet_and_quick_with_random_weights_unless_told():
 def test_quick_changes_size_and_length_and_nothing_else():
     for row in {**EXPERIMENTS, **NATURE_EXPERIMENTS}.values():
         quick = configure(row, "quick", weights=row.initial_weights)
-        assert differing(row, quick) - {"batch_size", "crop_size"} == {
+        assert differing(row, quick) - {"batch_size", "crop_size", "teacher_seeds"} == {
             "image_size",
             "images_per_class",
             "train.max_epochs",
