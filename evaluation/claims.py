@@ -1,6 +1,6 @@
 """What the earlier reports claim and what is measured here: `python -m evaluation.claims` writes results/README.md.
 
-Every number of the page comes from results/full/*.json; a claim whose rows have not been run says which are missing.
+Every number of the page comes from results/full; a claim whose rows have not been run says which are missing.
 """
 
 import sys
@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from evaluation.faithfulness import compare_maps
 from evaluation.files import write_whole
 from evaluation.metrics import compare_paired, holm, of_first_seeds, read_results
+from evaluation.probes import mean_and_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST, SECOND = "Zioło (undated)", "Deceuninck 2023"
+MAPS_OF = "supervised_best"  # whose heat maps evaluation.ipynb measures
+MAPS = ROOT / "results" / "full" / "explanations" / MAPS_OF / "faithfulness.csv"
 HARD_CLASSES = ("coast", "mountain", "opencountry")
 BETTER, WORSE = True, False
 
@@ -196,21 +201,89 @@ def claims_markdown(results: Mapping[str, dict], claims: tuple[Claim, ...] = CLA
     return "\n".join(lines)
 
 
-def page(results: Mapping[str, dict]) -> str:
-    """results/README.md."""
+def overfitting_markdown(results: Mapping[str, dict], plain: str = "supervised_1", other: str = "supervised_2") -> str:
+    """By how much two rows are better on training than on test images in their last epoch, and the difference.
+
+    Its 95 % interval takes the four accuracies for independent proportions.  "" if one of the rows has not been run.
+    """
+    if not (plain in results and other in results):
+        return ""
+    lines = ["| row | training images, as they are shown | test images | gap |", "|---|---|---|---|"]
+    gaps, variance = [], 0.0
+    for name in (plain, other):
+        history, images = results[name]["history"], results[name]["data"]["images"]
+        accuracies = {split: history[f"{split}_accuracy"][-1] for split in ("train", "test")}
+        gaps.append(accuracies["train"] - accuracies["test"])
+        variance += sum(each * (1 - each) / images[split] for split, each in accuracies.items())
+        lines.append(f"| {name} | {accuracies['train']:.4f} | {accuracies['test']:.4f} | {gaps[-1]:+.4f} |")
+    difference, margin = gaps[1] - gaps[0], 1.96 * np.sqrt(variance)
+    found = "holds" if difference + margin < 0 else "does not hold" if difference - margin > 0 else "cannot be told"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Augmentation changes the gap by {difference:+.4f} ({difference - margin:+.4f} to "
+            f"{difference + margin:+.4f}): **{found}**.",
+        ]
+    )
+
+
+def maps_markdown(measured: pd.DataFrame, baseline: str = "mean") -> str:
+    """Score-CAM against the maps that know nothing of the model, from `faithfulness.measure_faithfulness`.
+
+    By deletion (low is good) and insertion (high is good), the hidden pixels being the image's mean colour.
+    """
+    measured = measured[measured["baseline"] == baseline]
+    table = compare_maps(measured, "Score-CAM")
+    table = table[table["measure"].isin(["deletion", "insertion"])]
+    by_map = measured.pivot(index="image", columns="map")
+    lines = [
+        "| measure | against | difference (95 % interval) | better, worse in images | p (Holm) | that it is better |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row, p_value in zip(table.to_dict("records"), holm(table["p"]), strict=True):
+        values = by_map[row["measure"]]
+        mean, low, high = mean_and_interval(values["Score-CAM"] - values[row["against"]])
+        found = "holds" if row["better"] > row["worse"] else "does not hold"
+        lines.append(
+            f"| {row['measure']} | {row['against']} | {mean:+.4f} ({low:+.4f} to {high:+.4f}) "
+            f"| {row['better']}, {row['worse']} | {p_value:.2g} "
+            f"| {f'**{found}**' if p_value < 0.05 else 'cannot be told'} |"
+        )
+    return "\n".join(lines)
+
+
+def page(results: Mapping[str, dict], measured: pd.DataFrame) -> str:
+    """results/README.md, from the results and the measured heat maps of MAPS_OF."""
     images = len(next(iter(results.values()))["labels"]["test"])
     return f"""# What is true of the earlier claims
 
-Written by `python -m evaluation.claims` from `results/full/*.json`; no number is typed.  Each claim compares two rows
-on the same {images:,} test images of 15-Scene, both chosen on val: the exact McNemar test (1947), by the images that
-only one of them gets right, corrected for the number of claims (Holm 1979).  *Holds* and *does not hold* are said at
-p < 0.05; else it cannot be told, which is not to say that the rows are equal.  Each row is one training: other seeds
-move its accuracy too, which the test does not know.
+Written by `python -m evaluation.claims` from the files in `results/full`; no number is typed.  Each claim compares
+two rows on the same {images:,} test images of 15-Scene, both chosen on val: the exact McNemar test (1947), by the
+images that only one of them gets right, corrected for the number of claims (Holm 1979).  *Holds* and *does not hold*
+are said at p < 0.05; else it cannot be told, which is not to say that the rows are equal.  Each row is one training:
+other seeds move its accuracy too, which the test does not know.
 
 {claims_markdown(results)}
 
-What Score-CAM and model inversion show, by how much and against which controls, is in `evaluation/evaluation.ipynb`;
-augmentation and overfitting, epoch by epoch, in `supervised/report.ipynb`; the pretexts' epochs and stages in
+## Augmentation stops the overfitting
+
+{FIRST}.  How much better each row is on the images it learns from than on test images, in its last epoch.
+Those it learns from are measured as the augmentation leaves them, which alone makes them harder; whether augmentation
+helps on test images, which it is for, is the first claim above.
+
+{overfitting_markdown(results)}
+
+## Score-CAM shows what the model looks at
+
+Both reports.  Of `{MAPS_OF}`, after stage 7, on {measured["image"].nunique()} test images drawn by seed.  Pixels are
+hidden (deletion: the confidence should fall early, low is good) or shown (insertion: high is good) in the order of the
+map, and of two maps that know nothing of the model: smooth noise, and the image's edges.
+
+{maps_markdown(measured)}
+
+More of it, with other ways of hiding and with model inversion, is in `evaluation/evaluation.ipynb`; augmentation and
+overfitting, epoch by epoch, in `supervised/report.ipynb`; the pretexts' epochs and stages in
 `self_supervised/report.ipynb`.
 """
 
@@ -218,7 +291,7 @@ augmentation and overfitting, epoch by epoch, in `supervised/report.ipynb`; the 
 def main() -> int:
     """Write the page."""
     try:
-        text = page(of_first_seeds(read_results(ROOT / "results" / "full")))
+        text = page(of_first_seeds(read_results(ROOT / "results" / "full")), pd.read_csv(MAPS))
     except FileNotFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,9 +1,23 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from evaluation.claims import BETTER, CLAIMS, ROOT, WORSE, Claim, claims_markdown, measure, page, verdict
+from evaluation.claims import (
+    BETTER,
+    CLAIMS,
+    MAPS,
+    ROOT,
+    WORSE,
+    Claim,
+    claims_markdown,
+    maps_markdown,
+    measure,
+    overfitting_markdown,
+    page,
+    verdict,
+)
 from evaluation.metrics import of_first_seeds, read_results
 from self_supervised.settings import EXPERIMENTS as SELF_SUPERVISED
 from supervised.settings import EXPERIMENTS
@@ -57,4 +71,41 @@ def test_every_claim_is_of_rows_that_exist():
 
 
 def test_the_page_that_is_committed_is_the_one_its_results_give():
-    assert (ROOT / "results" / "README.md").read_text() == page(of_first_seeds(read_results(ROOT / "results" / "full")))
+    results = of_first_seeds(read_results(ROOT / "results" / "full"))
+    assert (ROOT / "results" / "README.md").read_text() == page(results, pd.read_csv(MAPS))
+
+
+def history(train, test):
+    return {
+        "history": {"train_accuracy": [0.1, train], "test_accuracy": [0.2, test]},
+        "data": {"images": {"train": 1500, "test": 2000}},
+    }
+
+
+def test_overfitting_is_the_gap_between_training_and_test_images_in_the_last_epoch():
+    table = overfitting_markdown({"supervised_1": history(1.0, 0.9), "supervised_2": history(0.92, 0.9)})
+    assert "| supervised_1 | 1.0000 | 0.9000 | +0.1000 |" in table
+    margin = 1.96 * np.sqrt(2 * 0.9 * 0.1 / 2000 + 0.92 * 0.08 / 1500)
+    assert f"by -0.0800 ({-0.08 - margin:+.4f} to {-0.08 + margin:+.4f}): **holds**" in table
+    alike = overfitting_markdown({"supervised_1": history(0.92, 0.9), "supervised_2": history(0.92, 0.9)})
+    assert "**cannot be told**" in alike
+    wider = overfitting_markdown({"supervised_1": history(0.9, 0.9), "supervised_2": history(1.0, 0.9)})
+    assert "**does not hold**" in wider
+    assert overfitting_markdown({"supervised_1": history(1.0, 0.9)}) == ""
+
+
+def test_a_map_is_set_against_those_that_know_nothing_of_the_model():
+    images = np.arange(20)
+    maps = {"Score-CAM": (0.2, 0.5), "random": (0.4, 0.5), "edges": (0.1, 0.9)}
+    measured = pd.concat(
+        pd.DataFrame(
+            {"baseline": "mean", "map": name, "image": images, "drop": 0.0, "increase": 0.0}
+            | {"deletion": deletion + images / 1000, "insertion": insertion}
+        )
+        for name, (deletion, insertion) in maps.items()
+    )
+    lines = maps_markdown(pd.concat([measured, measured.assign(baseline="black", deletion=9)])).splitlines()[2:]
+    assert lines[0].startswith("| deletion | random | -0.2000 (-0.2000 to -0.2000) | 20, 0 |")
+    assert lines[0].endswith("| **holds** |")
+    assert lines[1] == "| insertion | random | +0.0000 (+0.0000 to +0.0000) | 0, 0 | 1 | cannot be told |"
+    assert lines[2].endswith("| **does not hold** |") and lines[3].endswith("| **does not hold** |")
