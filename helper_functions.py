@@ -366,9 +366,7 @@ def train(
     teacher and class weights.
     """
     if teacher is not None and class_weights is not None:
-        raise ValueError(
-            "class weights are of labels, and a teacher's probabilities take their place; give one of them"
-        )
+        raise ValueError("class weights are of labels, and a teacher's probabilities replace them; give one of the two")
     for name, loader in (("train", train_loader), ("val", val_loader)):
         if len(loader) == 0:
             raise ValueError(f"the {name} loader has no batch; there are too few images")

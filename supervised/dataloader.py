@@ -15,9 +15,7 @@ from torchvision.transforms import v2
 from data.scenes import Scenes, load_splits, locate
 from supervised.settings import BASE, Experiment
 
-EVALUATION_BATCH = (
-    64  # images at least: without gradients they need little memory, and few small batches leave a GPU idle
-)
+EVALUATION_BATCH = 64  # images at least: they need little memory without gradients, and small batches leave a GPU idle
 MEAN = {"squash": (0.5, 0.5, 0.5), "imagenet": (0.485, 0.456, 0.406)}  # of red, green and blue, in 0..1
 STD = {"squash": (0.5, 0.5, 0.5), "imagenet": (0.229, 0.224, 0.225)}
 

@@ -166,10 +166,8 @@ class Teachers(nn.Module):
     def __init__(self, networks: Sequence[SceneClassifier], mixing: bool):
         super().__init__()
         self.networks = nn.ModuleList(fold_batchnorm(network) for network in networks).eval().requires_grad_(False)
-        for network in self.networks:
-            network.flip_averaging = (
-                False  # what it says of a mirrored image is asked when the network sees it mirrored
-            )
+        for network in self.networks:  # what they say of a mirrored image counts where the network sees it mirrored
+            network.flip_averaging = False
         self.mixing = mixing
 
     @torch.no_grad()

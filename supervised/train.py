@@ -27,9 +27,9 @@ def main(arguments=None) -> int:
 
 
 def _train(options):
-    for row in rows_asked_for(options.names, options.from_study, find):
-        for seed in options.seeds:
-            _run(_configured(row, seed, options), options)
+    found = rows_asked_for(options.names, options.from_study, find)
+    for experiment in [_configured(row, seed, options) for row in found for seed in options.seeds]:
+        _run(experiment, options)
 
 
 def _configured(row, seed, options):
