@@ -141,6 +141,7 @@ def _run(experiment, model, teacher, loaders, identity, files, accelerator, devi
             raise ValueError(f"{files.state}, an unfinished run, has {difference}; remove it to begin anew")
         state = state if difference is None else None
 
+    machine = describe_machine(accelerator.device, experiment.train.precision, state)
     earlier_seconds = 0.0 if state is None else state["seconds"]
     started = time.perf_counter()
     network, batches = model, loaders
@@ -155,7 +156,8 @@ def _run(experiment, model, teacher, loaders, identity, files, accelerator, devi
         if epoch in experiment.keep_epochs:
             _keep_epoch(files.kept(epoch), identity, training)
         seconds = earlier_seconds + time.perf_counter() - started
-        contents = {"format": FORMAT, "identity": identity, "training": training, "seconds": seconds}
+        contents = {"format": FORMAT, "identity": identity, "training": training}
+        contents |= {"seconds": seconds, "machine": machine}
         write_whole(files.state, lambda temporary: torch.save(contents, temporary))
 
     history = train(
@@ -175,7 +177,7 @@ def _run(experiment, model, teacher, loaders, identity, files, accelerator, devi
     result = summarise(history, loaders) | {
         "name": files.name,
         "seconds": round(earlier_seconds + time.perf_counter() - started, 1),
-        **describe_machine(accelerator.device, experiment.train.precision),
+        **machine,
         **identity,
     }
     if accelerator.is_main_process:
@@ -463,14 +465,21 @@ def summarise(history: History, loaders) -> dict:
     }
 
 
-def describe_machine(device: torch.device, precision: str) -> dict:
-    """What could change the numbers besides the settings."""
-    return {
+def describe_machine(device: torch.device, precision: str, state: dict | None = None) -> dict:
+    """What could change the numbers besides the settings; of a run that goes on from a state of elsewhere, both."""
+    machine = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "cpu_threads": torch.get_num_threads(),
         "precision": resolve_precision(precision, device),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
+    earlier = machine if state is None else state.get("machine", machine)  # states of older code do not say
+    last = earlier["device"].partition(" from epoch ")[0]
+    if (last, earlier["precision"]) == (machine["device"], machine["precision"]):
+        return {**machine, "device": earlier["device"]}
+    epoch = 1 + len(state["training"]["history"]["val_loss"])
+    before = f"{earlier['device']} in {earlier['precision']}"
+    return {**machine, "device": f"{machine['device']} from epoch {epoch}, before on {before}"}
 
 
 def _keep_epoch(path: Path, identity: dict, training: dict):

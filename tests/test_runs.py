@@ -368,6 +368,31 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_one_never_killed_bit_for
     assert not list(folders["killed"].rglob("*.state.pt"))
 
 
+def test_a_run_that_goes_on_elsewhere_names_both_machines(tmp_path, monkeypatch):
+    row, stopped = Row("row"), iter([None, KeyboardInterrupt])
+    plain = runs.describe_machine
+
+    def elsewhere(device, precision, state=None):
+        return {**plain(device, precision, state), "device": "H200", "precision": "bfloat16"}
+
+    def stop_in_the_second_epoch(path, write, whole=runs.write_whole):
+        if path.suffixes[-2:] == [".state", ".pt"] and (error := next(stopped)):
+            raise error
+        whole(path, write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "describe_machine", elsewhere)
+        patch.setattr(runs, "write_whole", stop_in_the_second_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            run(row, tmp_path)
+    here = plain(torch.device("cpu"), "float32")["device"]
+    state = load_checkpoint(tmp_path / "models/full/row.state.pt")
+    again = {**state, "machine": plain(torch.device("cpu"), "float32", state)}  # interrupted here once more
+    _, result = run(row, tmp_path)
+    assert result["device"] == f"{here} from epoch 2, before on H200 in bfloat16" and result["precision"] == "float32"
+    assert plain(torch.device("cpu"), "float32", again)["device"] == result["device"]
+
+
 class Parts(nn.Module):
     """A network with `features` and a classifier."""
 
