@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from torchvision.models import resnet18
 
 import runs
 from data import scenes
+from supervised import dataloader
 from supervised import train as script
+from supervised.dataloader import build_loaders
+from supervised.models import build_model
 from supervised.settings import EXPERIMENTS, NATURE_EXPERIMENTS
 
 
@@ -70,6 +74,25 @@ def test_a_resnet_is_fine_tuned_from_a_local_file_of_torchvisions_weights(scene_
     trained = runs.load_checkpoint(folders / f"models/quick/scenes/{name}.pt")["model"]["features.stem.conv1.weight"]
     change = (trained - published["conv1.weight"]).abs().max()
     assert 0 < change < 0.02  # one step of SGD away from the file; a new draw would differ by 0.1
+
+
+def test_frozen_features_of_augmented_images_are_computed_anew_and_those_of_val_and_test_once(
+    scene_folder, folders, monkeypatch
+):
+    row = replace(EXPERIMENTS["random_classifier"], name="row", augmentation="crop", data=str(scene_folder))
+    row = replace(row, image_size=32, batch_size=12, train=replace(row.train, max_epochs=3))
+    augmented, seen = [], []
+    plain, dataset = dataloader.augment, dataloader.SceneDataset
+    monkeypatch.setattr(dataloader, "augment", lambda *each: (augmented.append(each[2]), plain(*each))[1])
+    read = dataset.__getitems__
+    monkeypatch.setattr(
+        dataset, "__getitems__", lambda self, keys: (seen.extend([len(self)] * len(keys)), read(self, keys))[1]
+    )
+    files = runs.files_of(row, "full", root=folders)
+    _, result = runs.run_experiment(row, build_model, build_loaders, files, device="cpu", progress=False)
+    assert len(result["history"]["val_loss"]) == 3
+    assert len(augmented) == 4 * 36 and len(set(augmented)) == 4 * 36  # 36 of them to set BatchNorm by
+    assert (seen.count(18), seen.count(24)) == (2 * 18, 2 * 24)  # once for the features, once for the labels
 
 
 def test_list_shows_every_row_with_its_question(capsys):
