@@ -272,7 +272,9 @@ def load_weights(experiment, files: Files, epoch: int | str) -> tuple[dict[str, 
         )
     saved = load_checkpoint(path)
     settings = _with_defaults(saved["identity"]["settings"], experiment)
-    difference = first_difference(settings_of(experiment), settings)
+    asked = settings_of(experiment)
+    asked["train"]["precision"] = settings["train"]["precision"]  # the command line's is that of the run that is begun
+    difference = first_difference(asked, settings)
     if difference is not None:
         raise ValueError(f"{path} was trained with {difference}; remove it, or replace the run with --overwrite")
     return saved["model"], {
