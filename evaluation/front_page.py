@@ -49,7 +49,7 @@ PAGE = Template("""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Self-supervised scenes: $profile</title>
 <style>
-body { max-width: 62rem; margin: 0 auto; padding: 0 1rem 3rem; font: 1rem/1.5 system-ui, sans-serif; color: #1a1a1a; }
+body { max-width: 74rem; margin: 0 auto; padding: 0 1rem 3rem; font: 1rem/1.5 system-ui, sans-serif; color: #1a1a1a; }
 h1 { margin-bottom: 0.2rem; }
 .about { color: #555; font-size: 0.9rem; }
 .wide { overflow-x: auto; }
