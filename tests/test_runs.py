@@ -451,7 +451,7 @@ def test_a_run_that_is_not_there_an_epoch_not_kept_and_other_settings_are_refuse
     with pytest.raises(ValueError, match=r"row.epoch2.pt was trained with width = 4, but 5 is asked for"):
         load_features(replace(row, width=5), files, 2)
     other = replace(row, train=replace(row.train, precision="bfloat16"))  # of the run that asks for them
-    assert load_features(other, files, 1)[1] == load_features(row, files, 1)[1]
+    assert load_features(other, files, 2)[1] == load_features(row, files, 2)[1]
 
 
 def test_a_rows_own_precision_stands_unless_the_command_line_names_another():

@@ -347,10 +347,12 @@ import resource
 import numpy as np
 from dataclasses import replace
 from data import scenes
+from supervised import dataloader
 from supervised.dataloader import build_loaders
 from supervised.settings import BASE
 
 scenes.STORES = scenes.Path("stores")
+dataloader.EVALUATION_BATCH = 4  # a batch of 64 would be a good part of these few images
 row = replace(BASE, data="scenes", image_size=128, batch_size=4)
 loaders = build_loaders(row, progress=False)
 next(iter(loaders.train))  # what an epoch needs once
