@@ -242,19 +242,14 @@ def _advice_on_memory(experiment) -> Iterator[None]:
 
 
 def load_features(experiment, files: Files, epoch: int | str) -> tuple[dict[str, torch.Tensor], dict]:
-    """Weights of `features.*` that a run had at one epoch, and the words for them: as `load_weights`.
-
-    Exactly `features.*` without that prefix: the head is another task's.
-    """
-    weights, words = load_weights(experiment, files, epoch)
-    features = {
-        name.removeprefix("features."): tensor for name, tensor in weights.items() if name.startswith("features.")
-    }
-    return features, {**words, "sha256": digest_of(features)}
+    """As `load_weights`, exactly `features.*` and without that prefix: the head is another task's."""
+    return load_weights(experiment, files, epoch, "features.")
 
 
-def load_weights(experiment, files: Files, epoch: int | str) -> tuple[dict[str, torch.Tensor], dict]:
+def load_weights(experiment, files: Files, epoch: int | str, prefix: str = "") -> tuple[dict[str, torch.Tensor], dict]:
     """The weights that a run had at one epoch (a number, "best" or "last"), and the words for them, with a digest.
+
+    With a prefix those whose names begin with it, without it.
 
     Raises FileNotFoundError if there is no such run or the epoch was not kept, ValueError if the file is that of other
     settings, naming the field.
@@ -277,9 +272,10 @@ def load_weights(experiment, files: Files, epoch: int | str) -> tuple[dict[str, 
     difference = first_difference(asked, settings)
     if difference is not None:
         raise ValueError(f"{path} was trained with {difference}; remove it, or replace the run with --overwrite")
-    return saved["model"], {
+    weights = {name.removeprefix(prefix): tensor for name, tensor in saved["model"].items() if name.startswith(prefix)}
+    return weights, {
         "weights": f"{files.name}, epoch {epoch}",
-        "sha256": digest_of(saved["model"]),
+        "sha256": digest_of(weights),
         "began_with": saved["identity"]["initial_weights"],
         "data": saved["identity"]["data"],
     }

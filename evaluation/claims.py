@@ -172,9 +172,13 @@ def measure(claim: Claim, results: Mapping[str, dict]) -> Measured:
 
 def verdict(claim: Claim, measured: Measured, p_value: float) -> str:
     """Whether the claim holds, at the level of 0.05 of a p value that is corrected for the number of claims."""
+    return _verdict((measured.difference > 0) == claim.better, p_value)
+
+
+def _verdict(holds: bool, p_value: float) -> str:
     if p_value >= 0.05:
         return "cannot be told"
-    return "**holds**" if (measured.difference > 0) == claim.better else "**does not hold**"
+    return "**holds**" if holds else "**does not hold**"
 
 
 def claims_markdown(results: Mapping[str, dict], claims: tuple[Claim, ...] = CLAIMS) -> str:
@@ -244,11 +248,10 @@ def maps_markdown(measured: pd.DataFrame, baseline: str = "mean") -> str:
     for row, p_value in zip(table.to_dict("records"), holm(table["p"]), strict=True):
         values = by_map[row["measure"]]
         mean, low, high = mean_and_interval(values["Score-CAM"] - values[row["against"]])
-        found = "holds" if row["better"] > row["worse"] else "does not hold"
         lines.append(
             f"| {row['measure']} | {row['against']} | {mean:+.4f} ({low:+.4f} to {high:+.4f}) "
             f"| {row['better']}, {row['worse']} | {p_value:.2g} "
-            f"| {f'**{found}**' if p_value < 0.05 else 'cannot be told'} |"
+            f"| {_verdict(row['better'] > row['worse'], p_value)} |"
         )
     return "\n".join(lines)
 

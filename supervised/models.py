@@ -12,7 +12,7 @@ from torchvision import models as torchvision_models
 from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet34_Weights, WeightsEnum
 
 from helper_functions import fold_batchnorm, load_plain
-from supervised.settings import DistilledExperiment, Experiment
+from supervised.settings import Experiment
 
 _RESNET_WIDTHS = (64, 64, 128, 256, 512)
 STAGE_WIDTHS = {  # channels after each stage of `features`
@@ -249,7 +249,7 @@ def build_teacher(experiment: Experiment, loaders, load_run: Callable) -> tuple[
 
     `load_run(name, seed)` gives the row of a run, its weights (a state dict) and the words for these.
     """
-    if not isinstance(experiment, DistilledExperiment):
+    if not experiment.has_teachers:
         return None, {}
     networks, words = [], []
     for seed in experiment.teacher_seeds:

@@ -101,9 +101,7 @@ class DistilledExperiment(Experiment):
     """
 
     teacher_run: str = ""  # the name of a row
-    teacher_seeds: tuple[
-        int, ...
-    ] = ()  # its runs of these seeds, each at its best epoch; their probabilities' mean counts
+    teacher_seeds: tuple[int, ...] = ()  # of its runs, each at its best epoch; the mean of their probabilities counts
     mixing: bool = False  # each image is mixed with another of its batch, of which it takes up to a half
     has_teachers: ClassVar[bool] = True
 
