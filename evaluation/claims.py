@@ -197,8 +197,10 @@ def claims_markdown(results: Mapping[str, dict], claims: tuple[Claim, ...] = CLA
             continue
         each = found[claim]
         images = f", {each.images:,} images of {', '.join(claim.classes)}" if claim.classes else ""
+        lengths = [results[name]["settings"]["train"]["max_epochs"] for name in (claim.of, claim.than)]
+        epochs = f", in {lengths[0]} and {lengths[1]} epochs" if lengths[0] != lengths[1] else ""
         lines.append(
-            f"| {claim.words} | {claim.source} | {rows}: {each.of:.4f}, {each.than:.4f}{images} "
+            f"| {claim.words} | {claim.source} | {rows}: {each.of:.4f}, {each.than:.4f}{images}{epochs} "
             f"| {each.difference:+.4f} ({each.low:+.4f} to {each.high:+.4f}) | {p_values[claim]:.2g} "
             f"| {verdict(claim, each, p_values[claim])} |"
         )

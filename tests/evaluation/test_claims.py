@@ -25,7 +25,7 @@ from supervised.settings import EXPERIMENTS
 CLAIM = Claim("first is better", "a report", "first", "second", BETTER)
 
 
-def result(wrong):
+def result(wrong, max_epochs=30):
     """A result on 100 images of two classes, with these images mistaken."""
     labels = np.arange(100) % 2
     predictions = labels.copy()
@@ -34,6 +34,7 @@ def result(wrong):
         "class_names": ["coast", "forest"],
         "labels": {"test": labels.tolist()},
         "predictions": {"test": predictions.tolist()},
+        "settings": {"train": {"max_epochs": max_epochs}},
     }
 
 
@@ -63,6 +64,13 @@ def test_p_values_are_corrected_for_the_claims_that_could_be_measured_and_what_i
     assert "| 0.062 | cannot be told |" in lines[0]  # 2 * 0.5**6, times two
     assert "+0.0600 (" in lines[0] and "0.9700, 0.9100" in lines[0]
     assert lines[2].endswith("| not run yet: fourth |")
+
+
+def test_rows_that_were_trained_for_differing_lengths_say_so():
+    results = {"first": result(range(3), max_epochs=12), "second": result(range(9))}
+    assert "0.9700, 0.9100, in 12 and 30 epochs |" in claims_markdown(results, (CLAIM,))
+    results["first"] = result(range(3))
+    assert "epochs" not in claims_markdown(results, (CLAIM,))
 
 
 def test_every_claim_is_of_rows_that_exist():

@@ -43,7 +43,7 @@ def differing(one, other):
         ("supervised_3", "supervised_2", {"head"}),
         ("supervised_4", "supervised_2", {"class_weights"}),
         ("supervised_5", "supervised_2", {"train.optimizer"}),
-        ("supervised_6", "supervised_2", {"train.learning_rate"}),
+        ("supervised_6", "supervised_2", {"train.learning_rate", "train.max_epochs", "train.step_epochs"}),  # shortened
         ("supervised_final", "supervised_4", {"augmentation"}),
         ("random_classifier", "imagenet_classifier", {"initial_weights"}),
     ],
