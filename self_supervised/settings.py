@@ -142,8 +142,9 @@ _PRETEXTS = (
     replace(
         _ROTATION_TUNED,
         name="jigsaw_1",
-        question="A third pretext by the same contract: can the order of four quadrants be told?",
+        question="A third pretext by the same contract: can the order of four quadrants be told (of few images)?",
         pretext="jigsaw_2x2",
+        images_per_class=10,
         keep_epochs=("last",),
         batch_size=32,
         earlier_accuracy=None,
