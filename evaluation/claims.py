@@ -13,7 +13,7 @@ import pandas as pd
 
 from evaluation.faithfulness import compare_maps
 from evaluation.files import write_whole
-from evaluation.metrics import compare_paired, holm, of_first_seeds, read_results
+from evaluation.metrics import compare_paired, holm, of_first_seeds, read_results, seeds_comparison_table
 from evaluation.probes import mean_and_interval
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,6 +139,27 @@ BESIDE = {  # ours, and the earlier row that is its like: the highest number tha
     "perturbation_best_classifier": "perturbation_classifier_tuned_3",
 }
 
+OVER_SEEDS = (  # words, the row, what it is compared with: ours that were trained with several seeds
+    ("Fine-tuning beats frozen ImageNet features", "supervised_best", "imagenet_classifier_best"),
+    ("Learning from three such networks beats learning from labels", "supervised_distilled", "supervised_best"),
+    ("The gentlest rotation pretext makes features better", "rotation_best_classifier", "imagenet_classifier_best"),
+    (
+        "The gentlest perturbation pretext makes features better",
+        "perturbation_best_classifier",
+        "imagenet_classifier_best",
+    ),
+    (
+        "BatchNorm's statistics after the rotation pretext do harm",
+        "rotation_best_classifier",
+        "rotation_best_classifier_own_batchnorm",
+    ),
+    (
+        "BatchNorm's statistics after the perturbation pretext do harm",
+        "perturbation_best_classifier",
+        "perturbation_best_classifier_own_batchnorm",
+    ),
+)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -236,6 +257,22 @@ def beside_earlier_markdown(results: Mapping[str, dict], earlier: Mapping[str, f
     return "\n".join(lines)
 
 
+def over_seeds_markdown(results: Mapping[str, dict]) -> str:
+    """The claims of OVER_SEEDS, each by the mean test accuracies of both rows; "" if none has several runs of both."""
+    table = seeds_comparison_table(results, [(words, than, of) for words, of, than in OVER_SEEDS])
+    lines = [
+        "| claim | measured | runs | difference of the means (95 % interval) | p (Holm) | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in table.to_dict("records"):
+        lines.append(
+            f"| {row['question']} | {row['row']} against {row['against']} | {row['runs']} "
+            f"| {row['difference']:+.4f} ({row['from']:+.4f} to {row['to']:+.4f}) | {row['p (Holm)']:.2g} "
+            f"| {_verdict(row['difference'] > 0, row['p (Holm)'])} |"
+        )
+    return "\n".join(lines) if len(table) else ""
+
+
 def overfitting_markdown(results: Mapping[str, dict], plain: str = "supervised_1", other: str = "supervised_2") -> str:
     """By how much two rows are better on training than on test images in their last epoch, and the difference.
 
@@ -307,6 +344,13 @@ By the reports' own protocol: epoch chosen, and accuracy reported, on all valida
 seeds with its interval (Student 1908); theirs are one training each, whose luck is not known.
 
 {beside_earlier_markdown(all_seeds, earlier)}
+
+## Our comparisons over seeds
+
+The same question as the first table's, of rows that were trained several times: the mean test accuracies by Welch's t
+test (1947).  It covers the luck of a training and not that of the test images, the first table the other way round.
+
+{over_seeds_markdown(all_seeds)}
 
 ## Augmentation stops the overfitting
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import sklearn.metrics
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_ind
 from statsmodels.stats.multitest import multipletests
 
 
@@ -251,6 +251,42 @@ def comparison_table(results: dict[str, dict], pairs: list[tuple[str, str, str]]
                     "only row right": paired.only_second,
                     "only other right": paired.only_first,
                     "p": paired.p_value,
+                }
+            )
+    if not rows:
+        return pd.DataFrame()
+    table = pd.DataFrame(rows)
+    table["p (Holm)"] = holm(table["p"])
+    table["row is"] = [verdict(*each) for each in zip(table["difference"], table["p (Holm)"], strict=True)]
+    return table
+
+
+def seeds_comparison_table(results: dict[str, dict], pairs: list[tuple[str, str, str]]) -> pd.DataFrame:
+    """One row for each (question, first, second) with several seeds of both: their test accuracies by Welch's t test.
+
+    Welch 1947, with the 95 % interval of the difference of the means, from and to.  It covers the luck of a training,
+    which `comparison_table` cannot know, and not that of the test images, which are the same in all runs.  "row is"
+    goes by the p value that is corrected for the number of rows.
+    """
+    accuracies = {}
+    for result in results.values():
+        accuracies.setdefault(result["settings"]["name"], []).append(result["test_accuracy"])
+    rows = []
+    for question, first, second in pairs:
+        ours, others = accuracies.get(second, []), accuracies.get(first, [])
+        if min(len(ours), len(others)) > 1:
+            test = ttest_ind(ours, others, equal_var=False)
+            low, high = test.confidence_interval()
+            rows.append(
+                {
+                    "question": question,
+                    "row": second,
+                    "against": first,
+                    "runs": f"{len(ours)}, {len(others)}",
+                    "difference": np.mean(ours) - np.mean(others),
+                    "from": low,
+                    "to": high,
+                    "p": 1.0 if np.isnan(test.pvalue) else test.pvalue,  # not a number where all accuracies are equal
                 }
             )
     if not rows:

@@ -9,6 +9,7 @@ from evaluation.claims import (
     BETTER,
     CLAIMS,
     MAPS,
+    OVER_SEEDS,
     ROOT,
     WORSE,
     Claim,
@@ -16,6 +17,7 @@ from evaluation.claims import (
     claims_markdown,
     maps_markdown,
     measure,
+    over_seeds_markdown,
     overfitting_markdown,
     page,
     verdict,
@@ -75,9 +77,23 @@ def test_rows_that_were_trained_for_differing_lengths_say_so():
     assert "epochs" not in claims_markdown(results, (CLAIM,))
 
 
+def test_a_claim_over_seeds_is_judged_by_its_direction():
+    def runs(name, *accuracies):
+        settings = {"settings": {"name": name}}
+        return {f"{name}.{seed}": {**settings, "test_accuracy": each} for seed, each in enumerate(accuracies)}
+
+    _, of, than = OVER_SEEDS[0]
+    better, worse = (0.90, 0.91, 0.90), (0.80, 0.81, 0.80)
+    lines = over_seeds_markdown({**runs(of, *better), **runs(than, *worse)}).splitlines()
+    assert len(lines) == 3 and "| 3, 3 | +0.1000 (" in lines[2] and lines[2].endswith("| **holds** |")
+    assert over_seeds_markdown({**runs(of, *worse), **runs(than, *better)}).endswith("| **does not hold** |")
+    assert over_seeds_markdown(runs(of, *better)) == ""
+
+
 def test_every_claim_is_of_rows_that_exist():
     known = {**EXPERIMENTS, **SELF_SUPERVISED}
     assert all(claim.of in known and claim.than in known for claim in CLAIMS)
+    assert all(of in known and than in known for _, of, than in OVER_SEEDS)
 
 
 def test_the_page_that_is_committed_is_the_one_its_results_give():

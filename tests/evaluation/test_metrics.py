@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, t
 
 from evaluation.metrics import (
     accuracy_interval,
@@ -18,6 +18,7 @@ from evaluation.metrics import (
     quality_of_probabilities,
     results_table,
     rightly_predicted_by_all,
+    seeds_comparison_table,
     seeds_table,
     top_k_accuracy,
     verdict,
@@ -100,6 +101,33 @@ def test_the_seeds_of_an_experiment_are_put_together_and_single_runs_left_out():
     assert table.index.tolist() == ["a"]
     assert table.loc["a", ["seeds", "mean", "min", "max"]].tolist() == pytest.approx([2, 0.85, 0.8, 0.9])
     assert table.loc["a", "standard deviation"] == pytest.approx(np.std([0.8, 0.9], ddof=1))
+
+
+@pytest.mark.filterwarnings("ignore:Precision loss")  # where all accuracies are equal
+def test_rows_are_compared_over_seeds_by_their_accuracies_and_rows_of_one_run_are_left_out():
+    def runs(name, *accuracies):
+        return {
+            f"{name}.seed{seed}": {"settings": {"name": name}, "test_accuracy": accuracy}
+            for seed, accuracy in enumerate(accuracies)
+        }
+
+    results = {**runs("a", 0.80, 0.81, 0.82), **runs("b", 0.90, 0.91), **runs("c", 0.80, 0.83, 0.81), **runs("d", 0.99)}
+    pairs = [("clear?", "a", "b"), ("equal?", "a", "c"), ("one run?", "a", "d"), ("not run?", "a", "e")]
+    table = seeds_comparison_table(results, pairs)
+    assert table["question"].tolist() == ["clear?", "equal?"]
+    first = table.iloc[0]
+    assert first["difference"] == pytest.approx(0.095) and first["runs"] == "2, 3"
+    # Welch's own formulas, with the variance of each mean.
+    a, b = 0.01**2 / 3, 0.005**2
+    freedom = (a + b) ** 2 / (a**2 / 2 + b**2 / 1)
+    reach = t.ppf(0.975, freedom) * np.sqrt(a + b)
+    assert [first["from"], first["to"]] == pytest.approx([0.095 - reach, 0.095 + reach])
+    assert first["p"] == pytest.approx(2 * t.sf(0.095 / np.sqrt(a + b), freedom))
+    assert first["p (Holm)"] == pytest.approx(2 * first["p"])
+    assert table["row is"].tolist() == ["better", "cannot be told apart"]
+    same = seeds_comparison_table({**runs("a", 0.5, 0.5), **runs("b", 0.5, 0.5)}, [("same?", "a", "b")])
+    assert same["row is"].item() == "cannot be told apart"
+    assert seeds_comparison_table({}, pairs).empty
 
 
 def result(predictions):
