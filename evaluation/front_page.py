@@ -13,8 +13,9 @@ from string import Template
 
 import pandas as pd
 
+from evaluation.answers import in_short
 from evaluation.files import write_whole
-from evaluation.metrics import comparison_table, of_first_seeds, read_results, seeds_of_both_protocols
+from evaluation.metrics import read_results, seeds_of_both_protocols
 from evaluation.readme import read_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,13 +36,6 @@ PICTURES = {
     "class.",
 }
 INVERSIONS = "What they have encoded: images that raise the logit of a class, begun from noise."
-QUESTIONS = (  # asked of the results, where both rows are there: words, the row, what it is compared with
-    ("Fine-tuned with labels", "supervised_best", "imagenet_classifier_best"),
-    ("Taught by three such networks", "supervised_distilled", "imagenet_classifier_best"),
-    ("Features frozen after the rotation pretext", "rotation_best_classifier", "imagenet_classifier_best"),
-    ("Features frozen after the perturbation pretext", "perturbation_best_classifier", "imagenet_classifier_best"),
-)
-BEST = ("supervised_best", "supervised_distilled")  # set beside the highest that the earlier reports gave
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -89,35 +83,6 @@ $pictures
 </body>
 </html>
 """)
-
-
-def answers(results: dict[str, dict]) -> list[str]:
-    """What the QUESTIONS come to, a sentence each, of those whose rows have results."""
-    sentences = []
-    for words, row, control in QUESTIONS:
-        for each in comparison_table(results, [(words, control, row)]).to_dict("records"):
-            verdict = each["row is"]
-            sentences.append(
-                f"{words}: {results[row]['test_accuracy']:.4f} on the test images; frozen ImageNet features read out "
-                f"in the best way found: {results[control]['test_accuracy']:.4f}. "
-                f"Difference {each['difference']:+.4f}, p = {each['p']:.2g} (exact McNemar): "
-                + (f"it is {verdict}." if verdict in ("better", "worse") else f"they {verdict}.")
-            )
-    return sentences
-
-
-def against_earlier(table: pd.DataFrame, results: dict[str, dict], row: str) -> list[str]:
-    """What the row comes to by the earlier reports' protocol, in the mean of its seeds, and the highest of theirs."""
-    runs = [each["course_accuracy"] for each in results.values() if each["settings"]["name"] == row]
-    if not runs or table["earlier"].isna().all():
-        return []
-    highest = table["earlier"].idxmax()
-    several = f"{len(runs)} runs, {min(runs):.4f} to {max(runs):.4f}"
-    return [
-        f"By the earlier reports' protocol (course accuracy) {row} comes to {sum(runs) / len(runs):.4f} "
-        f"({several if len(runs) > 1 else '1 run'}); the highest of theirs is {table['earlier'][highest]:.4f} "
-        f"({highest})."
-    ]
 
 
 def about(results: dict[str, dict], profile: str) -> str:
@@ -181,8 +146,6 @@ def page(folder: Path, profile: str) -> str:
     """The whole page from the files in `folder`; raises FileNotFoundError if there is no table of results yet."""
     results = read_results(folder)
     table = read_tables(folder)
-    beside_earlier = [each for row in BEST for each in against_earlier(table, results, row)]
-    sentences = [*beside_earlier, *answers(of_first_seeds(results))]
     seeds = seeds_of_both_protocols(results)
     pictures = [
         f'<figure><img src="{name}" alt="{words}"><figcaption>{words}</figcaption></figure>'
@@ -192,7 +155,7 @@ def page(folder: Path, profile: str) -> str:
     return PAGE.substitute(
         profile=profile,
         about=html.escape(about(results, profile)),
-        answers="\n".join(f"<li>{html.escape(each)}</li>" for each in sentences),
+        answers="\n".join(f"<li>{html.escape(each)}</li>" for each in in_short(table, results)),
         links="\n".join(f"<li>{each}</li>" for each in links(folder)),
         table=table_html(table),
         seeds=f'<h2>Seeds</h2>\n<div class="wide">\n{seeds.to_html(float_format="%.4f", border=0)}\n</div>'

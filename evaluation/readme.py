@@ -1,7 +1,7 @@
-"""Write the results table of README.md from results/full/*.csv: `python -m evaluation.readme`.
+"""Write the results of README.md from results/full: `python -m evaluation.readme`.
 
-The table stands between two comments, with the rows of several seeds below it; everything else is left as it is.  The
-CSVs are written by the report notebooks in the full profile, from the result files.
+They stand between two comments: the study in short, the table of all rows, and those of several seeds.  Everything
+else is left as it is.  The table is that of the CSVs, which the report notebooks write from the result files.
 """
 
 import sys
@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import t
 
+from evaluation.answers import in_short
 from evaluation.metrics import read_results, seeds_of_both_protocols
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +55,7 @@ def seeds_markdown(results: Mapping[str, dict]) -> str:
         "| over seeds | runs | course accuracy, mean (range) | **test accuracy**, mean ± 95 % interval of it (range) |",
         "|---|---|---|---|",
     ]
-    return "\n".join(["", *header, *lines, ""])
+    return "\n".join([*header, *lines])
 
 
 def read_tables(folder: Path) -> pd.DataFrame:
@@ -66,13 +67,18 @@ def read_tables(folder: Path) -> pd.DataFrame:
     return table[~table.index.duplicated()]
 
 
-def with_results(readme: str, table: pd.DataFrame, seeds: str = "") -> str:
-    """The README with the tables between its two comments; raises ValueError if they are not there."""
+def with_results(readme: str, table: pd.DataFrame, results: Mapping[str, dict]) -> str:
+    """The README with the results of all seeds between its two comments; raises ValueError if they are not there."""
     before, start, rest = readme.partition(START)
     _, end, after = rest.partition(END)
     if not (start and end):
         raise ValueError(f"README.md lacks the comments {START} and {END}")
-    return f"{before}{START}\n{results_markdown(table)}\n{seeds}{END}{after}"
+    parts = [
+        "\n".join(f"- {each}" for each in in_short(table, results)),
+        results_markdown(table),
+        seeds_markdown(results),
+    ]
+    return f"{before}{START}\n" + "\n\n".join(each for each in parts if each) + f"\n{END}{after}"
 
 
 def main() -> int:
@@ -80,7 +86,7 @@ def main() -> int:
     path = ROOT / "README.md"
     try:
         folder = ROOT / "results" / "full"
-        path.write_text(with_results(path.read_text(), read_tables(folder), seeds_markdown(read_results(folder))))
+        path.write_text(with_results(path.read_text(), read_tables(folder), read_results(folder)))
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -4,6 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from evaluation.answers import BEST
 from evaluation.metrics import read_results, results_table
 from evaluation.readme import END, START, read_tables, results_markdown, seeds_markdown, with_results
 from self_supervised import settings as self_supervised
@@ -33,16 +34,16 @@ def table():
 
 def test_the_table_stands_between_the_comments_and_nothing_else_changes(table):
     readme = f"before\n{START}\nold\n{END}\nafter\n"
-    written = with_results(readme, table)
+    written = with_results(readme, table, {})
     assert written == f"before\n{START}\n{results_markdown(table)}\n{END}\nafter\n"
-    assert with_results(written, table) == written
+    assert with_results(written, table, {}) == written
     assert "| one | 0.9300 | 0.9312 (epoch 7) | **0.9295** (0.918 to 0.940), epoch 6 | ImageNet |" in written
     assert "| two |  | 0.5000" in written
 
 
 def test_a_readme_without_the_comments_is_refused(table):
     with pytest.raises(ValueError, match="lacks the comments"):
-        with_results("nothing", table)
+        with_results("nothing", table, {})
 
 
 def test_tables_stand_one_below_the_other_and_a_row_of_both_once(tmp_path, table):
@@ -73,16 +74,26 @@ def test_a_committed_table_is_that_of_the_committed_result_files(name, rows):
 
 def test_the_committed_readme_holds_the_committed_tables():
     readme = (ROOT / "README.md").read_text()
-    assert with_results(readme, read_tables(FULL), seeds_markdown(read_results(FULL))) == readme
+    assert with_results(readme, read_tables(FULL), read_results(FULL)) == readme
+
+
+def test_the_study_in_short_stands_above_the_table(table):
+    results = {"run": {"settings": {"name": BEST[0]}, "test_accuracy": 0.9, "course_accuracy": 0.91}}
+    written = with_results(f"{START}{END}", table, results)
+    assert written.startswith(
+        f"{START}\n- By the earlier reports' protocol (course accuracy): {BEST[0]} 0.9100 (1 run)."
+    )
+    assert f"(one).\n\n{results_markdown(table)}\n{END}" in written
 
 
 def test_seeds_stand_below_the_table_as_mean_range_and_interval(table):
     def run(accuracy):
         return {"settings": {"name": "row"}, "test_accuracy": accuracy, "course_accuracy": accuracy + 0.01}
 
-    seeds = seeds_markdown({"row": run(0.90), "row.seed1": run(0.92), "row.seed2": run(0.94)})
+    results = {"row": run(0.90), "row.seed1": run(0.92), "row.seed2": run(0.94)}
+    seeds = seeds_markdown(results)
     half = 4.3027 * 0.02 / 3**0.5  # Student's t with two degrees of freedom
     assert f"| row | 3 | 0.9300 (0.9100 to 0.9500) | **0.9200** ± {half:.4f} (0.9000 to 0.9400) |" in seeds
     readme = f"before\n{START}\nold\n{END}\nafter\n"
-    assert with_results(readme, table, seeds).endswith(f"{seeds}{END}\nafter\n")
+    assert with_results(readme, table, results).endswith(f"{results_markdown(table)}\n\n{seeds}\n{END}\nafter\n")
     assert seeds_markdown({"row": run(0.9), "other": {**run(0.8), "settings": {"name": "other"}}}) == ""

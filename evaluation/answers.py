@@ -1,0 +1,64 @@
+"""What the study comes to, a sentence each, from the results: README.md and the front page both begin with it."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from evaluation.metrics import comparison_table, of_first_seeds, seeds_comparison_table
+
+CONTROL = "imagenet_classifier_best"
+QUESTIONS = (  # asked of the results, where there are those of the row and of CONTROL
+    ("Fine-tuned with labels", "supervised_best"),
+    ("Taught by three such networks", "supervised_distilled"),
+    ("Features frozen after the rotation pretext", "rotation_best_classifier"),
+    ("Features frozen after the perturbation pretext", "perturbation_best_classifier"),
+)
+BEST = ("supervised_best", "supervised_distilled")  # set beside the highest that the earlier reports gave
+
+
+def in_short(table: pd.DataFrame, results: Mapping[str, dict]) -> list[str]:
+    """All sentences, from `metrics.results_table` with the earlier reports' numbers and the results of all seeds."""
+    return [*against_earlier(table, results), *answers(results)]
+
+
+def against_earlier(table: pd.DataFrame, results: Mapping[str, dict]) -> list[str]:
+    """What the rows of BEST come to by the earlier reports' protocol, and the highest of theirs: one sentence."""
+    found = [f"{row} {_mean_in_words(results, row, 'course_accuracy')}" for row in BEST if _runs(results, row)]
+    if not found or table["earlier"].isna().all():
+        return []
+    highest = table["earlier"].idxmax()
+    return [
+        f"By the earlier reports' protocol (course accuracy): {'; '.join(found)}. The highest of theirs: "
+        f"{table['earlier'][highest]:.4f} ({highest})."
+    ]
+
+
+def answers(results: Mapping[str, dict]) -> list[str]:
+    """What the QUESTIONS come to: by the test images of the first runs, and over the runs where both have several.
+
+    p values are corrected for the number of questions (Holm 1979).
+    """
+    pairs = [(words, CONTROL, row) for words, row in QUESTIONS]
+    over_seeds = {each["row"]: each for each in seeds_comparison_table(results, pairs).to_dict("records")}
+    sentences = []
+    for paired in comparison_table(of_first_seeds(results), pairs).to_dict("records"):
+        row = paired["row"]
+        p_value = f"p = {paired['p (Holm)']:.2g}"
+        found = f"{paired['difference']:+.4f} on the same images ({p_value}, McNemar: {paired['row is']})"
+        if row in over_seeds:
+            runs = over_seeds[row]
+            found += f", {runs['difference']:+.4f} over the runs (p = {runs['p (Holm)']:.2g}, Welch: {runs['row is']})"
+        sentences.append(
+            f"{paired['question']}: test accuracy {_mean_in_words(results, row)}. Against the best read-out of frozen "
+            f"ImageNet features, {_mean_in_words(results, CONTROL)}: {found}."
+        )
+    return sentences
+
+
+def _runs(results: Mapping[str, dict], row: str) -> list[dict]:
+    return [each for each in results.values() if each["settings"]["name"] == row]
+
+
+def _mean_in_words(results: Mapping[str, dict], row: str, accuracy: str = "test_accuracy") -> str:
+    runs = [each[accuracy] for each in _runs(results, row)]
+    return f"{sum(runs) / len(runs):.4f} ({f'mean of {len(runs)} runs' if len(runs) > 1 else '1 run'})"
