@@ -472,12 +472,12 @@ def describe_machine(device: torch.device, precision: str, state: dict | None = 
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
     earlier = machine if state is None else state.get("machine", machine)  # states of older code do not say
-    last = earlier["device"].partition(" from epoch ")[0]
+    last = earlier["device"].rpartition(", then ")[2]
     if (last, earlier["precision"]) == (machine["device"], machine["precision"]):
         return {**machine, "device": earlier["device"]}
-    epoch = 1 + len(state["training"]["history"]["val_loss"])
+    epoch = len(state["training"]["history"]["val_loss"])
     before = f"{earlier['device']} in {earlier['precision']}"
-    return {**machine, "device": f"{machine['device']} from epoch {epoch}, before on {before}"}
+    return {**machine, "device": f"{before} to epoch {epoch}, then {machine['device']}"}
 
 
 def _keep_epoch(path: Path, identity: dict, training: dict):

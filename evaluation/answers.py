@@ -34,25 +34,32 @@ def against_earlier(table: pd.DataFrame, results: Mapping[str, dict]) -> list[st
 
 
 def answers(results: Mapping[str, dict]) -> list[str]:
-    """What the QUESTIONS come to: by the test images of the first runs, and over the runs where both have several.
+    """What CONTROL comes to, and beside it the QUESTIONS, of those that have results; nothing if there is none.
 
-    p values are corrected for the number of questions (Holm 1979).
+    By the test images of the first runs, and over the runs where both have several; p values are corrected for the
+    number of questions (Holm 1979).
     """
     pairs = [(words, CONTROL, row) for words, row in QUESTIONS]
     over_seeds = {each["row"]: each for each in seeds_comparison_table(results, pairs).to_dict("records")}
     sentences = []
     for paired in comparison_table(of_first_seeds(results), pairs).to_dict("records"):
-        row = paired["row"]
-        p_value = f"p = {paired['p (Holm)']:.2g}"
-        found = f"{paired['difference']:+.4f} on the same images ({p_value}, McNemar: {paired['row is']})"
-        if row in over_seeds:
-            runs = over_seeds[row]
-            found += f", {runs['difference']:+.4f} over the runs (p = {runs['p (Holm)']:.2g}, Welch: {runs['row is']})"
-        sentences.append(
-            f"{paired['question']}: test accuracy {_mean_in_words(results, row)}. Against the best read-out of frozen "
-            f"ImageNet features, {_mean_in_words(results, CONTROL)}: {found}."
-        )
-    return sentences
+        runs = over_seeds.get(paired["row"])
+        found = _verdicts(paired, runs) if runs else f"{paired['row is']} (p = {paired['p (Holm)']:.2g})"
+        sentences.append(f"{paired['question']}: {_mean_in_words(results, paired['row'])}. Against those: {found}.")
+    if not sentences:
+        return []
+    lead = (
+        f"Frozen ImageNet features, read out as well as they can be: test accuracy {_mean_in_words(results, CONTROL)}. "
+        "What follows is set against those: on the same images (McNemar) and over the runs (Welch), p after Holm."
+    )
+    return [lead, *sentences]
+
+
+def _verdicts(paired: dict, runs: dict) -> str:
+    images, seeds = f"p = {paired['p (Holm)']:.2g}", f"p = {runs['p (Holm)']:.2g}"
+    if paired["row is"] == runs["row is"]:
+        return f"{paired['row is']} ({images} on the same images, {seeds} over the runs)"
+    return f"{paired['row is']} on the same images ({images}), {runs['row is']} over the runs ({seeds})"
 
 
 def _runs(results: Mapping[str, dict], row: str) -> list[dict]:

@@ -389,7 +389,7 @@ def test_a_run_that_goes_on_elsewhere_names_both_machines(tmp_path, monkeypatch)
     state = load_checkpoint(tmp_path / "models/full/row.state.pt")
     again = {**state, "machine": plain(torch.device("cpu"), "float32", state)}  # interrupted here once more
     _, result = run(row, tmp_path)
-    assert result["device"] == f"{here} from epoch 2, before on H200 in bfloat16" and result["precision"] == "float32"
+    assert result["device"] == f"H200 in bfloat16 to epoch 1, then {here}" and result["precision"] == "float32"
     assert plain(torch.device("cpu"), "float32", again)["device"] == result["device"]
 
 
