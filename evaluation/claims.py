@@ -67,6 +67,29 @@ CLAIMS = (
         BETTER,
     ),
     Claim(
+        "On frozen features of rotation plain transforms do better than augmentation",
+        FIRST,
+        "rotation_classifier_3",
+        "rotation_classifier_1",
+        BETTER,
+    ),
+    Claim("The same of perturbation", FIRST, "perturbation_classifier_3", "perturbation_classifier_1", BETTER),
+    Claim(
+        "On frozen features of rotation a deeper head is slightly worse",
+        FIRST,
+        "rotation_classifier_2",
+        "rotation_classifier_1",
+        WORSE,
+    ),
+    Claim("The same of perturbation", FIRST, "perturbation_classifier_2", "perturbation_classifier_1", WORSE),
+    Claim(
+        "Perturbation gives slightly better features than rotation",
+        FIRST,
+        "perturbation_classifier_3",
+        "rotation_classifier_3",
+        BETTER,
+    ),
+    Claim(
         "The more a network has adapted to perturbation, the worse its features: 10 epochs against 3",
         SECOND,
         "perturbation_classifier_tuned_10",
@@ -88,6 +111,13 @@ CLAIMS = (
         BETTER,
     ),
     Claim(
+        "Rotation, trained to the epoch that was chosen, gives better features than perturbation, trained likewise",
+        SECOND,
+        "rotation_classifier_tuned",
+        "perturbation_classifier_tuned_10",
+        BETTER,
+    ),
+    Claim(
         "Rotation makes ImageNet's features better for scenes (the hope of both)",
         SECOND,
         "rotation_classifier_tuned_3",
@@ -99,6 +129,20 @@ CLAIMS = (
         SECOND,
         "perturbation_classifier_tuned_3",
         "imagenet_classifier_tuned",
+        BETTER,
+    ),
+    Claim(
+        "Ours: a head that standardises reads more out of the first report's features of rotation than its plain head",
+        "this repository",
+        "rotation_classifier_3_standardised",
+        "rotation_classifier_3",
+        BETTER,
+    ),
+    Claim(
+        "The same of perturbation",
+        "this repository",
+        "perturbation_classifier_3_standardised",
+        "perturbation_classifier_3",
         BETTER,
     ),
     Claim(
@@ -226,14 +270,27 @@ def claims_markdown(results: Mapping[str, dict], claims: tuple[Claim, ...] = CLA
             continue
         each = found[claim]
         images = f", {each.images:,} images of {', '.join(claim.classes)}" if claim.classes else ""
-        lengths = [results[name]["settings"]["train"]["max_epochs"] for name in (claim.of, claim.than)]
+        pair = [results[name] for name in (claim.of, claim.than)]
+        lengths = [result["settings"]["train"]["max_epochs"] for result in pair]
+        pretexts = [_pretext_epochs(result, results) for result in pair]
         epochs = f", in {lengths[0]} and {lengths[1]} epochs" if lengths[0] != lengths[1] else ""
+        if None not in pretexts and pretexts[0] != pretexts[1]:
+            epochs += f", after {pretexts[0]} and {pretexts[1]} epochs of the pretext"
         lines.append(
             f"| {claim.words} | {claim.source} | {rows}: {each.of:.4f}, {each.than:.4f}{images}{epochs} "
             f"| {each.difference:+.4f} ({each.low:+.4f} to {each.high:+.4f}) | {p_values[claim]:.2g} "
             f"| {verdict(claim, each, p_values[claim])} |"
         )
     return "\n".join(lines)
+
+
+def _pretext_epochs(result: dict, results: Mapping[str, dict]) -> int | None:
+    """How long the pretext had been trained whose features the row has; None of a row without one."""
+    epoch = result["settings"].get("pretext_epoch")
+    if not isinstance(epoch, str):
+        return epoch
+    pretext = results.get(result["settings"]["pretext_run"])
+    return pretext and (pretext["epoch"] if epoch == "best" else pretext["settings"]["train"]["max_epochs"])
 
 
 def beside_earlier_markdown(results: Mapping[str, dict], earlier: Mapping[str, float]) -> str:

@@ -77,6 +77,26 @@ def test_rows_that_were_trained_for_differing_lengths_say_so():
     assert "epochs" not in claims_markdown(results, (CLAIM,))
 
 
+def test_rows_on_pretexts_of_differing_lengths_say_so():
+    def classifier(pretext_epoch, pretext_run="long"):
+        words = {"pretext_run": pretext_run, "pretext_epoch": pretext_epoch}
+        return {**result(range(3)), "settings": {"train": {"max_epochs": 40}, **words}}
+
+    pretexts = {name: {**result(()), "epoch": best} for name, best in (("long", 20), ("short", 4))}
+    for of, than, words in (
+        (10, 3, "after 10 and 3 epochs of the pretext"),
+        ("best", 3, "after 20 and 3 epochs of the pretext"),
+        ("last", 3, "after 30 and 3 epochs of the pretext"),
+    ):
+        results = {**pretexts, "first": classifier(of), "second": classifier(than)}
+        assert words in claims_markdown(results, (CLAIM,))
+    for second in (classifier(10), result(range(3), max_epochs=40)):  # as long, and without a pretext
+        results = {**pretexts, "first": classifier(10), "second": second}
+        assert "pretext" not in claims_markdown(results, (CLAIM,))
+    results = {**pretexts, "first": classifier("best"), "second": classifier("best", "short")}
+    assert "after 20 and 4 epochs" in claims_markdown(results, (CLAIM,))
+
+
 def test_a_claim_over_seeds_is_judged_by_its_direction():
     def runs(name, *accuracies):
         settings = {"settings": {"name": name}}

@@ -122,3 +122,11 @@ def test_the_numbers_of_the_lab_report_stand_beside_the_rows_they_are_of():
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="no experiment 'rotation_9'; there are: rotation_1, "):
         find("rotation_9")
+
+
+@pytest.mark.parametrize("pretext", ["rotation", "perturbation"])
+def test_a_standardised_row_differs_from_its_like_in_the_head_alone(pretext):
+    plain, standardised = (EXPERIMENTS[f"{pretext}_classifier_3{words}"] for words in ("", "_standardised"))
+    prose = {name: getattr(plain, name) for name in ("name", "question", "earlier_accuracy")}
+    assert standardised.head == "standardised" and plain.head == "shallow"
+    assert replace(standardised, head="shallow", **prose) == plain
