@@ -16,7 +16,7 @@ import pandas as pd
 from evaluation.answers import in_short
 from evaluation.files import write_whole
 from evaluation.metrics import read_results, seeds_of_both_protocols
-from evaluation.readme import read_tables
+from evaluation.readme import PRETEXTS_WORDS, read_pretexts, read_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = {
@@ -78,6 +78,7 @@ $links
 <div class="wide">
 $table
 </div>
+$pretexts
 $seeds
 $pictures
 </body>
@@ -146,7 +147,7 @@ def page(folder: Path, profile: str) -> str:
     """The whole page from the files in `folder`; raises FileNotFoundError if there is no table of results yet."""
     results = read_results(folder)
     table = read_tables(folder)
-    seeds = seeds_of_both_protocols(results)
+    seeds, pretexts = seeds_of_both_protocols(results), read_pretexts(folder)
     pictures = [
         f'<figure><img src="{name}" alt="{words}"><figcaption>{words}</figcaption></figure>'
         for name, words in PICTURES.items()
@@ -158,6 +159,9 @@ def page(folder: Path, profile: str) -> str:
         answers="\n".join(f"<li>{html.escape(each)}</li>" for each in in_short(table, results)),
         links="\n".join(f"<li>{each}</li>" for each in links(folder)),
         table=table_html(table),
+        pretexts=f'<p>{PRETEXTS_WORDS}</p>\n<div class="wide">\n{table_html(pretexts)}\n</div>'
+        if len(pretexts)
+        else "",
         seeds=f'<h2>Seeds</h2>\n<div class="wide">\n{seeds.to_html(float_format="%.4f", border=0)}\n</div>'
         if len(seeds)
         else "",

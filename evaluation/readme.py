@@ -1,7 +1,8 @@
 """Write the results of README.md from results/full: `python -m evaluation.readme`.
 
-They stand between two comments: the study in short, the table of all rows, and those of several seeds.  Everything
-else is left as it is.  The table is that of the CSVs, which the report notebooks write from the result files.
+They stand between two comments: the study in short, the table of all rows, those of several seeds, and the pretexts.
+Everything else is left as it is.  The tables are those of the CSVs, which the report notebooks write from the result
+files.
 """
 
 import sys
@@ -17,6 +18,8 @@ from evaluation.metrics import read_results, seeds_of_both_protocols
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("supervised.csv", "self_supervised.csv")  # of `metrics.results_table`; a row of both is shown once
+PRETEXTS = "pretexts.csv"  # of the same, by other labels than scenes
+PRETEXTS_WORDS = "The pretexts, by how well each tells its own labels (turns, colours, orders), not scenes:"
 START, END = "<!-- results: written by python -m evaluation.readme -->", "<!-- end of results -->"
 
 
@@ -67,8 +70,17 @@ def read_tables(folder: Path) -> pd.DataFrame:
     return table[~table.index.duplicated()]
 
 
-def with_results(readme: str, table: pd.DataFrame, results: Mapping[str, dict]) -> str:
-    """The README with the results of all seeds between its two comments; raises ValueError if they are not there."""
+def read_pretexts(folder: Path) -> pd.DataFrame:
+    """The table of the pretexts; empty if it has not been made."""
+    path = folder / PRETEXTS
+    return pd.read_csv(path, index_col=0) if path.exists() else pd.DataFrame()
+
+
+def with_results(readme: str, table: pd.DataFrame, pretexts: pd.DataFrame, results: Mapping[str, dict]) -> str:
+    """The README with both tables, and the results of all seeds, between its two comments.
+
+    Raises ValueError if they are not there.
+    """
     before, start, rest = readme.partition(START)
     _, end, after = rest.partition(END)
     if not (start and end):
@@ -77,6 +89,7 @@ def with_results(readme: str, table: pd.DataFrame, results: Mapping[str, dict]) 
         "\n".join(f"- {each}" for each in in_short(table, results)),
         results_markdown(table),
         seeds_markdown(results),
+        f"{PRETEXTS_WORDS}\n\n{results_markdown(pretexts)}" if len(pretexts) else "",
     ]
     return f"{before}{START}\n" + "\n\n".join(each for each in parts if each) + f"\n{END}{after}"
 
@@ -86,7 +99,9 @@ def main() -> int:
     path = ROOT / "README.md"
     try:
         folder = ROOT / "results" / "full"
-        path.write_text(with_results(path.read_text(), read_tables(folder), read_results(folder)))
+        path.write_text(
+            with_results(path.read_text(), read_tables(folder), read_pretexts(folder), read_results(folder))
+        )
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

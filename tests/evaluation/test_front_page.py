@@ -55,6 +55,13 @@ def test_the_page_holds_the_table_the_seeds_and_only_pictures_that_are_there(fol
     assert pictures == ["pretext_epochs.png", "explanations/model/classes/coast.png"]
 
 
+def test_the_pretexts_have_a_table_of_their_own(folder):
+    assert "The pretexts" not in page(folder, "full")
+    results_table({"rotation_1": result("rotation_1", 30)}, {"rotation_1": 0.9}).to_csv(folder / "pretexts.csv")
+    after = page(folder, "full").split("The pretexts")[1]
+    assert "rotation_1" in after and "0.7500" in after and "0.9000" in after
+
+
 def test_the_quick_page_says_that_no_number_means_anything(folder):
     assert "no number means anything" in page(folder, "quick") and "no number" not in page(folder, "full")
 
