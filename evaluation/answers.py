@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from evaluation.metrics import comparison_table, of_first_seeds, seeds_comparison_table
+from evaluation.metrics import accuracies_of, comparison_table, of_first_seeds, seeds_comparison_table
 
 CONTROL = "imagenet_classifier_best"
 QUESTIONS = (  # asked of the results, where there are those of the row and of CONTROL
@@ -23,7 +23,7 @@ def in_short(table: pd.DataFrame, results: Mapping[str, dict]) -> list[str]:
 
 def against_earlier(table: pd.DataFrame, results: Mapping[str, dict]) -> list[str]:
     """What the rows of BEST come to by the earlier reports' protocol, and the highest of theirs: one sentence."""
-    found = [f"{row} {_mean_in_words(results, row, 'course_accuracy')}" for row in BEST if _runs(results, row)]
+    found = [f"{row} {_mean_in_words(results, row, 'course_accuracy')}" for row in BEST if accuracies_of(results, row)]
     if not found or table["earlier"].isna().all():
         return []
     highest = table["earlier"].idxmax()
@@ -62,10 +62,6 @@ def _verdicts(paired: dict, runs: dict) -> str:
     return f"{paired['row is']} on the same images ({images}), {runs['row is']} over the runs ({seeds})"
 
 
-def _runs(results: Mapping[str, dict], row: str) -> list[dict]:
-    return [each for each in results.values() if each["settings"]["name"] == row]
-
-
 def _mean_in_words(results: Mapping[str, dict], row: str, accuracy: str = "test_accuracy") -> str:
-    runs = [each[accuracy] for each in _runs(results, row)]
+    runs = accuracies_of(results, row, accuracy)
     return f"{sum(runs) / len(runs):.4f} ({f'mean of {len(runs)} runs' if len(runs) > 1 else '1 run'})"

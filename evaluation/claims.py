@@ -13,8 +13,15 @@ import pandas as pd
 
 from evaluation.faithfulness import compare_maps
 from evaluation.files import write_whole
-from evaluation.metrics import compare_paired, holm, of_first_seeds, read_results, seeds_comparison_table
-from evaluation.probes import mean_and_interval
+from evaluation.metrics import (
+    accuracies_of,
+    compare_paired,
+    holm,
+    mean_and_interval,
+    of_first_seeds,
+    read_results,
+    seeds_comparison_table,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST, SECOND = "Zioło (undated)", "Deceuninck 2023"
@@ -303,7 +310,7 @@ def beside_earlier_markdown(results: Mapping[str, dict], earlier: Mapping[str, f
         "|---|---|---|---|---|",
     ]
     for name, like in BESIDE.items():
-        runs = [each["course_accuracy"] for each in results.values() if each["settings"]["name"] == name]
+        runs = accuracies_of(results, name, "course_accuracy")
         if not runs:
             lines.append(f"| {name} | 0 | | {earlier[like]:.4f} ({like}) | not run yet |")
             continue

@@ -33,6 +33,7 @@ from torchvision.transforms.v2 import functional
 
 from evaluation import embedding, faithfulness, feature_statistics
 from evaluation.files import write_whole
+from evaluation.metrics import mean_and_interval
 from evaluation.model_inversion import (
     InversionSettings,
     class_logit,
@@ -42,7 +43,7 @@ from evaluation.model_inversion import (
     score_by_another,
     strongest_filters,
 )
-from evaluation.probes import mean_and_interval, stage_features
+from evaluation.probes import stage_features
 from evaluation.scorecam import score_cam
 
 LAYERS = ("1", "2", "8")  # of the heat maps, stages of the network (the first report)

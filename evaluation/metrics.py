@@ -5,6 +5,7 @@ fractions are 0 to 1.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import sklearn.metrics
 from scipy.stats import binomtest, ttest_ind
+from scipy.stats import t as student_t
 from statsmodels.stats.multitest import multipletests
 
 
@@ -214,6 +216,25 @@ def holm(p_values) -> np.ndarray:
     return multipletests(p_values, method="holm")[1] if len(p_values) else np.array([])
 
 
+def accuracies_of(results: Mapping[str, dict], row: str, accuracy: str = "test_accuracy") -> list[float]:
+    """Of every run of the row, whatever its seed; empty if there is none."""
+    return [result[accuracy] for result in results.values() if result["settings"]["name"] == row]
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of repeated measurements and its 95 % interval, from and to (Student 1908).
+
+    One measurement says nothing of its spread: its interval is (nan, nan).  Raises ValueError if there is none.
+    """
+    if len(values) == 0:
+        raise ValueError("the mean of no values was asked for; there must be at least one")
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return mean, float("nan"), float("nan")
+    half = float(student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
 def seeds_table(results: dict[str, dict], accuracy: str = "test_accuracy") -> pd.DataFrame:
     """One row an experiment that was run with several seeds: mean, standard deviation and range of its accuracies."""
     runs = pd.DataFrame(
@@ -253,12 +274,7 @@ def comparison_table(results: dict[str, dict], pairs: list[tuple[str, str, str]]
                     "p": paired.p_value,
                 }
             )
-    if not rows:
-        return pd.DataFrame()
-    table = pd.DataFrame(rows)
-    table["p (Holm)"] = holm(table["p"])
-    table["row is"] = [verdict(*each) for each in zip(table["difference"], table["p (Holm)"], strict=True)]
-    return table
+    return _with_verdicts(rows)
 
 
 def seeds_comparison_table(results: dict[str, dict], pairs: list[tuple[str, str, str]]) -> pd.DataFrame:
@@ -268,12 +284,9 @@ def seeds_comparison_table(results: dict[str, dict], pairs: list[tuple[str, str,
     which `comparison_table` cannot know, and not that of the test images, which are the same in all runs.  "row is"
     goes by the p value that is corrected for the number of rows.
     """
-    accuracies = {}
-    for result in results.values():
-        accuracies.setdefault(result["settings"]["name"], []).append(result["test_accuracy"])
     rows = []
     for question, first, second in pairs:
-        ours, others = accuracies.get(second, []), accuracies.get(first, [])
+        ours, others = accuracies_of(results, second), accuracies_of(results, first)
         if min(len(ours), len(others)) > 1:
             test = ttest_ind(ours, others, equal_var=False)
             low, high = test.confidence_interval()
@@ -289,6 +302,10 @@ def seeds_comparison_table(results: dict[str, dict], pairs: list[tuple[str, str,
                     "p": 1.0 if np.isnan(test.pvalue) else test.pvalue,  # not a number where all accuracies are equal
                 }
             )
+    return _with_verdicts(rows)
+
+
+def _with_verdicts(rows: list[dict]) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame()
     table = pd.DataFrame(rows)

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t as student_t
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from evaluation.metrics import accuracy_interval
+from evaluation.metrics import accuracy_interval, mean_and_interval
 
 # Of a linear probe, see `Probe.C`.  Late stages (many channels) do best at 0.001 to 0.01, the first ones at 100.
 STRENGTHS = tuple(10.0**power for power in range(-4, 3))
@@ -187,20 +186,6 @@ def label_fractions(splits: Splits, images_per_class: Sequence[int] = IMAGES_PER
                 }
             )
     return pd.DataFrame(rows, columns=["images_per_class", "draw", "val_accuracy", "test_accuracy"])
-
-
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean of repeated measurements and its 95 % interval, from and to (Student 1908).
-
-    One measurement says nothing of its spread: its interval is (nan, nan).  Raises ValueError if there is none.
-    """
-    if len(values) == 0:
-        raise ValueError("the mean of no values was asked for; there must be at least one")
-    mean = float(np.mean(values))
-    if len(values) == 1:
-        return mean, float("nan"), float("nan")
-    half = float(student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half
 
 
 def mean_of_draws(fractions: pd.DataFrame) -> pd.DataFrame:

@@ -7,14 +7,12 @@ files.
 
 import sys
 from collections.abc import Mapping
-from math import sqrt
 from pathlib import Path
 
 import pandas as pd
-from scipy.stats import t
 
 from evaluation.answers import in_short
-from evaluation.metrics import read_results, seeds_of_both_protocols
+from evaluation.metrics import accuracies_of, mean_and_interval, read_results, seeds_of_both_protocols
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("supervised.csv", "self_supervised.csv")  # of `metrics.results_table`; a row of both is shown once
@@ -47,10 +45,10 @@ def seeds_markdown(results: Mapping[str, dict]) -> str:
     lines = []
     for name, row in seeds_of_both_protocols(results).iterrows():
         test, course = row["test"], row["course"]
-        half = t.ppf(0.975, test["seeds"] - 1) * test["standard deviation"] / sqrt(test["seeds"])
+        mean, _, high = mean_and_interval(accuracies_of(results, name))
         lines.append(
             f"| {name} | {test['seeds']:.0f} | {course['mean']:.4f} ({course['min']:.4f} to {course['max']:.4f}) "
-            f"| **{test['mean']:.4f}** ± {half:.4f} ({test['min']:.4f} to {test['max']:.4f}) |"
+            f"| **{mean:.4f}** ± {high - mean:.4f} ({test['min']:.4f} to {test['max']:.4f}) |"
         )
     if not lines:
         return ""

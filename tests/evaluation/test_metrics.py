@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import binom, t
+from scipy.stats import binom, t, ttest_1samp
 
 from evaluation.metrics import (
     accuracy_interval,
@@ -13,6 +13,7 @@ from evaluation.metrics import (
     confusion_matrix,
     expected_calibration_error,
     holm,
+    mean_and_interval,
     mean_average_precision_of_batches,
     most_confused,
     quality_of_probabilities,
@@ -91,6 +92,22 @@ def test_a_table_corrects_its_p_values_before_it_judges():
     assert table["p"][0] == alone["p"][0]
     assert table["p (Holm)"][0] == pytest.approx(3 * alone["p"][0])
     assert set(table["row is"]) == {"cannot be told apart"}
+
+
+def test_the_interval_is_students():
+    values = [0.5, 0.6, 0.8]
+    mean, low, high = mean_and_interval(values)
+    assert mean == pytest.approx(np.mean(values))
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+    assert mean_and_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
+
+
+def test_one_measurement_has_no_interval_and_none_is_refused():
+    mean, low, high = mean_and_interval([0.5])
+    assert mean == 0.5 and np.isnan(low) and np.isnan(high)
+    with pytest.raises(ValueError, match="at least one"):
+        mean_and_interval([])
 
 
 def test_the_seeds_of_an_experiment_are_put_together_and_single_runs_left_out():

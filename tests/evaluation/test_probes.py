@@ -5,17 +5,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import ttest_1samp
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 from torch import nn
 
-from evaluation.metrics import accuracy_interval
+from evaluation.metrics import accuracy_interval, mean_and_interval
 from evaluation.probes import (
     draw_of_each_class,
     label_fractions,
     linear_probe,
-    mean_and_interval,
     mean_of_draws,
     nearest_neighbours,
     probe_stages,
@@ -282,22 +280,6 @@ def test_all_images_are_one_draw():
     table = label_fractions(splits, images_per_class=[20], draws=5)
     assert table["draw"].tolist() == [0]
     assert table["test_accuracy"].item() == linear_probe(splits).test_accuracy
-
-
-def test_the_interval_is_students():
-    values = [0.5, 0.6, 0.8]
-    mean, low, high = mean_and_interval(values)
-    assert mean == pytest.approx(np.mean(values))
-    expected = ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (low, high) == pytest.approx((expected.low, expected.high))
-    assert mean_and_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
-
-
-def test_one_measurement_has_no_interval_and_none_is_refused():
-    mean, low, high = mean_and_interval([0.5])
-    assert mean == 0.5 and np.isnan(low) and np.isnan(high)
-    with pytest.raises(ValueError, match="at least one"):
-        mean_and_interval([])
 
 
 def test_draws_are_summarised_by_their_number_of_images():
