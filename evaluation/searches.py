@@ -4,8 +4,9 @@
 any number of searches.
 """
 
+import numpy as np
 import pandas as pd
-from scipy.stats import friedmanchisquare, t
+from scipy.stats import friedmanchisquare, ttest_rel
 
 from evaluation.metrics import holm, verdict
 
@@ -27,11 +28,11 @@ def best_losses(trials: pd.DataFrame) -> pd.DataFrame:
     return best_so_far(trials).iloc[:, -1].unstack("sampler").dropna()
 
 
-def compare_samplers(losses: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+def compare_samplers(losses: pd.DataFrame) -> pd.DataFrame:
     """Every two samplers of `best_losses` by their differences seed for seed: a row a pair.
 
     A seed gives all samplers the same images and the same trainings, so their difference is the sampler's alone.  Its
-    mean has the interval of Student's t (`from`, `to`), and p is the paired t test's, corrected for the number of
+    mean has the 95 % interval of Student's t (`from`, `to`), and p is the paired t test's, corrected for the number of
     pairs (Holm 1979).  "first is" goes by the corrected one; lower is better.
     Raises ValueError for fewer than 2 seeds.
     """
@@ -42,19 +43,18 @@ def compare_samplers(losses: pd.DataFrame, confidence: float = 0.95) -> pd.DataF
     for place, first in enumerate(losses):
         for second in losses.columns[place + 1 :]:
             differences = losses[first] - losses[second]
-            mean, error = differences.mean(), differences.std() / seeds**0.5
-            half = t.ppf((1 + confidence) / 2, seeds - 1) * error
-            statistic = abs(mean) / error if error > 0 else float("inf") if mean else 0.0
+            test = ttest_rel(losses[first], losses[second])
+            low, high = test.confidence_interval()
             rows.append(
                 {
                     "first": first,
                     "second": second,
-                    "difference": mean,
-                    "from": mean - half,
-                    "to": mean + half,
+                    "difference": differences.mean(),
+                    "from": low,
+                    "to": high,
                     "first lower in": int((differences < 0).sum()),
                     "seeds": seeds,
-                    "p": 2 * t.sf(statistic, seeds - 1),
+                    "p": 1.0 if np.isnan(test.pvalue) else test.pvalue,  # not a number where no seed differs
                 }
             )
     table = pd.DataFrame(rows)

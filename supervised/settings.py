@@ -331,6 +331,12 @@ _TEACHING = (
         question="Would stronger augmentation be better with teachers?",
         augmentation="trivial",
     ),
+    replace(
+        _DISTILLED,
+        name="distilled_longer",
+        question="Would twice as many epochs be better with teachers?",
+        train=replace(_DISTILLED.train, max_epochs=40),
+    ),
 )
 TEACHING_EXPERIMENTS = {row.name: row for row in _TEACHING}
 
@@ -478,14 +484,14 @@ def quick(experiment: Experiment) -> Experiment:
             batch_size=32,  # of six classes there are no more
             train=replace(experiment.train, max_epochs=1),
         )
-    max_epochs = 8 if experiment.name == BASE.name or experiment.features_once else 1
+    max_epochs = 20 if experiment.name == BASE.name else 8 if experiment.features_once else 1
     if experiment.has_teachers:
         experiment = replace(experiment, teacher_seeds=(0,))  # which the report has trained anyway
     return replace(
         experiment,
         image_size=64,
         crop_size=None,
-        images_per_class=40,
+        images_per_class=16,
         train=replace(experiment.train, max_epochs=max_epochs),
     )
 

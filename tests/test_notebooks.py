@@ -59,7 +59,7 @@ def test_the_supervised_report_runs_in_the_quick_profile_and_its_network_learns(
     for words in ("Profile <code>quick</code>", "data <strong>synthetic</strong>", "initial weights random"):
         assert words in html
     result = json.loads((clone / "results/quick/synthetic/supervised_1.json").read_text())
-    assert result["test_accuracy"] > 0.6
+    assert result["test_accuracy"] > 0.4  # of 15 classes: chance is 0.07
     assert "nothing; the table is whole" in html
 
 
@@ -76,7 +76,7 @@ def test_the_self_supervised_report_runs_in_the_quick_profile_from_pretexts_to_p
     classifier = json.loads((results / "perturbation_classifier_tuned_3.json").read_text())
     assert classifier["initial_weights"]["weights"] == "perturbation_tuned, epoch 2"
     epochs = (clone / "results/quick/pretext_epochs.csv").read_text().splitlines()
-    assert len(epochs) == 1 + 6
+    assert len(epochs) == 1 + 7
 
 
 def test_the_evaluation_explains_all_models_in_the_quick_profile(tmp_path):
