@@ -15,7 +15,7 @@ import pandas as pd
 
 from evaluation.answers import in_short
 from evaluation.files import write_whole
-from evaluation.metrics import read_results, seeds_of_both_protocols
+from evaluation.metrics import of_rows, read_results, seeds_of_both_protocols
 from evaluation.readme import PRETEXTS_WORDS, read_pretexts, read_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,8 +30,8 @@ REPORTS = {
 PICTURES = {
     "supervised_accuracies.png": "Trained with labels: test accuracy with its 95 % interval, beside what the earlier "
     "reports gave for the same settings.",
-    "pretext_epochs.png": "The longer a network learns the pretext, the worse its frozen features are for scenes; the "
-    "grey line is the same classifier on ImageNet features that no pretext has touched.",
+    "pretext_epochs.png": "How well the pretext is learned, and what the frozen features are worth for scenes after so "
+    "many epochs of it; the grey line is the same classifier on ImageNet features that no pretext has touched.",
     "scorecam.jpg": "Where three models look: Score-CAM after the last stage, the same images for all, for their true "
     "class.",
 }
@@ -147,7 +147,8 @@ def page(folder: Path, profile: str) -> str:
     """The whole page from the files in `folder`; raises FileNotFoundError if there is no table of results yet."""
     results = read_results(folder)
     table = read_tables(folder)
-    seeds, pretexts = seeds_of_both_protocols(results), read_pretexts(folder)
+    pretexts = read_pretexts(folder)
+    seeds = seeds_of_both_protocols(of_rows(results, {*table.index, *pretexts.index}))
     pictures = [
         f'<figure><img src="{name}" alt="{words}"><figcaption>{words}</figcaption></figure>'
         for name, words in PICTURES.items()

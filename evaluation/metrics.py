@@ -5,7 +5,7 @@ fractions are 0 to 1.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,6 +177,11 @@ def read_results(folder: Path) -> dict[str, dict]:
 def of_first_seeds(results: dict[str, dict]) -> dict[str, dict]:
     """Without the runs of further seeds."""
     return {name: result for name, result in results.items() if ".seed" not in name}
+
+
+def of_rows(results: Mapping[str, dict], rows: Collection[str]) -> dict[str, dict]:
+    """The runs of these rows only, whatever their seed."""
+    return {name: result for name, result in results.items() if result["settings"]["name"] in rows}
 
 
 def results_table(results: dict[str, dict], earlier: dict[str, float | None]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation.answers import in_short
-from evaluation.metrics import accuracies_of, mean_and_interval, read_results, seeds_of_both_protocols
+from evaluation.metrics import accuracies_of, mean_and_interval, of_rows, read_results, seeds_of_both_protocols
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("supervised.csv", "self_supervised.csv")  # of `metrics.results_table`; a row of both is shown once
@@ -83,10 +83,11 @@ def with_results(readme: str, table: pd.DataFrame, pretexts: pd.DataFrame, resul
     _, end, after = rest.partition(END)
     if not (start and end):
         raise ValueError(f"README.md lacks the comments {START} and {END}")
+    shown = {*table.index, *pretexts.index}  # what each means gives has tables of its own, in supervised/report.ipynb
     parts = [
         "\n".join(f"- {each}" for each in in_short(table, results)),
         results_markdown(table),
-        seeds_markdown(results),
+        seeds_markdown(of_rows(results, shown)),
         f"{PRETEXTS_WORDS}\n\n{results_markdown(pretexts)}" if len(pretexts) else "",
     ]
     return f"{before}{START}\n" + "\n\n".join(each for each in parts if each) + f"\n{END}{after}"

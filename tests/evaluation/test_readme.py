@@ -105,12 +105,14 @@ def test_the_study_in_short_stands_above_the_table(table):
 
 def test_seeds_stand_below_the_table_as_mean_range_and_interval(table):
     def run(accuracy):
-        return {"settings": {"name": "row"}, "test_accuracy": accuracy, "course_accuracy": accuracy + 0.01}
+        return {"settings": {"name": "one"}, "test_accuracy": accuracy, "course_accuracy": accuracy + 0.01}
 
-    results = {"row": run(0.90), "row.seed1": run(0.92), "row.seed2": run(0.94)}
+    results = {"one": run(0.90), "one.seed1": run(0.92), "one.seed2": run(0.94)}
     seeds = seeds_markdown(results)
     half = 4.3027 * 0.02 / 3**0.5  # Student's t with two degrees of freedom
-    assert f"| row | 3 | 0.9300 (0.9100 to 0.9500) | **0.9200** ± {half:.4f} (0.9000 to 0.9400) |" in seeds
+    assert f"| one | 3 | 0.9300 (0.9100 to 0.9500) | **0.9200** ± {half:.4f} (0.9000 to 0.9400) |" in seeds
     readme = f"before\n{START}\nold\n{END}\nafter\n"
     assert with_results(readme, table, NONE, results).endswith(f"{results_markdown(table)}\n\n{seeds}\n{END}\nafter\n")
-    assert seeds_markdown({"row": run(0.9), "other": {**run(0.8), "settings": {"name": "other"}}}) == ""
+    unlisted = {f"unlisted{seed}": {**run(0.5), "settings": {"name": "unlisted"}} for seed in range(2)}
+    assert with_results(readme, table, NONE, {**results, **unlisted}) == with_results(readme, table, NONE, results)
+    assert seeds_markdown({"one": run(0.9), "other": {**run(0.8), "settings": {"name": "other"}}}) == ""
