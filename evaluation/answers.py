@@ -13,7 +13,12 @@ QUESTIONS = (  # asked of the results, where there are those of the row and of C
     ("Features frozen after the rotation pretext", "rotation_best_classifier"),
     ("Features frozen after the perturbation pretext", "perturbation_best_classifier"),
 )
-BEST = ("supervised_best", "supervised_distilled", "distilled_longer")  # beside the highest of the earlier reports
+BEST = (  # beside the highest of the earlier reports
+    "supervised_best",
+    "best_longer",
+    "supervised_distilled",
+    "distilled_longer",
+)
 
 
 def in_short(table: pd.DataFrame, results: Mapping[str, dict]) -> list[str]:

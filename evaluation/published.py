@@ -175,9 +175,9 @@ def make(name: str, folder: Path = FOLDER) -> Path:
     from runs import files_of, load_checkpoint
     from self_supervised.dataloader import build_loaders
     from self_supervised.settings import CLASSIFIER_EXPERIMENTS
-    from supervised.settings import EXPERIMENTS, configure, find
+    from supervised.settings import ALL_EXPERIMENTS, configure, find
 
-    row = configure(find(name, {**EXPERIMENTS, **CLASSIFIER_EXPERIMENTS}), "full")
+    row = configure(find(name, {**ALL_EXPERIMENTS, **CLASSIFIER_EXPERIMENTS}), "full")
     path = files_of(row, "full").checkpoint
     run, saved = load_trained(str(path)), load_checkpoint(path)
     loader = build_loaders(row, progress=False).test
