@@ -1,4 +1,5 @@
 import json
+import re
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -82,3 +83,9 @@ def test_the_committed_page_is_made_of_the_committed_results():
     committed = (FULL / "index.html").read_text()
     assert committed.split("<h2>All rows")[1] == page(FULL, "full").split("<h2>All rows")[1]
     assert committed.split("<h2>Reports")[0] == page(FULL, "full").split("<h2>Reports")[0]
+
+
+def test_every_link_of_the_committed_page_leads_somewhere_in_a_fresh_clone():
+    committed = (FULL / "index.html").read_text()
+    linked = [FULL / each for each in re.findall(r'(?:href|src)="([^"]+)"', committed)]
+    assert len(linked) > len(REPORTS) and all(path.exists() for path in linked)
