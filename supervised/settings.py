@@ -491,7 +491,7 @@ def quick(experiment: Experiment) -> Experiment:
         experiment,
         image_size=64,
         crop_size=None,
-        images_per_class=16,
+        images_per_class=24,
         train=replace(experiment.train, max_epochs=max_epochs),
     )
 

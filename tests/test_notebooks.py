@@ -59,7 +59,7 @@ def test_the_supervised_report_runs_in_the_quick_profile_and_its_network_learns(
     for words in ("Profile <code>quick</code>", "data <strong>synthetic</strong>", "initial weights random"):
         assert words in html
     result = json.loads((clone / "results/quick/synthetic/supervised_1.json").read_text())
-    assert result["test_accuracy"] > 0.4  # of 15 classes: chance is 0.07
+    assert result["test_accuracy"] > 0.6
     assert "nothing; the table is whole" in html
 
 
