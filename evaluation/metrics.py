@@ -223,7 +223,7 @@ def holm(p_values) -> np.ndarray:
 
 def accuracies_of(results: Mapping[str, dict], row: str, accuracy: str = "test_accuracy") -> list[float]:
     """Of every run of the row, whatever its seed; empty if there is none."""
-    return [result[accuracy] for result in results.values() if result["settings"]["name"] == row]
+    return [result[accuracy] for result in of_rows(results, {row}).values()]
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
