@@ -209,6 +209,19 @@ def results_table(results: dict[str, dict], earlier: dict[str, float | None]) ->
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def settings_table(results: Mapping[str, dict]) -> tuple[str, pd.DataFrame]:
+    """The settings that are the same in all results, in words, and a table of the others: one row a result.
+
+    Those of the training stand without their prefix; "precision used" is what "auto" came to on the machine of the run.
+    """
+    rows = [{**result["settings"], "precision used": result["precision"]} for result in results.values()]
+    table = pd.json_normalize(rows).drop(columns="name").rename(columns=lambda key: key.removeprefix("train."))
+    table.index = list(results)
+    differs = table.astype(str).nunique() > 1
+    same = ", ".join(f"{key} = {table[key].iloc[0]}" for key in table.columns[~differs])
+    return same, table.loc[:, differs]
+
+
 def verdict(difference: float, p_value: float) -> str:
     """What a comparison says in words, at the level of 0.05."""
     if p_value >= 0.05:

@@ -21,6 +21,7 @@ from evaluation.metrics import (
     rightly_predicted_by_all,
     seeds_comparison_table,
     seeds_table,
+    settings_table,
     top_k_accuracy,
     verdict,
 )
@@ -234,3 +235,20 @@ def test_images_that_all_models_get_right_are_drawn_by_seed_from_different_class
     assert chosen.tolist() != rightly_predicted_by_all(labels, [one, other], 4, seed=1).tolist()
     with pytest.raises(ValueError, match="of 4 classes only; 5 are asked for"):
         rightly_predicted_by_all(labels, [one, other], 5)
+
+
+def test_settings_that_all_rows_share_are_said_once_and_the_others_stand_in_a_table():
+    def result(name, precision, **training):
+        return {"settings": {"name": name, "head": "deep", "train": training}, "precision": precision}
+
+    results = {
+        "row": result("row", "float32", learning_rate=0.1, max_epochs=3),
+        "row.seed1": result("row", "bfloat16", learning_rate=0.1, max_epochs=5),
+    }
+    same, table = settings_table(results)
+    assert same == "head = deep, learning_rate = 0.1"
+    assert table.to_dict("index") == {
+        "row": {"max_epochs": 3, "precision used": "float32"},
+        "row.seed1": {"max_epochs": 5, "precision used": "bfloat16"},
+    }
+    assert settings_table({"row": results["row"]})[1].empty
