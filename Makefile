@@ -31,9 +31,9 @@ BENCHMARKS = training_step evaluation data frozen_classifier scorecam inversion 
 bench: .venv/installed
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 
+# Without --no-compile pip compiles all modules, for most of a minute; Python compiles those that are imported.
 .venv/installed: requirements.txt requirements-bench.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11.4 or newer is needed" if sys.version_info < (3, 11, 4) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable .
-	$(BIN)/pip install --quiet --requirement requirements-bench.txt
+	$(BIN)/pip install --quiet --no-compile --editable . --requirement requirements-bench.txt
 	touch $@

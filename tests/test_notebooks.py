@@ -10,12 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.prepare import prepare
+
 ROOT = Path(__file__).resolve().parents[1]
 DRAWN_AND_DECODED = (("data", "synthetic"), ("data", "stores"))  # what a notebook may leave besides results and models
 
 
-def copy_of_the_code(target: Path) -> Path:
-    """The project as a fresh clone has it: no prepared data, no models, no results."""
+@pytest.fixture(scope="module")
+def drawn_scenes(tmp_path_factory) -> Path:
+    """The synthetic scenes, drawn once: each notebook would spend a quarter of a minute on the same."""
+    return prepare("synthetic", to=tmp_path_factory.mktemp("drawn") / "synthetic", progress=False)
+
+
+def copy_of_the_code(target: Path, drawn_scenes: Path | None = None) -> Path:
+    """The project as a fresh clone has it: no models, no results, no prepared data, or the drawn scenes alone."""
 
     def ignore(folder, names):
         if Path(folder) == ROOT:
@@ -24,7 +32,10 @@ def copy_of_the_code(target: Path) -> Path:
             return {name for name in names if (ROOT / "data" / name).is_dir() and name != "manifests"}
         return {"__pycache__"} & set(names)
 
-    return Path(shutil.copytree(ROOT, target, ignore=ignore))
+    shutil.copytree(ROOT, target, ignore=ignore)
+    if drawn_scenes is not None:
+        shutil.copytree(drawn_scenes, target / "data" / "synthetic")
+    return target
 
 
 def execute(folder: Path, *notebooks: str) -> subprocess.CompletedProcess:
@@ -63,8 +74,8 @@ def test_the_supervised_report_runs_in_the_quick_profile_and_its_network_learns(
     assert "nothing; the table is whole" in html
 
 
-def test_the_self_supervised_report_runs_in_the_quick_profile_from_pretexts_to_probes(tmp_path):
-    clone = copy_of_the_code(tmp_path / "clone")
+def test_the_self_supervised_report_runs_in_the_quick_profile_from_pretexts_to_probes(tmp_path, drawn_scenes):
+    clone = copy_of_the_code(tmp_path / "clone", drawn_scenes)
     done = execute(clone, "self_supervised/report.ipynb")
     assert done.returncode == 0, done.stderr[-4000:]
     html = (clone / "results/quick/self_supervised_report.html").read_text()
@@ -79,8 +90,8 @@ def test_the_self_supervised_report_runs_in_the_quick_profile_from_pretexts_to_p
     assert len(epochs) == 1 + 7
 
 
-def test_the_evaluation_explains_all_models_in_the_quick_profile(tmp_path):
-    clone = copy_of_the_code(tmp_path / "clone")
+def test_the_evaluation_explains_all_models_in_the_quick_profile(tmp_path, drawn_scenes):
+    clone = copy_of_the_code(tmp_path / "clone", drawn_scenes)
     done = execute(clone, "evaluation/evaluation.ipynb")
     assert done.returncode == 0, done.stderr[-4000:]
     html = (clone / "results/quick/evaluation_evaluation.html").read_text().replace("&#39;", "'")
@@ -96,8 +107,8 @@ def test_the_evaluation_explains_all_models_in_the_quick_profile(tmp_path):
     assert len(judged) == 1 + 3 * 5 * 4  # models, classes, judges
 
 
-def test_the_nature_report_runs_in_the_quick_profile_from_the_split_to_the_spectra(tmp_path):
-    clone = copy_of_the_code(tmp_path / "clone")
+def test_the_nature_report_runs_in_the_quick_profile_from_the_split_to_the_spectra(tmp_path, drawn_scenes):
+    clone = copy_of_the_code(tmp_path / "clone", drawn_scenes)
     done = execute(clone, "supervised/nature_report.ipynb")
     assert done.returncode == 0, done.stderr[-4000:]
     html = (clone / "results/quick/supervised_nature_report.html").read_text()
@@ -123,8 +134,8 @@ def test_the_nature_report_runs_in_the_quick_profile_from_the_split_to_the_spect
     assert max(images.count("25"), images.count("50")) == 2 * 49  # of 50 images at most 49 eigenvalues are above zero
 
 
-def test_the_cifar10_report_runs_in_the_quick_profile_and_pairs_rows_of_one_seed(tmp_path):
-    clone = copy_of_the_code(tmp_path / "clone")
+def test_the_cifar10_report_runs_in_the_quick_profile_and_pairs_rows_of_one_seed(tmp_path, drawn_scenes):
+    clone = copy_of_the_code(tmp_path / "clone", drawn_scenes)
     done = execute(clone, "self_supervised/cifar10_report.ipynb")
     assert done.returncode == 0, done.stderr[-4000:]
     html = (clone / "results/quick/self_supervised_cifar10_report.html").read_text()
@@ -140,8 +151,8 @@ def test_the_cifar10_report_runs_in_the_quick_profile_and_pairs_rows_of_one_seed
     assert len(pairs) == 3 * 2
 
 
-def test_the_search_notebook_runs_in_the_quick_profile_from_searches_to_inversions(tmp_path):
-    clone = copy_of_the_code(tmp_path / "clone")
+def test_the_search_notebook_runs_in_the_quick_profile_from_searches_to_inversions(tmp_path, drawn_scenes):
+    clone = copy_of_the_code(tmp_path / "clone", drawn_scenes)
     done = execute(clone, "supervised/hyperparameter_search.ipynb")
     assert done.returncode == 0, done.stderr[-4000:]
     html = (clone / "results/quick/supervised_hyperparameter_search.html").read_text()
