@@ -99,9 +99,8 @@ def open_study(
     """The study in a journal file (or at a database's URL), made if there is none, with so many trials queued in all.
 
     `identity` (plain types) says what is searched (under "settings", with its "name"), and with what; a study of
-    anything else is refused.  Asking for
-    more trials than a study has adds the rest.  Trials of a grid have its cells, in an order drawn by seed; others are
-    left to the sampler.
+    anything else is refused.  Asking for more trials than a study has adds the rest.  Trials of a grid have its cells,
+    in an order drawn by seed; others are left to the sampler.
     Raises ValueError for an unknown sampler, fewer than 1 trial, more than a grid has cells, or a storage that holds
     another study, naming the field.
     """
@@ -580,7 +579,7 @@ def _search(options, arguments) -> int | None:
     from supervised import settings as supervised
 
     room = self_supervised if options.experiment in self_supervised.EXPERIMENTS else supervised
-    known = {**supervised.EXPERIMENTS, **self_supervised.EXPERIMENTS}
+    known = {**supervised.ALL_EXPERIMENTS, **self_supervised.EXPERIMENTS}
     row = supervised.find(options.experiment, known)
     row = room.configure(row, options.profile, options.data, options.weights)
     row = replace(
