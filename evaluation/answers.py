@@ -9,7 +9,8 @@ from evaluation.metrics import accuracies_of, comparison_table, of_first_seeds, 
 CONTROL = "imagenet_classifier_best"
 QUESTIONS = (  # asked of the results, where there are those of the row and of CONTROL
     ("Fine-tuned with labels", "supervised_best"),
-    ("Taught by three such networks", "supervised_distilled"),
+    ("The same for more than twice as many epochs", "best_longer"),
+    ("Taught by three of the first kind, for as long", "supervised_distilled"),
     ("Features frozen after the rotation pretext", "rotation_best_classifier"),
     ("Features frozen after the perturbation pretext", "perturbation_best_classifier"),
 )

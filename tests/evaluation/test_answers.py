@@ -18,7 +18,9 @@ def result(name, right):
 def test_an_answer_says_both_accuracies_and_the_verdict_of_the_test():
     lead, sentence = answers({ROW: result(ROW, 38), CONTROL: result(CONTROL, 20)})
     assert lead.startswith("Frozen ImageNet features, read out as well as they can be: test accuracy 0.5000 (1 run).")
-    assert sentence == "Taught by three such networks: 0.9500 (1 run). Against those: better (p = 7.6e-06)."
+    assert sentence == (
+        "Taught by three of the first kind, for as long: 0.9500 (1 run). Against those: better (p = 7.6e-06)."
+    )
     _, alike = answers({ROW: result(ROW, 38), CONTROL: result(CONTROL, 37)})
     assert alike.endswith("Against those: cannot be told apart (p = 1).")
     assert answers({ROW: result(ROW, 38)}) == []

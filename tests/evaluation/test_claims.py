@@ -70,6 +70,13 @@ def test_p_values_are_corrected_for_the_claims_that_could_be_measured_and_what_i
     assert lines[2].endswith("| not run yet: fourth |")
 
 
+def test_a_p_value_below_the_smallest_float_is_not_said_to_be_zero():
+    results = {"first": result(()), "second": result(range(100))}
+    for each in results.values():
+        each.update({key: {"test": each[key]["test"] * 30} for key in ("labels", "predictions")})
+    assert "| < 1e-300 | **holds** |" in claims_markdown(results, (CLAIM,))
+
+
 def test_rows_that_were_trained_for_differing_lengths_say_so():
     results = {"first": result(range(3), max_epochs=12), "second": result(range(9))}
     assert "0.9700, 0.9100, in 12 and 30 epochs |" in claims_markdown(results, (CLAIM,))
@@ -130,11 +137,12 @@ def test_our_rows_are_above_an_earlier_number_only_if_the_interval_over_seeds_is
     half = 4.303 * 0.01 / np.sqrt(3)  # Student's t of two degrees of freedom
     results = {**seeds, "taught": run("supervised_distilled", 0.99)}
     like = dict.fromkeys(BESIDE.values(), 0.88)
-    lines = beside_earlier_markdown(results, like).splitlines()[2:]
+    lines = dict(zip(BESIDE, beside_earlier_markdown(results, like).splitlines()[2:], strict=True))
     words = f"| supervised_best | 3 | 0.9100 ({0.91 - half:.4f} to {0.91 + half:.4f}) | 0.8800 (supervised_tuned) |"
-    assert lines[0] == f"{words} **above** |"
-    assert lines[1].startswith("| supervised_distilled | 1 | 0.9900 | ") and lines[1].endswith("| cannot be told |")
-    assert lines[2].endswith("| not run yet |")
+    assert lines["supervised_best"] == f"{words} **above** |"
+    taught = lines["supervised_distilled"]
+    assert taught.startswith("| supervised_distilled | 1 | 0.9900 | ") and taught.endswith("| cannot be told |")
+    assert lines["best_longer"].endswith("| not run yet |")
     assert "| **below** |" in beside_earlier_markdown(results, {**like, "supervised_tuned": 0.94}).splitlines()[2]
     assert "| cannot be told |" in beside_earlier_markdown(results, {**like, "supervised_tuned": 0.90}).splitlines()[2]
 

@@ -47,7 +47,7 @@ def test_the_page_holds_the_table_the_seeds_and_only_pictures_that_are_there(fol
     pd.DataFrame({"name": ["coast"]}).to_csv(classes / "inversion.csv")
     written = page(folder, "full")
     assert "<b>0.9500</b>" in written and "0.8000" in written and "Seeds" in written and "0.9250" in written
-    assert "<li>Taught by three such networks: 0.9250 (mean of 2 runs)" in written
+    assert "<li>Taught by three of the first kind, for as long: 0.9250 (mean of 2 runs)" in written
     assert "ImageNet &amp; more" in written and "the run &lt;a&gt;" in written and "the run <a>" not in written
     pictures = []
     parser = HTMLParser()
