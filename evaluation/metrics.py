@@ -217,7 +217,7 @@ def settings_table(results: Mapping[str, dict]) -> tuple[str, pd.DataFrame]:
     rows = [{**result["settings"], "precision used": result["precision"]} for result in results.values()]
     table = pd.json_normalize(rows).drop(columns="name").rename(columns=lambda key: key.removeprefix("train."))
     table.index = list(results)
-    differs = table.astype(str).nunique() > 1
+    differs = table.astype(str).nunique(dropna=False) > 1  # a setting that only some rows have differs too
     same = ", ".join(f"{key} = {table[key].iloc[0]}" for key in table.columns[~differs])
     return same, table.loc[:, differs]
 

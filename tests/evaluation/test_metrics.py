@@ -252,3 +252,6 @@ def test_settings_that_all_rows_share_are_said_once_and_the_others_stand_in_a_ta
         "row.seed1": {"max_epochs": 5, "precision used": "bfloat16"},
     }
     assert settings_table({"row": results["row"]})[1].empty
+    results["row.seed1"]["settings"]["teachers"] = [2, 3]
+    same, table = settings_table(results)
+    assert "teachers" not in same and table["teachers"].tolist()[1] == [2, 3]
