@@ -521,11 +521,13 @@ def _queue_again_what_was_killed(study, storage: str):
         optuna.storages.fail_stale_trials(study)
         return
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        lock = FileLock(_lock_of_trial(storage, trial.number), timeout=0)
         try:
-            with FileLock(_lock_of_trial(storage, trial.number), timeout=0):
+            with lock:
                 if study.trials[trial.number].state == TrialState.RUNNING:  # else it has just been finished
                     study.tell(trial.number, state=TrialState.FAIL)
                     _queue(study, trial.user_attrs["given"] | trial.params)
+                Path(lock.lock_file).unlink(missing_ok=True)  # asking for the lock has made the file anew
         except Timeout:
             continue  # somebody is at it
 

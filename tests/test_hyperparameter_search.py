@@ -88,6 +88,7 @@ def test_a_killed_workers_trial_is_run_again_and_the_search_still_ends_with_all(
     assert killed.number == 5
     assert [trial.params for trial in finished(study)].count(killed.params) == 1
     assert sorted(map(int, log.read_text().split())) == list(range(21))
+    assert not list(Path(f"{storage}.locks").glob("trial*"))  # nor is the killed worker's lock left
 
 
 def test_a_trial_that_somebody_is_at_is_left_to_them(storage, tmp_path):

@@ -62,18 +62,6 @@ def files_of(folder: Path) -> dict[Path, int]:
     return {path.relative_to(folder): path.stat().st_mtime_ns for path in paths}
 
 
-def test_the_supervised_report_runs_in_the_quick_profile_and_its_network_learns(tmp_path):
-    clone = copy_of_the_code(tmp_path / "clone")
-    done = execute(clone, "supervised/report.ipynb")
-    assert done.returncode == 0, done.stderr[-4000:]
-    html = (clone / "results/quick/supervised_report.html").read_text()
-    for words in ("Profile <code>quick</code>", "data <strong>synthetic</strong>", "initial weights random"):
-        assert words in html
-    result = json.loads((clone / "results/quick/synthetic/supervised_1.json").read_text())
-    assert result["test_accuracy"] > 0.6
-    assert "nothing; the table is whole" in html
-
-
 def test_the_self_supervised_report_runs_in_the_quick_profile_from_pretexts_to_probes(tmp_path, drawn_scenes):
     clone = copy_of_the_code(tmp_path / "clone", drawn_scenes)
     done = execute(clone, "self_supervised/report.ipynb")
@@ -90,21 +78,16 @@ def test_the_self_supervised_report_runs_in_the_quick_profile_from_pretexts_to_p
     assert len(epochs) == 1 + 7
 
 
-def test_the_evaluation_explains_all_models_in_the_quick_profile(tmp_path, drawn_scenes):
-    clone = copy_of_the_code(tmp_path / "clone", drawn_scenes)
-    done = execute(clone, "evaluation/evaluation.ipynb")
+def test_the_supervised_report_runs_in_the_quick_profile_and_its_network_learns(tmp_path):
+    clone = copy_of_the_code(tmp_path / "clone")
+    done = execute(clone, "supervised/report.ipynb")
     assert done.returncode == 0, done.stderr[-4000:]
-    html = (clone / "results/quick/evaluation_evaluation.html").read_text().replace("&#39;", "'")
+    html = (clone / "results/quick/supervised_report.html").read_text()
     for words in ("Profile <code>quick</code>", "data <strong>synthetic</strong>", "initial weights random"):
         assert words in html
-    assert "have no result yet: none; all are there." in html
-    assert "Not explained yet: nothing; explained with other weights than the results': nothing" in html
-    kept = clone / "results/quick/explanations"
-    for name in ("rotation_best_classifier", "perturbation_best_classifier"):
-        assert {"bedroom.png", "sheet.png", "losses.csv"} <= {path.name for path in (kept / name / "classes").iterdir()}
-    assert len((kept / "images.csv").read_text().splitlines()) == 1 + 2
-    judged = (kept / "judged.csv").read_text().splitlines()
-    assert len(judged) == 1 + 3 * 5 * 4  # models, classes, judges
+    result = json.loads((clone / "results/quick/synthetic/supervised_1.json").read_text())
+    assert result["test_accuracy"] > 0.6
+    assert "nothing; the table is whole" in html
 
 
 def test_the_nature_report_runs_in_the_quick_profile_from_the_split_to_the_spectra(tmp_path, drawn_scenes):
@@ -165,6 +148,23 @@ def test_the_search_notebook_runs_in_the_quick_profile_from_searches_to_inversio
     assert {"inversion_imagenet_classifier_tuned_filter70_tpe_seed0.curves.csv"} <= {
         path.name for path in searches.iterdir()
     }
+
+
+def test_the_evaluation_explains_all_models_in_the_quick_profile(tmp_path, drawn_scenes):
+    clone = copy_of_the_code(tmp_path / "clone", drawn_scenes)
+    done = execute(clone, "evaluation/evaluation.ipynb")
+    assert done.returncode == 0, done.stderr[-4000:]
+    html = (clone / "results/quick/evaluation_evaluation.html").read_text().replace("&#39;", "'")
+    for words in ("Profile <code>quick</code>", "data <strong>synthetic</strong>", "initial weights random"):
+        assert words in html
+    assert "have no result yet: none; all are there." in html
+    assert "Not explained yet: nothing; explained with other weights than the results': nothing" in html
+    kept = clone / "results/quick/explanations"
+    for name in ("rotation_best_classifier", "perturbation_best_classifier"):
+        assert {"bedroom.png", "sheet.png", "losses.csv"} <= {path.name for path in (kept / name / "classes").iterdir()}
+    assert len((kept / "images.csv").read_text().splitlines()) == 1 + 2
+    judged = (kept / "judged.csv").read_text().splitlines()
+    assert len(judged) == 1 + 3 * 5 * 4  # models, classes, judges
 
 
 def test_a_notebook_that_fails_is_named_with_its_error_and_leaves_no_html(tmp_path):
