@@ -509,10 +509,8 @@ def _marked_as_alive(study, storage: str, trial):
             stop.set()
             thread.join()
         return
-    lock = FileLock(_lock_of_trial(storage, trial.number))
-    with lock:
+    with _lock_of_trial(storage, trial.number):
         yield
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _queue_again_what_was_killed(study, storage: str):
@@ -521,13 +519,11 @@ def _queue_again_what_was_killed(study, storage: str):
         optuna.storages.fail_stale_trials(study)
         return
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        lock = FileLock(_lock_of_trial(storage, trial.number), timeout=0)
         try:
-            with lock:
+            with _lock_of_trial(storage, trial.number, timeout=0):
                 if study.trials[trial.number].state == TrialState.RUNNING:  # else it has just been finished
                     study.tell(trial.number, state=TrialState.FAIL)
                     _queue(study, trial.user_attrs["given"] | trial.params)
-                Path(lock.lock_file).unlink(missing_ok=True)  # asking for the lock has made the file anew
         except Timeout:
             continue  # somebody is at it
 
@@ -543,8 +539,16 @@ def _lock_folder(storage: str) -> Path:
     return folder
 
 
-def _lock_of_trial(storage: str, number: int) -> Path:
-    return _lock_folder(storage) / f"trial{number}.lock"
+@contextmanager
+def _lock_of_trial(storage: str, number: int, timeout: float = -1):
+    """Within the block nobody else holds the trial.  To ask for a lock makes its file, so whoever gets it removes it.
+
+    Raises Timeout where somebody holds it for longer than the timeout (seconds; -1: waits).
+    """
+    lock = FileLock(_lock_folder(storage) / f"trial{number}.lock", timeout=timeout)
+    with lock:
+        yield
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _short(value):
