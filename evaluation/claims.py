@@ -382,7 +382,7 @@ def over_seeds_markdown(results: Mapping[str, dict]) -> str:
     for row in table.to_dict("records"):
         lines.append(
             f"| {row['question']} | {row['row']} against {row['against']} | {row['runs']} "
-            f"| {row['difference']:+.4f} ({row['from']:+.4f} to {row['to']:+.4f}) | {row['p (Holm)']:.2g} "
+            f"| {row['difference']:+.4f} ({row['from']:+.4f} to {row['to']:+.4f}) | {_p_in_words(row['p (Holm)'])} "
             f"| {_verdict(row['difference'] > 0, row['p (Holm)'])} |"
         )
     return "\n".join(lines) if len(table) else ""
@@ -433,7 +433,7 @@ def maps_markdown(measured: pd.DataFrame, baseline: str = "mean") -> str:
         mean, low, high = mean_and_interval(values["Score-CAM"] - values[row["against"]])
         lines.append(
             f"| {row['measure']} | {row['against']} | {mean:+.4f} ({low:+.4f} to {high:+.4f}) "
-            f"| {row['better']}, {row['worse']} | {p_value:.2g} "
+            f"| {row['better']}, {row['worse']} | {_p_in_words(p_value)} "
             f"| {_verdict(row['better'] > row['worse'], p_value)} |"
         )
     return "\n".join(lines)
