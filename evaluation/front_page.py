@@ -8,17 +8,23 @@ import html
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
 import pandas as pd
 
+from data.prepare import DATA_SETS
 from evaluation.answers import in_short
 from evaluation.files import write_whole
 from evaluation.metrics import of_rows, read_results, seeds_of_both_protocols
 from evaluation.readme import PRETEXTS_WORDS, read_pretexts, read_tables
 
 ROOT = Path(__file__).resolve().parents[1]
+DATA_OF = {  # the data set that a report is about, where it is not 15-Scene
+    "supervised/nature_report.ipynb": "nature",
+    "self_supervised/cifar10_report.ipynb": "cifar10",
+}
 REPORTS = {
     "supervised/report.ipynb": "Fully supervised",
     "self_supervised/report.ipynb": "Self-supervised features",
@@ -100,18 +106,37 @@ def about(results: dict[str, dict], profile: str) -> str:
     )
 
 
+def data_of(notebook: str, environment: Mapping[str, str]) -> str:
+    """The data set that a report is to use: DATA, or else its own, which the quick profile replaces by drawn scenes."""
+    own = DATA_OF.get(notebook, "15scene")
+    quick = (environment.get("PROFILE") or "quick") == "quick"
+    return environment.get("DATA") or ("synthetic" if quick and not (ROOT / "data" / own).is_dir() else own)
+
+
+def reason_to_leave_out(notebook: str, environment: Mapping[str, str]) -> str:
+    """Why a report cannot be made, in a few words, or ""."""
+    data = data_of(notebook, environment)
+    if notebook in DATA_OF and data not in (DATA_OF[notebook], "synthetic"):
+        return f"it is about the data set {DATA_OF[notebook]}, and DATA is {Path(data).name}"
+    if data in DATA_SETS and data != "synthetic" and not (ROOT / "data" / data).is_dir():
+        return f"the data set {data} is not prepared (python -m data.prepare {data})"
+    return ""
+
+
 def html_name(notebook: Path) -> str:
     """What a report's page is called in the profile's folder."""
     return f"{notebook.parent.name}_{notebook.stem}.html"
 
 
-def links(folder: Path) -> list[str]:
-    """A line a report: the page in `folder` where it has been made, and the notebook."""
+def links(folder: Path, environment: Mapping[str, str]) -> list[str]:
+    """A line a report: the page in `folder` where it has been made, the notebook, and why it is left out if it is."""
     lines = []
     for path, words in REPORTS.items():
         page = html_name(Path(path))
         there = f'<a href="{page}">{words}</a>' if (folder / page).exists() else words
-        lines.append(f'{there} (<a href="../../{path}">{path}</a>)')
+        reason = reason_to_leave_out(path, environment)
+        left_out = f", left out: {html.escape(reason)}" if reason and there == words else ""
+        lines.append(f'{there} (<a href="../../{path}">{path}</a>){left_out}')
     return [*lines, 'What of the earlier claims is true (<a href="../README.md">results/README.md</a>)']
 
 
@@ -143,9 +168,13 @@ def table_html(table: pd.DataFrame) -> str:
     return shown.to_html(escape=False, na_rep="", border=0)
 
 
-def page(folder: Path, profile: str) -> str:
-    """The whole page from the files in `folder`; raises FileNotFoundError if there is no table of results yet."""
-    results = read_results(folder)
+def page(folder: Path, profile: str, environment: Mapping[str, str] = os.environ) -> str:
+    """The whole page from the files in `folder`; raises FileNotFoundError if there is no table of results yet.
+
+    The results of another data set than 15-Scene lie in a folder of its name.
+    """
+    of_data = folder / Path(data_of("supervised/report.ipynb", {**environment, "PROFILE": profile})).resolve().name
+    results = read_results(of_data if of_data.is_dir() else folder)
     table = read_tables(folder)
     pretexts = read_pretexts(folder)
     seeds = seeds_of_both_protocols(of_rows(results, {*table.index, *pretexts.index}))
@@ -158,7 +187,7 @@ def page(folder: Path, profile: str) -> str:
         profile=profile,
         about=html.escape(about(results, profile)),
         answers="\n".join(f"<li>{html.escape(each)}</li>" for each in in_short(table, results)),
-        links="\n".join(f"<li>{each}</li>" for each in links(folder)),
+        links="\n".join(f"<li>{each}</li>" for each in links(folder, environment)),
         table=table_html(table),
         pretexts=f'<p>{PRETEXTS_WORDS}</p>\n<div class="wide">\n{table_html(pretexts)}\n</div>'
         if len(pretexts)

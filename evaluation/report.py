@@ -63,6 +63,10 @@ def main(arguments=None) -> int:
     os.environ.update(absolute_paths(os.environ))
     html_folder = ROOT / "results" / os.environ.get("PROFILE", "quick")
     for path in [path.resolve() for path in options.notebooks] or sorted(ROOT.glob("*/*.ipynb")):
+        reason = front_page.reason_to_leave_out(path.relative_to(ROOT).as_posix(), os.environ)
+        if reason and not options.notebooks:
+            print(f"{path.relative_to(ROOT)}: left out, {reason}")
+            continue
         started = time.perf_counter()
         try:
             target = execute(path, html_folder, options.in_place)

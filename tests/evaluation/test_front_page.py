@@ -68,9 +68,9 @@ def test_the_quick_page_says_that_no_number_means_anything(folder):
 
 
 def test_reports_are_linked_where_they_have_been_made_and_their_notebooks_exist(folder):
-    assert not any("report.html" in line for line in links(folder))
+    assert not any("report.html" in line for line in links(folder, {}))
     (folder / "supervised_report.html").touch()
-    assert any('href="supervised_report.html"' in line for line in links(folder))
+    assert any('href="supervised_report.html"' in line for line in links(folder, {}))
     assert all((ROOT / path).is_file() for path in REPORTS)
 
 
