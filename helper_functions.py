@@ -33,7 +33,7 @@ class TrainSettings:
     max_epochs: int = 30
     optimizer: str = "adam"
     learning_rate: float = 1e-3
-    features_factor: float = 1.0  # the learning rate of `model.features`, as a share of the head's
+    backbone_lr_factor: float = 1.0  # the learning rate of `model.features`, as a share of the head's
     momentum: float = 0.0  # of "sgd"; above 0 it is Nesterov's
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
@@ -44,7 +44,7 @@ class TrainSettings:
     stopping: str = "none"  # see `should_stop`
     patience_epochs: int = 10  # for "patience"
     gradient_accumulation_steps: int = 1  # batches a step of the optimizer
-    averaging_decay: float = 0.0  # above 0: weights are averaged over steps, this share kept at each, see `train`
+    ema_decay: float = 0.0  # above 0: weights are averaged over steps, this share kept at each, see `train`
     precision: str = "auto"  # see `resolve_precision`
 
     def __post_init__(self):
@@ -62,9 +62,9 @@ class TrainSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0 and finite")
-        if not 0 < self.features_factor <= 1:
-            raise ValueError(f"features_factor is {self.features_factor}; it must be above 0 and at most 1")
-        for name in ("momentum", "label_smoothing", "averaging_decay"):
+        if not 0 < self.backbone_lr_factor <= 1:
+            raise ValueError(f"backbone_lr_factor is {self.backbone_lr_factor}; it must be above 0 and at most 1")
+        for name in ("momentum", "label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if self.momentum > 0 and self.optimizer != "sgd":
@@ -207,14 +207,14 @@ def load_plain(path: Path):
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) or SGD over the parameters that are not frozen.
 
-    With `features_factor` those of `model.features` are a group of their own, with a lower learning rate (after Howard
+    With `backbone_lr_factor` those of `model.features` are a group of their own, with a lower learning rate (after Howard
     and Ruder 2018, who lower it layer by layer).
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if settings.features_factor < 1:
+    if settings.backbone_lr_factor < 1:
         slower = [parameter for parameter in model.features.parameters() if parameter.requires_grad]
         others = [parameter for parameter in parameters if not any(parameter is each for each in slower)]
-        lower_rate = settings.learning_rate * settings.features_factor
+        lower_rate = settings.learning_rate * settings.backbone_lr_factor
         parameters = [{"params": others}, {"params": slower, "lr": lower_rate}]
     common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": True}
     if settings.optimizer == "sgd":
@@ -357,7 +357,7 @@ def train(
     Loaders yield (images, labels); where the train loader's sampler has a generator, a resumed run goes on with its
     order.  `test_loader` is only watched: nothing is chosen by it.  `class_weights` (classes,) weigh the loss that is
     minimised, never the one reported.  `teacher(images)` gives the images to learn from, which it may have changed, and
-    the probabilities (N, classes) to learn in place of the labels.  With `settings.averaging_decay` what is evaluated,
+    the probabilities (N, classes) to learn in place of the labels.  With `settings.ema_decay` what is evaluated,
     and left, is the exponential moving average of the weights and BatchNorm statistics after each step (after Polyak
     and Juditsky 1992).
     After each epoch `save_state` is given all that is needed to go on; `state` goes on from there, and ends in the same
@@ -377,8 +377,8 @@ def train(
     weights = None if class_weights is None else class_weights.to(accelerator.device)
     criterion = nn.CrossEntropyLoss(weight=weights, label_smoothing=settings.label_smoothing, reduction="sum")
     averaged = None
-    if settings.averaging_decay > 0:
-        average = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.averaging_decay)
+    if settings.ema_decay > 0:
+        average = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema_decay)
         averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     history, best_weights = History(), None
     images_an_epoch = len(train_loader.dataset)

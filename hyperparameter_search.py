@@ -43,7 +43,7 @@ from helper_functions import (
     should_stop,
     train,
 )
-from runs import files_of, first_difference, load_features, run_command, settings_of, write_whole
+from runs import files_of, first_difference, load_features, run_command, settings_of, write_atomically
 
 SAMPLERS = ("grid", "random", "tpe", "gp")
 EARLIER_LOSSES = {"grid": 0.794, "random": 1.441, "tpe": 0.759}  # Deceuninck 2023, figure 1: one search each
@@ -338,7 +338,7 @@ def write_table(study: optuna.Study, storage: str) -> None:
     if not _is_url(storage):
         table = trials_table(study)
         with _alone(storage):  # several workers may end at once
-            write_whole(Path(storage).with_suffix(".csv"), lambda temporary: table.to_csv(temporary, index=False))
+            write_atomically(Path(storage).with_suffix(".csv"), lambda temporary: table.to_csv(temporary, index=False))
 
 
 def study_of_table(table: pd.DataFrame, space: Space) -> optuna.Study:
@@ -593,7 +593,7 @@ def _search(options, arguments) -> int | None:
         subset=options.subset,
         image_size=row.image_size if options.image_size is None else options.image_size,
         seed=options.seed,
-        keep_epochs=(),
+        save_epochs=(),
     )
     if options.workers < 1:
         raise ValueError(f"workers is {options.workers}; there must be at least 1")

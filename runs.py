@@ -153,12 +153,12 @@ def _run(experiment, model, teacher, loaders, identity, files, accelerator, devi
 
     def save_state(training):
         epoch = len(training["history"]["val_loss"])
-        if epoch in experiment.keep_epochs:
+        if epoch in experiment.save_epochs:
             _keep_epoch(files.kept(epoch), identity, training)
         seconds = earlier_seconds + time.perf_counter() - started
         contents = {"format": FORMAT, "identity": identity, "training": training}
         contents |= {"seconds": seconds, "machine": machine}
-        write_whole(files.state, lambda temporary: torch.save(contents, temporary))
+        write_atomically(files.state, lambda temporary: torch.save(contents, temporary))
 
     history = train(
         network,
@@ -189,9 +189,9 @@ def _run(experiment, model, teacher, loaders, identity, files, accelerator, devi
             "history": asdict(history),
             "result": result,
         }
-        if "last" in experiment.keep_epochs:
+        if "last" in experiment.save_epochs:
             _keep_epoch(files.kept("last"), identity, load_checkpoint(files.state)["training"])
-        write_whole(files.checkpoint, lambda temporary: torch.save(checkpoint, temporary))
+        write_atomically(files.checkpoint, lambda temporary: torch.save(checkpoint, temporary))
         _write_result(files.result, result)
         files.state.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
@@ -256,7 +256,7 @@ def load_weights(experiment, files: Files, epoch: int | str, prefix: str = "") -
     """
     path = files.kept(epoch)
     if not path.exists():
-        known = [each for each in ("best", *experiment.keep_epochs) if files.kept(each).exists()]
+        known = [each for each in ("best", *experiment.save_epochs) if files.kept(each).exists()]
         raise FileNotFoundError(
             f"there is no {path}: "
             + (
@@ -375,7 +375,7 @@ def report(files: Files, result: dict) -> str:
     """What a finished run has to say, in one line."""
     return (
         f"{files.name}: test accuracy {result['test_accuracy']:.4f} (epoch {result['epoch']}, chosen on val), "
-        f"course accuracy {result['course_accuracy']:.4f} (epoch {result['course_epoch']}), "
+        f"course accuracy {result['earlier_protocol_accuracy']:.4f} (epoch {result['earlier_protocol_epoch']}), "
         f"initial weights: {result['initial_weights']['weights']}; {files.result}"
     )
 
@@ -429,7 +429,7 @@ def settings_of(experiment) -> dict:
 def summarise(history: History, loaders) -> dict:
     """The result's numbers in both protocols, from the predictions of each epoch.
 
-    The epoch is chosen on the val images and reported on the test images.  `course_accuracy` is chosen and reported
+    The epoch is chosen on the val images and reported on the test images.  `earlier_protocol_accuracy` is chosen and reported
     on all of them, as the earlier reports did.  Both choose the highest accuracy, of equal ones the lowest loss.
     """
     labels = {split: _labels(getattr(loaders, split)) for split in ("val", "test")}
@@ -441,7 +441,7 @@ def summarise(history: History, loaders) -> dict:
     losses = sum(
         np.array(loss) * len(labels[split]) for split, loss in (("val", history.val_loss), ("test", history.test_loss))
     )
-    course_epoch = 1 + max(range(history.epochs), key=lambda epoch: (hits[epoch], -losses[epoch]))
+    earlier_protocol_epoch = 1 + max(range(history.epochs), key=lambda epoch: (hits[epoch], -losses[epoch]))
     epoch = history.best_epoch
     test_hits = predictions["test"][epoch - 1] == labels["test"]
     return {
@@ -450,8 +450,8 @@ def summarise(history: History, loaders) -> dict:
         "train_accuracy": history.train_accuracy[epoch - 1],
         "val_accuracy": history.val_accuracy[epoch - 1],
         "test_accuracy": history.test_accuracy[epoch - 1],
-        "course_epoch": course_epoch,
-        "course_accuracy": int(hits[course_epoch - 1]) / sum(len(each) for each in labels.values()),
+        "earlier_protocol_epoch": earlier_protocol_epoch,
+        "earlier_protocol_accuracy": int(hits[earlier_protocol_epoch - 1]) / sum(len(each) for each in labels.values()),
         "class_names": list(loaders.class_names),
         "test_accuracy_by_class": {
             name: float(test_hits[labels["test"] == label].mean()) for label, name in enumerate(loaders.class_names)
@@ -459,7 +459,7 @@ def summarise(history: History, loaders) -> dict:
         "history": history.columns,
         "labels": {split: labels[split].tolist() for split in labels},
         "predictions": {split: predictions[split][epoch - 1].tolist() for split in labels},
-        "course_predictions": {split: predictions[split][course_epoch - 1].tolist() for split in labels},
+        "earlier_protocol_predictions": {split: predictions[split][earlier_protocol_epoch - 1].tolist() for split in labels},
     }
 
 
@@ -482,7 +482,7 @@ def describe_machine(device: torch.device, precision: str, state: dict | None = 
 
 def _keep_epoch(path: Path, identity: dict, training: dict):
     contents = {"format": FORMAT, "identity": identity, "model": training["model"]}
-    write_whole(path, lambda temporary: torch.save(contents, temporary))
+    write_atomically(path, lambda temporary: torch.save(contents, temporary))
 
 
 def _labels(loader) -> np.ndarray:
@@ -515,10 +515,10 @@ def first_difference(asked: dict, saved: dict, prefix: str = "") -> str | None:
 def _write_result(path: Path, result: dict):
     """JSON with one line a key."""
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items()]
-    write_whole(path, lambda temporary: temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n"))
+    write_atomically(path, lambda temporary: temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n"))
 
 
-def write_whole(path: Path, write: Callable[[Path], object]):
+def write_atomically(path: Path, write: Callable[[Path], object]):
     """Write under a temporary name and rename: the file is there whole, or as it was before.
 
     Raises OSError naming the file if it cannot be written, as when the disk is full.

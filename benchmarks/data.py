@@ -23,8 +23,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from benchmarks import ways
-from benchmarks.ways import Comparison, Measurement
-from data.scenes import load_scenes, locate
+from benchmarks.implementations import Comparison, Measurement
+from data.image_cache import load_scenes, locate
 from supervised.dataloader import MEAN, STD, build_loaders
 from supervised.settings import BASE
 

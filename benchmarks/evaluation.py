@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from benchmarks import ways
-from benchmarks.ways import Comparison, Measurement
+from benchmarks.implementations import Comparison, Measurement
 from helper_functions import autocast, keep_freed_memory
 
 BATCH_SIZE, BATCHES = 32, 4

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks import ways
 from benchmarks.data import plain_dataset
-from benchmarks.ways import Comparison, Measurement
+from benchmarks.implementations import Comparison, Measurement
 from helper_functions import build_accelerator, fold_batchnorm, train
 from supervised.dataloader import SeededShuffle, build_loaders
 from supervised.models import SceneClassifier

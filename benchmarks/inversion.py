@@ -20,7 +20,7 @@ from torch import nn
 from torchvision.transforms import functional
 
 from benchmarks import ways
-from benchmarks.ways import Comparison, Measurement
+from benchmarks.implementations import Comparison, Measurement
 from evaluation.model_inversion import InversionSettings, class_logit, invert
 from helper_functions import keep_freed_memory
 from supervised.dataloader import MEAN, STD
@@ -67,7 +67,7 @@ def measure_plain() -> Measurement:
 
 
 def measure_ours() -> Measurement:
-    """All in one batch, as `evaluation.explanations` does."""
+    """All in one batch, as `evaluation.explain` does."""
     keep_freed_memory()
     plain = ways.plain_network()
     model, settings, found = ways.our_network(plain), InversionSettings(steps=STEPS), []

@@ -3,7 +3,7 @@
     python -m benchmarks.scorecam [--rounds 2]
 
 The peers by their public functions and defaults, on torchvision's network in the default order with the default
-allocator; ours as `evaluation.explanations` calls it.  The image is the first test image of 15-Scene, or of the drawn
+allocator; ours as `evaluation.explain` calls it.  The image is the first test image of 15-Scene, or of the drawn
 scenes.  The class is the one the network finds.  torchcam's map has the
 layer's resolution and is upsampled after the clock has stopped.  Their definitions differ from ours in how masks are
 upsampled and scaled (`evaluation.scorecam.score_cam` says how), so the maps are not equal but correlate.  All are
@@ -23,7 +23,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from benchmarks import ways
-from benchmarks.ways import Comparison, Measurement
+from benchmarks.implementations import Comparison, Measurement
 from evaluation.scorecam import scale_to_unit, score_cam
 from helper_functions import autocast, keep_freed_memory
 from supervised.dataloader import build_loaders

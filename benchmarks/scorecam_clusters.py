@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from benchmarks import ways
 from evaluation import scorecam
-from evaluation.files import write_whole
-from evaluation.trained import load_trained
+from data.files import write_atomically
+from evaluation.checkpoints import load_trained
 from helper_functions import keep_freed_memory
 from supervised.dataloader import build_loaders
 from supervised.settings import EXPERIMENTS
@@ -100,7 +100,7 @@ def main():
             for number in numbers:
                 if (name, number) not in done:
                     rows += [{"run": name, "image": number} | row for row in compare(run, dataset[number][0][None])]
-                    write_whole(TABLE, partial(pd.DataFrame(rows).to_csv, index=False))
+                    write_atomically(TABLE, partial(pd.DataFrame(rows).to_csv, index=False))
                 bar.update()
     print(summarise(pd.DataFrame(rows)).round(4).to_string(index=False))
 

@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.models import efficientnet_b0
 
 from benchmarks import ways
-from benchmarks.ways import Comparison, Measurement
+from benchmarks.implementations import Comparison, Measurement
 from helper_functions import TrainSettings, autocast, build_optimizer, keep_freed_memory
 from supervised.models import DepthwiseConv2d
 

@@ -30,7 +30,7 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-from data.archives import check_checksum, download, unpack
+from data.download import check_checksum, download, unpack
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = ROOT / "data" / "manifests" / "15scene.csv"
@@ -599,7 +599,7 @@ def _number_or_share(text):
 
 def _rule_and_pixels(text):
     """Read how images are to be decoded, as the command line gives it: imagenet:224."""
-    from data.scenes import RESIZE_RULES  # here, since that module imports this one
+    from data.image_cache import RESIZE_RULES  # here, since that module imports this one
 
     rule, _, pixels = text.partition(":")
     if rule not in RESIZE_RULES or not pixels.isdecimal() or int(pixels) < 1:
@@ -633,7 +633,7 @@ def main(arguments=None):
         stores = [_rule_and_pixels(text) for text in options.pop("decode")]
         folder = prepare(**options)
         for rule, pixels in stores:
-            from data.scenes import load_splits  # here, since that module imports this one
+            from data.image_cache import load_splits  # here, since that module imports this one
 
             load_splits(folder, pixels, rule)
     except KeyboardInterrupt:

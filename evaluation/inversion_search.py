@@ -93,7 +93,7 @@ def main(arguments=None) -> int:
 
 
 def _search(options):
-    from evaluation.trained import load_trained
+    from evaluation.checkpoints import load_trained
     from hyperparameter_search import INVERSION, open_study, trials_table, work, write_table
 
     run = load_trained(options.model).without_mirror_image()

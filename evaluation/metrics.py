@@ -195,8 +195,8 @@ def results_table(results: dict[str, dict], earlier: dict[str, float | None]) ->
         low, high = accuracy_interval(int((test[0] == test[1]).sum()), len(test[0]))
         rows[name] = {
             "earlier": earlier.get(name),
-            "course": result["course_accuracy"],
-            "course epoch": result["course_epoch"],
+            "course": result["earlier_protocol_accuracy"],
+            "course epoch": result["earlier_protocol_epoch"],
             "test": result["test_accuracy"],
             "from": low,
             "to": high,

@@ -369,7 +369,7 @@ def main(arguments=None) -> int:
 
 
 def _invert(options):
-    from evaluation.trained import load_trained
+    from evaluation.checkpoints import load_trained
 
     run = load_trained(options.model).without_mirror_image()
     chosen = {

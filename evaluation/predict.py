@@ -57,7 +57,7 @@ def main(arguments=None) -> int:
 
 
 def _predict(options):
-    from evaluation.trained import load_trained
+    from evaluation.checkpoints import load_trained
 
     run = load_trained(options.model)
     explained = run.folded().without_mirror_image()

@@ -45,7 +45,7 @@ def stage_features(model: nn.Module, loader, device: str = "cpu") -> tuple[list[
 
     `model.features` is an nn.Sequential on `device`, whose stages give (N, channels, height, width); the loader gives
     (images, labels).  Returns one float32 array (N, channels) a stage, and the labels (N,).  Of a model with
-    `flip_averaging` they are the mean of the image's and its mirror image's, as its head sees them.  Everything is
+    `flip_tta` they are the mean of the image's and its mirror image's, as its head sees them.  Everything is
     computed once, in eval mode; afterwards each module is in the mode it was in.
     Raises ValueError if the loader has no batch.
     """
@@ -55,7 +55,7 @@ def stage_features(model: nn.Module, loader, device: str = "cpu") -> tuple[list[
     try:
         for images, labels in loader:
             views = [images.to(device)]
-            if getattr(model, "flip_averaging", False):
+            if getattr(model, "flip_tta", False):
                 views.append(views[0].flip(-1))
             for stage, means in zip(model.features, pooled, strict=True):
                 views = [stage(maps) for maps in views]

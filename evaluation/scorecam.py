@@ -257,7 +257,7 @@ def main(arguments=None) -> int:
 
 
 def _draw_sheet(options):
-    from evaluation.trained import load_trained
+    from evaluation.checkpoints import load_trained
 
     run = load_trained(options.model)
     explained = run.folded().without_mirror_image()

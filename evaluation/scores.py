@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from evaluation.files import write_whole
+from data.files import write_atomically
 from evaluation.predict import class_probabilities
 
 
@@ -20,7 +20,7 @@ def class_scores(model: nn.Module, loader) -> np.ndarray:
 
 def save_scores(path: Path, scores: np.ndarray):
     """Write scores as .npy, whole or not at all; `np.load(path)` reads them."""
-    write_whole(path, lambda temporary: np.save(temporary, scores))
+    write_atomically(path, lambda temporary: np.save(temporary, scores))
 
 
 def ends_of_ranking(scores: np.ndarray, target_class: int, count: int = 10) -> tuple[np.ndarray, np.ndarray]:

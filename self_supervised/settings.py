@@ -29,7 +29,7 @@ class ClassifierExperiment(Experiment):
 
     freeze_features: bool = True
     pretext_run: str = ""  # the name of a PretextExperiment; the run of the same seed is taken
-    pretext_epoch: int | str = "best"  # one of its `keep_epochs`, or "best": the epoch chosen on val
+    pretext_epoch: int | str = "best"  # one of its `save_epochs`, or "best": the epoch chosen on val
     batchnorm: str = "pretext"  # whose running statistics the features use; "initial": those of the initial weights
     fine_tunes: ClassVar[bool] = False
 
@@ -61,7 +61,7 @@ _ROTATION = PretextExperiment(
     "How well can the turn of a scene be told (in 6 epochs, of the report's 30: each takes four images for one)?",
     pretext="rotation",
     augmentation="crop",
-    keep_epochs=(3, 6, 10, "last"),
+    save_epochs=(3, 6, 10, "last"),
     earlier_accuracy=0.9678,
     train=TrainSettings(max_epochs=6, step_epochs=2),
 )
@@ -96,17 +96,17 @@ _PERTURBATION_TUNED = replace(
 # What a pretext takes from ImageNet features grows with its learning rate and its epochs: few of both.
 _ROTATION_BEST = replace(
     _ROTATION_TUNED,
-    name="rotation_best",
+    name="rotation_gentle",
     question="How well is the turn told by features that stay near those of ImageNet?",
-    keep_epochs=(1, 2),
+    save_epochs=(1, 2),
     earlier_accuracy=None,
     train=TrainSettings(max_epochs=2, learning_rate=1.0e-5, schedule="none"),
 )
 _PERTURBATION_BEST = replace(
     _PERTURBATION_TUNED,
-    name="perturbation_best",
+    name="perturbation_gentle",
     question="How well is the square's colour told by features that stay near those of ImageNet?",
-    keep_epochs=(1, 2, 3),
+    save_epochs=(1, 2, 3),
     earlier_accuracy=None,
     train=TrainSettings(max_epochs=3, learning_rate=2.0e-6, schedule="none"),
 )
@@ -144,7 +144,7 @@ _PRETEXTS = (
         name="jigsaw_1",
         question="A third pretext by the same contract: can the order of four quadrants be told?",
         pretext="jigsaw_2x2",
-        keep_epochs=("last",),
+        save_epochs=("last",),
         batch_size=32,
         earlier_accuracy=None,
         train=TrainSettings(max_epochs=3, learning_rate=1.055e-4, schedule="none"),
@@ -189,13 +189,13 @@ def _classifiers_of_the_first_report(pretext: PretextExperiment, earlier: tuple[
     )
 
 
-def _standardised(classifier: ClassifierExperiment) -> ClassifierExperiment:
+def _batchnorm_head(classifier: ClassifierExperiment) -> ClassifierExperiment:
     """Of the same features: a pretext can leave them so small that a plain head hardly learns in its epochs."""
     return replace(
         classifier,
-        name=f"{classifier.name}_standardised",
+        name=f"{classifier.name}_batchnorm_head",
         question="Control: is it the features, or that a plain head cannot read features of their scale?",
-        head="standardised",
+        head="batchnorm_linear",
         earlier_accuracy=None,
     )
 
@@ -253,7 +253,7 @@ _OF_ROTATION = _classifiers_of_the_first_report(_ROTATION, (0.5182, 0.5179, 0.62
 _OF_PERTURBATION = _classifiers_of_the_first_report(_PERTURBATION, (0.6197, 0.5996, 0.6539))
 _CLASSIFIERS = (
     *_OF_ROTATION,
-    _standardised(_OF_ROTATION[-1]),
+    _batchnorm_head(_OF_ROTATION[-1]),
     *_ROTATION_BY_EPOCH,
     replace(
         _ROTATION_BY_EPOCH[0],
@@ -272,7 +272,7 @@ _CLASSIFIERS = (
     ),
     *_best_classifiers(_ROTATION_BEST, epoch=2),
     *_OF_PERTURBATION,
-    _standardised(_OF_PERTURBATION[-1]),
+    _batchnorm_head(_OF_PERTURBATION[-1]),
     *_PERTURBATION_BY_EPOCH,
     replace(
         _PERTURBATION_BY_EPOCH[0],
@@ -495,7 +495,7 @@ def quick(experiment: Experiment) -> Experiment:
     epochs = 8 if experiment.features_once else 1
     if isinstance(experiment, PretextExperiment):
         epochs = QUICK_PRETEXT_EPOCHS
-        experiment = replace(experiment, keep_epochs=(epochs, "last"))
+        experiment = replace(experiment, save_epochs=(epochs, "last"))
     if isinstance(experiment, ClassifierExperiment) and not isinstance(experiment.pretext_epoch, str):
         experiment = replace(experiment, pretext_epoch=QUICK_PRETEXT_EPOCHS)
     return replace(

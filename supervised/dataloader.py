@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from torchvision.transforms import v2
 
-from data.scenes import Scenes, load_splits, locate
+from data.image_cache import Scenes, load_splits, locate
 from supervised.settings import BASE, Experiment
 
 EVALUATION_BATCH = 64  # images at least: they need little memory without gradients, and small batches leave a GPU idle
@@ -188,7 +188,7 @@ def load_scenes_of(
 ) -> tuple[dict[str, Scenes], dict]:
     """The scenes of an experiment by split ("train", "val", "test"), and what its results have to say of them.
 
-    Raises what `data.scenes.locate` and `data.scenes.load_splits` raise.
+    Raises what `data.image_cache.locate` and `data.image_cache.load_splits` raise.
     """
     root = locate(experiment.data)
     splits = load_splits(

@@ -49,7 +49,7 @@ class SceneClassifier(nn.Module):
         freeze_features: bool = False,
         stages: Sequence[int] = (8,),
         network: str = "efficientnet_b0",
-        flip_averaging: bool = False,
+        flip_tta: bool = False,
         frozen_stages: int = 0,
     ):
         super().__init__()
@@ -57,7 +57,7 @@ class SceneClassifier(nn.Module):
         self.stages = frozenset(stages)
         self.classifier = build_head(head, num_classes, sum(STAGE_WIDTHS[network][stage] for stage in self.stages))
         self.frozen_stages = len(self.features) if freeze_features else frozen_stages
-        self.flip_averaging = flip_averaging
+        self.flip_tta = flip_tta
         self.features[: self.frozen_stages].requires_grad_(False)
         self.train()  # sets frozen features to eval mode from the start
         self.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs, see benchmarks/training_step.csv
@@ -68,7 +68,7 @@ class SceneClassifier(nn.Module):
         With flip averaging, in eval mode, they are the mean of an image's and its mirror image's; of a linear head that
         gives the mean of their logits.
         """
-        if self.flip_averaging and not self.training:
+        if self.flip_tta and not self.training:
             mirrored = self._pool(images.flip(-1))  # before the image itself, whose maps hooks then keep as the last
             return (self._pool(images) + mirrored) / 2
         return self._pool(images)
@@ -136,12 +136,12 @@ def build_features(network: str) -> nn.Sequential:
 def build_head(head: str, num_classes: int, num_features: int = STAGE_WIDTHS["efficientnet_b0"][-1]) -> nn.Sequential:
     """The first report's classifiers, "shallow" (its Model1, torchvision's own) and "deep" (Model2), or a linear probe.
 
-    The probe, "standardised", has a BatchNorm without weights before its one layer, as in He et al. 2022 (MAE): stages
+    The probe, "batchnorm_linear", has a BatchNorm without weights before its one layer, as in He et al. 2022 (MAE): stages
     of different scale then count alike.
     """
     if head == "shallow":
         return nn.Sequential(nn.Dropout(0.2), nn.Linear(num_features, num_classes))
-    if head == "standardised":
+    if head == "batchnorm_linear":
         return nn.Sequential(nn.BatchNorm1d(num_features, affine=False), nn.Linear(num_features, num_classes))
     return nn.Sequential(
         nn.Dropout(0.2),
@@ -158,22 +158,22 @@ def build_head(head: str, num_classes: int, num_features: int = STAGE_WIDTHS["ef
 class Teachers(nn.Module):
     """Images (N, 3, S, S) to those to learn from, and the mean of what the networks say of them: (N, classes).
 
-    With mixing, each image becomes a mixture with the one before it in the batch, of which it takes a share drawn
+    With mixup, each image becomes a mixture with the one before it in the batch, of which it takes a share drawn
     between 0 and a half (after Zhang et al. 2018): on images that they have learned by heart, teachers say little more
     than the label.  The networks stay as they are, in eval mode.
     """
 
-    def __init__(self, networks: Sequence[SceneClassifier], mixing: bool):
+    def __init__(self, networks: Sequence[SceneClassifier], mixup: bool):
         super().__init__()
         self.networks = nn.ModuleList(fold_batchnorm(network) for network in networks).eval().requires_grad_(False)
         for network in self.networks:  # what they say of a mirrored image counts where the network sees it mirrored
-            network.flip_averaging = False
-        self.mixing = mixing
+            network.flip_tta = False
+        self.mixup = mixup
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The images, mixed or not, and the probabilities, float32."""
-        if self.mixing:
+        if self.mixup:
             shares = torch.rand(len(images), 1, 1, 1) / 2  # on the CPU, whose generator a resumed training restores
             images = torch.lerp(images, images.roll(1, dims=0), shares.to(images.device))
         logits = torch.stack([network(images).float() for network in self.networks])
@@ -223,7 +223,7 @@ def classifier_of(experiment: Experiment, num_classes: int) -> SceneClassifier:
         experiment.freeze_features,
         experiment.stages,
         experiment.network,
-        experiment.flip_averaging,
+        experiment.flip_tta,
         experiment.frozen_stages,
     )
 
@@ -258,7 +258,7 @@ def build_teacher(experiment: Experiment, loaders, load_run: Callable) -> tuple[
         network.load_state_dict(weights)
         networks.append(network)
         words.append(source)
-    return Teachers(networks, experiment.mixing), {"of_seeds": list(experiment.teacher_seeds), "runs": words}
+    return Teachers(networks, experiment.mixup), {"of_seeds": list(experiment.teacher_seeds), "runs": words}
 
 
 @torch.no_grad()

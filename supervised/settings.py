@@ -17,7 +17,7 @@ NETWORKS = {  # how many stages the features of each have, counted from 0
     "resnet18_cifar": 5,  # for images of 32 pixels: a stem that keeps their resolution
     "resnet34_cifar": 5,
 }
-HEADS = ("shallow", "deep", "standardised")
+HEADS = ("shallow", "deep", "batchnorm_linear")
 AUGMENTATIONS = ("basic", "crop", "advanced", "advanced_without_crop", "padded_crop", "trivial", "mild")
 CROPS = ("crop", "advanced", "trivial", "mild")  # those that crop at random and resize
 RESIZE_RULES = ("squash", "imagenet")
@@ -40,13 +40,13 @@ class Experiment:
     resize: str = "squash"
     image_size: int = 224  # pixels, square
     crop_size: int | None = None  # pixels of what a random crop is resized to in training; None: image_size
-    flip_averaging: bool = False  # in eval mode the features are the mean of the image's and its mirror image's
+    flip_tta: bool = False  # in eval mode the features are the mean of the image's and its mirror image's
     images_per_class: int | None = None  # at most so many of each split; None: all
     subset: float = 1.0  # this share of each class of train and val, drawn by `seed`
     class_weights: tuple[tuple[str, float], ...] = ()  # (class, weight in the loss); a class not named weighs 1
     batch_size: int = 32
     seed: int = 0
-    keep_epochs: tuple[int | str, ...] = ()  # epochs whose weights are kept besides the best, "last" may be among them
+    save_epochs: tuple[int | str, ...] = ()  # epochs whose weights are kept besides the best, "last" may be among them
     earlier_accuracy: float | None = None  # what the earlier report gave (15-Scene: on all 2,985 validation images)
     train: TrainSettings = field(default_factory=TrainSettings)
     has_teachers: ClassVar[bool] = False
@@ -102,7 +102,7 @@ class DistilledExperiment(Experiment):
 
     teacher_run: str = ""  # the name of a row
     teacher_seeds: tuple[int, ...] = ()  # of its runs, each at its best epoch; the mean of their probabilities counts
-    mixing: bool = False  # each image is mixed with another of its batch, of which it takes up to a half
+    mixup: bool = False  # each image is mixed with another of its batch, of which it takes up to a half
     has_teachers: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -145,7 +145,7 @@ _AUGMENTED_STRONGLY = replace(
         label_smoothing=0.1,
         schedule="cosine",
         warmup_epochs=2,
-        averaging_decay=0.98,  # over about 50 steps, an epoch
+        ema_decay=0.98,  # over about 50 steps, an epoch
     ),
 )
 _FOUR_STAGES = replace(
@@ -156,15 +156,15 @@ _FOUR_STAGES = replace(
     resize="imagenet",
     image_size=288,
     crop_size=224,  # crops are enlarged, whole images are not: they look as large at 288 (Touvron et al. 2019)
-    flip_averaging=True,
+    flip_tta=True,
     stages=(5, 6, 7, 8),
-    head="standardised",
+    head="batchnorm_linear",
     earlier_accuracy=None,
-    train=replace(_AUGMENTED_STRONGLY.train, learning_rate=1e-3, features_factor=0.25, warmup_epochs=1),
+    train=replace(_AUGMENTED_STRONGLY.train, learning_rate=1e-3, backbone_lr_factor=0.25, warmup_epochs=1),
 )
 _BEST = replace(
     _FOUR_STAGES,
-    name="supervised_best",
+    name="supervised_short",
     question="What do larger pictures add to that, with first stages that stay as they are?",
     image_size=352,
     crop_size=288,
@@ -173,20 +173,20 @@ _BEST = replace(
 )
 _LONGER = replace(
     _BEST,
-    name="best_longer",
-    question="What do more than twice as many epochs give?",  # as many as supervised_distilled has
+    name="supervised_long",
+    question="What do more than twice as many epochs give?",  # as many as distilled has
     train=replace(_BEST.train, max_epochs=20),
 )
 _DISTILLED = DistilledExperiment(
     **{
         **vars(_LONGER),
-        "name": "supervised_distilled",
+        "name": "distilled",
         "question": "Can one network learn what three of them know together, from the same images?",
         "train": replace(_LONGER.train, label_smoothing=0.0),  # what the teachers say is smooth
     },
     teacher_run=_BEST.name,
     teacher_seeds=(2, 3, 4),
-    mixing=True,
+    mixup=True,
 )
 _TABLE = (
     BASE,
@@ -256,7 +256,7 @@ _TABLE = (
         question="Control: how good are ImageNet features read out as well as they can be, from four stages?",
         resize="imagenet",
         stages=(5, 6, 7, 8),  # on val: 0.925, the last one alone 0.911 (logistic regression)
-        head="standardised",
+        head="batchnorm_linear",
         batch_size=64,
         train=TrainSettings(max_epochs=30, learning_rate=1e-3, weight_decay=0.01, schedule="cosine"),
     ),
@@ -269,62 +269,62 @@ _TABLE = (
 )
 EXPERIMENTS = {row.name: row for row in _TABLE}
 
-# What each means of `supervised_best` gives: the same row without it, or with another in its place.
+# What each means of `supervised_short` gives: the same row without it, or with another in its place.
 _MEANS = (
     replace(
         _BEST,
-        name="best_one_stage",
+        name="supervised_short_one_stage",
         question="What does a head on four stages give?",
         stages=(8,),
     ),
     replace(
         _BEST,
-        name="best_smaller",
+        name="supervised_short_smaller_images",
         question="What do the larger pictures give?",
         image_size=288,
         crop_size=224,
     ),
     replace(
         _BEST,
-        name="best_all_trained",
+        name="supervised_short_all_stages_trained",
         question="Would it be better to train the first stages too?",
         frozen_stages=0,
     ),
     replace(
         _BEST,
-        name="best_strong_augmentation",
+        name="supervised_short_strong_augmentation",
         question="Would stronger augmentation be better?",
         augmentation="trivial",
     ),
     replace(
         _BEST,
-        name="best_without_averaging",
+        name="supervised_short_without_ema",
         question="What does the averaging of weights give?",
-        train=replace(_BEST.train, averaging_decay=0.0),
+        train=replace(_BEST.train, ema_decay=0.0),
     ),
     replace(
         _BEST,
-        name="best_without_smoothing",
+        name="supervised_short_without_smoothing",
         question="What do smoothed labels give?",
         train=replace(_BEST.train, label_smoothing=0.0),
     ),
     replace(
         _BEST,
-        name="best_one_rate",
+        name="supervised_short_one_learning_rate",
         question="What does a lower learning rate of the features than of the head give?",
-        train=replace(_BEST.train, features_factor=1.0),
+        train=replace(_BEST.train, backbone_lr_factor=1.0),
     ),
     _LONGER,
 )
 MEANS_EXPERIMENTS = {row.name: row for row in _MEANS}
 
-# The same of `supervised_distilled`.
+# The same of `distilled`.
 _TEACHING = (
     replace(
         _DISTILLED,
-        name="distilled_without_mixing",
+        name="distilled_without_mixup",
         question="What does it give that teachers and network see mixed images?",
-        mixing=False,
+        mixup=False,
     ),
     replace(
         _DISTILLED,
@@ -334,7 +334,7 @@ _TEACHING = (
     ),
     replace(
         _DISTILLED,
-        name="distilled_longer",
+        name="distilled_long",
         question="Would twice as many epochs be better with teachers?",
         train=replace(_DISTILLED.train, max_epochs=40),
     ),
@@ -436,7 +436,7 @@ _NATURE_TABLE = (
         name="nature_efficientnet_best",
         question="How good can EfficientNet-B0 be in 5 epochs, read out from four stages as the control is?",
         stages=EXPERIMENTS["imagenet_classifier_best"].stages,
-        head="standardised",  # learns in the first epoch, before the features have moved far
+        head="batchnorm_linear",  # learns in the first epoch, before the features have moved far
         augmentation="advanced_without_crop",  # few epochs bear less of it
         image_size=224,
         train=replace(

@@ -51,7 +51,7 @@ def main(folder: Path):
         augmentation="advanced",
         image_size=24,
         batch_size=8,
-        train=TrainSettings(max_epochs=6, learning_rate=0.01, step_epochs=3, averaging_decay=0.8),
+        train=TrainSettings(max_epochs=6, learning_rate=0.01, step_epochs=3, ema_decay=0.8),
     )
     run_experiment(
         row,

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from evaluation.front_page import REPORTS
+from evaluation.pages.front_page import REPORTS
 from tests.test_notebooks import copy_of_the_code
 
 RUN = """
@@ -40,7 +40,7 @@ def clone_with_short_reports(target: Path, data: str) -> Path:
 
 def make_report(clone: Path, **environment) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "evaluation.report"],
+        [sys.executable, "-m", "evaluation.pages.report"],
         cwd=clone,
         env={**os.environ, "PROFILE": "quick", "DATA": "", **environment},
         capture_output=True,

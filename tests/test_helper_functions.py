@@ -280,7 +280,7 @@ def test_frozen_parameters_are_not_given_to_the_optimizer(small_network):
 
 
 def test_features_may_learn_more_slowly_than_the_head_in_the_same_schedule(small_network):
-    settings = TrainSettings(learning_rate=1.0, features_factor=0.1, schedule="step", step_epochs=1)
+    settings = TrainSettings(learning_rate=1.0, backbone_lr_factor=0.1, schedule="step", step_epochs=1)
     optimizer = build_optimizer(small_network, settings)
     scheduler = build_scheduler(optimizer, settings)
     head, features = optimizer.param_groups
@@ -290,8 +290,8 @@ def test_features_may_learn_more_slowly_than_the_head_in_the_same_schedule(small
     optimizer.step()
     scheduler.step()
     assert (head["lr"], features["lr"]) == pytest.approx((0.1, 0.01))
-    with pytest.raises(ValueError, match="features_factor is 0; it must be above 0 and at most 1"):
-        TrainSettings(features_factor=0)
+    with pytest.raises(ValueError, match="backbone_lr_factor is 0; it must be above 0 and at most 1"):
+        TrainSettings(backbone_lr_factor=0)
 
 
 def test_momentum_is_that_of_sgd_and_refused_for_none_else(linear):
@@ -308,7 +308,7 @@ def test_averaged_weights_are_evaluated_and_left_and_follow_their_definition(lin
         lambda optimizer, *_: steps.append(optimizer.param_groups[0]["params"][0].detach().clone())
     )
     try:
-        history = fit(linear, separable, max_epochs=1, averaging_decay=decay)
+        history = fit(linear, separable, max_epochs=1, ema_decay=decay)
     finally:
         hook.remove()
     expected = steps[0]

@@ -393,7 +393,7 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(scene_folder, storage, 
     assert "there is no experiment 'supervised_9'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["best_smaller", "nature_resnet18_sgd_1e-3", "cifar10_rotation"])
+@pytest.mark.parametrize("name", ["supervised_short_smaller_images", "nature_resnet18_sgd_1e-3", "cifar10_rotation"])
 def test_every_row_that_can_be_trained_can_be_searched(name, capsys):
     assert hyperparameter_search.main([name, "--data", "nowhere"]) == 2
     assert "there is no data folder nowhere" in capsys.readouterr().err

@@ -82,7 +82,7 @@ def test_there_is_no_drawer():
 def test_the_code_can_be_imported_from_a_notebook_in_any_folder(tmp_path):
     code = (
         "from helper_functions import train; from supervised.models import SceneClassifier;"
-        "from data.scenes import load_splits; import evaluation.plots, runs, self_supervised; print('fine')"
+        "from data.image_cache import load_splits; import evaluation.plots, runs, self_supervised; print('fine')"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)

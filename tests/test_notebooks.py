@@ -43,7 +43,7 @@ def execute(folder: Path, *notebooks: str) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     before = files_of(folder)
     done = subprocess.run(
-        [sys.executable, "-m", "evaluation.report", *notebooks],
+        [sys.executable, "-m", "evaluation.pages.report", *notebooks],
         cwd=folder,
         env={**environment, "PROFILE": "quick"},
         capture_output=True,
@@ -160,7 +160,7 @@ def test_the_evaluation_explains_all_models_in_the_quick_profile(tmp_path, drawn
     assert "have no result yet: none; all are there." in html
     assert "Not explained yet: nothing; explained with other weights than the results': nothing" in html
     kept = clone / "results/quick/explanations"
-    for name in ("rotation_best_classifier", "perturbation_best_classifier"):
+    for name in ("rotation_gentle_classifier", "perturbation_gentle_classifier"):
         assert {"bedroom.png", "sheet.png", "losses.csv"} <= {path.name for path in (kept / name / "classes").iterdir()}
     assert len((kept / "images.csv").read_text().splitlines()) == 1 + 2
     judged = (kept / "judged.csv").read_text().splitlines()

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from data.prepare import ImageName, divide, divide_by_number
-from data.scenes import Scenes, decode
+from data.image_cache import Scenes, decode
 from evaluation.scorecam import scale_to_unit, score_cam
 from self_supervised.dataloader import PRETEXTS
 from supervised.dataloader import MEAN, STD, SeededShuffle, normalise

@@ -45,7 +45,7 @@ class Row:
     seed: int = 0
     width: int = 4
     freeze_features: bool = False
-    keep_epochs: tuple = ()
+    save_epochs: tuple = ()
     batch_size: int = 8
     has_teachers: ClassVar[bool] = False
     train: TrainSettings = field(default_factory=lambda: TrainSettings(max_epochs=3, learning_rate=0.01))
@@ -149,9 +149,9 @@ def test_both_protocols_follow_from_the_predictions(tmp_path):
     assert right["val"].mean(axis=1)[epoch] == right["val"].mean(axis=1).max() == result["val_accuracy"]
     assert right["test"].mean(axis=1)[epoch] == pytest.approx(result["test_accuracy"])
     both = np.concatenate([right["val"], right["test"]], axis=1).mean(axis=1)
-    assert both.max() == both[result["course_epoch"] - 1] == pytest.approx(result["course_accuracy"])
+    assert both.max() == both[result["earlier_protocol_epoch"] - 1] == pytest.approx(result["earlier_protocol_accuracy"])
     assert result["predictions"]["test"] == history["test_predictions"][epoch]
-    assert result["course_predictions"]["val"] == history["val_predictions"][result["course_epoch"] - 1]
+    assert result["earlier_protocol_predictions"]["val"] == history["val_predictions"][result["earlier_protocol_epoch"] - 1]
     by_class = result["test_accuracy_by_class"]
     assert np.mean([by_class["left"], by_class["right"]]) == pytest.approx(result["test_accuracy"])  # 15 images each
 
@@ -174,9 +174,9 @@ def test_what_is_chosen_on_val_is_not_what_is_chosen_on_all():
     )
     result = runs.summarise(history, loaders)
     assert (result["epoch"], result["val_accuracy"], result["test_accuracy"]) == (1, 1.0, 0.25)
-    assert (result["course_epoch"], result["course_accuracy"]) == (2, 5 / 6)
+    assert (result["earlier_protocol_epoch"], result["earlier_protocol_accuracy"]) == (2, 5 / 6)
     assert result["predictions"]["test"] == [1, 1, 1, 0]
-    assert result["course_predictions"]["test"] == [0, 0, 1, 1]
+    assert result["earlier_protocol_predictions"]["test"] == [0, 0, 1, 1]
     assert result["test_accuracy_by_class"] == {"a": 0.0, "b": 0.5}
 
 
@@ -375,14 +375,14 @@ def test_a_run_that_goes_on_elsewhere_names_both_machines(tmp_path, monkeypatch)
     def elsewhere(device, precision, state=None):
         return {**plain(device, precision, state), "device": "H200", "precision": "bfloat16"}
 
-    def stop_in_the_second_epoch(path, write, whole=runs.write_whole):
+    def stop_in_the_second_epoch(path, write, whole=runs.write_atomically):
         if path.suffixes[-2:] == [".state", ".pt"] and (error := next(stopped)):
             raise error
         whole(path, write)
 
     with monkeypatch.context() as patch:
         patch.setattr(runs, "describe_machine", elsewhere)
-        patch.setattr(runs, "write_whole", stop_in_the_second_epoch)
+        patch.setattr(runs, "write_atomically", stop_in_the_second_epoch)
         with pytest.raises(KeyboardInterrupt):
             run(row, tmp_path)
     here = plain(torch.device("cpu"), "float32")["device"]
@@ -417,11 +417,11 @@ def run_of_parts(row, folder):
 
 
 def test_the_epochs_a_row_asks_for_are_kept_with_the_weights_they_had(tmp_path):
-    row = Row("row", keep_epochs=(1, 2, "last"))
+    row = Row("row", save_epochs=(1, 2, "last"))
     run_of_parts(row, tmp_path)
     kept = {epoch: load_features(row, files_of(row, "full", root=tmp_path), epoch) for epoch in (1, 2, "last", "best")}
     for epoch in (1, 2):  # a training of so many epochs ends where the longer one had been
-        shorter = replace(row, keep_epochs=("last",), train=replace(row.train, max_epochs=epoch))
+        shorter = replace(row, save_epochs=("last",), train=replace(row.train, max_epochs=epoch))
         run_of_parts(shorter, tmp_path / str(epoch))
         expected, _ = load_features(shorter, files_of(shorter, "full", root=tmp_path / str(epoch)), "last")
         assert kept[epoch][0].keys() == expected.keys()
@@ -441,7 +441,7 @@ def test_features_come_without_prefix_and_without_the_head(tmp_path):
 
 
 def test_a_run_that_is_not_there_an_epoch_not_kept_and_other_settings_are_refused_in_a_sentence(tmp_path):
-    row = Row("row", keep_epochs=(2,))
+    row = Row("row", save_epochs=(2,))
     files = files_of(row, "full", root=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"row.epoch2.pt: the run row has not been trained here"):
         load_features(row, files, 2)

@@ -22,8 +22,8 @@ from benchmarks.chart import (
     with_table,
 )
 from benchmarks.inversion import FRAME, plain_picture
-from benchmarks.ways import Comparison, Measurement, make_table
-from evaluation.trained import TrainedRun
+from benchmarks.implementations import Comparison, Measurement, make_table
+from evaluation.checkpoints import TrainedRun
 from supervised.dataloader import MEAN, STD
 
 COMPARISON = Comparison("maps", {"slow": None, "fast": None, "ours": None}, peers=("slow", "fast"), reference="ours")

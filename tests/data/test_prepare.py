@@ -23,7 +23,7 @@ from PIL import Image
 
 from data import archives
 from data import prepare as prepare_module
-from data.archives import download, unpack
+from data.download import download, unpack
 from data.prepare import (
     CLASS_NAMES,
     FOLDERS_OF_15SCENE,

@@ -153,7 +153,7 @@ def result(predictions):
         "labels": {"val": [0], "test": [0, 1, 0, 1]},
         "predictions": {"val": [0], "test": predictions},
         "test_accuracy": float(np.mean(np.array(predictions) == [0, 1, 0, 1])),
-        **dict.fromkeys(("course_accuracy", "course_epoch", "val_accuracy", "train_accuracy", "epoch"), 1),
+        **dict.fromkeys(("earlier_protocol_accuracy", "earlier_protocol_epoch", "val_accuracy", "train_accuracy", "epoch"), 1),
         "seconds": 90,
         "initial_weights": {"weights": "random"},
     }

@@ -56,7 +56,7 @@ def images_with_class_in_first_channel(count, seed):
 
 def test_features_of_a_model_that_sees_mirror_images_too_are_those_of_its_head():
     torch.manual_seed(0)
-    model = SceneClassifier(2, stages=(2, 8), flip_averaging=True)
+    model = SceneClassifier(2, stages=(2, 8), flip_tta=True)
     images = torch.randn(3, 3, 32, 32)
     calibrate_batchnorm(model.features, [(images, None)])
     stages, _ = stage_features(model, [(images, torch.tensor([0, 1, 0]))])
@@ -152,7 +152,7 @@ def test_of_equally_good_strengths_the_smallest_is_chosen():
     assert probe.C == 1e-4
 
 
-def test_features_are_standardised_by_the_training_images_alone():
+def test_features_are_batchnorm_head_by_the_training_images_alone():
     splits = splits_of(distance=1.5)
     probe = linear_probe(splits)
     units = np.float32(10.0) ** np.arange(-3, 5)  # every channel in a unit of its own

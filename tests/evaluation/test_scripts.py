@@ -55,7 +55,7 @@ def test_a_run_reads_images_as_its_training_did(known, photos):
 
 def test_an_explained_run_sees_the_image_alone_and_the_run_itself_its_mirror_image_too(known):
     run = trained.load_trained("tiny")
-    run.model.flip_averaging = True
+    run.model.flip_tta = True
     alone, images = run.without_mirror_image(), torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         seen = [alone.model(each) for each in (images, images.flip(-1))]

@@ -18,7 +18,7 @@ with atheris.instrument_imports():  # the library's modules too: they are what r
     import tarfile
     import zipfile
 
-    from data.archives import unpack
+    from data.download import unpack
     from data.prepare import verify
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))

@@ -26,7 +26,7 @@ import killed_run
 
 from data import scenes
 from data.prepare import CLASS_NAMES, prepare
-from evaluation.explanations import describe_test_images, features_of, open_folder
+from evaluation.explain import describe_test_images, features_of, open_folder
 from hyperparameter_search import SPACES, open_study, work, write_table
 from runs import load_checkpoint
 from supervised.models import SceneClassifier

@@ -38,7 +38,7 @@ MUTATIONS = (  # what breaks, file, line as it is, as it is broken, tests that m
         "the epoch is chosen on the test images",
         "runs.py",
         "    epoch = history.best_epoch\n",
-        "    epoch = course_epoch\n",
+        "    epoch = earlier_protocol_epoch\n",
         "tests/test_runs.py -k chosen",
     ),
     (

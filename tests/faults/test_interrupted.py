@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from helper_functions import TrainSettings, train
-from runs import load_checkpoint, write_whole
+from runs import load_checkpoint, write_atomically
 
 TESTS = Path(__file__).resolve().parents[1]
 TRAIN = """
@@ -87,12 +87,12 @@ FULL_DISK = """
 import resource, sys, torch
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from runs import write_whole
+from runs import write_atomically
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails, as on a full disk
 try:
-    write_whole(Path("row.pt"), lambda path: torch.save(torch.zeros(1_000_000), path))
+    write_atomically(Path("row.pt"), lambda path: torch.save(torch.zeros(1_000_000), path))
 except OSError as error:
     print(error)
 """
@@ -114,7 +114,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing_and_is_named(tmp_path):
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
 
     with pytest.raises(OSError, match=r"row\.pt cannot be written \(PytorchStreamWriter failed"):
-        write_whole(tmp_path / "row.pt", write)
+        write_atomically(tmp_path / "row.pt", write)
     assert list(tmp_path.iterdir()) == []
 
 

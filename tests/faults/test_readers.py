@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from data.archives import unpack
+from data.download import unpack
 from data.prepare import verify
 
 # A zip whose directory names another member than its file has, and a place before the file's beginning.

@@ -33,7 +33,7 @@ def test_every_classifier_asks_for_an_epoch_that_its_pretext_keeps_and_sees_imag
     for row in CLASSIFIER_EXPERIMENTS.values():
         classifier = configure(row, profile)
         pretext = configure(PRETEXT_EXPERIMENTS[classifier.pretext_run], profile)
-        assert classifier.pretext_epoch in ("best", *pretext.keep_epochs), row.name
+        assert classifier.pretext_epoch in ("best", *pretext.save_epochs), row.name
         assert classifier.pretext_epoch in ("best", "last") or classifier.pretext_epoch <= pretext.train.max_epochs
         assert (classifier.resize, classifier.image_size) == (pretext.resize, pretext.image_size)
         assert classifier.initial_weights == pretext.initial_weights
@@ -125,8 +125,8 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
 
 
 @pytest.mark.parametrize("pretext", ["rotation", "perturbation"])
-def test_a_standardised_row_differs_from_its_like_in_the_head_alone(pretext):
-    plain, standardised = (EXPERIMENTS[f"{pretext}_classifier_3{words}"] for words in ("", "_standardised"))
+def test_a_batchnorm_head_row_differs_from_its_like_in_the_head_alone(pretext):
+    plain, standardised = (EXPERIMENTS[f"{pretext}_classifier_3{words}"] for words in ("", "_batchnorm_head"))
     prose = {name: getattr(plain, name) for name in ("name", "question", "earlier_accuracy")}
-    assert standardised.head == "standardised" and plain.head == "shallow"
+    assert standardised.head == "batchnorm_linear" and plain.head == "shallow"
     assert replace(standardised, head="shallow", **prose) == plain

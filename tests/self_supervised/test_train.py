@@ -108,7 +108,7 @@ def test_batchnorms_statistics_can_be_those_of_the_initial_weights_and_all_else_
     torch.save(initial, tmp_path / "initial.pth")
     row = replace(
         script.configure(
-            script.find("rotation_best_classifier"), "quick", str(scene_folder), str(tmp_path / "initial.pth")
+            script.find("rotation_gentle_classifier"), "quick", str(scene_folder), str(tmp_path / "initial.pth")
         ),
         image_size=32,
     )

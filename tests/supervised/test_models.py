@@ -89,10 +89,10 @@ def test_every_depthwise_convolution_is_one_of_ours_and_draws_as_torchvisions_do
 
 def test_flip_averaging_gives_an_image_and_its_mirror_image_the_mean_of_their_logits():
     torch.manual_seed(0)
-    model = SceneClassifier(3, stages=(1, 2), head="standardised", flip_averaging=True)
+    model = SceneClassifier(3, stages=(1, 2), head="batchnorm_linear", flip_tta=True)
     images = torch.randn(4, 3, 64, 64)
     calibrate_batchnorm(model.features, [(images, None)])
-    plain = SceneClassifier(3, stages=(1, 2), head="standardised")
+    plain = SceneClassifier(3, stages=(1, 2), head="batchnorm_linear")
     plain.load_state_dict(model.state_dict())
     model.eval(), plain.eval()
     logits = [plain(images), plain(images.flip(-1))]
@@ -107,7 +107,7 @@ def test_flip_averaging_gives_an_image_and_its_mirror_image_the_mean_of_their_lo
 
 def test_what_a_hook_keeps_last_of_a_mirrored_look_is_of_the_image_itself():
     torch.manual_seed(0)
-    model = SceneClassifier(3, flip_averaging=True).eval()
+    model = SceneClassifier(3, flip_tta=True).eval()
     images, kept = torch.randn(2, 3, 32, 32), []
     with model.features[1].register_forward_hook(lambda module, inputs, output: kept.append(output)):
         model(images)
@@ -163,7 +163,7 @@ def test_heads_have_the_layers_of_the_first_report():
 
 
 def test_a_linear_probe_standardises_what_it_is_given_and_has_one_layer():
-    norm, linear = build_head("standardised", 15, 20)
+    norm, linear = build_head("batchnorm_linear", 15, 20)
     assert not list(norm.parameters()) and (linear.in_features, linear.out_features) == (20, 15)
     features = 5 + 100 * torch.randn(64, 20, generator=torch.Generator().manual_seed(0))
     assert norm(features).std(dim=0, correction=0).allclose(torch.ones(20), atol=1e-4)
@@ -171,7 +171,7 @@ def test_a_linear_probe_standardises_what_it_is_given_and_has_one_layer():
 
 def test_a_head_sees_the_mean_maps_of_the_stages_it_names():
     torch.manual_seed(0)
-    model = SceneClassifier(3, head="standardised", freeze_features=True, stages=(1, 8))
+    model = SceneClassifier(3, head="batchnorm_linear", freeze_features=True, stages=(1, 8))
     images = torch.rand(2, 3, 32, 32)
     found = model.pooled_features(images)
     assert found.shape == (2, 16 + 1280) and model.classifier[1].in_features == 16 + 1280
@@ -357,7 +357,7 @@ def networks():
     found = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        network = SceneClassifier(3, network="resnet18", stages=(4,), flip_averaging=True)
+        network = SceneClassifier(3, network="resnet18", stages=(4,), flip_tta=True)
         calibrate_batchnorm(network.features, [(images, None)])
         found.append(network.eval())
     return found
@@ -365,29 +365,29 @@ def networks():
 
 def test_teachers_say_the_mean_of_their_probabilities_of_the_very_images(networks):
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    seen, probabilities = Teachers(networks, mixing=False)(images)
+    seen, probabilities = Teachers(networks, mixup=False)(images)
     assert torch.equal(seen, images)
     with torch.no_grad():  # a training network sees one side of an image at a time, and so do its teachers
         pooled = [network._pool(images) for network in networks]
         expected = [network.classifier(each).softmax(dim=1) for network, each in zip(networks, pooled, strict=True)]
     assert (expected[0] - expected[1]).abs().max() > 0.01
     assert torch.allclose(probabilities, (expected[0] + expected[1]) / 2, atol=1e-4)
-    assert all(network.flip_averaging for network in networks)  # they themselves stay as they were
+    assert all(network.flip_tta for network in networks)  # they themselves stay as they were
 
 
 def test_a_mixed_image_is_mostly_itself_and_teachers_speak_of_the_mixture(networks):
     images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(0)
-    mixed, probabilities = Teachers(networks, mixing=True)(images)
+    mixed, probabilities = Teachers(networks, mixup=True)(images)
     shares = ((mixed - images) / (images.roll(1, dims=0) - images)).median(dim=-1).values[:, 0, 0]
     assert 0 <= shares.min() < 0.1 and 0.4 < shares.max() <= 0.5
     assert torch.allclose(mixed, torch.lerp(images, images.roll(1, dims=0), shares.view(-1, 1, 1, 1)), atol=1e-4)
-    assert torch.equal(probabilities, Teachers(networks, mixing=False)(mixed)[1])
-    assert not torch.allclose(probabilities, Teachers(networks, mixing=False)(images)[1], atol=0.01)
+    assert torch.equal(probabilities, Teachers(networks, mixup=False)(mixed)[1])
+    assert not torch.allclose(probabilities, Teachers(networks, mixup=False)(images)[1], atol=0.01)
 
 
 def test_teachers_do_not_learn_with_the_network(networks, loaders):
-    teachers = Teachers(networks, mixing=True)
+    teachers = Teachers(networks, mixup=True)
     before = {name: tensor.clone() for name, tensor in teachers.state_dict().items()}
     torch.manual_seed(0)
     model = SceneClassifier(3, network="resnet18", stages=(4,))

@@ -81,13 +81,13 @@ def test_every_row_says_what_it_is_there_to_answer():
 
 
 def test_what_each_means_gives_is_asked_one_change_at_a_time():
-    best = EXPERIMENTS["supervised_best"]
+    best = EXPERIMENTS["supervised_short"]
     changes = {name: differing(row, best) for name, row in MEANS_EXPERIMENTS.items()}
-    assert changes.pop("best_smaller") == {"image_size", "crop_size"}  # one thing: how large the pictures are
-    assert all(len(fields) == 1 for fields in changes.values()) and find("best_smaller").crop_size == 224
-    distilled = EXPERIMENTS["supervised_distilled"]
+    assert changes.pop("supervised_short_smaller_images") == {"image_size", "crop_size"}  # one thing: how large the pictures are
+    assert all(len(fields) == 1 for fields in changes.values()) and find("supervised_short_smaller_images").crop_size == 224
+    distilled = EXPERIMENTS["distilled"]
     assert all(len(differing(row, distilled)) == 1 for row in TEACHING_EXPERIMENTS.values())
-    without = differing(find("best_longer"), distilled)  # the control for its length has all but the teachers
+    without = differing(find("supervised_long"), distilled)  # the control for its length has all but the teachers
     assert without == {"train.label_smoothing"}
 
 
@@ -99,8 +99,8 @@ def test_what_each_means_gives_is_asked_one_change_at_a_time():
     ],
 )
 def test_what_teachers_cannot_teach_is_refused(changes, words):
-    with pytest.raises(ValueError, match=f"supervised_distilled: {words}"):
-        replace(EXPERIMENTS["supervised_distilled"], **changes)
+    with pytest.raises(ValueError, match=f"distilled: {words}"):
+        replace(EXPERIMENTS["distilled"], **changes)
 
 
 @pytest.mark.parametrize(

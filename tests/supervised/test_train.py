@@ -45,16 +45,16 @@ def test_a_row_runs_on_a_folder_of_ones_own_and_says_what_it_found(scene_folder,
 
 
 def test_a_row_that_learns_from_others_has_them_trained_first_and_names_them(scene_folder, folders, capsys):
-    arguments = ["supervised_distilled", "--data", scene_folder, "--device", "cpu"]
+    arguments = ["distilled", "--data", scene_folder, "--device", "cpu"]
     code, output, error = call(capsys, *arguments)
     assert code == 0, error
-    assert output.index("supervised_best: test accuracy") < output.index("supervised_distilled: test accuracy")
-    result = json.loads((folders / "results/quick/scenes/supervised_distilled.json").read_text())
-    teacher = runs.load_checkpoint(folders / "models/quick/scenes/supervised_best.pt")["model"]
+    assert output.index("supervised_short: test accuracy") < output.index("distilled: test accuracy")
+    result = json.loads((folders / "results/quick/scenes/distilled.json").read_text())
+    teacher = runs.load_checkpoint(folders / "models/quick/scenes/supervised_short.pt")["model"]
     assert result["teachers"]["of_seeds"] == [0]
     assert [each["sha256"] for each in result["teachers"]["runs"]] == [runs.digest_of(teacher)]
-    (folders / "models/quick/scenes/supervised_best.pt").unlink()
-    assert call(capsys, "supervised_best", "--data", scene_folder, "--device", "cpu", "--overwrite")[0] == 0
+    (folders / "models/quick/scenes/supervised_short.pt").unlink()
+    assert call(capsys, "supervised_short", "--data", scene_folder, "--device", "cpu", "--overwrite")[0] == 0
     again = call(capsys, *arguments)  # the same teacher, trained anew: bit for bit the same
     assert again[0] == 0 and "epoch" in again[1]
 

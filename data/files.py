@@ -1,0 +1,75 @@
+"""Files: the root folder of everything that is read and written, atomic writes, locks, digests, safe loading."""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+CODE = Path(__file__).resolve().parents[1]  # the folder of the project's own files
+
+
+def root_folder() -> Path:
+    """The folder that holds data/, models/ and results/: SCENES_ROOT of the environment, or that of the code."""
+    return Path(os.environ.get("SCENES_ROOT") or CODE).expanduser().resolve()
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]):
+    """Have `write` fill a hidden file of the same suffix and rename it to `path`.
+
+    Whoever reads finds the old file or the new one.  Missing folders are made; an error or an interrupt leaves nothing
+    behind.  Raises OSError naming the file if it cannot be written, as when the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where a disk is full
+        raise OSError(f"{path} cannot be written ({error}); check whether the disk is full or read-only") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold the lock file `path` within the block, and remove it afterwards.
+
+    The system releases the lock of a killed process.  Raises filelock.Timeout if another process holds the lock for
+    longer than `timeout` (seconds; -1 waits for as long as it takes).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path, timeout=timeout):
+        yield
+        path.unlink(missing_ok=True)
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_tensors(state_dict: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over the names and bytes of tensors on the CPU, in their order, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in state_dict.items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_plain(path: Path):
+    """What torch.save wrote, on the CPU; only tensors and plain types can be loaded, so a file cannot run code.
+
+    Raises ValueError for an archive that would unpack to more than its own size, and what torch.load raises.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked_bytes = sum(member.file_size for member in archive.infolist())
+        if unpacked_bytes > path.stat().st_size:
+            raise ValueError(f"it would unpack to {unpacked_bytes:,} bytes")
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,0 +1,80 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation.search_comparison import best_losses, best_so_far, compare_samplers, rank_test, winners
+
+
+def trials_of(**values) -> pd.DataFrame:
+    """Trials by sampler: one list of values a seed."""
+    rows = [
+        {"sampler": sampler, "seed": seed, "trial": number, "value": value}
+        for sampler, seeds in values.items()
+        for seed, search in enumerate(seeds)
+        for number, value in enumerate(search)
+    ]
+    return pd.DataFrame(rows).sample(frac=1, random_state=0)  # the order of a table's rows means nothing
+
+
+def test_the_lowest_so_far_never_rises_and_a_pruned_trial_finds_nothing():
+    curves = best_so_far(trials_of(tpe=[[3.0, 4.0, None, 1.0], [None, 2.0, 5.0, 2.5]]))
+    assert curves.columns.tolist() == [1, 2, 3, 4]
+    assert curves.loc[("tpe", 0)].tolist() == [3.0, 3.0, 3.0, 1.0]
+    assert np.isnan(curves.loc[("tpe", 1), 1]) and curves.loc[("tpe", 1)].tolist()[1:] == [2.0, 2.0, 2.0]
+
+
+def test_samplers_are_compared_at_the_budget_of_the_shortest_search():
+    losses = best_losses(trials_of(grid=[[5.0, 4.0]], random=[[6.0, 5.5, 0.1]]))
+    assert losses.loc[0].to_dict() == {"grid": 4.0, "random": 5.5}
+
+
+def test_a_trial_that_was_run_again_under_another_number_leaves_no_gap():
+    trials = trials_of(tpe=[[3.0, 2.0, 1.0]])
+    trials.loc[trials["trial"] == 2, "trial"] = 7
+    assert best_so_far(trials).loc[("tpe", 0)].tolist() == [3.0, 2.0, 1.0]
+
+
+def test_only_seeds_that_all_samplers_have_are_compared():
+    losses = best_losses(trials_of(grid=[[1.0], [2.0]], random=[[3.0]]))
+    assert losses.index.tolist() == [0]
+
+
+def seeds_with(difference: float, noise: float) -> pd.DataFrame:
+    """Losses of eight seeds that differ much, of two samplers that differ by this within each, with a little noise."""
+    level, wobble = np.linspace(1, 3, 8), noise * np.array([1, -1, 1, -1, -1, 1, -1, 1])
+    return pd.DataFrame({"tpe": level, "random": level + difference + wobble})
+
+
+def test_a_small_difference_in_every_seed_is_told_though_the_seeds_differ_far_more():
+    (row,) = compare_samplers(seeds_with(0.05, 0.01)).to_dict("records")
+    assert row["difference"] == pytest.approx(-0.05)
+    assert row["from"] < -0.05 < row["to"] < 0
+    assert (row["first lower in"], row["seeds"]) == (8, 8)
+    assert row["first is"] == "better"
+
+
+def test_a_difference_within_the_noise_is_not():
+    (row,) = compare_samplers(seeds_with(0.001, 0.05)).to_dict("records")
+    assert row["from"] < 0 < row["to"]
+    assert row["first is"] == "cannot be told apart"
+
+
+def test_equal_samplers_cannot_be_told_apart_and_one_seed_is_refused():
+    losses = pd.DataFrame({"grid": [1.0, 2.0], "random": [1.0, 2.0]})
+    assert compare_samplers(losses)["first is"].tolist() == ["cannot be told apart"]
+    with pytest.raises(ValueError, match="there is 1 seed; a spread needs at least 2"):
+        compare_samplers(losses[:1])
+
+
+def test_p_values_are_corrected_for_the_number_of_pairs():
+    losses = seeds_with(0.05, 0.01).assign(gp=lambda table: table["tpe"] + 0.02, grid=lambda table: table["tpe"] + 0.5)
+    table = compare_samplers(losses)
+    assert len(table) == 6
+    assert (table["p (Holm)"] >= table["p"]).all() and (table["p (Holm)"] > table["p"]).any()
+
+
+def test_winners_are_counted_and_ranks_tested():
+    losses = pd.DataFrame({"grid": [3.0, 3.0, 1.0, 3.0], "random": [2.0] * 4, "tpe": [1.0, 1.0, 3.0, 1.0]})
+    assert winners(losses).to_dict() == {"grid": 1, "random": 0, "tpe": 3}
+    always = pd.DataFrame({"grid": [3.0] * 8, "random": [2.0] * 8, "tpe": [1.0] * 8})
+    assert rank_test(always) < 0.001 < rank_test(losses)
