@@ -1,17 +1,15 @@
-"""The train loop that both tasks share: settings, history, stopping rules, train, evaluate.
+"""The training loop that both tasks share: settings, history, stopping rules, train, evaluate, predict.
 
-It does not know what a scene, a rotation or an EfficientNet is; it writes no file and draws nothing.  `accelerate`
-(Hugging Face, 2022) places the network and the batches: one process on a CPU, a GPU, or many processes by `torchrun`.
+It knows no scene, no rotation and no EfficientNet.  It touches no file and plots nothing.  `accelerate` (Hugging Face,
+2022) places the network and the batches: on a CPU, on a GPU, or on many processes started by `torchrun`.
 """
 
 import copy
 import ctypes
 import math
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
@@ -33,18 +31,18 @@ class TrainSettings:
     max_epochs: int = 30
     optimizer: str = "adam"
     learning_rate: float = 1e-3
-    backbone_lr_factor: float = 1.0  # the learning rate of `model.features`, as a share of the head's
-    momentum: float = 0.0  # of "sgd"; above 0 it is Nesterov's
+    backbone_lr_factor: float = 1.0  # learning rate of `model.features` divided by that of the head
+    momentum: float = 0.0  # of "sgd"; Nesterov's if above 0
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     schedule: str = "step"  # "plateau" follows val_loss, "cosine" falls to 0 in the last epoch
-    step_epochs: int = 10  # "step": every so many epochs ...
-    step_factor: float = 0.1  # ... the learning rate is multiplied by this; "plateau" uses both likewise
-    warmup_epochs: int = 0  # "cosine": epochs of linear rise before it
+    step_epochs: int = 10  # "step": epochs between two steps; "plateau": epochs without a lower val_loss
+    step_factor: float = 0.1  # each step multiplies the learning rate by this
+    warmup_epochs: int = 0  # "cosine": epochs of linear warm-up
     stopping: str = "none"  # see `should_stop`
     patience_epochs: int = 10  # for "patience"
-    gradient_accumulation_steps: int = 1  # batches a step of the optimizer
-    ema_decay: float = 0.0  # above 0: weights are averaged over steps, this share kept at each, see `train`
+    gradient_accumulation_steps: int = 1  # batches per optimizer step
+    ema_decay: float = 0.0  # decay per step of the exponential moving average of the weights; 0: none
     precision: str = "auto"  # see `resolve_precision`
 
     def __post_init__(self):
@@ -68,17 +66,17 @@ class TrainSettings:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if self.momentum > 0 and self.optimizer != "sgd":
-            raise ValueError(f"momentum is {self.momentum}, but {self.optimizer} takes none; it is of sgd")
+            raise ValueError(f"momentum is {self.momentum}; it applies to sgd only, not {self.optimizer}")
         if self.weight_decay < 0 or self.warmup_epochs < 0:
             raise ValueError("weight_decay and warmup_epochs must not be negative")
 
 
 @dataclass
 class History:
-    """One entry an epoch: losses are plain cross-entropy in nats an image, accuracies 0 to 1, predictions labels.
+    """One entry per epoch: cross-entropy in nats per image, accuracies 0 to 1, predicted labels.
 
-    The train columns are measured while the epoch runs (the network changes, dropout and augmentation are on); the
-    others after it.  The test columns stay empty if no test images were given.
+    The train columns are measured during the epoch, with dropout and augmentation on; the others after it.  The test
+    columns stay empty if no test images were given.
     """
 
     train_loss: list[float] = field(default_factory=list)
@@ -109,13 +107,13 @@ class History:
 
     @property
     def columns(self) -> dict:
-        """The numbers that can be drawn against the epoch: every column but the predictions."""
+        """The numbers that can be plotted against the epoch: every column but the predictions."""
         return {each.name: getattr(self, each.name) for each in fields(self) if "predictions" not in each.name}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network says of a set of images: plain cross-entropy (nats an image), accuracy, predicted labels (N,)."""
+    """A network's cross-entropy (nats per image), accuracy (0 to 1) and predicted labels (N,) on a set of images."""
 
     loss: float
     accuracy: float
@@ -123,10 +121,10 @@ class Evaluation:
 
 
 def should_stop(val_losses: list[float], settings: TrainSettings) -> bool:
-    """Whether to stop after these epochs.  A function of the losses alone, so a resumed run has nothing to restore.
+    """Whether to stop after these epochs.  It depends on the losses alone, so a resumed run has nothing to restore.
 
-    "patience": no new lowest val_loss for `patience_epochs`.  "two_worse" (Deceuninck 2023): each of the last two
-    epochs is worse than the one before them.  "none": never.
+    "patience": no new lowest val_loss for `patience_epochs`.  "two_worse" (Deceuninck 2023): both of the last two
+    losses are higher than the one before them.  "none": never.
     """
     if settings.stopping == "patience" and val_losses:
         lowest = min(range(len(val_losses)), key=val_losses.__getitem__)
@@ -137,10 +135,10 @@ def should_stop(val_losses: list[float], settings: TrainSettings) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """The precision "auto" stands for: bfloat16 on GPUs that have it, float32 elsewhere.
+    """The precision that "auto" stands for: bfloat16 on GPUs that support it, float32 elsewhere.
 
-    A CPU without bfloat16 instructions emulates them, and evaluates twenty times slower than in float32; so bfloat16
-    on a CPU must be asked for.
+    A CPU without bfloat16 instructions emulates them and is twenty times slower than in float32, so bfloat16 on a CPU
+    must be asked for.
     """
     if precision != "auto":
         return precision
@@ -148,13 +146,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def keep_freed_memory():
-    """Let glibc keep the memory that a training step frees, since the next step asks for the same again.
+    """Let glibc reuse the memory that a training step frees, instead of returning it to the kernel.
 
-    By default glibc maps every large block anew and gives it back, and the kernel clears each page of it once more.
-    Keeping them, EfficientNet-B0 trains up to half as fast again on two cores, and with channels-last images twice as
-    fast (benchmarks/training_step.csv), with the same numbers to the last bit, for memory that stays reserved.  The
-    same as MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the environment.
-    Without glibc (macOS, Windows) nothing happens.
+    By default glibc maps every large block anew, and the kernel clears each of its pages.  Reusing them makes training
+    on two cores up to twice as fast (benchmarks/training_step.csv) with bit-identical results, for memory that stays
+    reserved.  It equals MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the environment.  Call it once, when a
+    process starts.  Without glibc (macOS, Windows) nothing happens.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -168,15 +165,13 @@ def keep_freed_memory():
 def build_accelerator(device: str = "auto", gradient_accumulation_steps: int = 1) -> Accelerator:
     """Accelerate's engine on `device`: "auto" (a GPU if there is one), "cpu" or "cuda".
 
-    A batch is split among the processes, so the batch size of an experiment means the same on one and on many.  Also
-    sets up what makes a CPU fast (`keep_freed_memory`), since all that runs a network comes through here.
-    Raises ValueError for a device that is not there.
+    `batch_size` is the global batch size: every batch is split among the processes.  Raises ValueError for a device
+    that is not available.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device is {device!r}; it must be auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch finds no GPU here; use --device cpu")
-    keep_freed_memory()
     return Accelerator(
         cpu=device == "cpu",
         gradient_accumulation_steps=gradient_accumulation_steps,
@@ -190,25 +185,35 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def load_plain(path: Path):
-    """What `torch.save` wrote to a file, on the CPU: tensors and plain types only, so that no file can run code.
+class CrossEntropy(nn.Module):
+    """The default objective: cross-entropy of logits and labels.
 
-    Raises what torch.load raises for another file, and ValueError for one that would unpack to more than its size:
-    torch.save compresses nothing, so that file is made to fill the memory.
+    An objective is called with the network, images (N, 3, S, S) and labels (N,).  It returns the losses (N,) that are
+    minimized, their weights (N,), whose sum divides the sum of the losses, and logits (N, classes).  `class_weights`
+    (classes,) and `label_smoothing` (0 to 1) mean what they mean in nn.CrossEntropyLoss.
     """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            unpacked_bytes = sum(member.file_size for member in archive.infolist())
-        if unpacked_bytes > path.stat().st_size:
-            raise ValueError(f"it would unpack to {unpacked_bytes:,} bytes")
-    return torch.load(path, map_location="cpu", weights_only=True)
+
+    def __init__(self, class_weights: torch.Tensor | None = None, label_smoothing: float = 0.0):
+        """Keep both; class_weights move with the module."""
+        super().__init__()
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, model, images, labels):
+        """Losses (N,), weights (N,) and logits (N, classes), float32."""
+        logits = model(images).float()
+        losses = nn.functional.cross_entropy(
+            logits, labels, self.class_weights, reduction="none", label_smoothing=self.label_smoothing
+        )
+        weights = torch.ones_like(losses) if self.class_weights is None else self.class_weights[labels]
+        return losses, weights, logits
 
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) or SGD over the parameters that are not frozen.
 
-    With `backbone_lr_factor` those of `model.features` are a group of their own, with a lower learning rate (after Howard
-    and Ruder 2018, who lower it layer by layer).
+    With `backbone_lr_factor` below 1, the parameters of `model.features` are a group with a lower learning rate (after
+    Howard and Ruder 2018, who lower it layer by layer).
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if settings.backbone_lr_factor < 1:
@@ -224,7 +229,7 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Op
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings):
-    """The learning rate's schedule, stepped once an epoch; only "plateau" looks at the val_loss it is given."""
+    """The learning-rate schedule, stepped once per epoch; only "plateau" uses the val_loss it is given."""
     if settings.schedule == "plateau":
         return torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, factor=settings.step_factor, patience=settings.step_epochs
@@ -243,27 +248,71 @@ def build_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings):
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def train_one_epoch(
-    model, loader, criterion, optimizer, averaged, teacher, accelerator, precision, bar
-) -> tuple[float, float]:
-    """Train on every batch once; `averaged` (an AveragedModel, or None) takes the weights in after each step.
+@dataclass
+class _Training:
+    """The parts of a training that change with every step, and what evaluates and saves them."""
 
-    `teacher` is that of `train`, or None.  Returns plain cross-entropy (nats an image) and accuracy over all images.
-    """
-    model.train()
+    model: nn.Module  # as the caller knows it
+    network: nn.Module  # the same, as accelerate shares it among processes
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    ema: torch.optim.swa_utils.AveragedModel | None
+    accelerator: Accelerator
+    sampler_generator: torch.Generator | None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated and returned: the moving average if there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def evaluation_network(self) -> nn.Module:
+        """`evaluated`, ready to predict."""
+        if self.accelerator.num_processes == 1:
+            return fold_batchnorm(self.evaluated)
+        return self.network if self.ema is None else self.ema  # processes share BatchNorm statistics as they evaluate
+
+    def state(self, history: History, best_weights: dict) -> dict:
+        """Everything that `restore` needs, in plain types and tensors."""
+        return {
+            "model": self.evaluated.state_dict(),
+            "trained_model": None if self.ema is None else self.model.state_dict(),
+            "ema_steps": 0 if self.ema is None else self.ema.n_averaged.item(),
+            "best_weights": best_weights,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "generators": _get_generators(self.sampler_generator),
+            "history": asdict(history),
+        }
+
+    def restore(self, state: dict) -> tuple[History, dict]:
+        """Continue from a `state`; returns the history and the best weights so far."""
+        self.evaluated.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.model.load_state_dict(state["trained_model"])
+            self.ema.n_averaged.fill_(state["ema_steps"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        _set_generators(self.sampler_generator, state["generators"])
+        return History(**state["history"]), state["best_weights"]
+
+
+def train_one_epoch(training: _Training, loader, precision: str, bar: tqdm) -> tuple[float, float]:
+    """Train on every batch once.  Returns cross-entropy (nats per image) and accuracy (0 to 1) over all images."""
+    accelerator, network = training.accelerator, training.network
+    network.train()
     loss_sum, hits, images_seen = 0.0, 0, 0
     for images, labels in loader:
-        with accelerator.accumulate(model):
+        with accelerator.accumulate(network):
             with autocast(precision, accelerator.device):
-                images, targets = (images, labels) if teacher is None else teacher(images)
-                logits = model(images).float()
-                loss = share_of_loss(criterion, logits, targets, accelerator)
+                losses, weights, logits = training.objective(network, images, labels)
+                loss = mean_over_batch(losses, weights, accelerator)
             accelerator.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-        if averaged is not None and accelerator.sync_gradients:
-            averaged.update_parameters(accelerator.unwrap_model(model))
-        # Gathered from all processes, without the images that the last batch repeats to be equally long for each.
+            training.optimizer.step()
+            training.optimizer.zero_grad()
+        if training.ema is not None and accelerator.sync_gradients:
+            training.ema.update_parameters(accelerator.unwrap_model(network))
+        # Gathered from all processes, without the images that accelerate repeats to fill the last batch.
         logits, labels = accelerator.gather_for_metrics((logits.detach(), labels))
         loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         hits += (logits.argmax(dim=1) == labels).sum().item()
@@ -273,29 +322,24 @@ def train_one_epoch(
     return loss_sum / images_seen, hits / images_seen
 
 
-def share_of_loss(criterion, logits, targets, accelerator) -> torch.Tensor:
-    """This process's part of a batch's mean loss: the mean over processes is what one process has of the whole batch.
+def mean_over_batch(losses: torch.Tensor, weights: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """This process's part of the global batch's weighted mean loss; its mean over processes is that loss.
 
-    `targets` are labels (N,), or probabilities (N, classes) where the criterion has no class weights.
-
-    A mean over processes is what they make of their gradients.  Each would count alike if it took the mean of its own
-    images, but of the last batch they may have differing numbers: accelerate fills it up with images that repeat, which
-    are left out here.  `criterion` sums, and its class weights divide the sum as in a mean of nn.CrossEntropyLoss.
+    `losses` and `weights` (N,) are those of this process's images.  To fill the last batch, accelerate repeats images,
+    so processes may have different numbers of new ones; repeated images do not count.
     """
-    batch, images = accelerator.gradient_state, len(targets)
+    batch, images = accelerator.gradient_state, len(losses)
     if accelerator.num_processes > 1 and batch.end_of_dataloader and batch.remainder > 0:
         images = min(max(batch.remainder - accelerator.process_index * images, 0), images)
-    logits, targets = logits[:images], targets[:images]
-    weights = torch.ones(images, device=logits.device) if criterion.weight is None else criterion.weight[targets]
-    weight_of_batch = accelerator.reduce(weights.sum(), reduction="sum")
-    return criterion(logits, targets) * accelerator.num_processes / weight_of_batch
+    weight_of_batch = accelerator.reduce(weights[:images].sum(), reduction="sum")
+    return losses[:images].sum() * accelerator.num_processes / weight_of_batch
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
-    """A copy in eval mode that gives the same outputs but for rounding, a third faster on a CPU.
+    """A copy in eval mode with the same outputs but for rounding, a third faster on a CPU.
 
-    Each BatchNorm that follows a convolution in an nn.Sequential is multiplied into its weights; nn.Identity stands in
-    its place, so the other modules keep their names.
+    Each BatchNorm that follows a convolution in an nn.Sequential is folded into the convolution's weights and replaced
+    by nn.Identity, so the other modules keep their names.
     """
     model = copy.deepcopy(model).eval()
     for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
@@ -308,9 +352,9 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 
 @torch.inference_mode()
 def predict(model, loader, accelerator=None, precision="auto") -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (N, classes) and labels (N,) of all images in the loader's order, on the CPU.  Model left in eval mode.
+    """Logits (N, classes) and labels (N,) of all images in the loader's order, on the CPU; leaves eval mode on.
 
-    Within a training the accelerator is given, and model and loader are already its own.
+    During training the accelerator is given, and it has already prepared model and loader.
     """
     if accelerator is None:
         accelerator = build_accelerator()
@@ -344,8 +388,7 @@ def train(
     settings: TrainSettings,
     *,
     test_loader: DataLoader | None = None,
-    class_weights: torch.Tensor | None = None,
-    teacher: nn.Module | None = None,
+    objective: nn.Module | None = None,
     device: str = "auto",
     state: dict | None = None,
     save_state: Callable[[dict], None] | None = None,
@@ -354,55 +397,27 @@ def train(
 ) -> History:
     """Train, and leave the model at its best epoch (`History.best_epoch`, chosen on the validation images).
 
-    Loaders yield (images, labels); where the train loader's sampler has a generator, a resumed run goes on with its
-    order.  `test_loader` is only watched: nothing is chosen by it.  `class_weights` (classes,) weigh the loss that is
-    minimised, never the one reported.  `teacher(images)` gives the images to learn from, which it may have changed, and
-    the probabilities (N, classes) to learn in place of the labels.  With `settings.ema_decay` what is evaluated,
-    and left, is the exponential moving average of the weights and BatchNorm statistics after each step (after Polyak
-    and Juditsky 1992).
-    After each epoch `save_state` is given all that is needed to go on; `state` goes on from there, and ends in the same
-    history and weights as a training that was never interrupted (bit for bit on a CPU).
-    Raises FloatingPointError if the loss is not finite, ValueError if a loader has no images, or if there are both a
-    teacher and class weights.
+    Loaders yield (images, labels).  `test_loader` is only watched: nothing is chosen by it.  `objective` is what is
+    minimized, by default `CrossEntropy` with the settings' label smoothing; the reported losses are always plain
+    cross-entropy.  With `settings.ema_decay` the exponential moving average of weights and BatchNorm statistics is what
+    is evaluated and returned (Polyak and Juditsky 1992).
+    `save_state` is called after each epoch with all that is needed to continue.  A training that continues from such a
+    `state` ends in the same history and weights as one that was never interrupted (bit for bit on a CPU), if the train
+    loader's sampler has a generator.
+    Raises FloatingPointError if the loss is not finite, and ValueError if a loader has no images.
     """
-    if teacher is not None and class_weights is not None:
-        raise ValueError("class weights are of labels, and a teacher's probabilities replace them; give one of the two")
     for name, loader in (("train", train_loader), ("val", val_loader)):
         if len(loader) == 0:
             raise ValueError(f"the {name} loader has no batch; there are too few images")
-    accelerator = build_accelerator(device, settings.gradient_accumulation_steps)
-    generator = getattr(train_loader.sampler, "generator", None)
-    optimizer = build_optimizer(model, settings)
-    scheduler = build_scheduler(optimizer, settings)
-    weights = None if class_weights is None else class_weights.to(accelerator.device)
-    criterion = nn.CrossEntropyLoss(weight=weights, label_smoothing=settings.label_smoothing, reduction="sum")
-    averaged = None
-    if settings.ema_decay > 0:
-        average = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema_decay)
-        averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-    history, best_weights = History(), None
-    images_an_epoch = len(train_loader.dataset)
-
-    network, optimizer, train_loader, val_loader = accelerator.prepare(model, optimizer, train_loader, val_loader)
-    if test_loader is not None:
-        test_loader = accelerator.prepare(test_loader)
-    if teacher is not None:
-        teacher.to(accelerator.device)
-    # What is evaluated, as the processes share it, and the same as what is kept of it.
-    evaluated, kept = (network, model) if averaged is None else (averaged, averaged.to(accelerator.device).module)
-    if state is not None:
-        kept.load_state_dict(state["model"])
-        if averaged is not None:
-            model.load_state_dict(state["trained_model"])
-            averaged.n_averaged.fill_(state["averaged_steps"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        history, best_weights = History(**state["history"]), state["best_weights"]
-        _set_generators(generator, state["generators"])
-
+    images_per_epoch = len(train_loader.dataset)
+    training = _build_training(model, train_loader, settings, objective, device)
+    accelerator = training.accelerator
+    train_loader, val_loader = accelerator.prepare(train_loader, val_loader)
+    held_out = [val_loader] if test_loader is None else [val_loader, accelerator.prepare(test_loader)]
+    history, best_weights = (History(), None) if state is None else training.restore(state)
     with tqdm(
-        total=settings.max_epochs * images_an_epoch,
-        initial=history.epochs * images_an_epoch,
+        total=settings.max_epochs * images_per_epoch,
+        initial=history.epochs * images_per_epoch,
         unit="image",
         disable=not (progress and accelerator.is_main_process),
     ) as bar:
@@ -411,54 +426,67 @@ def train(
                 break
             started = time.perf_counter()
             bar.set_description(f"{title} epoch {epoch}/{settings.max_epochs}".strip())
-            learning_rate = optimizer.param_groups[0]["lr"]
-            train_loss, train_accuracy = train_one_epoch(
-                network, train_loader, criterion, optimizer, averaged, teacher, accelerator, settings.precision, bar
-            )
-            # Many processes share BatchNorm's statistics as they evaluate, so there they stay where they are.
-            ready = fold_batchnorm(evaluated) if accelerator.num_processes == 1 else evaluated
-            val = evaluate(ready, val_loader, accelerator, settings.precision)
-            if not math.isfinite(train_loss + val.loss):
+            learning_rate = training.optimizer.param_groups[0]["lr"]
+            train_loss, train_accuracy = train_one_epoch(training, train_loader, settings.precision, bar)
+            history.append(train_loss=train_loss, train_accuracy=train_accuracy, learning_rate=learning_rate)
+            val_loss = _evaluate_epoch(training, held_out, settings.precision, history)
+            if not math.isfinite(train_loss + val_loss):
                 raise FloatingPointError(f"the loss is not finite in epoch {epoch}; try a lower learning rate")
-            history.append(
-                train_loss=train_loss,
-                train_accuracy=train_accuracy,
-                val_loss=val.loss,
-                val_accuracy=val.accuracy,
-                val_predictions=val.predictions.tolist(),
-                learning_rate=learning_rate,
-            )
-            if test_loader is not None:
-                test = evaluate(ready, test_loader, accelerator, settings.precision)
-                history.append(
-                    test_loss=test.loss, test_accuracy=test.accuracy, test_predictions=test.predictions.tolist()
-                )
             history.append(seconds=time.perf_counter() - started)
             bar.set_postfix_str(
-                f"loss {train_loss:.3f}, accuracy {train_accuracy:.3f}, val accuracy {val.accuracy:.3f}"
+                f"loss {train_loss:.3f}, accuracy {train_accuracy:.3f}, val accuracy {history.val_accuracy[-1]:.3f}"
             )
-            scheduler.step(*([val.loss] if settings.schedule == "plateau" else []))
+            training.scheduler.step(*([val_loss] if settings.schedule == "plateau" else []))
             if history.best_epoch == epoch:
-                best_weights = {name: tensor.detach().cpu().clone() for name, tensor in kept.state_dict().items()}
+                weights = training.evaluated.state_dict()
+                best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
             if save_state is not None and accelerator.is_main_process:
-                save_state(
-                    {
-                        "model": kept.state_dict(),
-                        "trained_model": None if averaged is None else model.state_dict(),
-                        "averaged_steps": 0 if averaged is None else averaged.n_averaged.item(),
-                        "best_weights": best_weights,
-                        "optimizer": optimizer.state_dict(),
-                        "scheduler": scheduler.state_dict(),
-                        "generators": _get_generators(generator),
-                        "history": asdict(history),
-                    }
-                )
+                save_state(training.state(history, best_weights))
     model.load_state_dict(best_weights)
     return history
 
 
+def _build_training(model, train_loader, settings, objective, device) -> _Training:
+    accelerator = build_accelerator(device, settings.gradient_accumulation_steps)
+    optimizer = build_optimizer(model, settings)
+    scheduler = build_scheduler(optimizer, settings)
+    ema = None
+    if settings.ema_decay > 0:
+        average = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema_decay)
+        ema = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        ema.to(accelerator.device)
+    if objective is None:
+        objective = CrossEntropy(label_smoothing=settings.label_smoothing)
+    network, optimizer = accelerator.prepare(model, optimizer)
+    return _Training(
+        model=model,
+        network=network,
+        objective=objective.to(accelerator.device),
+        optimizer=optimizer,
+        scheduler=scheduler,
+        ema=ema,
+        accelerator=accelerator,
+        sampler_generator=getattr(train_loader.sampler, "generator", None),
+    )
+
+
+def _evaluate_epoch(training: _Training, held_out: list, precision: str, history: History) -> float:
+    """Append the val columns, and the test columns if there is a test loader; returns the val_loss."""
+    network = training.evaluation_network()
+    for split, loader in zip(("val", "test"), held_out, strict=False):
+        found = evaluate(network, loader, training.accelerator, precision)
+        history.append(
+            **{
+                f"{split}_loss": found.loss,
+                f"{split}_accuracy": found.accuracy,
+                f"{split}_predictions": found.predictions.tolist(),
+            }
+        )
+    return history.val_loss[-1]
+
+
 def _get_generators(sampler_generator: torch.Generator | None) -> dict:
-    """The states of everything that draws: the order of the images, dropout on the CPU, dropout on the GPUs."""
+    """The states of all random generators: the sampler's, the CPU's and the GPUs'."""
     return {
         "sampler": None if sampler_generator is None else sampler_generator.get_state(),
         "cpu": torch.get_rng_state(),

@@ -1,63 +1,130 @@
-"""Train supervised experiments by name: `python -m supervised.train supervised_final --profile full`.
+"""Train experiments by name, with the pretexts and teachers that they need.
 
-Finished runs are read back, interrupted ones go on; `--list` shows the rows.
+    python train.py supervised_1 rotation_classifier_tuned --profile full --seeds 0 1 2
+    python train.py --list                   every experiment, its question, and the accuracy of a finished run
+    python train.py --show supervised_long   every setting of one experiment
+
+Finished runs are read back.  Interrupted runs continue after their last finished epoch.
 """
 
 import argparse
 import sys
-from functools import partial
 
 from accelerate import PartialState
 
-from hyperparameter_search import rows_asked_for
-from runs import build_parser, files_of, load_weights, report, run_command, run_experiment, with_options
-from supervised.dataloader import build_loaders
-from supervised.models import build_model, build_teacher
-from supervised.settings import ALL_EXPERIMENTS, configure, find
+from hyperparameter_search import experiment_of_study
+from runs import (
+    EXPERIMENTS,
+    add_common_options,
+    configure,
+    files_of,
+    find,
+    read,
+    run,
+    run_command,
+    settings_of,
+)
+from supervised.settings import BASE, Experiment
 
 
-def main(arguments=None) -> int:
-    """Run what the command line asks for; a user's mistake is answered in one sentence and exit code 2."""
-    options = build_parser("python -m supervised.train", __doc__).parse_args(arguments)
-    if options.list:
-        for row in ALL_EXPERIMENTS.values():
-            print(f"{row.name:34} {row.question}")
-        return 0
-    return run_command(lambda: _train(options))
-
-
-def _train(options):
-    found = rows_asked_for(options.names, options.from_study, find)
-    for experiment in [_configured(row, seed, options) for row in found for seed in options.seeds]:
-        _run(experiment, options)
-
-
-def _configured(row, seed, options):
-    return with_options(configure(row, options.profile, options.data, options.weights), seed, options)
-
-
-def _run(experiment, options):
-    files = files_of(experiment, options.profile)
-    _, result = run_experiment(
-        experiment,
-        build_model,
-        lambda row: build_loaders(row, options.skip_bad_images),
-        files,
-        build_teacher=partial(build_teacher, load_run=partial(_load_run, options)),
-        device=options.device,
-        overwrite=options.overwrite,
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    PartialState().print(report(files, result))  # once, however many processes there are
+    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments, see --list")
+    parser.add_argument("--list", action="store_true", help="list the experiments and end")
+    parser.add_argument("--show", metavar="NAME", help="show every setting of an experiment and end")
+    parser.add_argument("--from-study", metavar="FILE", help="train the best trial of a hyper-parameter search (.csv)")
+    add_common_options(parser)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per seed")
+    parser.add_argument("--epochs", type=int, help="train for at most this many epochs")
+    parser.add_argument(
+        "--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: that of the experiment"
+    )
+    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be decoded")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that have other settings")
+    return parser
 
 
-def _load_run(options, name, seed):
-    """A run that teaches, trained here if it is not there yet."""
-    options = argparse.Namespace(**{**vars(options), "epochs": None})  # --epochs is the pupil's
-    row = _configured(find(name), seed, options)
-    files = files_of(row, options.profile)
-    if not files.checkpoint.exists():
-        _run(row, options)
-    return row, *load_weights(row, files, "best")
+def list_experiments(profile: str) -> str:
+    """One line per experiment: name, test accuracy of a finished run of seed 0 or "-", question."""
+    lines = []
+    for name, experiment in EXPERIMENTS.items():
+        lines.append(f"{name:45} {_finished_accuracy(configure(experiment, profile), profile):7} {experiment.question}")
+    return "\n".join(lines)
+
+
+def _finished_accuracy(experiment: Experiment, profile: str) -> str:
+    try:
+        result = read(experiment, profile)
+    except ValueError:
+        return "stale"  # of other settings
+    return "-" if result is None else f"{result['test_accuracy']:.4f}"
+
+
+def show(experiment: Experiment, profile: str) -> str:
+    """Every setting, one per line; * marks those that differ from the experiment it is compared with, or from BASE."""
+    base = find(experiment.compared_with) if experiment.compared_with else BASE
+    settings, of_base = (_flat(settings_of(configure(each, profile))) for each in (experiment, base))
+    lines = [f"{experiment.name}: {experiment.question}", f"(* differs from {base.name})"]
+    for name, value in settings.items():
+        mark = "*" if name not in of_base or of_base[name] != value else " "
+        lines.append(f"{mark} {name} = {value}")
+    finished = _finished_accuracy(configure(experiment, profile), profile)
+    return "\n".join(
+        [
+            *lines,
+            f"test accuracy of a finished run: {finished}",
+            f"reproduce it: python train.py {experiment.name} --profile {profile}",
+        ]
+    )
+
+
+def _flat(settings: dict) -> dict:
+    training = settings.pop("train")
+    return {**settings, **{f"train.{name}": value for name, value in training.items()}}
+
+
+def summary(experiment: Experiment, profile: str, result: dict) -> str:
+    """A finished run in one line."""
+    return (
+        f"{result['name']}: test accuracy {result['test_accuracy']:.4f} (epoch {result['epoch']}, chosen on val), "
+        f"earlier protocol {result['earlier_protocol_accuracy']:.4f} (epoch {result['earlier_protocol_epoch']}), "
+        f"initial weights: {result['initial_weights']['weights']}; {files_of(experiment, profile).result}"
+    )
+
+
+def train_all(options: argparse.Namespace):
+    """Run what the command line names.  Raises ValueError if it names nothing, and what `runs.run` raises."""
+    found = [find(name) for name in options.names]
+    if options.from_study:
+        found.append(experiment_of_study(options.from_study))
+    if not found:
+        raise ValueError("name at least one experiment; --list shows them")
+    changes = {"data": options.data, "weights": options.weights, "max_epochs": options.epochs}
+    for experiment in found:
+        for seed in options.seeds:
+            configured = configure(experiment, options.profile, seed=seed, **changes)
+            _, result = run(
+                configured,
+                options.profile,
+                device=options.device,
+                precision=options.precision,
+                overwrite=options.overwrite,
+                skip_bad_images=options.skip_bad_images,
+            )
+            PartialState().print(summary(configured, options.profile, result))  # once, by the main process
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Answer the command line; a user's mistake gets one sentence and exit code 2."""
+    options = build_parser().parse_args(arguments)
+    if options.list:
+        return run_command(lambda: print(list_experiments(options.profile)))
+    if options.show:
+        return run_command(lambda: print(show(find(options.show), options.profile)))
+    return run_command(lambda: train_all(options))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ KEYS = {
     "course_accuracy": "earlier_protocol_accuracy",
     "course_predictions": "earlier_protocol_predictions",
 }
-VALUES = {("head", "standardised"): "batchnorm_linear"}  # (key, value)
+VALUES = {("head", "standardised"): "batchnorm_linear", ("format", 1): 2}  # (key, value)
 
 _NAMES = re.compile(r"\b(" + "|".join(sorted(EXPERIMENTS, key=len, reverse=True)) + r")\b")
 
@@ -64,14 +64,14 @@ def rename_text(text: str) -> str:
 
 
 def rename(value, key: str | None = None):
-    """A JSON value with its keys, experiment names and head names renamed; numbers and lists stay as they are."""
+    """A JSON value with its keys, experiment names and head names renamed; measured numbers stay as they are."""
     if isinstance(value, dict):
         return {KEYS.get(name, name): rename(each, name) for name, each in value.items()}
     if isinstance(value, list):
         return [rename(each) for each in value]
-    if isinstance(value, str):
-        return VALUES.get((key, value), rename_text(value))
-    return value
+    if (key, value) in VALUES:
+        return VALUES[key, value]
+    return rename_text(value) if isinstance(value, str) else value
 
 
 def migrate_json(path: Path):

@@ -1,16 +1,16 @@
-"""Pretexts: labels that are made from the images themselves, and the loaders of a pretext experiment.
+"""Pretexts: labels made from the images themselves, and the loaders of every experiment.
 
-A pretext of your own is one class: its label names, and what it does to an image so that the label can be told.
+A pretext of your own is one class: its label names, and how an image looks under each label.
 
-    class MirroredDataset(PretextDataset):
-        label_names = ("as it was", "mirrored")
+    class FlippedDataset(PretextDataset):
+        label_names = ("original", "flipped")
 
         def transform(self, image, label, generator):
             return image.flip(-1) if label == 1 else image
 
-    PRETEXTS["mirrored"] = MirroredDataset
+    PRETEXTS["flipped"] = FlippedDataset
 
-A row `PretextExperiment("mirrored_1", "...", pretext="mirrored")` then trains on it like any other.
+`runs.run(PretextExperiment("flipped_1", "How well is a flip predicted?", pretext="flipped"))` then trains on it.
 """
 
 import itertools
@@ -29,11 +29,11 @@ class PretextDataset(Dataset):
     """Every image once under each label of the pretext.  Item: (image (3, S, S) float32, normalised, label).
 
     images: a sequence of bytes (C, S, S), C = 1 or 3, such as `Scenes.images`.  With n labels, item i is image i // n
-    under label i % n.  The key is the item's index, or (index, seed) in training.  What a pretext draws, such as a
-    place, is drawn from the seed in training, and else from the image's index: the same in every epoch, for every
-    label.
+    under label i % n.  The key is the item's index, or (index, seed) in training.  Random choices of a pretext, such as
+    the place of a square, depend on the seed in training.  In evaluation they depend on the image's index, so they are
+    the same in every epoch and for every label.
 
-    A pretext states `label_names` and `transform`; nothing else is asked of it.
+    A subclass defines `label_names` and `transform`, and nothing else.
     """
 
     label_names: tuple[str, ...]
@@ -44,14 +44,14 @@ class PretextDataset(Dataset):
         self.augmentation = augmentation
 
     def transform(self, image: torch.Tensor, label: int, generator: torch.Generator) -> torch.Tensor:
-        """The bytes of an image (C, S, S) as `label` has it, of the same shape.
+        """The bytes of an image (C, S, S) under `label`, of the same shape: augmented already, not yet normalized.
 
-        Augmentation has been done, normalisation not.  All chance comes from the generator.
+        Every random choice must use the generator.
         """
         raise NotImplementedError
 
     def item(self, index: int, seed: int | None = None) -> tuple[torch.Tensor, int]:
-        """One item before normalisation: bytes (C, S, S) to look at, and its label."""
+        """One item before normalization: bytes (C, S, S) and its label."""
         source, label = divmod(index, len(self.label_names))
         image = torch.from_numpy(np.array(self.images[source]))  # a copy: a transform may write into it
         if image.shape[-1] != image.shape[-2]:
@@ -71,17 +71,16 @@ class PretextDataset(Dataset):
         return images[0], int(labels[0])
 
     def __getitems__(self, keys):
-        """A whole batch at once, as DataLoader asks for it: images (N, 3, S, S), labels (N,)."""
+        """A batch at once, as DataLoader asks for it: images (N, 3, S, S), labels (N,)."""
         items = [self.item(*key) if isinstance(key, tuple) else self.item(key) for key in keys]
         images = normalise(torch.stack([image for image, _ in items]), self.resize)
         return images, torch.tensor([label for _, label in items])
 
 
 class RotatedDataset(PretextDataset):
-    """Turned counter-clockwise by 0, 90, 180 or 270 degrees (Gidaris et al. 2018).
+    """Rotated counter-clockwise by 0, 90, 180 or 270 degrees (Gidaris et al. 2018).
 
-    Quarter turns of a square move pixels without resampling: neither the image's shape nor its smoothness tells the
-    turn.
+    Quarter turns of a square move pixels without resampling, so neither shape nor smoothness reveals the rotation.
     """
 
     label_names = ("0 degrees", "90 degrees", "180 degrees", "270 degrees")
@@ -94,8 +93,8 @@ class RotatedDataset(PretextDataset):
 class PerturbationDataset(PretextDataset):
     """With a black or a white square of 10x10 pixels at a random place (the first report).
 
-    The square is drawn on the image as the network sees it and in bytes, 0 or 255, so that no resize blurs it and no
-    normalisation changes its colour.  Raises ValueError if the images are smaller than the square.
+    The square is set in the bytes of the resized image, to 0 or 255, so that no resize blurs it and no normalization
+    changes its color.  Raises ValueError if the images are smaller than the square.
     """
 
     label_names = ("black", "white")
@@ -114,7 +113,7 @@ class PerturbationDataset(PretextDataset):
 class JigsawDataset(PretextDataset):
     """Its four quadrants in one of their 24 orders (after Noroozi and Favaro 2016, who use nine tiles with gaps).
 
-    There is no gap between the quadrants, so edges that do not fit tell of the order as well as what is to be seen.
+    There is no gap between the quadrants, so edges that do not match reveal the order as well as the content does.
     Raises ValueError if the size is odd.
     """
 
@@ -122,7 +121,7 @@ class JigsawDataset(PretextDataset):
     label_names = tuple("".join(map(str, order)) for order in orders)
 
     def transform(self, image, label, generator):
-        """The quadrants (1 2 above 3 4) in the order that the label's name reads."""
+        """The quadrants (1 2 above 3 4) in the order of the label's name."""
         size = image.shape[-1]
         if size % 2:
             raise ValueError(f"jigsaw_2x2 needs an even image size, got {size} pixels")
@@ -135,7 +134,7 @@ PRETEXTS = {"rotation": RotatedDataset, "perturbation": PerturbationDataset, "ji
 
 
 def build_loaders(experiment, skip_bad_images: bool = False, progress: bool = True) -> Loaders:
-    """The loaders of a pretext experiment, with the pretext's labels for classes; of a classifier, the scenes'.
+    """The loaders of any experiment; those of a pretext have the pretext's labels as classes.
 
     All labels of an image stay in its split.  Raises what `supervised.dataloader.build_loaders` raises, and ValueError
     for an unknown pretext.

@@ -1,8 +1,9 @@
-"""The self-supervised experiments, one row each: pretexts, and scene classifiers on the frozen features of a pretext.
+"""The self-supervised experiments: pretexts, and scene classifiers on the frozen features of a pretext.
 
-A row states only how it differs from its base.  Zioło (undated) is the first report, Deceuninck 2023 the second.
-The controls that ask for no pretext, `imagenet_classifier` and `random_classifier`, are rows of supervised/settings.py.
-The side study on CIFAR-10 (Hernández Ramos, undated) has tables of its own at the end, with its controls.
+An experiment states only how it differs from its base, its question, and the experiment it is compared with.
+Zioło (undated) is the first report, Deceuninck 2023 the second.  Controls without a pretext, `imagenet_classifier*` and
+`random_classifier`, are in supervised/settings.py.  The side study on CIFAR-10 (Hernández Ramos, undated) has tables of
+its own at the end, with its controls.
 """
 
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ BATCHNORM_STATISTICS = ("pretext", "initial")
 
 @dataclass(frozen=True)
 class PretextExperiment(Experiment):
-    """A network trained on labels that the pretext makes; `batch_size` counts turned (perturbed, ...) images."""
+    """A network trained on the labels of a pretext; `batch_size` counts rotated (perturbed, ...) images."""
 
     pretext: str = "rotation"  # a name of self_supervised.dataloader.PRETEXTS
 
@@ -28,9 +29,9 @@ class ClassifierExperiment(Experiment):
     """A scene classifier on the features of a pretext run, frozen at one of its epochs."""
 
     freeze_features: bool = True
-    pretext_run: str = ""  # the name of a PretextExperiment; the run of the same seed is taken
+    pretext_run: str = ""  # the name of a PretextExperiment; its run of the same seed is used
     pretext_epoch: int | str = "best"  # one of its `save_epochs`, or "best": the epoch chosen on val
-    batchnorm: str = "pretext"  # whose running statistics the features use; "initial": those of the initial weights
+    batchnorm: str = "pretext"  # source of BatchNorm's running statistics: the pretext or the "initial" weights
     fine_tunes: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -40,16 +41,16 @@ class ClassifierExperiment(Experiment):
             known = ", ".join(BATCHNORM_STATISTICS)
             raise ValueError(f"{self.name}: batchnorm is {self.batchnorm!r}; it must be one of {known}")
         if not self.freeze_features and not self.fine_tunes:
-            raise ValueError(f"{self.name}: freeze_features is off; labels are not to change features of a pretext")
+            raise ValueError(f"{self.name}: freeze_features is off; use FineTunedExperiment to train the features")
         if self.freeze_features and self.fine_tunes:
-            raise ValueError(f"{self.name}: freeze_features is on; a fine-tuned row trains the features on")
+            raise ValueError(f"{self.name}: freeze_features is on; use ClassifierExperiment for frozen features")
 
 
 @dataclass(frozen=True)
 class FineTunedExperiment(ClassifierExperiment):
-    """A classifier whose features begin as the pretext left them and go on learning, from the labels.
+    """A classifier whose features start from the pretext and are trained on the labels.
 
-    A type of its own, so that no row about frozen features can come to it by a changed field.
+    It is a type of its own, so that no changed field can turn an experiment on frozen features into it.
     """
 
     freeze_features: bool = False
@@ -58,7 +59,7 @@ class FineTunedExperiment(ClassifierExperiment):
 
 _ROTATION = PretextExperiment(
     "rotation_1",
-    "How well can the turn of a scene be told (in 6 epochs, of the report's 30: each takes four images for one)?",
+    "How well is rotation predicted (6 epochs; the report has 30)?",
     pretext="rotation",
     augmentation="crop",
     save_epochs=(3, 6, 10, "last"),
@@ -68,7 +69,7 @@ _ROTATION = PretextExperiment(
 _PERTURBATION = replace(
     _ROTATION,
     name="perturbation_1",
-    question="How well can the colour of a small square be told?",
+    question="How well is the color of a small square predicted?",
     pretext="perturbation",
     augmentation="advanced_without_crop",
     earlier_accuracy=1.0,
@@ -77,7 +78,7 @@ _PERTURBATION = replace(
 _ROTATION_TUNED = replace(
     _ROTATION,
     name="rotation_tuned",
-    question="The same with the second report's searched, lower learning rate, to the epoch it chose",
+    question="How well is rotation predicted with the second report's searched learning rate and epochs?",
     augmentation="basic",
     resize="imagenet",
     batch_size=14,
@@ -87,25 +88,25 @@ _ROTATION_TUNED = replace(
 _PERTURBATION_TUNED = replace(
     _ROTATION_TUNED,
     name="perturbation_tuned",
-    question="The same with a learning rate low enough to see the pretext being learned, to the epoch it chose",
+    question="How well is the color predicted with a learning rate low enough to watch the pretext being learned?",
     pretext="perturbation",
     batch_size=15,
     earlier_accuracy=1.0,
     train=TrainSettings(max_epochs=10, learning_rate=1.0e-5, schedule="none"),
 )
-# What a pretext takes from ImageNet features grows with its learning rate and its epochs: few of both.
-_ROTATION_BEST = replace(
+# A pretext degrades ImageNet features the more, the higher its learning rate and the more its epochs: few of both.
+_ROTATION_GENTLE = replace(
     _ROTATION_TUNED,
     name="rotation_gentle",
-    question="How well is the turn told by features that stay near those of ImageNet?",
+    question="How well is rotation predicted by features that stay close to those of ImageNet?",
     save_epochs=(1, 2),
     earlier_accuracy=None,
     train=TrainSettings(max_epochs=2, learning_rate=1.0e-5, schedule="none"),
 )
-_PERTURBATION_BEST = replace(
+_PERTURBATION_GENTLE = replace(
     _PERTURBATION_TUNED,
     name="perturbation_gentle",
-    question="How well is the square's colour told by features that stay near those of ImageNet?",
+    question="How well is the color predicted by features that stay close to those of ImageNet?",
     save_epochs=(1, 2, 3),
     earlier_accuracy=None,
     train=TrainSettings(max_epochs=3, learning_rate=2.0e-6, schedule="none"),
@@ -116,7 +117,7 @@ _PRETEXTS = (
     replace(
         _ROTATION_TUNED,
         name="rotation_scratch",
-        question="Control: what does rotation teach a network that begins with random weights?",
+        question="Control: how well is rotation predicted from random weights?",
         initial_weights="random",
         earlier_accuracy=None,
     ),
@@ -125,24 +126,24 @@ _PRETEXTS = (
     replace(
         _PERTURBATION_TUNED,
         name="perturbation_searched",
-        question="The learning rate that a search for the lowest pretext loss finds",
+        question="How well is the color predicted with the learning rate of the lowest pretext loss in a search?",
         earlier_accuracy=1.0,
         train=TrainSettings(max_epochs=10, learning_rate=1.830e-3, schedule="none"),
     ),
     replace(
         _PERTURBATION_TUNED,
         name="perturbation_scratch",
-        question="Control: what does perturbation teach a network that begins with random weights?",
+        question="Control: how well is the color predicted from random weights?",
         initial_weights="random",
         earlier_accuracy=None,
         train=TrainSettings(max_epochs=10, learning_rate=1.055e-4, schedule="none"),
     ),
-    _ROTATION_BEST,
-    _PERTURBATION_BEST,
+    _ROTATION_GENTLE,
+    _PERTURBATION_GENTLE,
     replace(
         _ROTATION_TUNED,
         name="jigsaw_1",
-        question="A third pretext by the same contract: can the order of four quadrants be told?",
+        question="A third pretext by the same contract: how well is the order of four quadrants predicted?",
         pretext="jigsaw_2x2",
         save_epochs=("last",),
         batch_size=32,
@@ -153,7 +154,7 @@ _PRETEXTS = (
 
 
 def _classifier(name: str, question: str, pretext: PretextExperiment, **changes) -> ClassifierExperiment:
-    """A row with the pretext's way of resizing: frozen features are to see what they were trained on."""
+    """A classifier with the pretext's resize rule, so that frozen features see what they were trained on."""
     base = ClassifierExperiment(
         name,
         question,
@@ -177,24 +178,30 @@ def _classifiers_of_the_first_report(pretext: PretextExperiment, earlier: tuple[
         ),
         _classifier(
             f"{name}_2",
-            "Does a deeper classifier get more out of them?",
+            "Does a deeper classifier read more from the frozen features?",
             pretext,
+            compared_with=f"{name}_1",
             augmentation="advanced",
             head="deep",
             earlier_accuracy=earlier[1],
         ),
         _classifier(
-            f"{name}_3", "Is augmentation in the way of a frozen network?", pretext, earlier_accuracy=earlier[2]
+            f"{name}_3",
+            "Are the pretext's features, without augmentation, better than ImageNet features?",
+            pretext,
+            compared_with="imagenet_classifier",
+            earlier_accuracy=earlier[2],
         ),
     )
 
 
 def _batchnorm_head(classifier: ClassifierExperiment) -> ClassifierExperiment:
-    """Of the same features: a pretext can leave them so small that a plain head hardly learns in its epochs."""
+    """The same features with BatchNorm before the head: a pretext can shrink them until a plain head hardly learns."""
     return replace(
         classifier,
         name=f"{classifier.name}_batchnorm_head",
-        question="Control: is it the features, or that a plain head cannot read features of their scale?",
+        question="Control: does a head with BatchNorm read more from the same features?",
+        compared_with=classifier.name,
         head="batchnorm_linear",
         earlier_accuracy=None,
     )
@@ -207,8 +214,9 @@ def _classifiers_by_pretext_epoch(
     return tuple(
         _classifier(
             f"{pretext.pretext}_classifier_tuned_{epoch}",
-            f"How good are the frozen features after {epoch} epochs of the pretext?",
+            f"Are features after {epoch} epochs of the pretext better than ImageNet features?",
             pretext,
+            compared_with="imagenet_classifier_tuned",
             pretext_epoch=epoch,
             batch_size=batch_size,
             earlier_accuracy=accuracy,
@@ -224,29 +232,31 @@ _ROTATION_BY_EPOCH = _classifiers_by_pretext_epoch(
 _PERTURBATION_BY_EPOCH = _classifiers_by_pretext_epoch(
     _PERTURBATION_TUNED, {3: 0.8446, 6: 0.8265, 10: 0.8157}, batch_size=13, learning_rate=2.018e-4
 )
-_PROBE = supervised.EXPERIMENTS["imagenet_classifier_best"]  # the control, with the same head on the same stages
+_CONTROL = supervised.EXPERIMENTS["imagenet_classifier_best"]  # the same head on the same stages
 
 
-def _best_classifiers(pretext: PretextExperiment, epoch: int) -> tuple[ClassifierExperiment, ClassifierExperiment]:
-    """On an epoch that was chosen on val among the kept ones; and the control for BatchNorm."""
-    best = _classifier(
+def _gentle_classifiers(pretext: PretextExperiment, epoch: int) -> tuple[ClassifierExperiment, ClassifierExperiment]:
+    """On a pretext epoch chosen on val among the saved ones, and the control for BatchNorm."""
+    gentle = _classifier(
         f"{pretext.name}_classifier",
-        "How good are features that a pretext has moved a little, read out as well as they can be?",
+        "Is a gentle pretext, with BatchNorm statistics kept, better than none?",
         pretext,
+        compared_with=_CONTROL.name,
         pretext_epoch=epoch,
         batchnorm="initial",
-        stages=_PROBE.stages,
-        head=_PROBE.head,
-        batch_size=_PROBE.batch_size,
-        train=_PROBE.train,
+        stages=_CONTROL.stages,
+        head=_CONTROL.head,
+        batch_size=_CONTROL.batch_size,
+        train=_CONTROL.train,
     )
     own = replace(
-        best,
-        name=f"{best.name}_own_batchnorm",
-        question="Control: how much of what a pretext spoils are BatchNorm's statistics, and not the weights?",
+        gentle,
+        name=f"{gentle.name}_own_batchnorm",
+        question="Control: do BatchNorm statistics of the pretext harm the features?",
+        compared_with=gentle.name,
         batchnorm="pretext",
     )
-    return best, own
+    return gentle, own
 
 
 _OF_ROTATION = _classifiers_of_the_first_report(_ROTATION, (0.5182, 0.5179, 0.6298))
@@ -258,26 +268,28 @@ _CLASSIFIERS = (
     replace(
         _ROTATION_BY_EPOCH[0],
         name="rotation_classifier_tuned",
-        question="How good are they after the epochs that the second report chose?",
+        question="Are features after the second report's chosen epochs better than ImageNet features?",
         pretext_epoch="last",
         earlier_accuracy=0.8419,
     ),
     replace(
         _ROTATION_BY_EPOCH[0],
         name="rotation_scratch_classifier",
-        question="Control: how good are the features that rotation alone has taught?",
+        question="Control: what does rotation alone teach a random network?",
+        compared_with="random_classifier",
         pretext_run="rotation_scratch",
         pretext_epoch="last",
         initial_weights="random",
     ),
-    *_best_classifiers(_ROTATION_BEST, epoch=2),
+    *_gentle_classifiers(_ROTATION_GENTLE, epoch=2),
     *_OF_PERTURBATION,
     _batchnorm_head(_OF_PERTURBATION[-1]),
     *_PERTURBATION_BY_EPOCH,
     replace(
         _PERTURBATION_BY_EPOCH[0],
         name="perturbation_searched_classifier",
-        question="Does the pretext with the lowest loss give the better features?",
+        question="Does the pretext with the lowest loss give better features?",
+        compared_with="perturbation_classifier_tuned_10",
         pretext_run="perturbation_searched",
         pretext_epoch="best",
         earlier_accuracy=0.4355,
@@ -285,22 +297,23 @@ _CLASSIFIERS = (
     replace(
         _PERTURBATION_BY_EPOCH[0],
         name="perturbation_scratch_classifier",
-        question="Control: how good are the features that perturbation alone has taught?",
+        question="Control: what does perturbation alone teach a random network?",
+        compared_with="random_classifier",
         pretext_run="perturbation_scratch",
         pretext_epoch="last",
         initial_weights="random",
         earlier_accuracy=None,
     ),
-    *_best_classifiers(_PERTURBATION_BEST, epoch=3),
+    *_gentle_classifiers(_PERTURBATION_GENTLE, epoch=3),
 )
 PRETEXT_EXPERIMENTS = {row.name: row for row in _PRETEXTS}
 CLASSIFIER_EXPERIMENTS = {row.name: row for row in _CLASSIFIERS}
 
-# CIFAR-10, of which the lab report of Hernández Ramos (undated) writes.  It names neither optimizer nor batch, nor
-# which weights its classifier keeps: the first rows are plain, and both kinds of classifier are there.
+# CIFAR-10, the subject of the lab report of Hernández Ramos (undated).  It names neither optimizer nor batch size, nor
+# whether its classifier trains the features: the first experiments are plain, and both kinds of classifier are here.
 _CIFAR10_ROTATION = PretextExperiment(
     "cifar10_rotation",
-    "How well is the turn of a small image told after ten epochs?",
+    "How well is the rotation of a small image predicted after ten epochs?",
     data="cifar10",
     network="resnet18",
     initial_weights="random",
@@ -310,13 +323,13 @@ _CIFAR10_ROTATION = PretextExperiment(
     earlier_accuracy=0.5093,
     train=TrainSettings(max_epochs=10, schedule="none"),
 )
-_GIDARIS = TrainSettings(  # as Gidaris et al. 2018 train; `schedule` and `max_epochs` are the row's
+_GIDARIS = TrainSettings(  # of Gidaris et al. 2018, without `schedule` and `max_epochs`
     optimizer="sgd", learning_rate=0.1, momentum=0.9, weight_decay=5e-4
 )
 _CIFAR10_ROTATION_RECIPE = replace(
     _CIFAR10_ROTATION,
     name="cifar10_rotation_recipe",
-    question="Do padded crops, flips and SGD with a cosine teach more in as many epochs (Gidaris et al. 2018)?",
+    question="Do padded crops, flips and SGD with a cosine schedule teach more (Gidaris et al. 2018)?",
     augmentation="padded_crop",
     earlier_accuracy=None,
     train=replace(_GIDARIS, max_epochs=10, schedule="cosine"),
@@ -331,13 +344,13 @@ _CIFAR10_ROTATION_30 = replace(
 _CIFAR10_ROTATION_RESNET34 = replace(
     _CIFAR10_ROTATION_30,
     name="cifar10_rotation_resnet34",
-    question="Is a deeper network worse after 30 epochs, as the lab report has it?",
+    question="Is a deeper network worse after 30 epochs, as the lab report says?",
     network="resnet34",
 )
 _CIFAR10_ROTATION_CIFAR_STEM = replace(
     _CIFAR10_ROTATION,
     name="cifar10_rotation_cifar_stem",
-    question="What does a stem that keeps 32x32 pixels see in three epochs (short: each costs four times as much)?",
+    question="What does a stem that keeps 32x32 pixels learn in three epochs (each costs four times as much)?",
     network="resnet18_cifar",
     earlier_accuracy=None,
     train=TrainSettings(max_epochs=3, schedule="none", precision="bfloat16"),
@@ -345,7 +358,7 @@ _CIFAR10_ROTATION_CIFAR_STEM = replace(
 _CIFAR10_ROTATION_WHOLE = replace(
     _CIFAR10_ROTATION_CIFAR_STEM,
     name="cifar10_rotation_whole",
-    question="For the whole CIFAR-10 on a GPU: what does it teach at the reference's length and recipe?",
+    question="For all of CIFAR-10, on a GPU: how well is rotation predicted with the reference's recipe?",
     augmentation="padded_crop",
     batch_size=512,
     train=replace(_GIDARIS, max_epochs=100, schedule="step", step_epochs=30, step_factor=0.2),
@@ -373,7 +386,8 @@ _CIFAR10_SCRATCH = Experiment(
 _CIFAR10_SCRATCH_TENTH = replace(
     _CIFAR10_SCRATCH,
     name="cifar10_scratch_tenth",
-    question="Control: the same with the labels of a tenth of the images, in twice as many epochs",
+    question="Control: how good is it with a tenth of the labels, in twice as many epochs?",
+    compared_with="cifar10_scratch",
     subset=0.1,
     batch_size=32,
     earlier_accuracy=None,
@@ -382,7 +396,8 @@ _CIFAR10_SCRATCH_TENTH = replace(
 _CIFAR10_SCRATCH_RECIPE = replace(
     _CIFAR10_SCRATCH,
     name="cifar10_scratch_recipe",
-    question="Control: the same with padded crops, flips and SGD with a cosine",
+    question="Control: are padded crops, flips and SGD with a cosine schedule better?",
+    compared_with="cifar10_scratch",
     augmentation="padded_crop",
     earlier_accuracy=None,
     train=_CIFAR10_ROTATION_RECIPE.train,
@@ -390,7 +405,8 @@ _CIFAR10_SCRATCH_RECIPE = replace(
 _CIFAR10_SCRATCH_RESNET34 = replace(
     _CIFAR10_SCRATCH,
     name="cifar10_scratch_resnet34",
-    question="Control: the deeper network in 30 epochs",
+    question="Control: is the deeper network, in 30 epochs, better?",
+    compared_with="cifar10_scratch",
     network="resnet34",
     earlier_accuracy=None,
     train=_CIFAR10_ROTATION_RESNET34.train,
@@ -398,7 +414,8 @@ _CIFAR10_SCRATCH_RESNET34 = replace(
 _CIFAR10_SCRATCH_CIFAR_STEM = replace(
     _CIFAR10_SCRATCH,
     name="cifar10_scratch_cifar_stem",
-    question="Control: the stem that keeps 32x32 pixels, in five epochs (short)",
+    question="Control: is a stem that keeps 32x32 pixels, in five epochs, better?",
+    compared_with="cifar10_scratch",
     network="resnet18_cifar",
     earlier_accuracy=None,
     train=replace(_CIFAR10_ROTATION_CIFAR_STEM.train, max_epochs=5),
@@ -406,15 +423,23 @@ _CIFAR10_SCRATCH_CIFAR_STEM = replace(
 
 
 def _on_cifar10(pretext: PretextExperiment, scratch: Experiment, name: str) -> FineTunedExperiment:
-    """The row `scratch`, begun with a pretext's weights: nothing else differs."""
-    changes = {"name": name, "question": "Does it help to begin with the pretext's weights?", "freeze_features": False}
+    """The experiment `scratch`, started from a pretext's weights: nothing else differs."""
+    changes = {
+        "name": name,
+        "question": "Does fine-tuning from the pretext's weights help?",
+        "compared_with": scratch.name,
+        "freeze_features": False,
+    }
     return FineTunedExperiment(**{**vars(scratch), **changes}, pretext_run=pretext.name)
 
 
-def _frozen_on_cifar10(pretext: PretextExperiment) -> ClassifierExperiment:
+def _frozen_on_cifar10(
+    pretext: PretextExperiment, compared_with: str = "cifar10_rotation_classifier"
+) -> ClassifierExperiment:
     return ClassifierExperiment(
         f"{pretext.name}_classifier",
-        "How good are the pretext's features as they are?",
+        "How good are the pretext's frozen features?",
+        compared_with=compared_with,
         data=pretext.data,
         network=pretext.network,
         initial_weights=pretext.initial_weights,
@@ -426,17 +451,18 @@ def _frozen_on_cifar10(pretext: PretextExperiment) -> ClassifierExperiment:
     )
 
 
-_WITH_PRETEXT = 0.4055  # the lab report's, beside both rows that it may be of
+_WITH_PRETEXT = 0.4055  # of the lab report, beside both experiments that it may describe
 _CIFAR10_CLASSIFIERS = (
     replace(
         _CIFAR10_SCRATCH,
         name="cifar10_random_classifier",
-        question="Control: how good are features that have learned nothing?",
+        question="Control: how good are the features of a random network?",
+        compared_with="",
         freeze_features=True,
         earlier_accuracy=None,
         train=TrainSettings(max_epochs=50, schedule="none"),
     ),
-    replace(_frozen_on_cifar10(_CIFAR10_ROTATION), earlier_accuracy=_WITH_PRETEXT),
+    replace(_frozen_on_cifar10(_CIFAR10_ROTATION, "cifar10_random_classifier"), earlier_accuracy=_WITH_PRETEXT),
     replace(
         _on_cifar10(_CIFAR10_ROTATION, _CIFAR10_SCRATCH, "cifar10_rotation_finetuned"), earlier_accuracy=_WITH_PRETEXT
     ),
@@ -447,7 +473,7 @@ _CIFAR10_CLASSIFIERS = (
     _on_cifar10(_CIFAR10_ROTATION_RECIPE, _CIFAR10_SCRATCH_RECIPE, "cifar10_rotation_recipe_finetuned"),
     _CIFAR10_SCRATCH_RECIPE,
     _frozen_on_cifar10(_CIFAR10_ROTATION_30),
-    _frozen_on_cifar10(_CIFAR10_ROTATION_RESNET34),
+    _frozen_on_cifar10(_CIFAR10_ROTATION_RESNET34, "cifar10_rotation_30_classifier"),
     _on_cifar10(_CIFAR10_ROTATION_RESNET34, _CIFAR10_SCRATCH_RESNET34, "cifar10_rotation_resnet34_finetuned"),
     _CIFAR10_SCRATCH_RESNET34,
     _frozen_on_cifar10(_CIFAR10_ROTATION_CIFAR_STEM),
@@ -458,8 +484,8 @@ _CIFAR10_CLASSIFIERS = (
 
 
 @dataclass(frozen=True)
-class Published:
-    """An accuracy (0 to 1, test images) that others have reported, and what sets it apart from the rows above."""
+class Reported:
+    """An accuracy (0 to 1, test images) that others have reported, and how it differs from the experiments above."""
 
     what: str
     accuracy: float
@@ -469,16 +495,16 @@ class Published:
 
 _LAB_REPORT = "Hernández Ramos (undated)"
 _GIDARIS_2018 = "Gidaris et al. 2018"
-_NOT_TOLD = "chosen on the test images; number of training images, batch and optimizer are not told"
-_WHOLE = "all 50,000 training images, NIN of 4 blocks, 100 epochs"
-CIFAR10_PUBLISHED = (
-    Published("turn, ResNet-18", _CIFAR10_ROTATION.earlier_accuracy, _LAB_REPORT, _NOT_TOLD),
-    Published("class, with the pretext", _WITH_PRETEXT, _LAB_REPORT, f"{_NOT_TOLD}; nor which weights were frozen"),
-    Published("class, from scratch", _CIFAR10_SCRATCH.earlier_accuracy, _LAB_REPORT, _NOT_TOLD),
-    Published("class, frozen block 2, convolutional head", 0.9116, _GIDARIS_2018, _WHOLE),
-    Published("class, supervised", 0.9280, _GIDARIS_2018, _WHOLE),
+_NOT_STATED = "selected on the test images; number of training images, batch size and optimizer are not stated"
+_FULL_SET = "all 50,000 training images, NIN of 4 blocks, 100 epochs"
+CIFAR10_REPORTED = (
+    Reported("rotation, ResNet-18", _CIFAR10_ROTATION.earlier_accuracy, _LAB_REPORT, _NOT_STATED),
+    Reported("class, with the pretext", _WITH_PRETEXT, _LAB_REPORT, f"{_NOT_STATED}; nor which weights were frozen"),
+    Reported("class, from scratch", _CIFAR10_SCRATCH.earlier_accuracy, _LAB_REPORT, _NOT_STATED),
+    Reported("class, frozen block 2, convolutional head", 0.9116, _GIDARIS_2018, _FULL_SET),
+    Reported("class, supervised", 0.9280, _GIDARIS_2018, _FULL_SET),
     *(
-        Published(f"class, frozen block {block}", accuracy, _GIDARIS_2018, _WHOLE)
+        Reported(f"class, frozen block {block}", accuracy, _GIDARIS_2018, _FULL_SET)
         for block, accuracy in enumerate((0.8507, 0.8906, 0.8621, 0.6173), start=1)
     ),
 )
@@ -489,7 +515,7 @@ EXPERIMENTS = {**PRETEXT_EXPERIMENTS, **CLASSIFIER_EXPERIMENTS, **CIFAR10_PRETEX
 
 
 def quick(experiment: Experiment) -> Experiment:
-    """The same code path in seconds on a CPU: tiny images, few of them, few epochs.  Never a number to report."""
+    """The same code path in a second on a CPU: tiny images, few of them, few epochs.  Never a number to report."""
     if experiment.data == "cifar10":
         return _quick_on_cifar10(experiment)
     epochs = 8 if experiment.features_once else 1
@@ -502,30 +528,20 @@ def quick(experiment: Experiment) -> Experiment:
         experiment,
         image_size=32,
         images_per_class=1 if experiment.name.startswith("jigsaw") else 6,  # a jigsaw shows each image 24 times
-        batch_size=16,
+        batch_size=8,  # fits a folder of two classes
         train=replace(experiment.train, max_epochs=epochs),
     )
 
 
 def _quick_on_cifar10(experiment: Experiment) -> Experiment:
-    """Shorter still, since the report has thirty of these runs."""
+    """Shorter still, since the report has about thirty of these runs."""
     images = 4
     if isinstance(experiment, PretextExperiment):  # shows each image four times
         images = 1 if experiment.network.endswith("_cifar") else 2  # without pooling an image costs eight times as much
     return replace(
         experiment,
         images_per_class=images,
-        subset=1.0,  # of so few images a share may be none
+        subset=1.0,  # a fraction of so few images may be none
         batch_size=8,
         train=replace(experiment.train, max_epochs=1, precision="auto"),  # bfloat16 is slow where a CPU emulates it
     )
-
-
-def configure(experiment: Experiment, profile: str, data: str | None = None, weights: str | None = None) -> Experiment:
-    """As `supervised.settings.configure`, for rows of both rooms, with the quick profile of this one."""
-    return supervised.configure(experiment, profile, data, weights, quick)
-
-
-def find(name: str) -> Experiment:
-    """The row of this name; raises ValueError that lists the known names."""
-    return supervised.find(name, EXPERIMENTS)

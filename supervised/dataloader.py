@@ -1,7 +1,7 @@
 """Scenes in batches: transforms, their mean and std, loaders.
 
-The first report's names live on here: its `simple_15SceneData` is the augmentation "basic" and its `load_15SceneData`
-is "advanced" (both as functions below, for notebooks); leaving the crop out is "advanced_without_crop".
+The first report's names stand at the end, for notebooks: `simple_15SceneData` has the augmentation "basic" and
+`load_15SceneData` has "advanced", or "advanced_without_crop" without the crop.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from torchvision.transforms import v2
 from data.image_cache import Scenes, load_splits, locate
 from supervised.settings import BASE, Experiment
 
-EVALUATION_BATCH = 64  # images at least: they need little memory without gradients, and small batches leave a GPU idle
+EVALUATION_BATCH = 64  # images, at least: without gradients they need little memory, and small batches leave a GPU idle
 MEAN = {"squash": (0.5, 0.5, 0.5), "imagenet": (0.485, 0.456, 0.406)}  # of red, green and blue, in 0..1
 STD = {"squash": (0.5, 0.5, 0.5), "imagenet": (0.229, 0.224, 0.225)}
 
 
 class SeededShuffle(Sampler):
-    """Every image once an epoch, in a random order, each with a seed for its own augmentation: (index, seed).
+    """Every image once per epoch, in a random order, each with a seed for its own augmentation: (index, seed).
 
-    What is drawn for an image thus depends on the epoch alone, not on how many workers or processes share the work.
-    The state of `generator` is all that a resumed training needs.
+    The augmentation of an image depends on the epoch alone, not on the number of workers or processes.  The state of
+    `generator` is all that a resumed training needs.
     """
 
     def __init__(self, length: int, seed: int):
@@ -38,14 +38,14 @@ class SeededShuffle(Sampler):
         yield from zip(order.tolist(), seeds.tolist(), strict=True)
 
     def __len__(self):
-        """How many images an epoch has."""
+        """Images per epoch."""
         return self.length
 
 
 class SceneDataset(Dataset):
-    """Scenes as the network takes them.  Item: (image (3, S, S) float32 normalised by the resize rule, label).
+    """Scenes as network input.  Item: (image (3, S, S) float32, normalized for the resize rule, label).
 
-    The key of an item is its index, or (index, seed) where the image is to be augmented.
+    The key of an item is its index, or (index, seed) for an augmented image.
     """
 
     def __init__(self, scenes: Scenes, resize: str, augmentation: Callable | None = None):
@@ -54,7 +54,7 @@ class SceneDataset(Dataset):
         self.augmentation = augmentation
 
     def __len__(self):
-        """How many images there are."""
+        """Number of images."""
         return len(self.scenes)
 
     def __getitem__(self, key):
@@ -63,7 +63,7 @@ class SceneDataset(Dataset):
         return images[0], int(labels[0])
 
     def __getitems__(self, keys):
-        """A whole batch at once, as DataLoader asks for it: images (N, 3, S, S), labels (N,)."""
+        """A batch at once, as DataLoader asks for it: images (N, 3, S, S), labels (N,)."""
         indices = [key if isinstance(key, int) else key[0] for key in keys]
         images = torch.from_numpy(self.scenes.images[indices])
         if self.augmentation is not None:
@@ -74,14 +74,14 @@ class SceneDataset(Dataset):
 
 
 def augment(image: torch.Tensor, augmentation: Callable, seed: int) -> torch.Tensor:
-    """The bytes of one image (C, S, S), changed as the seed draws it: a batch together would share one draw."""
+    """Augment the bytes of one image (C, S, S) by its seed; torchvision draws once for a batch, so it gets one image."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return augmentation(image)
 
 
 def normalise(images: torch.Tensor, resize: str) -> torch.Tensor:
-    """Bytes (N, 1 or 3, S, S) to what the network takes: float32 (N, 3, S, S), channels last, less MEAN, over STD."""
+    """Bytes (N, 1 or 3, S, S) to network input: float32 (N, 3, S, S), channels last, minus MEAN, divided by STD."""
     mean, std = (255 * torch.tensor(values[resize]).view(3, 1, 1) for values in (MEAN, STD))
     images = (images.float() - mean) / std  # one grey channel becomes three here
     return images.contiguous(memory_format=torch.channels_last)
@@ -89,7 +89,7 @@ def normalise(images: torch.Tensor, resize: str) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Loaders:
-    """The loaders of one experiment, each of (images, labels), and what its results have to say of the data.
+    """The loaders of one experiment, each of (images, labels), and a description of the data for its result.
 
     `train` is shuffled and augmented; `train_in_order`, `val` and `test` are neither.
     """
@@ -97,15 +97,15 @@ class Loaders:
     train: DataLoader
     train_in_order: DataLoader
     val: DataLoader
-    test: DataLoader | None  # None where nothing is to look at it
+    test: DataLoader | None  # None where the test images must not be read
     class_names: tuple[str, ...]
     class_weights: torch.Tensor | None  # (classes,), of the loss
     data: dict  # name, fingerprint, images of each split, skipped images
 
     def of_features(self, extract: Callable, device: str = "cpu", train: bool = True) -> "Loaders":
-        """The same batches in the same order, of extract(images) (N, D) instead of images.  Computed here, once.
+        """The same batches in the same order, of extract(images) (N, D) instead of images; computed here, once.
 
-        Without `train`, that loader stays one of images: those that are augmented differ from epoch to epoch.
+        Without `train`, the train loader still yields images, since augmented ones differ from epoch to epoch.
         """
 
         @torch.inference_mode()
@@ -132,7 +132,7 @@ class _FeatureDataset(Dataset):
     """Features (N, D) and labels (N,), under the keys of SceneDataset."""
 
     def __init__(self, features, labels):
-        self.features, self.labels = features.clone(), labels.clone()  # tensors of inference mode cannot be trained on
+        self.features, self.labels = features.clone(), labels.clone()  # inference tensors cannot be trained on
 
     def __len__(self):
         return len(self.labels)
@@ -143,11 +143,11 @@ class _FeatureDataset(Dataset):
 
 
 def build_augmentation(name: str, size: int) -> Callable | None:
-    """Transforms for training, for one image of bytes (C, S, S); None for "basic".
+    """Training transforms for one image of bytes (C, S, S); None for "basic".
 
-    "crop" and "advanced" are the first report's, "padded_crop" is what CIFAR-10 is trained with since He et al. 2016
-    (4 pixels of 32), and "trivial" adds TrivialAugment (Mueller and Hutter 2021) to a random crop and flip.  "mild" is
-    a random crop of at least half the image, and a flip.
+    "crop" and "advanced" are the first report's.  "padded_crop" is the usual augmentation of CIFAR-10 (He et al. 2016:
+    4 pixels of 32).  "trivial" adds TrivialAugment (Mueller and Hutter 2021) to a random crop and flip.  "mild" is a
+    random crop of at least half the image, and a flip.
     """
     if name == "basic":
         return None
@@ -186,9 +186,9 @@ def build_loaders(experiment: Experiment, skip_bad_images: bool = False, progres
 def load_scenes_of(
     experiment: Experiment, skip_bad_images: bool = False, progress: bool = True
 ) -> tuple[dict[str, Scenes], dict]:
-    """The scenes of an experiment by split ("train", "val", "test"), and what its results have to say of them.
+    """The scenes of an experiment by split ("train", "val", "test"), and a description of them for its result.
 
-    Raises what `data.image_cache.locate` and `data.image_cache.load_splits` raise.
+    Raises what `locate` and `load_splits` raise.
     """
     root = locate(experiment.data)
     splits = load_splits(
@@ -217,7 +217,7 @@ def loaders_of(
     class_names: tuple[str, ...],
     class_weights: torch.Tensor | None = None,
 ) -> Loaders:
-    """Loaders of the experiment's batch size: `train` shuffled by its seed, the splits of `in_order` as they are.
+    """Loaders of the experiment's batch size: `train` shuffled by its seed, the splits of `in_order` in order.
 
     Raises ValueError if there are too few images for a batch.
     """
@@ -254,22 +254,22 @@ def _class_weights(experiment: Experiment, class_names: tuple[str, ...]) -> torc
     weights = torch.ones(len(class_names))
     for name, weight in experiment.class_weights:
         if name not in class_names:
-            raise ValueError(f"{experiment.name} weighs class {name!r}, which the data does not have")
+            raise ValueError(f"{experiment.name}: class_weights names {name!r}, which is no class of the data")
         weights[class_names.index(name)] = weight
     return weights
 
 
 def _loader(dataset: Dataset, batch_size: int, sampler: Sampler | None = None) -> DataLoader:
-    # A generator of its own: DataLoader would draw a seed for its workers from the global one, which dropout uses.
+    # A generator of its own: else DataLoader draws its workers' seed from the global one, which dropout uses.
     return DataLoader(
         dataset,
         batch_size,
         sampler=sampler or SequentialSampler(dataset),
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         generator=torch.Generator(),
         drop_last=sampler is not None and len(dataset) % batch_size == 1,  # BatchNorm cannot train on one image
     )
 
 
-def _as_it_is(batch):
+def _identity(batch):
     return batch

@@ -1,8 +1,7 @@
 """EfficientNet-B0 (Tan and Le 2019) or a ResNet (He et al. 2016) with a scene classifier, and initial weights."""
 
-import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from torch import nn
 from torchvision import models as torchvision_models
 from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet34_Weights, WeightsEnum
 
-from helper_functions import fold_batchnorm, load_plain
+from data.files import digest_of_file, load_plain
+from helper_functions import fold_batchnorm
 from supervised.settings import Experiment
 
 _RESNET_WIDTHS = (64, 64, 128, 256, 512)
@@ -22,12 +22,12 @@ STAGE_WIDTHS = {  # channels after each stage of `features`
     "resnet18_cifar": _RESNET_WIDTHS,
     "resnet34_cifar": _RESNET_WIDTHS,
 }
-PUBLISHED = {
+TORCHVISION_WEIGHTS = {
     "efficientnet_b0": EfficientNet_B0_Weights.IMAGENET1K_V1,
     "resnet18": ResNet18_Weights.IMAGENET1K_V1,
     "resnet34": ResNet34_Weights.IMAGENET1K_V1,
 }
-# What is in a weights file that has been seen before, by the first 8 digits of its SHA-256.
+# Provenance of known weight files, by the first 8 digits of their SHA-256.
 KNOWN_WEIGHTS = {
     "7f5810bc": "ImageNet (torchvision IMAGENET1K_V1)",
     "4ce8c47e": "ImageNet features, BatchNorm statistics re-estimated",
@@ -38,8 +38,8 @@ class SceneClassifier(nn.Module):
     """Images (N, 3, S, S) to logits (N, num_classes): `features` and `classifier`, named as in torchvision.
 
     `features` is a sequence of stages, see `build_features`; `stages` are those whose pooled maps the head sees.
-    Frozen features, or the first so many `frozen_stages` of them, neither take gradients nor leave eval mode: in train
-    mode BatchNorm would go on learning its statistics, and stochastic depth would drop blocks.
+    Frozen features, or the first `frozen_stages` of them, take no gradients and stay in eval mode: in train mode
+    BatchNorm would update its statistics and stochastic depth would drop blocks.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class SceneClassifier(nn.Module):
     def pooled_features(self, images: torch.Tensor) -> torch.Tensor:
         """Images (N, 3, S, S) to the mean of each map of the head's stages: (N, 1280) for the last one alone.
 
-        With flip averaging, in eval mode, they are the mean of an image's and its mirror image's; of a linear head that
-        gives the mean of their logits.
+        With horizontal-flip test-time augmentation, in eval mode, the features of an image and of its flipped copy are
+        averaged; for a linear head that averages their logits.
         """
         if self.flip_tta and not self.training:
-            mirrored = self._pool(images.flip(-1))  # before the image itself, whose maps hooks then keep as the last
-            return (self._pool(images) + mirrored) / 2
+            flipped = self._pool(images.flip(-1))  # first, so that hooks see the image itself last
+            return (self._pool(images) + flipped) / 2
         return self._pool(images)
 
     def _pool(self, images: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,7 @@ class SceneClassifier(nn.Module):
         return torch.cat(pooled, dim=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (N, 3, S, S), or what `pooled_features` gave of them (N, D), to logits (N, num_classes)."""
+        """Images (N, 3, S, S), or their `pooled_features` (N, D), to logits (N, num_classes)."""
         return self.classifier(images if images.dim() == 2 else self.pooled_features(images))
 
     def train(self, mode: bool = True):
@@ -94,11 +94,10 @@ class SceneClassifier(nn.Module):
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution that is float32 within bfloat16 training on a CPU, and else as any other.
+    """A depthwise convolution that computes in float32 within bfloat16 training on a CPU.
 
-    Its gradients in bfloat16 are several times slower there than in float32, most of all those of 5x5 kernels and of
-    strides of 2, which makes all of the training slower than in float32; without them it is a fifth faster
-    (benchmarks/training_step.csv).
+    Its bfloat16 gradients are several times slower there than those in float32, and would make all of the training
+    slower than in float32.  Without them it is a fifth faster (benchmarks/training_step.csv).
     """
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -113,15 +112,15 @@ class DepthwiseConv2d(nn.Conv2d):
 def build_features(network: str) -> nn.Sequential:
     """The stages of a network without its classifier, with random weights.
 
-    EfficientNet-B0's are torchvision's `features`.  A ResNet's are `stem` and torchvision's `layer1` to `layer4`; for
-    CIFAR the stem is one convolution of 3x3 without a pooling after it (He et al. 2016, section 4.2), since
-    torchvision's would leave a map of 8x8 of an image of 32x32.
+    EfficientNet-B0's are torchvision's `features`.  A ResNet's are `stem` and torchvision's `layer1` to `layer4`.  For
+    CIFAR the stem is one 3x3 convolution without pooling (He et al. 2016, section 4.2): torchvision's stem would reduce
+    an image of 32x32 to a map of 8x8.
     """
     if network == "efficientnet_b0":
         features = torchvision_models.efficientnet_b0(weights=None).features
         for module in features.modules():
             if isinstance(module, nn.Conv2d) and module.groups > 1:
-                module.__class__ = DepthwiseConv2d  # a new one would draw weights, and so change what a seed gives
+                module.__class__ = DepthwiseConv2d  # a new module would draw weights, and change what a seed gives
         return features
     resnet = getattr(torchvision_models, network.removesuffix("_cifar"))(weights=None)
     stem = OrderedDict(conv1=resnet.conv1, bn1=resnet.bn1, relu=resnet.relu, maxpool=resnet.maxpool)
@@ -136,8 +135,8 @@ def build_features(network: str) -> nn.Sequential:
 def build_head(head: str, num_classes: int, num_features: int = STAGE_WIDTHS["efficientnet_b0"][-1]) -> nn.Sequential:
     """The first report's classifiers, "shallow" (its Model1, torchvision's own) and "deep" (Model2), or a linear probe.
 
-    The probe, "batchnorm_linear", has a BatchNorm without weights before its one layer, as in He et al. 2022 (MAE): stages
-    of different scale then count alike.
+    "batchnorm_linear" is a linear probe with a BatchNorm without affine parameters before its layer, as in He et al.
+    2022 (MAE), so that stages of different scale count alike.
     """
     if head == "shallow":
         return nn.Sequential(nn.Dropout(0.2), nn.Linear(num_features, num_classes))
@@ -155,51 +154,61 @@ def build_head(head: str, num_classes: int, num_features: int = STAGE_WIDTHS["ef
     )
 
 
-class Teachers(nn.Module):
-    """Images (N, 3, S, S) to those to learn from, and the mean of what the networks say of them: (N, classes).
+class Distillation(nn.Module):
+    """The objective of a distilled network: cross-entropy with the mean probabilities of its teachers.
 
-    With mixup, each image becomes a mixture with the one before it in the batch, of which it takes a share drawn
-    between 0 and a half (after Zhang et al. 2018): on images that they have learned by heart, teachers say little more
-    than the label.  The networks stay as they are, in eval mode.
+    Called as `helper_functions.CrossEntropy` is.  The teachers stay in eval mode and see the same pixels as the
+    student.  With mixup, each image is mixed with the one before it in the batch, which contributes a share between 0
+    and a half (after Zhang et al. 2018): on images that they have memorized, teachers say little more than the label.
     """
 
-    def __init__(self, networks: Sequence[SceneClassifier], mixup: bool):
+    def __init__(self, teachers: Sequence[SceneClassifier], mixup: bool, label_smoothing: float = 0.0):
         super().__init__()
-        self.networks = nn.ModuleList(fold_batchnorm(network) for network in networks).eval().requires_grad_(False)
-        for network in self.networks:  # what they say of a mirrored image counts where the network sees it mirrored
-            network.flip_tta = False
+        self.teachers = nn.ModuleList(fold_batchnorm(teacher) for teacher in teachers).eval().requires_grad_(False)
+        for teacher in self.teachers:  # the student sees one view of an image, so its teachers see that one alone
+            teacher.flip_tta = False
         self.mixup = mixup
+        self.label_smoothing = label_smoothing
+
+    def forward(self, model, images, labels):
+        """Losses (N,), weights (N,) and logits (N, classes), float32; the labels are not used."""
+        images, probabilities = self.targets(images)
+        logits = model(images).float()
+        losses = nn.functional.cross_entropy(
+            logits, probabilities, reduction="none", label_smoothing=self.label_smoothing
+        )
+        return losses, torch.ones_like(losses), logits
 
     @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The images, mixed or not, and the probabilities, float32."""
+    def targets(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images, mixed if asked for, and the teachers' mean probabilities (N, classes), float32."""
         if self.mixup:
             shares = torch.rand(len(images), 1, 1, 1) / 2  # on the CPU, whose generator a resumed training restores
             images = torch.lerp(images, images.roll(1, dims=0), shares.to(images.device))
-        logits = torch.stack([network(images).float() for network in self.networks])
+        logits = torch.stack([teacher(images).float() for teacher in self.teachers])
         return images, logits.softmax(dim=2).mean(dim=0)
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Weights of `features.*` to begin with (None: random), and the words for them that stand in every result."""
+    """Weights of `features.*` to start from (None: random), and their provenance, which stands in every result."""
 
     state_dict: dict[str, torch.Tensor] | None
-    source: dict[str, str]
+    provenance: dict[str, str]
 
 
 def load_initial_weights(weights: str, network: str = "efficientnet_b0") -> InitialWeights:
     """Initial weights by name or file: "random", "imagenet" (torchvision's, downloaded once), or a state dict's path.
 
-    Raises FileNotFoundError for a missing file, ValueError for one without the network's features or a network of
-    which none are published, and ConnectionError if the download fails: nothing else is then used in its place.
+    Raises FileNotFoundError for a missing file, ValueError for a file without the network's features or for a network
+    without torchvision weights, and ConnectionError if the download fails.  There is no silent fallback.
     """
     if weights == "random":
         return InitialWeights(None, {"weights": "random"})
     if weights == "imagenet":
-        if network not in PUBLISHED:
-            raise ValueError(f"there are no published ImageNet weights of {network}; begin with --weights random")
-        path = _download(PUBLISHED[network])
+        if network not in TORCHVISION_WEIGHTS:
+            raise ValueError(f"torchvision has no ImageNet weights for {network}; use --weights random")
+        path = _download(TORCHVISION_WEIGHTS[network])
     else:
         path = Path(weights)
         if not path.is_file():
@@ -207,11 +216,11 @@ def load_initial_weights(weights: str, network: str = "efficientnet_b0") -> Init
     try:
         state_dict = dict(load_plain(path))
     except Exception as error:
-        raise ValueError(f"{path} is not a state dict that can be opened safely ({type(error).__name__})") from error
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        raise ValueError(f"{path} cannot be loaded safely as a state dict ({type(error).__name__})") from error
+    digest = digest_of_file(path)
     return InitialWeights(
         state_dict=_features_of(state_dict, path, network),
-        source={"weights": KNOWN_WEIGHTS.get(digest[:8], "a file of the user's"), "file": path.name, "sha256": digest},
+        provenance={"weights": KNOWN_WEIGHTS.get(digest[:8], "a user's file"), "file": path.name, "sha256": digest},
     )
 
 
@@ -229,10 +238,10 @@ def classifier_of(experiment: Experiment, num_classes: int) -> SceneClassifier:
 
 
 def build_model(experiment: Experiment, loaders) -> tuple[SceneClassifier, dict[str, str]]:
-    """The experiment's network with its initial weights, and the words for these weights.
+    """The experiment's network with its initial weights, and the provenance of these weights.
 
-    `loaders` (supervised.dataloader.Loaders) gives the classes and, where the features are random and frozen, the
-    images to set BatchNorm by.  The head draws its weights from torch's global generator.  Raises what
+    `loaders` (supervised.dataloader.Loaders) give the classes, and the images to estimate BatchNorm's statistics with
+    where the features are random and frozen.  The head draws its weights from torch's global generator.  Raises what
     `load_initial_weights` raises.
     """
     initial = load_initial_weights(experiment.initial_weights, experiment.network)
@@ -240,62 +249,47 @@ def build_model(experiment: Experiment, loaders) -> tuple[SceneClassifier, dict[
     if initial.state_dict is not None:
         model.features.load_state_dict(initial.state_dict)
     elif experiment.freeze_features:
-        calibrate_batchnorm(model.features, loaders.train)  # shuffled: a batch of one class is no sample
-    return model, initial.source
-
-
-def build_teacher(experiment: Experiment, loaders, load_run: Callable) -> tuple[Teachers | None, dict]:
-    """The teachers of a `DistilledExperiment` and the words for them; (None, {}) of any other row.
-
-    `load_run(name, seed)` gives the row of a run, its weights (a state dict) and the words for these.
-    """
-    if not experiment.has_teachers:
-        return None, {}
-    networks, words = [], []
-    for seed in experiment.teacher_seeds:
-        row, weights, source = load_run(experiment.teacher_run, seed)
-        network = classifier_of(row, len(loaders.class_names))
-        network.load_state_dict(weights)
-        networks.append(network)
-        words.append(source)
-    return Teachers(networks, experiment.mixup), {"of_seeds": list(experiment.teacher_seeds), "runs": words}
+        estimate_batchnorm(model.features, loaders.train)  # shuffled, since a batch of one class is no sample
+    return model, initial.provenance
 
 
 @torch.no_grad()
-def calibrate_batchnorm(features: nn.Module, loader):
-    """Set BatchNorm's running statistics to those of the loader's images; everything else stays in eval mode.
+def estimate_batchnorm(model: nn.Module, batches: Iterable, norms: Sequence[nn.Module] | None = None):
+    """Set BatchNorm's running statistics to those of the batches; everything else runs in eval mode, as all is left.
 
-    Without it the activations of a random network vanish from layer to layer in eval mode, and its features do not
-    depend on the image.  torch.optim.swa_utils.update_bn would leave stochastic depth on.
+    `batches` are images (N, 3, S, S), or tuples that begin with them.  `norms` are BatchNorm layers of the model, by
+    default every BatchNorm2d.  Without this, activations of a random network vanish from layer to layer in eval mode,
+    and its features do not depend on the image.  torch.optim.swa_utils.update_bn would leave stochastic depth on.
     """
-    norms = [module for module in features.modules() if isinstance(module, nn.BatchNorm2d)]
+    if norms is None:
+        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
-    features.eval()
+    model.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over batches
         norm.train()
-    for images, _ in loader:
-        features(images)
-    features.eval()
+    for batch in batches:
+        model(batch if isinstance(batch, torch.Tensor) else batch[0])
+    model.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
 
-def _download(published: WeightsEnum) -> Path:
-    """The file of published weights in torch's own cache, downloaded and checked if it is not there yet."""
+def _download(weights: WeightsEnum) -> Path:
+    """The file of torchvision's weights in torch's own cache, downloaded and checked if it is not there yet."""
     try:
-        published.get_state_dict(progress=True, check_hash=True)
+        weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise ConnectionError(
-            f"the ImageNet weights could not be downloaded from {published.url} ({error}); "
-            "give a file with --weights PATH, or begin with --weights random"
+            f"the ImageNet weights could not be downloaded from {weights.url} ({error}); "
+            "give a file with --weights PATH, or use --weights random"
         ) from error
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
 
 
 def _features_of(state_dict: dict, path: Path, network: str) -> dict[str, torch.Tensor]:
-    """The features' entries under the names of `build_features`; every one there, of its shape, and finite."""
+    """The features' tensors under the names of `build_features`; checks names, shapes and that all is finite."""
     expected = build_features(network).state_dict()
     found = {}
     for name, tensor in expected.items():

@@ -1,13 +1,14 @@
-"""The supervised experiments, one row each: the first report's seven, the second's one, and the controls.
+"""The supervised experiments, one frozen dataclass each: the first report's seven, the second's one, the controls.
 
-A row states only how it differs from its base.  Zioło (undated) is the first report, Deceuninck 2023 the second.
-The nature scenes have a table of their own, after two reports on ResNet-18: Berezin 2023, and "DF" (undated).
+An experiment states only how it differs from its base, its question, and the experiment it is compared with.
+Zioło (undated) is the first report, Deceuninck 2023 the second.  The nature scenes have a table of their own, after two
+reports on ResNet-18: Berezin 2023 and "DF" (undated).
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from data.image_cache import RESIZE_RULES
 from helper_functions import TrainSettings
 
 NETWORKS = {  # how many stages the features of each have, counted from 0
@@ -19,40 +20,47 @@ NETWORKS = {  # how many stages the features of each have, counted from 0
 }
 HEADS = ("shallow", "deep", "batchnorm_linear")
 AUGMENTATIONS = ("basic", "crop", "advanced", "advanced_without_crop", "padded_crop", "trivial", "mild")
-CROPS = ("crop", "advanced", "trivial", "mild")  # those that crop at random and resize
-RESIZE_RULES = ("squash", "imagenet")
+CROPS = ("crop", "advanced", "trivial", "mild")  # the augmentations with a random resized crop
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One row.  A value that makes no sense raises ValueError naming the row, the field and the value."""
+    """Everything that defines one training.
+
+    Raises ValueError naming the experiment, the field and the value where a value makes no sense.
+    """
 
     name: str  # key, file stem of checkpoint and result, label in figures
-    question: str  # what this row is there to answer
+    question: str  # what this experiment is there to answer
+    compared_with: str = ""  # the experiment that differs in the one thing asked; "": none
     data: str = "15scene"  # a name that data.prepare knows, or a folder
     network: str = "efficientnet_b0"  # one of NETWORKS
     initial_weights: str = "imagenet"  # or "random", or the file of a state dict
-    freeze_features: bool = False  # train the head alone, on features that stay as they are
-    frozen_stages: int = 0  # so many of the first stages stay as they are, and the others are trained
-    head: str = "shallow"
-    stages: tuple[int, ...] = (8,)  # of `features`: the head sees the mean of each of their maps
-    augmentation: str = "basic"
-    resize: str = "squash"
+    freeze_features: bool = False  # train the head alone
+    frozen_stages: int = 0  # number of first stages that stay frozen while the others are trained
+    head: str = "shallow"  # one of HEADS
+    stages: tuple[int, ...] = (8,)  # of `features`: the head sees the pooled maps of each
+    augmentation: str = "basic"  # one of AUGMENTATIONS
+    resize: str = "squash"  # one of RESIZE_RULES
     image_size: int = 224  # pixels, square
-    crop_size: int | None = None  # pixels of what a random crop is resized to in training; None: image_size
-    flip_tta: bool = False  # in eval mode the features are the mean of the image's and its mirror image's
-    images_per_class: int | None = None  # at most so many of each split; None: all
-    subset: float = 1.0  # this share of each class of train and val, drawn by `seed`
-    class_weights: tuple[tuple[str, float], ...] = ()  # (class, weight in the loss); a class not named weighs 1
-    batch_size: int = 32
+    crop_size: int | None = None  # pixels of a random crop after its resize, in training; None: image_size
+    flip_tta: bool = False  # horizontal-flip test-time augmentation: features of image and flipped image averaged
+    images_per_class: int | None = None  # at most, of each split; None: all
+    subset: float = 1.0  # fraction of each class of train and val, sampled by `seed`
+    class_weights: tuple[tuple[str, float], ...] = ()  # (class, weight in the loss); other classes weigh 1
+    batch_size: int = 32  # global, over all processes
     seed: int = 0
-    save_epochs: tuple[int | str, ...] = ()  # epochs whose weights are kept besides the best, "last" may be among them
-    earlier_accuracy: float | None = None  # what the earlier report gave (15-Scene: on all 2,985 validation images)
+    save_epochs: tuple[int | str, ...] = ()  # epochs whose weights are saved besides the best; "last" is allowed
+    earlier_accuracy: float | None = None  # of the earlier report (15-Scene: on all 2,985 validation images)
     train: TrainSettings = field(default_factory=TrainSettings)
     has_teachers: ClassVar[bool] = False
 
     def __post_init__(self):
         """Refuse what cannot be run."""
+        self._check_names()
+        self._check_numbers()
+
+    def _check_names(self):
         for name, known in (
             ("network", NETWORKS),
             ("head", HEADS),
@@ -63,15 +71,17 @@ class Experiment:
                 raise ValueError(
                     f"{self.name}: {name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}"
                 )
+
+    def _check_numbers(self):
         last = NETWORKS[self.network] - 1
         if not self.stages or sorted(set(self.stages) & set(range(last + 1))) != list(self.stages):
             raise ValueError(
-                f"{self.name}: stages is {self.stages}; name stages of {self.network}, 0 to {last}, each once, in order"
+                f"{self.name}: stages is {self.stages}; stages of {self.network} are 0 to {last}, each once, in order"
             )
         if not 0 <= self.frozen_stages <= last or (self.frozen_stages and self.freeze_features):
             raise ValueError(
                 f"{self.name}: frozen_stages is {self.frozen_stages}; it must be 0 to {last}, "
-                "and 0 where freeze_features is on, which freezes all"
+                "and 0 where freeze_features is on, which freezes every stage"
             )
         if self.image_size < 32:
             raise ValueError(f"{self.name}: image_size is {self.image_size}; {self.network} needs at least 32 pixels")
@@ -89,43 +99,45 @@ class Experiment:
 
     @property
     def features_once(self) -> bool:
-        """Whether every epoch would see the same features, so that computing them once is enough."""
+        """Whether every epoch sees the same features, so that computing them once is enough."""
         return self.freeze_features and self.augmentation == "basic"
 
 
 @dataclass(frozen=True)
 class DistilledExperiment(Experiment):
-    """A network that learns what others, its teachers, say of its training images, and not their labels.
+    """A network distilled from an ensemble: it learns the teachers' mean probabilities, not the labels.
 
-    After Hinton et al. 2015.  Teachers see the very pixels that it sees, crop, flip and mixture (Beyer et al. 2022).
+    After Hinton et al. 2015.  Teachers see the same augmented pixels as the student (Beyer et al. 2022).
     """
 
-    teacher_run: str = ""  # the name of a row
-    teacher_seeds: tuple[int, ...] = ()  # of its runs, each at its best epoch; the mean of their probabilities counts
-    mixup: bool = False  # each image is mixed with another of its batch, of which it takes up to a half
+    teacher_run: str = ""  # the name of an experiment
+    teacher_seeds: tuple[int, ...] = ()  # of its runs, each at its best epoch; their probabilities are averaged
+    mixup: bool = False  # each image is mixed with another one of its batch, which contributes up to a half
     has_teachers: ClassVar[bool] = True
 
     def __post_init__(self):
         """Refuse what cannot be run."""
         super().__post_init__()
         if self.freeze_features:
-            raise ValueError(f"{self.name}: freeze_features is on; a network that has teachers learns features")
+            raise ValueError(f"{self.name}: freeze_features cannot be combined with distillation")
         if self.class_weights:
-            raise ValueError(f"{self.name}: class_weights weigh labels, in whose place the teachers' words stand")
+            raise ValueError(f"{self.name}: class_weights cannot be combined with distillation")
 
 
 BASE = Experiment("supervised_1", "How far does plain fine-tuning of ImageNet weights get?", earlier_accuracy=0.9289)
 _AUGMENTED = replace(
     BASE,
     name="supervised_2",
-    question="Does augmentation stop the overfitting, and does it raise the accuracy?",
+    question="Does augmentation raise the accuracy?",
+    compared_with="supervised_1",
     augmentation="advanced",
     earlier_accuracy=0.9185,
 )
 _FROZEN = replace(
     BASE,
     name="imagenet_classifier",
-    question="Control: how good are ImageNet features as they are?",
+    question="Control: how good are frozen ImageNet features?",
+    compared_with="random_classifier",
     freeze_features=True,
     earlier_accuracy=None,
     train=TrainSettings(max_epochs=50),
@@ -133,7 +145,8 @@ _FROZEN = replace(
 _AUGMENTED_STRONGLY = replace(
     BASE,
     name="supervised_augmented",
-    question="Do strong augmentation and averaged weights reach in 12 epochs what a low learning rate does in 40?",
+    question="Do strong augmentation and EMA reach in 12 epochs what a low learning rate does in 40?",
+    compared_with="supervised_tuned",
     augmentation="trivial",
     resize="imagenet",
     earlier_accuracy=None,
@@ -151,40 +164,44 @@ _AUGMENTED_STRONGLY = replace(
 _FOUR_STAGES = replace(
     BASE,
     name="supervised_four_stages",
-    question="Does a head on four stages, with mild augmentation, do better?",
+    question="Is a head on four stages, with mild augmentation, better?",
+    compared_with="supervised_augmented",
     augmentation="mild",
     resize="imagenet",
     image_size=288,
-    crop_size=224,  # crops are enlarged, whole images are not: they look as large at 288 (Touvron et al. 2019)
+    crop_size=224,  # a random crop enlarges objects; at test time 288 pixels do so (Touvron et al. 2019)
     flip_tta=True,
     stages=(5, 6, 7, 8),
     head="batchnorm_linear",
     earlier_accuracy=None,
     train=replace(_AUGMENTED_STRONGLY.train, learning_rate=1e-3, backbone_lr_factor=0.25, warmup_epochs=1),
 )
-_BEST = replace(
+_SHORT = replace(
     _FOUR_STAGES,
     name="supervised_short",
-    question="What do larger pictures add to that, with first stages that stay as they are?",
+    question="What do larger images add, with the first four stages frozen?",
+    compared_with="supervised_four_stages",
     image_size=352,
     crop_size=288,
     frozen_stages=4,  # trains twice as fast
     train=replace(_FOUR_STAGES.train, max_epochs=8),  # of 10 the fifth was the best on val: 0.945
 )
-_LONGER = replace(
-    _BEST,
+_LONG = replace(
+    _SHORT,
     name="supervised_long",
-    question="What do more than twice as many epochs give?",  # as many as distilled has
-    train=replace(_BEST.train, max_epochs=20),
+    question="What do 20 epochs add to 8?",
+    compared_with="supervised_short",
+    train=replace(_SHORT.train, max_epochs=20),
 )
 _DISTILLED = DistilledExperiment(
     **{
-        **vars(_LONGER),
+        **vars(_LONG),
         "name": "distilled",
-        "question": "Can one network learn what three of them know together, from the same images?",
-        "train": replace(_LONGER.train, label_smoothing=0.0),  # what the teachers say is smooth
+        "question": "Is a network distilled from an ensemble of three better than one trained on labels for as long?",
+        "compared_with": "supervised_long",
+        "train": replace(_LONG.train, label_smoothing=0.0),  # the teachers' probabilities are smooth
     },
-    teacher_run=_BEST.name,
+    teacher_run=_SHORT.name,
     teacher_seeds=(2, 3, 4),
     mixup=True,
 )
@@ -195,6 +212,7 @@ _TABLE = (
         _AUGMENTED,
         name="supervised_3",
         question="Does a deeper classifier help?",
+        compared_with="supervised_2",
         head="deep",
         earlier_accuracy=0.9135,
     ),
@@ -202,6 +220,7 @@ _TABLE = (
         _AUGMENTED,
         name="supervised_4",
         question="Do weights in the loss help the classes that are mistaken most?",
+        compared_with="supervised_2",
         class_weights=(("coast", 1.5), ("mountain", 1.5), ("opencountry", 1.5)),
         earlier_accuracy=0.9219,
     ),
@@ -209,20 +228,23 @@ _TABLE = (
         _AUGMENTED,
         name="supervised_5",
         question="Does SGD do as well as Adam at the same learning rate?",
+        compared_with="supervised_2",
         train=replace(_AUGMENTED.train, optimizer="sgd"),
         earlier_accuracy=0.7051,
     ),
     replace(
         _AUGMENTED,
         name="supervised_6",
-        question="Does a ten times higher learning rate learn faster (in 12 epochs, of the report's 30)?",
+        question="Does a ten times higher learning rate learn faster (12 epochs; the report has 30)?",
+        compared_with="supervised_2",
         train=replace(_AUGMENTED.train, learning_rate=0.01, max_epochs=12, step_epochs=4),
         earlier_accuracy=0.7269,
     ),
     replace(
         _AUGMENTED,
         name="supervised_final",
-        question="How good is the first report's choice: class weights, and augmentation without the crop?",
+        question="Is the first report's choice better: class weights, and augmentation without the crop?",
+        compared_with="supervised_2",
         augmentation="advanced_without_crop",
         class_weights=(("coast", 1.5), ("mountain", 1.5), ("opencountry", 1.5)),
         earlier_accuracy=0.9300,
@@ -230,7 +252,8 @@ _TABLE = (
     replace(
         BASE,
         name="supervised_tuned",
-        question="How good is the second report's choice: a searched, far lower learning rate?",
+        question="Is the second report's choice better: a searched, far lower learning rate?",
+        compared_with="supervised_final",
         resize="imagenet",
         batch_size=16,
         train=TrainSettings(max_epochs=40, learning_rate=2.405e-5, schedule="none"),
@@ -238,14 +261,15 @@ _TABLE = (
     ),
     _AUGMENTED_STRONGLY,
     _FOUR_STAGES,
-    _BEST,
-    _LONGER,
+    _SHORT,
+    _LONG,
     _DISTILLED,
     _FROZEN,
     replace(
         _FROZEN,
         name="imagenet_classifier_tuned",
-        question="Control: how good are they with the second report's way of resizing and its searched head?",
+        question="Control: how good are they with the second report's resize rule and its searched head?",
+        compared_with="imagenet_classifier",
         resize="imagenet",
         batch_size=16,
         train=TrainSettings(max_epochs=40, learning_rate=1.320e-3, schedule="none"),
@@ -253,7 +277,8 @@ _TABLE = (
     replace(
         _FROZEN,
         name="imagenet_classifier_best",
-        question="Control: how good are ImageNet features read out as well as they can be, from four stages?",
+        question="Control: how close do frozen ImageNet features of four stages come to fine-tuning?",
+        compared_with="supervised_long",
         resize="imagenet",
         stages=(5, 6, 7, 8),  # on val: 0.925, the last one alone 0.911 (logistic regression)
         head="batchnorm_linear",
@@ -263,87 +288,97 @@ _TABLE = (
     replace(
         _FROZEN,
         name="random_classifier",
-        question="Control: how good are the features of a network that has learned nothing?",
+        question="Control: how good are the features of a random network?",
+        compared_with="",
         initial_weights="random",
     ),
 )
 EXPERIMENTS = {row.name: row for row in _TABLE}
 
-# What each means of `supervised_short` gives: the same row without it, or with another in its place.
-_MEANS = (
+# Ablations of `supervised_short`: one change each.
+_ABLATIONS = (
     replace(
-        _BEST,
+        _SHORT,
         name="supervised_short_one_stage",
-        question="What does a head on four stages give?",
+        question="What does a head on four stages add to one on the last stage?",
+        compared_with="supervised_short",
         stages=(8,),
     ),
     replace(
-        _BEST,
+        _SHORT,
         name="supervised_short_smaller_images",
-        question="What do the larger pictures give?",
+        question="What do larger images add?",
+        compared_with="supervised_short",
         image_size=288,
         crop_size=224,
     ),
     replace(
-        _BEST,
+        _SHORT,
         name="supervised_short_all_stages_trained",
-        question="Would it be better to train the first stages too?",
+        question="Is it better to train the first stages too?",
+        compared_with="supervised_short",
         frozen_stages=0,
     ),
     replace(
-        _BEST,
+        _SHORT,
         name="supervised_short_strong_augmentation",
-        question="Would stronger augmentation be better?",
+        question="Is stronger augmentation better?",
+        compared_with="supervised_short",
         augmentation="trivial",
     ),
     replace(
-        _BEST,
+        _SHORT,
         name="supervised_short_without_ema",
-        question="What does the averaging of weights give?",
-        train=replace(_BEST.train, ema_decay=0.0),
+        question="What does EMA add?",
+        compared_with="supervised_short",
+        train=replace(_SHORT.train, ema_decay=0.0),
     ),
     replace(
-        _BEST,
+        _SHORT,
         name="supervised_short_without_smoothing",
-        question="What do smoothed labels give?",
-        train=replace(_BEST.train, label_smoothing=0.0),
+        question="What does label smoothing add?",
+        compared_with="supervised_short",
+        train=replace(_SHORT.train, label_smoothing=0.0),
     ),
     replace(
-        _BEST,
+        _SHORT,
         name="supervised_short_one_learning_rate",
-        question="What does a lower learning rate of the features than of the head give?",
-        train=replace(_BEST.train, backbone_lr_factor=1.0),
+        question="What does a lower learning rate of the backbone add?",
+        compared_with="supervised_short",
+        train=replace(_SHORT.train, backbone_lr_factor=1.0),
     ),
-    _LONGER,
 )
-MEANS_EXPERIMENTS = {row.name: row for row in _MEANS}
+ABLATIONS = {row.name: row for row in _ABLATIONS}
 
-# The same of `distilled`.
-_TEACHING = (
+# Ablations of `distilled`, and twice its epochs.
+_DISTILLATION_ABLATIONS = (
     replace(
         _DISTILLED,
         name="distilled_without_mixup",
-        question="What does it give that teachers and network see mixed images?",
+        question="What does mixup add?",
+        compared_with="distilled",
         mixup=False,
     ),
     replace(
         _DISTILLED,
         name="distilled_strong_augmentation",
-        question="Would stronger augmentation be better with teachers?",
+        question="Is stronger augmentation better in distillation?",
+        compared_with="distilled",
         augmentation="trivial",
     ),
     replace(
         _DISTILLED,
         name="distilled_long",
-        question="Would twice as many epochs be better with teachers?",
+        question="Are twice as many epochs better in distillation?",
+        compared_with="distilled",
         train=replace(_DISTILLED.train, max_epochs=40),
     ),
 )
-TEACHING_EXPERIMENTS = {row.name: row for row in _TEACHING}
+DISTILLATION_ABLATIONS = {row.name: row for row in _DISTILLATION_ABLATIONS}
 
 # The two reports on the nature scenes: ResNet-18, Adam and SGD, learning rates 0.01 and 0.001, from random and from
 # ImageNet weights, at 80 pixels (DF) and 224 (Berezin).  Neither names a momentum, a schedule or an augmentation.
-# DF trained for 5 epochs, later for 10, Berezin for up to 35: here few, since rows are to be told apart.
+# DF trained for 5 epochs, later for 10, Berezin for up to 35.  Few epochs are enough to compare settings.
 _RESNET = Experiment(
     "nature_resnet18_sgd_1e-2",
     "How far does ResNet-18 get from random weights in 5 epochs at 80 pixels?",
@@ -359,14 +394,16 @@ _RESNET_FINE_TUNED = replace(
     _RESNET,
     name="nature_resnet18_imagenet_sgd_1e-2",
     question="How far does ResNet-18 get from ImageNet weights at 224 pixels?",
+    compared_with="nature_resnet18_sgd_1e-2_224",
     initial_weights="imagenet",
     image_size=224,
     earlier_accuracy=0.97,
 )
-_EFFICIENTNET = replace(  # 3 epochs: to tell sizes and optimizers apart, not to be the best
+_EFFICIENTNET = replace(  # 3 epochs: enough to compare sizes and optimizers
     _RESNET,
     name="nature_efficientnet_sgd_1e-2",
     question="How far does EfficientNet-B0 get from ImageNet weights in 3 epochs at 80 pixels?",
+    compared_with="",
     network="efficientnet_b0",
     initial_weights="imagenet",
     stages=(8,),
@@ -375,7 +412,7 @@ _EFFICIENTNET = replace(  # 3 epochs: to tell sizes and optimizers apart, not to
 
 
 def _optimizers(base: Experiment) -> tuple[Experiment, ...]:
-    """The base, which is SGD at 0.01, and what the two reports tried beside it."""
+    """The base, which is SGD at 0.01, and what the two reports compared it with."""
     adam = replace(base.train, optimizer="adam", momentum=0.0)
     return (
         base,
@@ -383,6 +420,7 @@ def _optimizers(base: Experiment) -> tuple[Experiment, ...]:
             base,
             name=base.name.replace("sgd_1e-2", "sgd_1e-3"),
             question="Is SGD better with a ten times lower learning rate?",
+            compared_with=base.name,
             earlier_accuracy=None,
             train=replace(base.train, learning_rate=0.001),
         ),
@@ -390,6 +428,7 @@ def _optimizers(base: Experiment) -> tuple[Experiment, ...]:
             base,
             name=base.name.replace("sgd_1e-2", "adam_1e-2"),
             question="Is Adam better than SGD at the same, high learning rate?",
+            compared_with=base.name,
             earlier_accuracy=None,
             train=adam,
         ),
@@ -397,6 +436,7 @@ def _optimizers(base: Experiment) -> tuple[Experiment, ...]:
             base,
             name=base.name.replace("sgd_1e-2", "adam_1e-3"),
             question="Is Adam at its usual learning rate better than SGD?",
+            compared_with=base.name,
             earlier_accuracy=None,
             train=replace(adam, learning_rate=0.001),
         ),
@@ -405,10 +445,21 @@ def _optimizers(base: Experiment) -> tuple[Experiment, ...]:
 
 def _larger(base: Experiment) -> tuple[Experiment, ...]:
     """The base, which is at 80 pixels, at the 150 of the images themselves and at the 224 of ImageNet."""
-    return (
-        replace(base, name=f"{base.name}_150", question="Are images of 150 pixels better than of 80?", image_size=150),
-        replace(base, name=f"{base.name}_224", question="Are images of 224 pixels better than of 150?", image_size=224),
+    at_150 = replace(
+        base,
+        name=f"{base.name}_150",
+        question="Are images of 150 pixels better than of 80?",
+        compared_with=base.name,
+        image_size=150,
     )
+    at_224 = replace(
+        at_150,
+        name=f"{base.name}_224",
+        question="Are images of 224 pixels better than of 150?",
+        compared_with=at_150.name,
+        image_size=224,
+    )
+    return at_150, at_224
 
 
 _NATURE_TABLE = (
@@ -420,13 +471,15 @@ _NATURE_TABLE = (
     replace(
         EXPERIMENTS["imagenet_classifier_best"],
         name="nature_efficientnet_frozen",
-        question="Control: how good are ImageNet features as they are, read out from four stages?",
+        question="Control: how good are frozen ImageNet features of four stages?",
+        compared_with="",
         data="nature",
     ),
     replace(
         EXPERIMENTS["imagenet_classifier_best"],
         name="nature_efficientnet_regularised",
         question="Do six stages and a strong weight decay rank images better than the control?",
+        compared_with="nature_efficientnet_frozen",
         data="nature",
         stages=(3, 4, 5, 6, 7, 8),  # chosen on val by logistic regression, as the decay was
         train=TrainSettings(max_epochs=30, learning_rate=1e-3, weight_decay=0.1, schedule="cosine"),  # Adam's: L2
@@ -434,7 +487,8 @@ _NATURE_TABLE = (
     replace(
         _EFFICIENTNET,
         name="nature_efficientnet_best",
-        question="How good can EfficientNet-B0 be in 5 epochs, read out from four stages as the control is?",
+        question="Is fine-tuning EfficientNet-B0 for 5 epochs better than its frozen features?",
+        compared_with="nature_efficientnet_frozen",
         stages=EXPERIMENTS["imagenet_classifier_best"].stages,
         head="batchnorm_linear",  # learns in the first epoch, before the features have moved far
         augmentation="advanced_without_crop",  # few epochs bear less of it
@@ -445,7 +499,7 @@ _NATURE_TABLE = (
     ),
 )
 NATURE_EXPERIMENTS = {row.name: row for row in _NATURE_TABLE}
-ALL_EXPERIMENTS = EXPERIMENTS | MEANS_EXPERIMENTS | TEACHING_EXPERIMENTS | NATURE_EXPERIMENTS
+ALL_EXPERIMENTS = EXPERIMENTS | ABLATIONS | DISTILLATION_ABLATIONS | NATURE_EXPERIMENTS
 
 # What DF gave as average precision of each class, in their order by name, for the rows that come nearest.
 EARLIER_AVERAGE_PRECISION = {
@@ -472,54 +526,22 @@ EARLIER_NON_POSITIVE = {
 
 
 def quick(experiment: Experiment) -> Experiment:
-    """The same code path in a minute on a CPU: small images, few of them, few epochs.  Never a number to report.
+    """The same code path in seconds on a CPU: small images, few of them, few epochs.  Never a number to report.
 
-    The first row trains until it can be seen to have learned from nothing; of the others it is enough that they run.
-    The rows of the nature scenes are many, and keep to different sizes.
+    `supervised_1` trains until it has visibly learned from random weights.  For the others it is enough that they run.
     """
+    size, images, max_epochs = 32, 6, 8 if experiment.features_once else 1
     if experiment.name in NATURE_EXPERIMENTS:
-        return replace(
-            experiment,
-            image_size=max(32, experiment.image_size // 4),
-            images_per_class=6,
-            batch_size=32,  # of six classes there are no more
-            train=replace(experiment.train, max_epochs=1),
-        )
-    max_epochs = 20 if experiment.name == BASE.name else 8 if experiment.features_once else 1
+        size = max(size, experiment.image_size // 4)
+    if experiment.name == BASE.name:
+        size, images, max_epochs = 64, 24, 12
     if experiment.has_teachers:
         experiment = replace(experiment, teacher_seeds=(0,))  # which the report has trained anyway
     return replace(
         experiment,
-        image_size=64,
+        image_size=size,
         crop_size=None,
-        images_per_class=24,
-        train=replace(experiment.train, max_epochs=max_epochs),
+        images_per_class=images,
+        batch_size=8,  # fits a folder of two classes
+        train=replace(experiment.train, max_epochs=max_epochs, precision="auto"),
     )
-
-
-def configure(
-    experiment: Experiment,
-    profile: str,
-    data: str | None = None,
-    weights: str | None = None,
-    quick: Callable[[Experiment], Experiment] = quick,
-) -> Experiment:
-    """The row as a profile runs it, on other data or from other weights where they are given.
-
-    Without `weights`, full begins with ImageNet's and quick with random ones: quick shall need no download.  A row
-    that asks for random weights is a control and keeps them.  Raises ValueError for an unknown profile.
-    """
-    if profile not in ("quick", "full"):
-        raise ValueError(f"profile is {profile!r}; it must be quick or full")
-    if profile == "quick":
-        experiment = quick(experiment)
-    if experiment.initial_weights != "random":
-        experiment = replace(experiment, initial_weights=weights or {"quick": "random", "full": "imagenet"}[profile])
-    return replace(experiment, data=data or experiment.data)
-
-
-def find(name: str, experiments: Mapping[str, Experiment] = ALL_EXPERIMENTS) -> Experiment:
-    """The row of this name; raises ValueError that lists the known names."""
-    if name not in experiments:
-        raise ValueError(f"there is no experiment {name!r}; there are: {', '.join(experiments)}")
-    return experiments[name]
