@@ -1,0 +1,587 @@
+"""The numbers of the earlier reports beside ours: `python -m evaluation.pages.reproduction`.
+
+Writes docs/reproduction.md from earlier_numbers.csv and from result files; no number of ours is typed.  The CSV has one
+line per number of the five reports:
+
+    document, place         000 to 004, and the table, figure or section
+    kind                    result: measured; setting: chosen; description: of data or code, with nothing to compare
+    quantity, stated, value what it is, as printed, and as a number (accuracies 0 to 1)
+    better                  higher or lower; empty where neither is better, as for an epoch
+    experiment, key         where ours is found: experiments separated by spaces, and a key of READERS or a path in the
+                            result file, such as settings.train.learning_rate
+    differs_by              what is known to differ in ours besides the settings that the CSV compares
+    reason                  why the experiment cannot be run here
+    contradiction, note     where a document disagrees with itself; a remark
+"""
+
+import csv
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors import safe_open
+from scipy.stats import t as student_t
+
+from data.files import CODE, root_folder, run_command, write_atomically
+from evaluation.metrics import average_precision, classification_report
+from evaluation.nature import LOOKED_AT
+from evaluation.results import machine, read_profile, runs_of
+
+EARLIER_NUMBERS = Path(__file__).with_name("earlier_numbers.csv")
+LEVEL = 0.95  # of the prediction interval
+RUNS_NEEDED = 3  # for a prediction interval
+KINDS = ("result", "setting", "description")
+REPRODUCED, BETTER, DIFFERS = "reproduced", "better", "differs"
+ONE_RUN, FEWER, OTHER = "one run", "fewer than three runs", "other settings"
+NOT_RUN, CANNOT = "not run", "cannot be run here"
+SAME = "same"
+WORDS = (REPRODUCED, BETTER, DIFFERS, ONE_RUN, FEWER, OTHER, NOT_RUN, CANNOT)
+SETTING_WORDS = (SAME, OTHER, NOT_RUN)
+REPORTS = {
+    "000": "K. Zioło, *Self-Supervised Scene Classification* (undated): EfficientNet-B0 on 15-Scene, fine-tuned with "
+    "labels, and as a frozen network after a rotation and a perturbation pretext, with Score-CAM and model inversion.",
+    "001": "A. Deceuninck, *Artificial Neural Network Project* (2023): the same three models with searched learning "
+    "rates and batch sizes, the perturbation pretext at several epochs, Score-CAM, and images for single filters.",
+    "002": "A. Hernández Ramos, *On the effect of rotation-based self-supervised learning* (undated): a rotation "
+    "pretext on CIFAR-10 with ResNet-18 and ResNet-34, and the classifier with and without it.",
+    "003": "I. Berezin, *Mandatory assignment 1, IN4310* (2023): ResNet-18 from ImageNet weights on six classes of "
+    "nature scenes, with a classification report, rankings, feature maps and covariance spectra.",
+    "004": "“DF”, *Mandatory assignment 1, IN4310* (undated): the same assignment with ResNet-18 from random and from "
+    "ImageNet weights on smaller images, with average precision and the share of non-positive values.",
+}
+
+
+@dataclass(frozen=True)
+class EarlierNumber:
+    """One line of earlier_numbers.csv, see above.  Raises ValueError for a kind or a direction that does not exist."""
+
+    document: str
+    place: str
+    kind: str
+    quantity: str
+    stated: str
+    value: float | None
+    better: str
+    experiment: str
+    key: str
+    differs_by: str
+    reason: str
+    contradiction: str
+    note: str
+
+    def __post_init__(self):
+        """Refuse what cannot be shown."""
+        where = f"document {self.document}, {self.place}, {self.quantity}"
+        if self.kind not in KINDS:
+            raise ValueError(f"{where}: kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
+        if self.better not in ("", "higher", "lower"):
+            raise ValueError(f"{where}: better is {self.better!r}; it must be higher, lower or empty")
+        if self.kind != "description" and self.value is None:
+            raise ValueError(f"{where}: value is empty; a {self.kind} needs a number")
+
+    @property
+    def experiments(self) -> list[str]:
+        """The names of our experiments that it belongs to."""
+        return self.experiment.split()
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was measured here: results by file stem, the folder of their profile, and that of the released models."""
+
+    results: Mapping[str, dict]
+    folder: Path
+    released: Path
+
+    def runs(self, experiment: str) -> list[dict]:
+        """The results of an experiment, one per seed, the lowest seed first."""
+        return sorted(runs_of(self.results, experiment), key=lambda run: run["settings"]["seed"])
+
+
+def read_earlier_numbers(path: Path = EARLIER_NUMBERS) -> list[EarlierNumber]:
+    """All lines of the CSV."""
+    with open(path, newline="") as file:
+        return [
+            EarlierNumber(**{**line, "value": float(line["value"]) if line["value"] else None})
+            for line in csv.DictReader(file)
+        ]
+
+
+# ------------------------------------------------------------------------------------------- where a number is found
+# A reader gets the study, the name of an experiment and the words of the key after its first, and returns one value per
+# run; an empty list where nothing was measured.
+
+
+def _from_runs(value_of: Callable[..., float]) -> Callable:
+    """The reader that calls `value_of(result, *words)` for each run; a run that has no such epoch has no value."""
+
+    def reader(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+        values = [value_of(run, *words) for run in study.runs(experiment)]
+        return [value for value in values if value is not None]
+
+    return reader
+
+
+def series_of(result: dict, name: str) -> list[float]:
+    """A column of a run's history, one value per epoch.
+
+    "validation" stands for all validation images of the earlier protocol, which are val and test here: the mean of both
+    over their images.
+    """
+    history = result["history"]
+    if not name.startswith("validation_"):
+        return history[name]
+    measure = name.removeprefix("validation_")
+    val, test = (len(result["labels"][split]) for split in ("val", "test"))
+    pairs = zip(history[f"val_{measure}"], history[f"test_{measure}"], strict=True)
+    return [(of_val * val + of_test * test) / (val + test) for of_val, of_test in pairs]
+
+
+def _value_of_history(result: dict, series: str, when: str) -> float | None:
+    values = series_of(result, series)
+    if when in ("lowest", "highest"):
+        return min(values) if when == "lowest" else max(values)
+    epoch = {"last": len(values), "selected": result["earlier_protocol_epoch"]}.get(when) or int(when)
+    return values[epoch - 1] if epoch <= len(values) else None
+
+
+def _epoch_of_history(result: dict, series: str, when: str) -> float:
+    """An epoch, counted from 1; infinity for an event that did not happen."""
+    values = series_of(result, series)
+    if when in ("lowest", "highest"):
+        return 1 + values.index(min(values) if when == "lowest" else max(values))
+    if when == "first_perfect":
+        return next((epoch for epoch, value in enumerate(values, start=1) if value == 1), math.inf)
+    rise = next((epoch for epoch, (last, value) in enumerate(pairwise(values), start=2) if value > last), math.inf)
+    return rise if when == "first_rise" else rise - 1
+
+
+def _report_of_test(result: dict, measure: str, *class_name: str) -> float:
+    report = classification_report(result["labels"]["test"], result["predictions"]["test"], result["class_names"])
+    return float(report.loc[" ".join(class_name), measure])
+
+
+def _difference(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+    """Of accuracies under the earlier protocol, between runs of the same seed."""
+    key = "earlier_protocol_accuracy"
+    other = {run["settings"]["seed"]: run[key] for run in study.runs(words[0])}
+    pairs = [(run[key], other.get(run["settings"]["seed"])) for run in study.runs(experiment)]
+    return [of - than for of, than in pairs if than is not None]
+
+
+def _test_scores(study: Study, experiment: str) -> tuple[dict, np.ndarray] | None:
+    """The first run's result and the softmax scores (N, classes) of its test images."""
+    runs = study.runs(experiment)
+    path = study.folder / "nature" / f"scores_{experiment}.npy"
+    return (runs[0], np.load(path)) if runs and path.exists() else None
+
+
+def _average_precision(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+    found = _test_scores(study, experiment)
+    if found is None:
+        return []
+    result, scores = found
+    of_classes = average_precision(result["labels"]["test"], scores)
+    return [float(of_classes.mean() if words[0] == "mean" else of_classes[result["class_names"].index(words[0])])]
+
+
+def _ranked_score(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+    """The score of a class at a rank: "sea highest 10" is the tenth highest."""
+    found = _test_scores(study, experiment)
+    if found is None:
+        return []
+    result, scores = found
+    class_name, end, rank = words
+    ordered = np.sort(scores[:, result["class_names"].index(class_name)])
+    return [float(ordered[-int(rank)] if end == "highest" else ordered[int(rank) - 1])]
+
+
+def _non_positive(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+    """The share of values at or below 0 at a hook point, over the val images."""
+    path = study.folder / "nature" / "non_positive.csv"
+    if not path.exists():
+        return []
+    table = pd.read_csv(path)
+    of_experiment = table["features"].map(LOOKED_AT) == experiment
+    return table.loc[of_experiment & (table["hook_point"] == words[0]), "share"].tolist()
+
+
+def _search(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+    """The lowest loss of each search with a sampler, taken by the second report's rule for the loss of a trial."""
+    paths = sorted((study.folder / "searches").glob(f"{experiment}_{words[0]}_subset0.1_seed*.csv"))
+    return [float(pd.read_csv(path)["report_loss"].min()) for path in paths]
+
+
+def _inversion(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+    """The final loss of model inversion: "lowest" of the grid, or at a learning rate and a weight decay."""
+    path = study.folder / "searches" / f"inversion_{experiment}_filter70_grid_seed0.csv"
+    if not path.exists():
+        return []
+    table = pd.read_csv(path)
+    if words[0] != "lowest":
+        table = table[np.isclose(table[["learning_rate", "weight_decay"]], [float(word) for word in words]).all(axis=1)]
+    return [float(table["value"].min())] if len(table) else []
+
+
+def _filter_sums(study: Study, experiment: str) -> np.ndarray | None:
+    """The sum of the weights of each filter of the last convolution of a released model."""
+    path = study.released / f"{experiment}.safetensors"
+    if not path.exists():
+        return None
+    with safe_open(path, framework="numpy") as file:
+        return file.get_tensor("features.8.0.weight").astype(np.float64).sum(axis=(1, 2, 3))
+
+
+def _filter(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+    """The number of the filter whose sum has a rank, counted from 1."""
+    sums = _filter_sums(study, experiment)
+    return [] if sums is None else [float(np.argsort(-sums, kind="stable")[int(words[0]) - 1])]
+
+
+def _filter_sum(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+    sums = _filter_sums(study, experiment)
+    return [] if sums is None else [float(sums.max() if words[0] == "highest" else sums.min())]
+
+
+READERS: dict[str, Callable[[Study, str, Sequence[str]], list[float]]] = {
+    "history": _from_runs(_value_of_history),  # SERIES lowest|highest|last|selected|EPOCH
+    "epoch": _from_runs(_epoch_of_history),  # SERIES lowest|highest|first_perfect|first_rise|before_first_rise
+    "epoch0": _from_runs(lambda *words: _epoch_of_history(*words) - 1),  # counted from 0
+    "epochs_run": _from_runs(lambda result: len(result["history"]["train_loss"])),
+    "images": _from_runs(lambda result: sum(result["data"]["images"].values())),  # of all splits
+    "head_layers": _from_runs(lambda result: 3 if result["settings"]["head"] == "deep" else 1),
+    "class_weight": _from_runs(lambda result, name: dict(result["settings"]["class_weights"]).get(name, 1.0)),
+    "report": _from_runs(_report_of_test),  # MEASURE CLASS, of scikit-learn's classification report
+    "difference": _difference,  # EXPERIMENT
+    "average_precision": _average_precision,  # CLASS|mean
+    "score": _ranked_score,  # CLASS highest|lowest RANK
+    "non_positive": _non_positive,  # HOOK_POINT
+    "search": _search,  # SAMPLER
+    "inversion": _inversion,  # lowest, or LEARNING_RATE WEIGHT_DECAY
+    "filter": _filter,  # RANK
+    "filter_sum": _filter_sum,  # highest|lowest
+}
+
+
+def measured(study: Study, experiment: str, key: str) -> list:
+    """Our values of a key, one per run; [] where nothing was measured.
+
+    A key that does not begin with one of READERS is a path in the result file.  Raises KeyError for a wrong path.
+    """
+    if not (experiment and key):
+        return []
+    name, *words = key.split()
+    if name in READERS:
+        return READERS[name](study, experiment, words)
+    values = []
+    for run in study.runs(experiment):
+        value = run
+        for part in name.split("."):
+            value = value[part]
+        values.append(value)
+    return values
+
+
+# ------------------------------------------------------------------------------------------------------------ verdicts
+
+
+def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Where one further run lies with a probability of 0.95: mean +- t s sqrt(1 + 1/n), with n - 1 degrees of freedom.
+
+    Raises ValueError for fewer than three values.
+    """
+    n = len(values)
+    if n < RUNS_NEEDED:
+        raise ValueError(f"there are {n} values; a prediction interval needs at least {RUNS_NEEDED}")
+    reach = float(student_t.ppf((1 + LEVEL) / 2, n - 1)) * float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / n)
+    return float(np.mean(values)) - reach, float(np.mean(values)) + reach
+
+
+def verdict(number: EarlierNumber, ours: Sequence[float], other_settings: bool = False) -> str:
+    """One of WORDS, for a result of an earlier report and our values of it, one per run."""
+    if not ours:
+        return CANNOT if number.reason else NOT_RUN
+    if other_settings:
+        return OTHER
+    if len(ours) < RUNS_NEEDED:
+        return ONE_RUN if len(ours) == 1 else FEWER
+    if not all(map(math.isfinite, ours)):  # an event of theirs that did not happen in every run of ours
+        return DIFFERS
+    low, high = prediction_interval(ours)
+    if low - 1e-9 <= number.value <= high + 1e-9:
+        return REPRODUCED
+    return BETTER if number.better == ("higher" if low > number.value else "lower") else DIFFERS
+
+
+def compare_settings(study: Study, numbers: Iterable[EarlierNumber]) -> pd.DataFrame:
+    """One line per setting and experiment: number, experiment, ours (first run; None: not run) and word."""
+    lines = []
+    for number in numbers:
+        if number.kind != "setting":
+            continue
+        for experiment in number.experiments:
+            values = measured(study, experiment, number.key)
+            ours = values[0] if values else None
+            same = isinstance(ours, int | float) and math.isclose(ours, number.value, rel_tol=1e-3)
+            word = NOT_RUN if ours is None else SAME if same else OTHER
+            lines.append({"number": number, "experiment": experiment, "ours": ours, "word": word})
+    return pd.DataFrame(lines, columns=["number", "experiment", "ours", "word"])
+
+
+def other_settings(settings: pd.DataFrame) -> dict[tuple[str, str], list[str]]:
+    """Which settings of an experiment differ from those that a document states, by (document, experiment)."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for number, experiment in settings.loc[settings["word"] == OTHER, ["number", "experiment"]].itertuples(index=False):
+        quantity = "images" if number.key.startswith(("data.images", "images", "report images")) else number.quantity
+        quantities = found.setdefault((number.document, experiment), [])
+        if quantity not in quantities:
+            quantities.append(quantity)
+    return found
+
+
+def compare_results(study: Study, numbers: Iterable[EarlierNumber]) -> pd.DataFrame:
+    """One line per result of a report: number, ours (values, one per run), word, machines of the runs, and remark."""
+    numbers = list(numbers)
+    differing = other_settings(compare_settings(study, numbers))
+    lines = []
+    for number in numbers:
+        if number.kind != "result":
+            continue
+        ours, runs = measured(study, number.experiment, number.key), study.runs(number.experiment)
+        others = []
+        if ours and runs:
+            pretext = runs[0]["settings"].get("pretext_run")
+            others += differing.get((number.document, number.experiment), [])
+            others += [f"{quantity} of {pretext}" for quantity in differing.get((number.document, pretext), [])]
+        remarks = [f"other {', '.join(others)}" if others else "", number.differs_by if ours else ""]
+        lines.append(
+            {
+                "number": number,
+                "ours": ours,
+                "word": verdict(number, ours, other_settings=bool(others or number.differs_by)),
+                "machines": len({machine(run) for run in runs}),
+                "remark": "; ".join(filter(None, [*remarks, number.reason, number.note])),
+            }
+        )
+    return pd.DataFrame(lines, columns=["number", "ours", "word", "machines", "remark"])
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+def _in_digits(value: float | int | str, integer: bool = False) -> str:
+    """Four decimals; whole numbers (where `integer`, or from 2 on) without any; small ones with two digits."""
+    if isinstance(value, str):
+        return value
+    if math.isinf(value):
+        return "never"
+    if float(value).is_integer() and (integer or abs(value) >= 2):
+        return f"{value:.0f}"
+    return f"{value:.2g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def _stated(number: EarlierNumber) -> str:
+    """As printed; where that is a formula or has words around it, the value."""
+    plain = all(letter in "0123456789.,-%xe " for letter in number.stated)
+    return number.stated if plain or number.value is None else f"{number.value:g}"
+
+
+def _ours(values: Sequence[float], better: str) -> str:
+    if not values:
+        return "none"
+    mean = _in_digits(float(np.mean(values)), integer=better == "")
+    if len(values) < RUNS_NEEDED or mean == "never":
+        return mean
+    low, high = prediction_interval(values)
+    return f"{mean} ({_in_digits(low)} to {_in_digits(high)})"
+
+
+def results_markdown(compared: pd.DataFrame) -> str:
+    """The results of one document.  Numbers without a key share a line with others of their place and remark."""
+    lines = ["| place | quantity | theirs | ours | runs | word | remark |", "|---|---|---|---|---|---|---|"]
+    together: dict[tuple, list[EarlierNumber]] = {}
+    for line in compared.to_dict("records"):
+        number = line["number"]
+        if not number.key:
+            together.setdefault((number.place, line["word"], line["remark"]), []).append(number)
+            continue
+        runs = f"{len(line['ours'])}{', mixed' if line['machines'] > 1 and len(line['ours']) > 1 else ''}"
+        cells = (number.place, number.quantity, _stated(number), _ours(line["ours"], number.better), runs)
+        lines.append(f"| {' | '.join(cells)} | {line['word']} | {line['remark'] or '-'} |")
+    for (place, word, remark), numbers in together.items():
+        quantities = numbers[0].quantity if len(numbers) == 1 else f"{numbers[0].quantity} to {numbers[-1].quantity}"
+        quantities = "; ".join(each.quantity for each in numbers) if len(numbers) < 6 else quantities
+        lines.append(
+            f"| {place} | {quantities} | {'; '.join(map(_stated, numbers))} | none | 0 | {word} | {remark or '-'} |"
+        )
+    return "\n".join(lines)
+
+
+def settings_markdown(settings: pd.DataFrame) -> str:
+    """One line per document, place, quantity, and value of theirs and of ours; experiments that share them together."""
+    lines = ["| document | place | setting | theirs | ours | word | experiments |", "|---|---|---|---|---|---|---|"]
+    together: dict[tuple, list[str]] = {}
+    for line in settings.to_dict("records"):
+        number, ours = line["number"], line["ours"]
+        text = {NOT_RUN: "none", SAME: _stated(number)}.get(line["word"]) or _in_digits(ours, integer=True)
+        key = (number.document, number.place, number.quantity, _stated(number), text, line["word"])
+        together.setdefault(key, []).append(line["experiment"])
+    for key, experiments in together.items():
+        lines.append(f"| {' | '.join(key)} | {', '.join(f'`{name}`' for name in experiments)} |")
+    return "\n".join(lines)
+
+
+def counts_markdown(compared: pd.DataFrame) -> str:
+    """How many results of each document got which word."""
+    documents = [number.document for number in compared["number"]]
+    counts = Counter(zip(documents, compared["word"], strict=True))
+    lines = [f"| document | results | {' | '.join(WORDS)} |", f"|---|---|{'---|' * len(WORDS)}"]
+    for document in REPORTS:
+        of_words = [counts[document, word] for word in WORDS]
+        lines.append(f"| {document} | {sum(of_words)} | {' | '.join(map(str, of_words))} |")
+    of_words = [sum(counts[document, word] for document in REPORTS) for word in WORDS]
+    lines.append(f"| all | {sum(of_words)} | {' | '.join(map(str, of_words))} |")
+    return "\n".join(lines)
+
+
+def contradictions_markdown(numbers: Iterable[EarlierNumber]) -> str:
+    """Where documents disagree with themselves, one item each."""
+    found = [number for number in numbers if number.contradiction]
+    return "\n".join(f"- {number.document}, {number.place}: {number.contradiction}" for number in found)
+
+
+def page(study: Study, numbers: Sequence[EarlierNumber]) -> str:
+    """docs/reproduction.md."""
+    compared, settings = compare_results(study, numbers), compare_settings(study, numbers)
+    kinds = Counter(number.kind for number in numbers)
+    setting_words = Counter(settings["word"])
+    tables = []
+    for document, report in REPORTS.items():
+        of_document = compared[[number.document == document for number in compared["number"]]]
+        tables.append(f"### Document {document}\n\n{report}\n\n{results_markdown(of_document)}")
+    return TEMPLATE.format(
+        reports="\n".join(f"- **{document}**: {report}" for document, report in REPORTS.items()),
+        results=kinds["result"],
+        setting_numbers=kinds["setting"],
+        descriptions=kinds["description"],
+        counts=counts_markdown(compared),
+        tables="\n\n".join(tables),
+        setting_counts=", ".join(f"{word}: {setting_words[word]}" for word in SETTING_WORDS),
+        settings=settings_markdown(settings),
+        contradictions=contradictions_markdown(numbers),
+    )
+
+
+TEMPLATE = """# The earlier reports' numbers beside ours
+
+Written by `python -m evaluation.pages.reproduction` (or `make pages`) from the result files and from
+`evaluation/pages/earlier_numbers.csv`. No number of ours is typed.
+
+## The five reports
+
+{reports}
+
+The CSV holds every number of the five reports: {results} results, {setting_numbers} settings, and {descriptions}
+descriptions of data and code, which have nothing to compare.
+
+## The words
+
+| word | meaning |
+|---|---|
+| reproduced | Theirs lies in the 95 % prediction interval of one further run of ours. |
+| better | Theirs lies outside of it, and ours is the better one. |
+| differs | Theirs lies outside of it, and ours is the worse one, or neither is better. |
+| one run, fewer than three runs | We have too few runs for an interval. Nothing is concluded. |
+| other settings | Ours has another stated setting, other data or another model. Nothing is concluded. |
+| not run | No run of ours measured it. |
+| cannot be run here | The remark gives the reason. |
+
+The prediction interval of n runs with mean m and standard deviation s is m ± t s √(1 + 1/n). Here t has n - 1 degrees
+of freedom, and n is at least 3. Each number of theirs comes from one training.
+
+*Validation accuracy* is under the earlier protocol: the epoch is selected, and the accuracy reported, on the same
+images (all 2,985 of 15-Scene). This is optimistic. Our own comparisons use separate test images, see
+[results.md](results.md).
+
+## The initial weights
+
+Our EfficientNet-B0 starts from the convolution, squeeze-excitation and BatchNorm affine tensors of an ImageNet network,
+which are torchvision's `IMAGENET1K_V1` as far as we can tell. The running means and variances of its BatchNorm layers
+were re-estimated on 1,000 ImageNet photographs, because the published statistics were not available. A run from
+torchvision's download therefore differs from ours in these statistics only, and its accuracies may differ a little.
+
+The evidence for the first sentence is table 7 of document 001 below: the filters of the last convolution with the three
+highest sums of weights are the same in its models and in ours. Every result file records the file name and the SHA-256
+of its initial weights.
+
+### Comparable numbers from torchvision's download
+
+`python train.py` downloads torchvision's weights unless `--weights` names a file. Give such runs a folder of their own,
+so that they do not mix with the committed results:
+
+```sh
+export SCENES_ROOT=~/scenes_torchvision
+python -m data.prepare 15scene --source FOLDER
+python train.py imagenet_classifier_best supervised_long --seeds 0 1 2
+```
+
+Then compare differences: that of an experiment and its control from your weights with that of the same two experiments
+here. A single accuracy is less comparable, because it moves with the initial weights. To come as near to our weights as
+possible, re-estimate the statistics of the download and start from that file:
+
+```python
+import torch
+from supervised.models import build_features, estimate_batchnorm, load_initial_weights
+
+features = build_features("efficientnet_b0")
+features.load_state_dict(load_initial_weights("imagenet").state_dict)
+estimate_batchnorm(features, batches)  # your batches of normalized ImageNet photographs, (N, 3, 224, 224)
+torch.save({{f"features.{{name}}": tensor for name, tensor in features.state_dict().items()}}, "re_estimated.pth")
+```
+
+then `python train.py supervised_long --weights re_estimated.pth`.
+
+## How many of each
+
+{counts}
+
+## Results
+
+*ours* is the mean over runs. With three runs or more its prediction interval follows. *mixed* marks runs from several
+machines, torch versions or precisions. Losses are in nats per image, and epochs count from 1 unless the remark says
+otherwise.
+
+{tables}
+
+## Settings
+
+What the reports state about their trainings, and what our experiments have ({setting_counts}).
+All results of an experiment with another setting get the words *other settings* above, and so do those of a classifier
+on the features of such a pretext.
+
+{settings}
+
+## Where the documents contradict themselves or the facts
+
+{contradictions}
+"""
+
+
+def main() -> int:
+    """Write the page."""
+    root = root_folder()
+    folder = root / "results" / "full"
+    study = Study(read_profile(folder), folder, CODE / "published")
+    text = page(study, read_earlier_numbers())
+    write_atomically(root / "docs" / "reproduction.md", lambda temporary: temporary.write_text(text))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,374 @@
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import save_file
+
+from data.files import CODE
+from evaluation.pages import reproduction
+from evaluation.pages.reproduction import (
+    BETTER,
+    CANNOT,
+    DIFFERS,
+    FEWER,
+    NOT_RUN,
+    ONE_RUN,
+    OTHER,
+    READERS,
+    REPORTS,
+    REPRODUCED,
+    SAME,
+    WORDS,
+    EarlierNumber,
+    Study,
+    compare_results,
+    compare_settings,
+    measured,
+    page,
+    prediction_interval,
+    read_earlier_numbers,
+    verdict,
+)
+from hyperparameter_search import EARLIER_LOSSES
+from runs import EXPERIMENTS
+from supervised.settings import EARLIER_AVERAGE_PRECISION, EARLIER_NON_POSITIVE
+
+DOCUMENTS = CODE.parent / "shared" / "source_documents"
+
+
+def number(value=0.9, **changes) -> EarlierNumber:
+    fields = {
+        "document": "000",
+        "place": "table 1",
+        "kind": "result",
+        "quantity": "accuracy",
+        "stated": str(value),
+        "value": value,
+        "better": "higher",
+        "experiment": "first",
+        "key": "earlier_protocol_accuracy",
+        **dict.fromkeys(("differs_by", "reason", "contradiction", "note"), ""),
+    }
+    return EarlierNumber(**{**fields, **changes})
+
+
+def result(name="first", seed=0, accuracy=0.9, epochs=3, **settings) -> dict:
+    """A result with 1 val and 3 test images, whose losses fall and then rise."""
+    return {
+        "settings": {
+            "name": name,
+            "seed": seed,
+            "head": "deep",
+            "class_weights": [["coast", 1.5]],
+            "train": {"max_epochs": epochs},
+            **settings,
+        },
+        "earlier_protocol_accuracy": accuracy,
+        "earlier_protocol_epoch": 2,
+        "class_names": ["coast", "forest"],
+        "labels": {"val": [0], "test": [0, 0, 1]},
+        "predictions": {"val": [0], "test": [0, 1, 1]},
+        "data": {"images": {"train": 2, "val": 1, "test": 3}},
+        "history": {
+            "train_loss": [0.9, 0.5, 0.4],
+            "val_loss": [1.0, 0.2, 0.6],
+            "test_loss": [0.6, 0.6, 0.2],
+            "val_accuracy": [0.0, 1.0, 1.0],
+            "test_accuracy": [0.0, 1.0, 0.0],
+        },
+        "device": "cpu (x86_64)",
+        "precision": "float32",
+        "versions": {"torch": "2.15.0"},
+    }
+
+
+def study_of(*results, folder=Path("results"), released=Path("published")) -> Study:
+    return Study({f"run{place}": each for place, each in enumerate(results)}, folder, released)
+
+
+# ------------------------------------------------------------------------------------------------------------- the CSV
+
+
+@pytest.fixture(scope="module")
+def numbers() -> list[EarlierNumber]:
+    return read_earlier_numbers()
+
+
+def test_every_number_is_printed_in_its_document(numbers):
+    if not DOCUMENTS.is_dir():
+        pytest.skip(f"no {DOCUMENTS}")
+    texts = {path.name[:3]: " ".join(path.read_text().split()) for path in DOCUMENTS.glob("*.txt")}
+    assert set(texts) == set(REPORTS)
+    assert [each for each in numbers if " ".join(each.stated.split()) not in texts[each.document]] == []
+
+
+def test_values_are_the_stated_numbers(numbers):
+    plain = [each for each in numbers if re.fullmatch(r"-?[\d.]+(e-\d+)?( ?%)?", each.stated)]
+    assert len(plain) > 350
+    for each in plain:
+        percent = each.stated.endswith("%")
+        stated = float(each.stated.removesuffix("%")) / (100 if percent else 1)
+        assert each.value == pytest.approx(stated, rel=1e-9), each
+
+
+def test_every_table_of_the_documents_is_complete(numbers):
+    """Numbers by table: what the documents print, counted by hand."""
+    places = pd.Series([f"{each.document} {each.place}" for each in numbers]).value_counts()
+    counts = {
+        "000 table 2": 6,
+        "000 table 3": 15,
+        "000 appendix 12": 15 * 5,
+        "001 table 1": 5 * 3,
+        "001 table 2": 5 * 3,
+        "001 table 3": 3 * 3,
+        "001 table 7": 3 * 7,
+        "003 classification report": 8 * 4 + 2,
+        "003 softmax scores": 6 * 6,
+        "004 table 1": 4 * 7,
+        "004 table 2": 5,
+    }
+    assert {place: places[place] for place in counts} == counts
+
+
+def test_each_line_names_an_experiment_and_a_key_or_says_why_not(numbers):
+    for each in numbers:
+        assert set(each.experiments) <= set(EXPERIMENTS), each
+        if each.key:
+            first = each.key.split()[0]
+            assert each.experiments and (
+                first in READERS or "." in first or first.endswith("accuracy") or first.endswith("epoch")
+            )
+        if each.kind == "result":
+            assert len(each.experiments) <= 1
+            assert each.key or each.reason or each.note, each
+    assert {each.document for each in numbers} == set(REPORTS)
+
+
+def test_no_line_stands_twice(numbers):
+    lines = [(each.document, each.place, each.quantity, each.stated, each.experiment) for each in numbers if each.key]
+    assert len(lines) == len(set(lines))
+
+
+def test_it_agrees_with_what_the_settings_repeat(numbers):
+    stated = {(each.experiment, each.key, each.value) for each in numbers}
+    for name, experiment in EXPERIMENTS.items():
+        if experiment.earlier_accuracy is not None:
+            assert (name, experiment.earlier_accuracy) in {(of, value) for of, _, value in stated}
+    classes = ("buildings", "forest", "glacier", "mountain", "sea", "street")
+    for name, values in EARLIER_AVERAGE_PRECISION.items():
+        assert {(name, f"average_precision {of}", value) for of, value in zip(classes, values, strict=True)} <= stated
+    non_positive = {(key, value) for _, key, value in stated}
+    assert {(f"non_positive {hook}", share) for hook, share in EARLIER_NON_POSITIVE.items()} <= non_positive
+    assert {("supervised_tuned", f"search {sampler}", loss) for sampler, loss in EARLIER_LOSSES.items()} <= stated
+
+
+def test_a_line_that_cannot_be_shown_is_refused():
+    with pytest.raises(ValueError, match="kind is 'claim'"):
+        number(kind="claim")
+    with pytest.raises(ValueError, match="better is 'up'"):
+        number(better="up")
+    with pytest.raises(ValueError, match="a setting needs a number"):
+        number(kind="setting", value=None)
+
+
+# -------------------------------------------------------------------------------------------- where a number is found
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("earlier_protocol_accuracy", 0.9),
+        ("settings.train.max_epochs", 3),
+        ("history train_loss last", 0.4),
+        ("history train_loss 2", 0.5),
+        ("history validation_loss 1", (1.0 + 3 * 0.6) / 4),  # 1 val and 3 test images
+        ("history validation_loss lowest", (0.6 + 3 * 0.2) / 4),
+        ("history validation_loss selected", (0.2 + 3 * 0.6) / 4),
+        ("history validation_accuracy highest", 1.0),
+        ("epoch validation_loss lowest", 3),
+        ("epoch0 validation_loss lowest", 2),
+        ("epoch val_loss first_rise", 3),
+        ("epoch val_loss before_first_rise", 2),
+        ("epoch train_loss first_rise", math.inf),
+        ("epoch validation_accuracy first_perfect", 2),
+        ("epochs_run", 3),
+        ("images", 6),
+        ("head_layers", 3),
+        ("class_weight coast", 1.5),
+        ("class_weight forest", 1.0),
+        ("report precision forest", 0.5),
+        ("report recall coast", 0.5),
+        ("report images macro avg", 3),
+    ],
+)
+def test_a_key_finds_its_number(key, value):
+    assert measured(study_of(result()), "first", key) == [pytest.approx(value)]
+
+
+def test_nothing_is_found_of_an_epoch_or_an_experiment_that_was_not_run():
+    assert measured(study_of(result()), "first", "history train_loss 4") == []
+    assert measured(study_of(result()), "second", "epochs_run") == []
+    with pytest.raises(KeyError):
+        measured(study_of(result()), "first", "settings.no_such")
+
+
+def test_differences_are_of_runs_of_the_same_seed():
+    study = study_of(result("first", 0, 0.9), result("first", 1, 0.7), result("other", 1, 0.6), result("other", 2, 0.1))
+    assert measured(study, "first", "difference other") == [pytest.approx(0.1)]
+
+
+def test_scores_give_ranks_and_average_precision(tmp_path):
+    (tmp_path / "nature").mkdir()
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])
+    np.save(tmp_path / "nature" / "scores_first.npy", scores)
+    study = study_of(result(), folder=tmp_path)
+    assert measured(study, "first", "score coast highest 2") == [0.4]
+    assert measured(study, "first", "score coast lowest 1") == [0.2]
+    # coast is images 0 and 1, ranked first and last: precision 1 at the first, 2/3 at the second
+    assert measured(study, "first", "average_precision coast") == [pytest.approx((1 + 2 / 3) / 2)]
+    assert measured(study, "first", "average_precision forest") == [pytest.approx(0.5)]
+    assert measured(study, "first", "average_precision mean") == [pytest.approx((5 / 6 + 0.5) / 2)]
+    assert measured(study, "second", "average_precision mean") == []
+
+
+def test_tables_and_released_weights_are_read(tmp_path):
+    folder = tmp_path / "searches"
+    folder.mkdir()
+    for seed, losses in enumerate(([0.5, 0.4], [0.3, 0.6])):
+        path = folder / f"first_tpe_subset0.1_seed{seed}.csv"
+        pd.DataFrame({"report_loss": losses}).to_csv(path, index=False)
+    trials = {"learning_rate": [0.1, 100.0], "weight_decay": [1.0, 0.1], "value": [-2.0, -5.0]}
+    pd.DataFrame(trials).to_csv(folder / "inversion_first_filter70_grid_seed0.csv", index=False)
+    weights = np.zeros((3, 2, 1, 1), dtype=np.float16)
+    weights[1], weights[2] = 0.5, -1
+    save_file({"features.8.0.weight": weights}, tmp_path / "first.safetensors")
+    study = study_of(result(), folder=tmp_path, released=tmp_path)
+    assert measured(study, "first", "search tpe") == [0.4, 0.3]
+    assert measured(study, "first", "search grid") == []
+    assert measured(study, "first", "inversion 100 0.1") == [-5]
+    assert measured(study, "first", "inversion 1 1") == []
+    assert measured(study, "first", "inversion lowest") == [-5]
+    assert [measured(study, "first", f"filter {rank}") for rank in (1, 2, 3)] == [[1], [0], [2]]
+    assert measured(study, "first", "filter_sum highest") == [1]
+    assert measured(study, "first", "filter_sum lowest") == [-2]
+
+
+# ------------------------------------------------------------------------------------------------------------ verdicts
+
+
+def test_prediction_interval():
+    low, high = prediction_interval([1.0, 2.0, 3.0])  # t of 2 degrees of freedom is 4.3027
+    assert (low, high) == pytest.approx((2 - 4.3027 * math.sqrt(4 / 3), 2 + 4.3027 * math.sqrt(4 / 3)), abs=1e-3)
+    with pytest.raises(ValueError, match="at least 3"):
+        prediction_interval([1.0, 2.0])
+
+
+def test_prediction_interval_covers_one_further_run():
+    draws = np.random.default_rng(0).normal(size=(4000, 4))
+    intervals = [prediction_interval(each[:3]) for each in draws]
+    covered = [low <= further <= high for (low, high), further in zip(intervals, draws[:, 3], strict=True)]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("ours", "changes", "word"),
+    [
+        ([], {}, NOT_RUN),
+        ([], {"reason": "no weights"}, CANNOT),
+        ([0.9], {}, ONE_RUN),
+        ([0.9, 0.9], {}, FEWER),
+        ([0.89, 0.90, 0.92], {}, REPRODUCED),
+        ([0.9, 0.9, 0.9], {}, REPRODUCED),  # no spread, and the same number
+        ([0.95, 0.951, 0.952], {}, BETTER),
+        ([0.85, 0.851, 0.852], {}, DIFFERS),
+        ([0.85, 0.851, 0.852], {"better": "lower"}, BETTER),
+        ([0.95, 0.951, 0.952], {"better": "lower"}, DIFFERS),
+        ([0.95, 0.951, 0.952], {"better": ""}, DIFFERS),
+        ([0.89, 0.90, math.inf], {}, DIFFERS),
+    ],
+)
+def test_verdict(ours, changes, word):
+    assert verdict(number(0.9, **changes), ours) == word
+
+
+def test_other_settings_leave_it_open():
+    assert verdict(number(0.9), [0.89, 0.90, 0.92], other_settings=True) == OTHER
+    assert verdict(number(0.9), [], other_settings=True) == NOT_RUN
+
+
+def test_a_setting_of_the_pretext_counts_for_its_classifier():
+    runs = [result(), result("probe", pretext_run="first"), result("alone")]
+    epochs = number(30.0, kind="setting", quantity="epochs", key="settings.train.max_epochs", better="")
+    numbers = [epochs, *(number(0.9, experiment=name) for name in ("first", "probe", "alone"))]
+    numbers.append(number(0.9, document="001", experiment="first"))  # another report, which states no such setting
+    settings = compare_settings(study_of(*runs), numbers)
+    assert settings[["ours", "word"]].to_dict("records") == [{"ours": 3, "word": OTHER}]
+    assert compare_results(study_of(*runs), numbers)["word"].tolist() == [OTHER, OTHER, ONE_RUN, ONE_RUN]
+
+
+def test_settings_of_several_experiments_are_compared_one_by_one():
+    runs = [result("first", epochs=30), result("second", epochs=12)]
+    epochs = number(30.0, kind="setting", experiment="first second third", key="settings.train.max_epochs")
+    assert compare_settings(study_of(*runs), [epochs])["word"].tolist() == [SAME, OTHER, NOT_RUN]
+
+
+def test_runs_of_several_machines_are_marked():
+    runs = [result(seed=seed, accuracy=accuracy) for seed, accuracy in enumerate((0.89, 0.9, 0.92))]
+    assert compare_results(study_of(*runs), [number()])["machines"].tolist() == [1]
+    runs[2]["versions"]["torch"] = "2.11.0"
+    assert compare_results(study_of(*runs), [number()])["machines"].tolist() == [2]
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+def cells_of(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|---")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    folder = CODE / "results" / "full"
+    return Study(reproduction.read_profile(folder), folder, CODE / "published")
+
+
+def test_the_page_has_every_result_and_no_empty_cell(study, numbers):
+    text = page(study, numbers)
+    assert [line for line in cells_of(text) if "" in line] == []
+    total = next(line for line in cells_of(text) if line[0] == "all")
+    counts = [int(cell) for cell in total[1:]]
+    assert counts[0] == sum(counts[1:]) == sum(each.kind == "result" for each in numbers)
+    assert all(f"### Document {document}" in text for document in REPORTS)
+
+
+def test_words_of_the_study(study, numbers):
+    compared = compare_results(study, numbers)
+    assert set(compared["word"]) <= set(WORDS)
+    for line in compared.to_dict("records"):
+        assert line["word"] not in (REPRODUCED, BETTER, DIFFERS) or len(line["ours"]) >= 3
+        assert (line["word"] in (NOT_RUN, CANNOT)) == (line["ours"] == [])
+        assert line["word"] != CANNOT or line["remark"]
+
+
+def test_our_initial_weights_have_the_strongest_filters_of_the_second_report(study, numbers):
+    """The evidence that the page gives for where the initial weights come from."""
+    strongest = [each for each in numbers if each.key in ("filter 1", "filter 2", "filter 3")]
+    assert len(strongest) == 9
+    for each in strongest:
+        assert measured(study, each.experiment, each.key) == [each.value]
+
+
+def test_command(root, capsys):
+    assert reproduction.run_command(reproduction.main) == 2
+    assert "results" in capsys.readouterr().err
+    saved = json.loads((CODE / "results" / "full" / "supervised_1.json").read_text())
+    saved["earlier_protocol_accuracy"] = 0.1234
+    (root / "results" / "full").mkdir(parents=True)
+    (root / "results" / "full" / "supervised_1.json").write_text(json.dumps(saved))
+    assert reproduction.run_command(reproduction.main) == 0
+    assert "0.1234" in (root / "docs" / "reproduction.md").read_text()
