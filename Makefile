@@ -1,23 +1,36 @@
-# Two commands: `make report` and `make test`.  Each makes its environment first (a minute or two, once).
-#   make report PROFILE=full WEIGHTS=path    the study, from result files; TRAIN_MISSING=1 trains rows that have none,
-#                                            PROBE=1 probes the features of the checkpoints again, EXPLAIN=1
-#                                            computes what evaluation/evaluation.ipynb shows of them
+# `make report` and `make test` make their environment first (two minutes, once).
+#   make report                                the quick profile: no data, no download, no number that means anything
+#   make report DATA=FOLDER                    the same on images of your own, <split>/<class>/<image>
+#   make report PROFILE=full [WEIGHTS=FILE]    the study, from result files; COMPUTE=1 computes what is missing
 
 PROFILE ?= quick
 PYTHON ?= python3
 BIN = .venv/bin
+PARALLEL = --numprocesses auto --dist worksteal
 
-# Threads that wait for work sleep instead of spinning: beside another busy process spinning costs up to 39 times.
+# Threads that wait for work sleep instead of spinning: beside another busy process, spinning is up to 39 times slower.
 export OMP_WAIT_POLICY = PASSIVE
-export PROFILE DATA WEIGHTS TRAIN_MISSING PROBE EXPLAIN
+export PROFILE DATA WEIGHTS RESNET18_WEIGHTS COMPUTE SCENES_ROOT
 
-.PHONY: report test data lint bench
+.PHONY: report test slow pages data lint bench
 report: .venv/installed
-	$(BIN)/python -m evaluation.report
+	$(BIN)/python -m evaluation.pages.report
 
-# A process a core with one thread each: small tests gain nothing from threads, and the notebooks run side by side.
+# One process per core with one thread each: tiny networks gain nothing from threads.
 test: .venv/installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+
+# Kills, many processes, fuzzing, mutations, soak, every shell line of the README.
+slow: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(PARALLEL)
+
+# Every page that is made of result files.
+pages: .venv/installed
+	$(BIN)/python -m evaluation.publish --cards
+	$(BIN)/python -m evaluation.pages.tables
+	$(BIN)/python -m evaluation.pages.claims
+	$(BIN)/python -m evaluation.pages.reproduction
+	PROFILE=full $(BIN)/python -m evaluation.pages.front_page
 
 data: .venv/installed
 	$(BIN)/python -m data.prepare 15scene $(if $(SOURCE),--source $(SOURCE))
@@ -26,14 +39,14 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Twenty minutes on two cores that do nothing else; WEIGHTS=path for trained features.  One table each, then the chart.
-BENCHMARKS = training_step evaluation data frozen_classifier scorecam inversion store_size profile chart
+# Twenty minutes on two cores that do nothing else; WEIGHTS=FILE for trained features.  One table each, then the chart.
+BENCHMARKS = training_step evaluation data frozen_classifier scorecam inversion image_cache_size profile chart
 bench: .venv/installed
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 
-# Without --no-compile pip compiles all modules, for most of a minute; Python compiles those that are imported.
-.venv/installed: requirements.txt requirements-bench.txt pyproject.toml
+# Without --no-compile pip compiles every module, which takes most of a minute; Python compiles those that are imported.
+.venv/installed: requirements.txt requirements-dev.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11.4 or newer is needed" if sys.version_info < (3, 11, 4) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --editable . --requirement requirements-bench.txt
+	$(BIN)/pip install --quiet --no-compile --editable . --requirement requirements-dev.txt
 	touch $@

@@ -83,7 +83,8 @@ def configure(
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}; it must be {' or '.join(PROFILES)}")
     if profile == "quick":
-        table = self_supervised if experiment.name in self_supervised.EXPERIMENTS else supervised
+        of_pretexts = isinstance(experiment, (self_supervised.PretextExperiment, ClassifierExperiment))
+        table = self_supervised if of_pretexts or experiment.name in self_supervised.EXPERIMENTS else supervised
         experiment = table.quick(experiment)
     if experiment.initial_weights != "random":
         experiment = replace(experiment, initial_weights=weights or {"quick": "random", "full": "imagenet"}[profile])
@@ -157,6 +158,7 @@ class Job:
     device: str = "auto"
     overwrite: bool = False
     progress: bool = True
+    wait: bool = False
 
     @property
     def identity(self) -> dict:
@@ -173,16 +175,19 @@ def run(
     overwrite: bool = False,
     skip_bad_images: bool = False,
     progress: bool = True,
+    wait: bool = False,
 ) -> tuple[nn.Module, dict]:
     """Train an experiment to its end and write its files, or read back what an earlier call left.
 
     A missing pretext or teacher is trained first.  An interrupted run continues after its last finished epoch.
     `precision` "auto" is that of the experiment.  Returns the model at its best epoch, in eval mode, and the result.
     Raises ValueError if the files have other settings, data, teachers or initial weights, naming the field (`overwrite`
-    replaces them instead), or if another process trains this run; OSError if the files cannot be written, before
-    anything is trained; MemoryError if a batch is too large; and what loading data and weights raises.
+    replaces them instead), or if another process trains this run (`wait` waits for it instead); OSError if the files
+    cannot be written, before anything is trained; MemoryError if a batch is too large; and what loading data and
+    weights raises.
     """
-    options = {"device": device, "precision": precision, "skip_bad_images": skip_bad_images, "progress": progress}
+    options = {"device": device, "precision": precision, "skip_bad_images": skip_bad_images}
+    options |= {"progress": progress, "wait": wait}
     for needed, epoch in prerequisites(experiment, profile):
         if not files_of(needed, profile).saved(epoch).exists():
             run(needed, profile, overwrite=overwrite, **options)
@@ -195,7 +200,9 @@ def run(
         objective, teachers = build_objective(experiment, loaders, profile)
         provenance = {"initial_weights": initial_weights, **({"teachers": teachers} if teachers else {})}
         files = files_of(experiment, profile)
-        return train_job(Job(experiment, files, model, loaders, objective, provenance, device, overwrite, progress))
+        return train_job(
+            Job(experiment, files, model, loaders, objective, provenance, device, overwrite, progress, wait)
+        )
 
 
 def prerequisites(experiment: Experiment, profile: str) -> list[tuple[Experiment, int | str]]:
@@ -243,7 +250,7 @@ def build_objective(experiment: Experiment, loaders, profile: str = "full") -> t
 def train_job(job: Job) -> tuple[nn.Module, dict]:
     """As `run`, for a job whose parts are built."""
     accelerator = build_accelerator(job.device)
-    with _sole_process(job.files, accelerator):
+    with _sole_process(job, accelerator):
         finished = _read_finished(job)
         if finished is not None:
             return finished
@@ -354,11 +361,13 @@ def _save_epoch(path: Path, identity: dict, training: dict):
 
 
 @contextmanager
-def _sole_process(files: Files, accelerator) -> Iterator[None]:
+def _sole_process(job: Job, accelerator) -> Iterator[None]:
     """Within the block no other process trains this run.  Of a run's own processes the main one holds the lock.
 
-    Raises ValueError that names the other process, and OSError for a folder that cannot be written to.
+    Raises ValueError that names the other process, unless the job waits for it, and OSError for a folder that cannot be
+    written to.
     """
+    files = job.files
     if not accelerator.is_main_process:
         yield
         return
@@ -369,7 +378,7 @@ def _sole_process(files: Files, accelerator) -> Iterator[None]:
         except OSError as error:
             raise OSError(f"{folder} cannot be written to ({error.strerror}); nothing was trained") from error
     try:
-        with locked(files.lock, timeout=0):
+        with locked(files.lock, timeout=-1 if job.wait else 0):
             files.lock.write_text(str(os.getpid()))
             yield
     except Timeout as error:
@@ -435,7 +444,7 @@ def collect(
                 raise
             result = None
         if result is None and train_missing:
-            _, result = run(experiment, profile, overwrite=overwrite, progress=progress)
+            _, result = run(experiment, profile, overwrite=overwrite, progress=progress, wait=True)
         if result is not None:
             results[files_of(experiment, profile).name] = result
     return results

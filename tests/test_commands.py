@@ -1,83 +1,109 @@
-"""The README's first command as a user gives it, on notebooks that are one cell each."""
+"""What `make report` does around the notebooks, which are not executed here; .ci/run gives the command itself."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import shutil
 
 import nbformat
 import pytest
-from PIL import Image
+from nbclient.exceptions import CellExecutionError
 
-from evaluation.pages.front_page import REPORTS
-from tests.test_notebooks import copy_of_the_code
+from data.files import CODE
+from evaluation.pages import front_page, report
+from evaluation.pages.notebook import REPORTS, data_of, profile_of, reason_to_leave_out
+from tests.make_own_images import make
 
-RUN = """
-import sys
-sys.path.insert(0, "..")
-from dataclasses import replace
-from runs import collect_results, ROOT
-from evaluation.metrics import results_table
-from supervised.dataloader import build_loaders
-from supervised.models import build_model
-from supervised.settings import EXPERIMENTS, configure
-import os
-row = configure(EXPERIMENTS["random_classifier"], "quick", os.environ.get("DATA") or {data!r})
-row = replace(row, image_size=32, images_per_class=2, batch_size=4)
-results = collect_results([row], build_model, build_loaders, os.environ["PROFILE"])
-results_table(results, {{}}).to_csv(ROOT / "results" / os.environ["PROFILE"] / "supervised.csv")
-"""
+SIDE_STUDIES = {"supervised/nature_report.ipynb", "self_supervised/cifar10_report.ipynb"}
 
 
-def clone_with_short_reports(target: Path, data: str) -> Path:
-    clone = copy_of_the_code(target)
-    for path in REPORTS:
-        source = RUN.format(data=data) if path == "supervised/report.ipynb" else "print('nothing to do')"
-        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), clone / path)
-    return clone
+@pytest.fixture
+def executed(root, monkeypatch):
+    """Reports are made without a kernel: a page of their name is written, and their path is noted."""
+    paths = []
+
+    def execute(path, html_folder, in_place=False):
+        paths.append(path.relative_to(CODE).as_posix())
+        html_folder.mkdir(parents=True, exist_ok=True)
+        target = html_folder / front_page.html_name(path)
+        target.write_text("<p>made</p>")
+        return target
+
+    monkeypatch.setattr(report, "execute", execute)
+    for name in ("PROFILE", "DATA", "WEIGHTS", "COMPUTE"):
+        monkeypatch.delenv(name, raising=False)
+    return paths
 
 
-def make_report(clone: Path, **environment) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "evaluation.pages.report"],
-        cwd=clone,
-        env={**os.environ, "PROFILE": "quick", "DATA": "", **environment},
-        capture_output=True,
-        text=True,
-    )
+def put_results(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("supervised_1", "imagenet_classifier_best"):
+        shutil.copy(CODE / "results" / "full" / f"{name}.json", folder)
 
 
-def images(folder: Path, *splits: str) -> Path:
-    for split in splits:
-        for name, grey in (("dark", 20), ("light", 200)):
-            (folder / split / name).mkdir(parents=True)
-            for number in range(4):
-                Image.new("L", (40, 40), grey + number).save(folder / split / name / f"{number}.png")
-    return folder
-
-
-def test_a_fresh_clone_without_data_gets_all_reports_and_a_front_page(tmp_path):
-    clone = clone_with_short_reports(tmp_path / "clone", "synthetic")
-    done = make_report(clone)
-    assert done.returncode == 0, done.stderr[-2000:]
-    page = (clone / "results/quick/index.html").read_text()
-    assert "random_classifier" in page and "left out" not in page + done.stdout
-    assert len(list((clone / "results/quick").glob("*.html"))) == len(REPORTS) + 1
+def test_without_data_every_report_is_made_and_the_front_page_shows_the_results_on_synthetic_scenes(root, executed):
+    put_results(root / "results/quick/synthetic")
+    assert report.main([]) == 0
+    assert set(executed) == {each.path for each in REPORTS.values()}
+    page = (root / "results/quick/index.html").read_text()
+    assert "supervised_1" in page and page.count(".html") == len(REPORTS)
 
 
 @pytest.mark.parametrize("profile", ["quick", "full"])
-def test_a_report_whose_data_are_not_there_is_left_out_and_the_others_are_written(tmp_path, profile):
-    clone = clone_with_short_reports(tmp_path / "clone", "15scene")
-    own = images(tmp_path / "own", "train", "val", "test")
-    environment = {"DATA": str(own)} if profile == "quick" else {}
-    if profile == "full":
-        images(clone / "data" / "15scene", "train", "val", "test")
-    done = make_report(clone, PROFILE=profile, **environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count(": left out, ") == 2
-    page = (clone / f"results/{profile}/index.html").read_text()
-    assert "random_classifier" in page and page.count("left out: ") == 2
-    written = {path.name for path in (clone / f"results/{profile}").glob("*.html")}
-    assert len(written) == len(REPORTS) - 2 + 1 and "self_supervised_cifar10_report.html" not in written
-    assert json.loads(next((clone / f"results/{profile}").rglob("random_classifier.json")).read_text())
+def test_reports_whose_data_are_missing_are_left_out_and_the_others_are_made(
+    root, executed, monkeypatch, profile, capsys
+):
+    monkeypatch.setenv("PROFILE", profile)
+    if profile == "quick":
+        make(root / "own")
+        monkeypatch.setenv("DATA", str(root / "own"))
+        put_results(root / "results/quick/own")
+    else:
+        (root / "data/15scene").mkdir(parents=True)
+        put_results(root / "results/full")
+    assert report.main([]) == 0
+    assert set(executed) == {each.path for each in REPORTS.values()} - SIDE_STUDIES
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split(":")[0] for line in lines if "left out" in line} == SIDE_STUDIES
+    page = (root / f"results/{profile}/index.html").read_text()
+    assert page.count("left out") == 2 and "supervised_1" in page
+
+
+def test_a_report_that_fails_ends_the_command_with_an_error_and_without_a_front_page(root, executed, monkeypatch):
+    def fail(path, html_folder, in_place=False):
+        raise CellExecutionError("traceback", "ValueError", "this cell fails")
+
+    monkeypatch.setattr(report, "execute", fail)
+    assert report.main([]) == 1
+    assert not list((root / "results").rglob("index.html"))
+
+
+def test_mistakes_get_one_sentence_and_exit_code_2(root, executed, monkeypatch, capsys):
+    assert report.main(["nowhere.ipynb"]) == 2
+    monkeypatch.setenv("PROFILE", "huge")
+    assert report.main([]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and "nowhere.ipynb" in errors[0] and "huge" in errors[1]
+
+
+def test_profile_and_data_come_from_the_environment_with_defaults(root):
+    nature = REPORTS["nature"]
+    assert profile_of({}) == "quick" and data_of(nature, {}) == "synthetic"
+    assert data_of(nature, {"PROFILE": "full"}) == "nature"
+    (root / "data/nature").mkdir(parents=True)
+    assert data_of(nature, {}) == "nature" and not reason_to_leave_out(nature, {})
+    assert reason_to_leave_out(REPORTS["supervised"], {"PROFILE": "full"})
+
+
+def test_paths_of_the_environment_become_absolute_and_names_stay_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pth").touch()
+    found = report.absolute_paths({"WEIGHTS": "weights.pth", "DATA": "15scene", "PROFILE": "full"})
+    assert found == {"WEIGHTS": str(tmp_path / "weights.pth")}
+
+
+@pytest.mark.slow
+def test_a_failing_cell_is_named_with_its_error_and_leaves_no_html(tmp_path):
+    path = tmp_path / "folder" / "broken.ipynb"
+    path.parent.mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")]), path)
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        report.execute(path, tmp_path / "html")
+    assert not (tmp_path / "html").exists()

@@ -1,16 +1,17 @@
 """Execute the report notebooks top to bottom and write each as HTML: `python -m evaluation.pages.report [NOTEBOOK...]`.
 
-Without names, every notebook of the project, then the front page.  The profile comes from the environment, as the
-notebooks read it (PROFILE=quick or full); HTML goes to results/<profile>/.  A cell that fails ends the run with its
-error and leaves no HTML of that notebook.  `--in-place` also writes the executed notebook over the source, to be
-committed.
+Without names: every report whose data are there, then the front page, which says what was left out.  Profile, data and
+weights come from the environment, see `evaluation.pages.notebook`.  HTML goes to results/<profile>/.  A cell that fails
+ends the run with its error and leaves no HTML of that notebook.  `--in-place` also writes the executed notebook over
+its source, to be committed.
 """
 
 import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -19,11 +20,11 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from tqdm import tqdm
 
-from evaluation import front_page
-from data.files import write_atomically
+from data.files import CODE, root_folder, run_command, write_atomically
+from evaluation.pages import front_page
+from evaluation.pages.notebook import REPORTS, Report, data_of, profile_of, reason_to_leave_out
 
-ROOT = Path(__file__).resolve().parents[1]
-PATHS = ("WEIGHTS", "RESNET18_WEIGHTS", "DATA", "PHOTOGRAPHS")  # of the environment: what notebooks take as files
+PATHS = ("WEIGHTS", "RESNET18_WEIGHTS", "DATA", "PHOTOGRAPHS", "SCENES_ROOT")  # variables that may name a file
 
 
 def execute(path: Path, html_folder: Path, in_place: bool = False) -> Path:
@@ -32,10 +33,11 @@ def execute(path: Path, html_folder: Path, in_place: bool = False) -> Path:
     Raises nbclient's CellExecutionError, with the traceback of the cell, if one fails.
     """
     notebook = nbformat.read(path, as_version=4)
-    with tqdm(total=len(notebook.cells), desc=str(path.relative_to(ROOT)), unit="cell") as bar:
+    with tqdm(total=len(notebook.cells), desc=f"{path.parent.name}/{path.name}", unit="cell") as bar:
         NotebookClient(
             notebook,
             timeout=None,  # a cell may train for hours
+            extra_arguments=["--log-level=ERROR"],
             kernel_name="python3",
             resources={"metadata": {"path": str(path.parent)}},
             on_cell_complete=lambda cell, cell_index: bar.update(cell_index + 1 - bar.n),
@@ -49,32 +51,67 @@ def execute(path: Path, html_folder: Path, in_place: bool = False) -> Path:
 
 
 def absolute_paths(environment: Mapping[str, str]) -> dict[str, str]:
-    """PATHS as absolute paths where they name what is there: a notebook runs in its own folder, not here."""
-    given = {name: environment[name] for name in PATHS if environment.get(name)}
-    return {name: str(Path(value).resolve()) for name, value in given.items() if Path(value).exists()}
+    """PATHS as absolute paths where they name what is there, since a notebook runs in its own folder."""
+    given = {name: Path(environment[name]).expanduser() for name in PATHS if environment.get(name)}
+    return {name: str(path.resolve()) for name, path in given.items() if path.exists()}
+
+
+def make_reports(reports: Sequence[Report], html_folder: Path, in_place: bool, at_once: int) -> bool:
+    """Execute several notebooks, `at_once` at a time; prints a line for each and returns whether all succeeded."""
+
+    def make(report: Report) -> bool:
+        started = time.perf_counter()
+        try:
+            target = execute(CODE / report.path, html_folder, in_place)
+        except CellExecutionError as error:
+            print(f"error: {report.path} failed:\n{error}", file=sys.stderr)
+            return False
+        print(f"{target}: {time.perf_counter() - started:.0f} s")
+        return True
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return all(list(pool.map(make, reports)))
+
+
+def make_all(html_folder: Path, in_place: bool) -> int:
+    """Every report whose data are there, then the front page; returns the exit code."""
+    reasons = {report.path: reason_to_leave_out(report, os.environ) for report in REPORTS.values()}
+    left_out = {path: reason for path, reason in reasons.items() if reason}
+    for path, reason in left_out.items():
+        print(f"{path}: left out, {reason}")
+    reports = [report for report in REPORTS.values() if report.path not in left_out]
+    quick = profile_of(os.environ) == "quick"
+    if quick:  # tiny networks gain nothing from threads, but reports gain from running side by side
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if not make_reports(reports, html_folder, in_place, at_once=(os.cpu_count() or 1) if quick else 1):
+        return 1
+    data = data_of(REPORTS["supervised"], os.environ)
+    made = [report.path for report in reports]
+    print(front_page.write(html_folder, profile_of(os.environ), data, left_out, made))
+    return 0
 
 
 def main(arguments=None) -> int:
     """Execute what the command line names."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.pages.report", description=__doc__)
-    parser.add_argument("notebooks", nargs="*", type=Path, help="default: every notebook of the project")
+    parser.add_argument("notebooks", nargs="*", type=Path, help="default: every report whose data are there")
     parser.add_argument("--in-place", action="store_true", help="write the executed notebook over its source")
     options = parser.parse_args(arguments)
     os.environ.update(absolute_paths(os.environ))
-    html_folder = ROOT / "results" / os.environ.get("PROFILE", "quick")
-    for path in [path.resolve() for path in options.notebooks] or sorted(ROOT.glob("*/*.ipynb")):
-        reason = front_page.reason_to_leave_out(path.relative_to(ROOT).as_posix(), os.environ)
-        if reason and not options.notebooks:
-            print(f"{path.relative_to(ROOT)}: left out, {reason}")
-            continue
-        started = time.perf_counter()
-        try:
-            target = execute(path, html_folder, options.in_place)
-        except CellExecutionError as error:
-            print(f"error: {path} failed:\n{error}", file=sys.stderr)
-            return 1
-        print(f"{target.relative_to(ROOT)}: {time.perf_counter() - started:.0f} s")
-    return 0 if options.notebooks else front_page.main()
+
+    def command() -> int:
+        html_folder = root_folder() / "results" / profile_of(os.environ)
+        if not options.notebooks:
+            return make_all(html_folder, options.in_place)
+        by_path = {(CODE / report.path).resolve(): report for report in REPORTS.values()}
+        unknown = [str(path) for path in options.notebooks if path.resolve() not in by_path]
+        if unknown:
+            known = ", ".join(report.path for report in REPORTS.values())
+            raise ValueError(f"{unknown[0]} is no report of this project; the reports are {known}")
+        named = [by_path[path.resolve()] for path in options.notebooks]
+        return 0 if make_reports(named, html_folder, options.in_place, at_once=1) else 1
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

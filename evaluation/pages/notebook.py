@@ -1,0 +1,179 @@
+"""What a report notebook starts with: `study = notebook.open("supervised")` says what is run, on what, from where.
+
+Everything comes from the environment, with defaults:
+
+    PROFILE           quick (default; small and short) or full (the study)
+    DATA              a prepared data set's name or a folder; default: the report's own, or synthetic scenes in quick
+    WEIGHTS           initial weights of EfficientNet-B0: imagenet, random, or the file of a state dict
+    RESNET18_WEIGHTS  the same of ResNet-18, for the nature scenes
+    COMPUTE           1: train, probe and explain what is missing; 0: show what is there.  Default: 1 in quick only
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from IPython.display import Markdown, display
+
+from data.files import root_folder
+from data.prepare import DATA_SETS, locate
+from evaluation.results import comparisons, read_profile
+from helper_functions import keep_freed_memory
+from runs import OWN_DATA, PROFILES, collect, configure, files_of
+from supervised.settings import Experiment
+
+SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report notebook: its path below the project, a title for links, and the data set it is about."""
+
+    path: str
+    title: str
+    data: str = OWN_DATA
+
+
+REPORTS = {
+    "supervised": Report("supervised/report.ipynb", "Fully supervised"),
+    "self_supervised": Report("self_supervised/report.ipynb", "Self-supervised features"),
+    "evaluation": Report("evaluation/evaluation.ipynb", "What the models see and have encoded"),
+    "search": Report("supervised/hyperparameter_search.ipynb", "Hyper-parameter search"),
+    "nature": Report("supervised/nature_report.ipynb", "Six classes of nature scenes", "nature"),
+    "cifar10": Report("self_supervised/cifar10_report.ipynb", "The rotation pretext on CIFAR-10", "cifar10"),
+}
+
+
+def profile_of(environment: Mapping[str, str]) -> str:
+    """The profile of an environment.  Raises ValueError for an unknown one."""
+    profile = environment.get("PROFILE") or "quick"
+    if profile not in PROFILES:
+        raise ValueError(f"PROFILE is {profile!r}; it must be {' or '.join(PROFILES)}")
+    return profile
+
+
+def data_of(report: Report, environment: Mapping[str, str]) -> str:
+    """The data set that a report uses: DATA, or its own; in quick, synthetic scenes where that is missing."""
+    missing = not (root_folder() / "data" / report.data).is_dir()
+    own = SYNTHETIC if missing and profile_of(environment) == "quick" else report.data
+    return environment.get("DATA") or own
+
+
+def reason_to_leave_out(report: Report, environment: Mapping[str, str]) -> str:
+    """Why a report cannot be made, in a few words, or ""."""
+    data = data_of(report, environment)
+    if report.data != OWN_DATA and data not in (report.data, SYNTHETIC):
+        return f"it is about the data set {report.data}, and DATA is {Path(data).name}"
+    if data in DATA_SETS and data != SYNTHETIC and not (root_folder() / "data" / data).is_dir():
+        return f"the data set {data} is not prepared (python -m data.prepare {data})"
+    return ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What one report is made of."""
+
+    profile: str
+    data: str
+    weights: Mapping[str, str | None]  # by network
+    compute: bool
+
+    @property
+    def quick(self) -> bool:
+        """Whether no number means anything."""
+        return self.profile == "quick"
+
+    @cached_property
+    def class_names(self) -> set[str]:
+        """The classes of the data."""
+        return {path.name for path in (locate(self.data) / "train").iterdir() if path.is_dir()}
+
+    def configured(self, table: Mapping[str, Experiment]) -> dict[str, Experiment]:
+        """The experiments of a table as this study runs them, without those that weigh classes not in the data."""
+        return {
+            name: configure(each, self.profile, data=self.data, weights=self.weights.get(each.network))
+            for name, each in table.items()
+            if self.class_names.issuperset(name for name, _ in each.class_weights)
+        }
+
+    def results(
+        self, table: Mapping[str, Experiment], seeds: Iterable[int] = (0,), train: bool = True
+    ) -> dict[str, dict]:
+        """The results of a table's experiments by file stem.
+
+        Missing runs of seed 0 are trained where `train` and `compute` are on; runs of other seeds are only read.
+        """
+        experiments, found = self.configured(table).values(), {}
+        for seed in seeds:
+            of_seed = [replace(each, seed=seed) for each in experiments]
+            train_missing = train and self.compute and seed == 0
+            found |= collect(of_seed, self.profile, train_missing=train_missing, progress=False)
+        return found
+
+    def say_what_is_missing(self, table: Mapping[str, Experiment], results: Mapping[str, dict]):
+        """Display the experiments of a table that have no result, and those that do not fit the data."""
+        experiments = self.configured(table)
+        missing = ", ".join(f"`{name}`" for name in experiments if name not in results) or "nothing"
+        unfit = ", ".join(f"`{name}`" for name in table if name not in experiments)
+        unfit = f"  They weigh classes that the data does not have: {unfit}." if unfit else ""
+        say(f"Not run yet: {missing}.{unfit}")
+
+    def comparisons(self, names: Iterable[str]) -> pd.DataFrame:
+        """The lines of `results.comparisons` on these experiments, over all runs of the profile."""
+        table = comparisons(read_profile(root_folder() / "results" / self.profile, self.data))
+        return table[table["experiment"].isin(list(names))]
+
+    def folder_of(self, table: Mapping[str, Experiment]) -> Path:
+        """The folder of a table's results."""
+        return files_of(next(iter(self.configured(table).values())), self.profile).results
+
+
+def open(name: str, environment: Mapping[str, str] = os.environ) -> Study:
+    """The study of one report of REPORTS; sets up plots and process, and displays what it is in one line."""
+    profile = profile_of(environment)
+    study = Study(
+        profile=profile,
+        data=data_of(REPORTS[name], environment),
+        weights={
+            "efficientnet_b0": environment.get("WEIGHTS") or None,
+            "resnet18": environment.get("RESNET18_WEIGHTS") or None,
+        },
+        compute=(environment.get("COMPUTE") or {"quick": "1", "full": "0"}[profile]) == "1",
+    )
+    keep_freed_memory()
+    plt.rcParams.update({"figure.dpi": 80, "figure.constrained_layout.use": True})
+    quick = " (small and short: it shows that everything runs; its numbers mean nothing)" if study.quick else ""
+    synthetic = " (synthetic scenes, not photographs)" if study.data == SYNTHETIC else ""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    say(
+        f"**Profile `{profile}`**{quick}, data **{Path(study.data).name}**{synthetic}; "
+        f"executed on {device}, torch {torch.__version__}."
+    )
+    return study
+
+
+def say(text: str):
+    """Display Markdown."""
+    display(Markdown(text))
+
+
+def show(table: pd.DataFrame, digits: int = 4, index: bool = True, bold_highest: Iterable[str] = ()):
+    """Display a table: floats with `digits` digits, p values with two, differences with their sign."""
+    if not len(table):
+        say("None yet.")
+        return
+    formats = {
+        name: "{:.2g}" if name == "p" else "{:+.4f}" if name == "difference" else f"{{:.{digits}f}}"
+        for name in table.columns
+        if pd.api.types.is_float_dtype(table[name])
+    }
+    style = table.style.format(formats, na_rep="")
+    if not index:
+        style = style.hide(axis="index")
+    highest = [name for name in bold_highest if name in table]
+    display(style.highlight_max(subset=highest, props="font-weight: bold") if highest else style)
