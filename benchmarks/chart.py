@@ -18,13 +18,13 @@ from benchmarks.scorecam_clusters import summarise
 
 FOLDER = Path(__file__).resolve().parent
 NAMES = ("training_step", "evaluation", "data", "frozen_classifier", "scorecam", "inversion")
-COLUMNS = (  # of every table, see `ways.make_table`; what others hold stands in the README under "besides"
-    *("what", "way", "seconds", "spread", "images", "ratio", "ratio_to", "peak_mib"),
+COLUMNS = (  # of every table, see `implementations.make_table`; what others hold stands in the README under "besides"
+    *("what", "implementation", "seconds", "spread", "images", "ratio", "ratio_to", "peak_mib"),
     *("largest_difference", "correlation", "rounds", "machine"),
 )
 COUNTS = {"a thousand": 1e3, "a million": 1e6, "a hundred million": 1e8}
 MACHINES = 100
-WORK = {  # what is done: in which table, of which comparison (None: its only one), by which way
+WORK = {  # what is done: in which table, of which comparison (None: its only one), by which implementation
     "a training epoch": ("training_step", None, "ours"),
     "a pass for logits or features": ("evaluation", None, "ours"),
     "decoding into the store": ("data", "decoding and resizing once", "ours"),
@@ -45,10 +45,10 @@ def read_tables(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
 
 
 def ratios_markdown(tables: dict[str, pd.DataFrame]) -> str:
-    """All that was measured, one row a way, and the machine of each table."""
+    """All that was measured, one row an implementation, and the machine of each table."""
     columns = (
         "what",
-        "way",
+        "implementation",
         "seconds (lowest to highest)",
         "ratio",
         "memory, MiB",
@@ -57,11 +57,11 @@ def ratios_markdown(tables: dict[str, pd.DataFrame]) -> str:
     )
     lines = [f"| {' | '.join(columns)} | besides |", f"|{'---|' * len(columns)}---|"]
     for row in pd.concat(tables.values()).to_dict("records"):
-        ours = "**" if row["way"].startswith("ours") else ""
-        against = "" if row["way"] == row["ratio_to"] else f", to {row['ratio_to']}"
+        ours = "**" if row["implementation"].startswith("ours") else ""
+        against = "" if row["implementation"] == row["ratio_to"] else f", to {row['ratio_to']}"
         cells = [
             row["what"],
-            row["way"],
+            row["implementation"],
             f"{row['seconds']:.4g} ({row['spread']})",
             f"{ours}{row['ratio']:.3g}{ours}{against}",
             f"{row['peak_mib']:,}",
@@ -88,11 +88,11 @@ def scaling_markdown(tables: dict[str, pd.DataFrame]) -> str:
         f"| work | an image | {' | '.join(COUNTS)} | the last on {MACHINES} such machines |",
         f"|---|---|{'---|' * len(COUNTS)}---|",
     ]
-    for work, (name, what, way) in WORK.items():
+    for work, (name, what, implementation) in WORK.items():
         if name not in tables:
             continue
         table = tables[name]
-        row = table[(table["way"] == way) & ((table["what"] == what) | (what is None))].iloc[0]
+        row = table[(table["implementation"] == implementation) & ((table["what"] == what) | (what is None))].iloc[0]
         seconds = row["seconds"] / row["images"]
         whole = [seconds * count for count in COUNTS.values()]
         lines.append(
@@ -102,10 +102,12 @@ def scaling_markdown(tables: dict[str, pd.DataFrame]) -> str:
 
 
 def profile_markdown(profile: pd.DataFrame) -> str:
-    """Seconds by kind of operation: a column a way, the dearest kind of the plain way first."""
+    """Seconds by kind of operation: a column an implementation, the dearest kind of the plain implementation first."""
     lines = []
     for what, rows in profile.groupby("what", sort=False):
-        seconds = rows.pivot(index="operations", columns="way", values="seconds")[rows["way"].unique()]
+        seconds = rows.pivot(index="operations", columns="implementation", values="seconds")[
+            rows["implementation"].unique()
+        ]
         seconds = seconds.fillna(0).sort_values("plain", ascending=False)
         seconds.loc["**all**"] = seconds.sum()
         lines += [f"| {what}: seconds of | {' | '.join(seconds.columns)} |", f"|---|{'---|' * seconds.shape[1]}"]
@@ -145,10 +147,10 @@ def with_table(readme: str, name: str, markdown: str) -> str:
 
 
 def draw_ratios(tables: dict[str, pd.DataFrame]) -> plt.Figure:
-    """A bar a way of ours: how many times as fast it is as the peer that it names."""
+    """A bar an implementation of ours: how many times as fast it is as the peer that it names."""
     rows = pd.concat(tables.values())
-    rows = rows[rows["way"].str.startswith("ours")].iloc[::-1]
-    labels = [f"{row.what}: {row.way}\nto {row.ratio_to}" for row in rows.itertuples()]
+    rows = rows[rows["implementation"].str.startswith("ours")].iloc[::-1]
+    labels = [f"{row.what}: {row.implementation}\nto {row.ratio_to}" for row in rows.itertuples()]
     figure, ax = plt.subplots(figsize=(9, 1 + 0.5 * len(rows)), layout="constrained")
     bars = ax.barh(np.arange(len(rows)), rows["ratio"] - 1, left=1)
     ax.bar_label(bars, [f"{ratio:.3g}" for ratio in rows["ratio"]], padding=3)

@@ -1,11 +1,11 @@
-"""Images from files to what the network takes: torchvision's ImageFolder against the decoded store and its loaders.
+"""Images from files to network input: torchvision's ImageFolder against the image cache and its loaders.
 
     python -m benchmarks.data [--rounds 2]
 
-The training images of 15-Scene, or of the drawn scenes if it is not prepared.  Plain is an ImageFolder with Resize,
+The training images of 15-Scene, or of the synthetic scenes if it is not prepared.  Plain is an ImageFolder with Resize,
 ToTensor and Normalize in a DataLoader without workers.  An epoch is read once before it is timed, so files lie in the
-system's cache.  share_of_training is what the data would add to an epoch's training steps of the same way, by
-benchmarks/training_step.csv.  Results that are compared are the first image of each batch.
+system's cache.  share_of_training is the time for the data as a share of an epoch's training steps by the same
+implementation, from benchmarks/training_step.csv.  Results that are compared are the first image of each batch.
 """
 
 import sys
@@ -22,14 +22,15 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from benchmarks import ways
+from benchmarks import implementations
 from benchmarks.implementations import Comparison, Measurement
-from data.image_cache import load_scenes, locate
+from data.image_cache import load_scenes
+from data.prepare import locate
 from supervised.dataloader import MEAN, STD, build_loaders
 from supervised.settings import BASE
 
 SIZE = (BASE.image_size, BASE.image_size)
-AUGMENTATIONS = {  # the same, as a plain script writes them
+AUGMENTATIONS = {  # as a plain script writes them
     "basic": [],
     "advanced": [
         transforms.RandomHorizontalFlip(0.5),
@@ -41,7 +42,7 @@ AUGMENTATIONS = {  # the same, as a plain script writes them
 
 def folder_of(split: str) -> Path:
     """The images of a split, <class>/<image>."""
-    return locate(ways.data_set()) / split
+    return locate(implementations.data_set()) / split
 
 
 def plain_dataset(split: str, augmentation: str = "basic") -> ImageFolder:
@@ -61,47 +62,47 @@ def plain_loader(augmentation: str) -> DataLoader:
 
 
 def our_loader(augmentation: str) -> DataLoader:
-    """The same of ours."""
-    experiment = replace(BASE, data=ways.data_set(), augmentation=augmentation)
+    """The same batches by our loaders."""
+    experiment = replace(BASE, data=implementations.data_set(), augmentation=augmentation)
     loaders = build_loaders(experiment, progress=False)
     return loaders.train_in_order if augmentation == "basic" else loaders.train
 
 
-def measure_epoch(build_loader: Callable[[str], DataLoader], augmentation: str, training_way: str) -> Measurement:
-    """Every image once."""
+def measure_epoch(build_loader: Callable[[str], DataLoader], augmentation: str, implementation: str) -> Measurement:
+    """Every image once; `implementation` is the one whose training steps the time is compared with."""
     torch.manual_seed(0)
     loader = build_loader(augmentation)
     first_images = np.stack([images[0].numpy() for images, _ in loader])
     images = len(loader.dataset)
-    seconds = ways.seconds_of(lambda: sum(len(labels) for _, labels in loader), 1)
+    seconds = implementations.seconds_of(lambda: sum(len(labels) for _, labels in loader), 1)
     return Measurement(
         seconds,
         images,
         first_images if augmentation == "basic" else None,
-        share_of_training(seconds / images, training_way) | {"data": ways.data_set()},
+        share_of_training(seconds / images, implementation) | {"data": implementations.data_set()},
     )
 
 
-def share_of_training(seconds: float, way: str) -> dict[str, float]:
-    """How long an image takes to read, in shares of its training; empty if no training step has been measured."""
-    path = ways.FOLDER / "training_step.csv"
+def share_of_training(seconds: float, implementation: str) -> dict[str, float]:
+    """Seconds to read an image as a share of those to train on it; empty if no training step has been measured."""
+    path = implementations.FOLDER / "training_step.csv"
     if not path.exists():
         return {}
-    step = pd.read_csv(path, index_col="way").loc[way]
+    step = pd.read_csv(path, index_col="implementation").loc[implementation]
     return {"share_of_training": float(f"{seconds * step['images'] / step['seconds']:.2g}")}
 
 
 def decode_plainly(folder: Path) -> np.ndarray:
-    """Every image decoded and resized, bytes (N, 3, S, S), and kept in a file."""
+    """Every image decoded and resized, bytes (N, 3, S, S), and saved in a file."""
     resized = ImageFolder(folder_of("train"), transforms.Compose([transforms.Resize(SIZE), transforms.PILToTensor()]))
     images = torch.cat([images for images, _ in DataLoader(resized, BASE.batch_size)]).numpy()
     np.save(folder / "images.npy", images)
     return images
 
 
-def decode_into_store(folder: Path) -> np.ndarray:
-    """The same by ours, bytes (N, channels, S, S): grey images have one channel."""
-    return load_scenes(folder_of("train"), stores=folder, progress=False).images
+def decode_into_cache(folder: Path) -> np.ndarray:
+    """The same by the image cache, bytes (N, channels, S, S): grey images have one channel."""
+    return load_scenes(folder_of("train"), cache=folder, progress=False).images
 
 
 def measure_decoding(decode: Callable[[Path], np.ndarray]) -> Measurement:
@@ -110,7 +111,7 @@ def measure_decoding(decode: Callable[[Path], np.ndarray]) -> Measurement:
         path.read_bytes()  # into the system's cache
     decoded = []
     with tempfile.TemporaryDirectory() as folder:
-        seconds = ways.seconds_of(lambda: decoded.append(decode(Path(folder))), 1)
+        seconds = implementations.seconds_of(lambda: decoded.append(decode(Path(folder))), 1)
         images = decoded[0]
         return Measurement(seconds, len(images), images[:: BASE.batch_size, :1].astype(np.float32))
 
@@ -124,7 +125,7 @@ EPOCHS = {
 }
 DECODING = {
     "ImageFolder": partial(measure_decoding, decode_plainly),
-    "ours": partial(measure_decoding, decode_into_store),
+    "ours": partial(measure_decoding, decode_into_cache),
 }
 COMPARISONS = (
     Comparison("reading an epoch", EPOCHS["basic"], peers=("ImageFolder",), reference="ImageFolder"),
@@ -133,4 +134,4 @@ COMPARISONS = (
 )
 
 if __name__ == "__main__":
-    sys.exit(ways.main("data", __doc__, COMPARISONS, rounds=2))
+    sys.exit(implementations.main("data", __doc__, COMPARISONS, rounds=2))

@@ -1,4 +1,4 @@
-"""Logits of EfficientNet-B0 in eval mode on a CPU: the plain way against ours.
+"""Logits of EfficientNet-B0 in eval mode on a CPU: the plain implementation against ours.
 
     python -m benchmarks.evaluation [--rounds 3]
 
@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from benchmarks import ways
+from benchmarks import implementations
 from benchmarks.implementations import Comparison, Measurement
 from helper_functions import autocast, keep_freed_memory
 
@@ -33,31 +33,34 @@ def measure(
     started = time.perf_counter()
     logits = step()  # the first one sets things up
     facts = {"seconds_to_compile": round(time.perf_counter() - started)} if compiled else {}
-    return Measurement(ways.seconds_of(step, BATCHES), len(images), logits.numpy(), facts)
+    return Measurement(implementations.seconds_of(step, BATCHES), len(images), logits.numpy(), facts)
 
 
 def measure_plain() -> Measurement:
     """As a plain script does."""
-    return measure(ways.plain_network(), ways.draw_images(BATCH_SIZE))
+    return measure(implementations.plain_network(), implementations.draw_images(BATCH_SIZE))
 
 
 def measure_ours(precision: str, compiled: bool = False) -> Measurement:
     """As `helper_functions.predict` does within a training; or compiled besides, its weights taken for constants."""
     keep_freed_memory()
-    images = ways.draw_images(BATCH_SIZE).contiguous(memory_format=torch.channels_last)
-    network = ways.our_network(ways.plain_network())
+    images = implementations.draw_images(BATCH_SIZE).contiguous(memory_format=torch.channels_last)
+    network = implementations.our_network(implementations.plain_network())
     if not compiled:
         return measure(network, images, precision)
     dtype = getattr(torch, precision)  # of the whole network: autocast would convert the weights again in each pass
-    return measure(ways.compiled(network.to(dtype)), images.to(dtype), compiled=True)
+    return measure(implementations.compiled(network.to(dtype)), images.to(dtype), compiled=True)
 
 
 WAYS = {"plain": measure_plain} | {
     name: partial(measure_ours, precision, compiled)
-    for precision in ways.precisions()
-    for name, compiled in ((ways.ours(precision), False), (f"{ways.ours(precision)}, compiled", True))
+    for precision in implementations.precisions()
+    for name, compiled in (
+        (implementations.ours(precision), False),
+        (f"{implementations.ours(precision)}, compiled", True),
+    )
 }
 COMPARISONS = (Comparison("evaluation, 32 images", WAYS, peers=("plain",), reference="plain"),)
 
 if __name__ == "__main__":
-    sys.exit(ways.main("evaluation", __doc__, COMPARISONS))
+    sys.exit(implementations.main("evaluation", __doc__, COMPARISONS))

@@ -5,7 +5,7 @@
 The experiment is `imagenet_classifier`: the same weights, head, dropout and batches in the same order.  Where every
 image goes through the network 50 epochs would take up to an hour, so one (all training images, then all val images) is
 measured and multiplied, as the column `measured` says.  The seconds of ours are of all 50 epochs and the features.
-No way looks at the test images.  Results that are compared are the losses of the first epoch, on train and val.
+No implementation reads the test images.  The compared results are the losses of the first epoch, on train and val.
 """
 
 import sys
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from benchmarks import ways
+from benchmarks import implementations
 from benchmarks.data import plain_dataset
 from benchmarks.implementations import Comparison, Measurement
 from helper_functions import build_accelerator, fold_batchnorm, train
@@ -32,7 +32,7 @@ EPOCHS = EXPERIMENT.train.max_epochs
 
 def measure_plain() -> Measurement:
     """As a plain script does: torchvision's network in the default order, ImageFolder, the default allocator."""
-    model, dataset = ways.plain_network(), plain_dataset("train")
+    model, dataset = implementations.plain_network(), plain_dataset("train")
     model.features.requires_grad_(False)
     order = [index for index, _ in SeededShuffle(len(dataset), EXPERIMENT.seed)]
     train_loader = DataLoader(dataset, EXPERIMENT.batch_size, sampler=order, generator=torch.Generator())
@@ -59,9 +59,9 @@ def measure_plain() -> Measurement:
 
 def measure(features_once: bool) -> Measurement:
     """By `helper_functions.train`: for all epochs on features computed once, or for one on images."""
-    loaders = replace(build_loaders(replace(EXPERIMENT, data=ways.data_set()), progress=False), test=None)
-    model = SceneClassifier(ways.NUM_CLASSES, freeze_features=True)
-    model.load_state_dict(ways.plain_network().state_dict())
+    loaders = replace(build_loaders(replace(EXPERIMENT, data=implementations.data_set()), progress=False), test=None)
+    model = SceneClassifier(implementations.NUM_CLASSES, freeze_features=True)
+    model.load_state_dict(implementations.plain_network().state_dict())
     model.eval()
     epochs = EPOCHS if features_once else 1
     started = time.perf_counter()
@@ -80,7 +80,9 @@ def measure(features_once: bool) -> Measurement:
 def _measurement(seconds: float, epochs: int, images: int, losses: np.ndarray) -> Measurement:
     """What all epochs take."""
     measured = f"{EPOCHS} epochs" if epochs == EPOCHS else f"{epochs} epoch, times {EPOCHS // epochs}"
-    return Measurement(seconds * EPOCHS / epochs, images, losses, {"measured": measured, "data": ways.data_set()})
+    return Measurement(
+        seconds * EPOCHS / epochs, images, losses, {"measured": measured, "data": implementations.data_set()}
+    )
 
 
 WAYS = {
@@ -92,4 +94,4 @@ PLAIN = "plain, every image each epoch"
 COMPARISONS = (Comparison(f"frozen classifier, {EPOCHS} epochs", WAYS, peers=(PLAIN,), reference=PLAIN),)
 
 if __name__ == "__main__":
-    sys.exit(ways.main("frozen_classifier", __doc__, COMPARISONS, rounds=1))
+    sys.exit(implementations.main("frozen_classifier", __doc__, COMPARISONS, rounds=1))

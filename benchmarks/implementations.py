@@ -1,7 +1,7 @@
-"""Ways of doing one thing, compared in speed: what every benchmark here is made of.
+"""Several implementations of one task, compared in speed: the basis of every benchmark here.
 
-Each measurement has a process of its own, since the allocator's settings and the peak of memory are the process's; the
-ways alternate, so that a machine that slows down meanwhile slows all of them.  The median over the rounds counts.
+Each measurement runs in its own process, because allocator settings and peak memory belong to a process.  The
+implementations take turns, so that a machine that slows down slows all of them.  The median over the rounds is used.
 """
 
 import argparse
@@ -25,18 +25,18 @@ from torch import nn
 from torchvision.models import efficientnet_b0
 from tqdm import tqdm
 
-from data.image_cache import locate
+from data.files import CODE
+from data.prepare import locate
 from helper_functions import fold_batchnorm
-from supervised.models import SceneClassifier, calibrate_batchnorm, load_initial_weights
+from supervised.models import SceneClassifier, estimate_batchnorm, load_initial_weights
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "benchmarks"
+FOLDER = CODE / "benchmarks"
 NUM_CLASSES = 15
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds for so many images, what came out of it (None: nothing to compare), and columns for the table."""
+    """Seconds for a number of images, the result (None: nothing to compare), and more columns for the table."""
 
     seconds: float
     images: int
@@ -46,33 +46,33 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One thing to do, and the ways to do it by name: functions that measure a way in this process.
+    """One task and its implementations by name: functions that measure an implementation in this process.
 
-    The ratio is to the fastest of `peers`; results are compared with those of `reference` (None: with none).  The
-    names of ways that are this project's, and that the chart draws, begin with "ours".
+    The ratio is to the fastest of `peers`.  Results are compared with those of `reference`, unless it is None.  The
+    names of this project's own implementations, which the chart shows, begin with "ours".
     """
 
     what: str
-    ways: dict[str, Callable[[], Measurement]]
+    implementations: dict[str, Callable[[], Measurement]]
     peers: tuple[str, ...]
     reference: str | None = None
 
 
 def main(name: str, description: str, comparisons: Sequence[Comparison], rounds: int = 3, arguments=None) -> int:
-    """Answer the command line of the benchmark `name`: measure all ways in turn and write its table, or one here."""
+    """The command line of the benchmark `name`: measure all implementations and write a table, or only one."""
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--way", help="measure one way in this process and print it as JSON")
-    parser.add_argument("--what", default=comparisons[0].what, help="of which comparison the way is")
-    parser.add_argument("--result", type=Path, help="the .npy file for what came out of the way")
+    parser.add_argument("--implementation", help="measure one implementation in this process and print it as JSON")
+    parser.add_argument("--what", default=comparisons[0].what, help="the comparison that the implementation belongs to")
+    parser.add_argument("--result", type=Path, help="the .npy file for what came out of the implementation")
     options = parser.parse_args(arguments)
-    if options.way:
+    if options.implementation:
         comparison = next(each for each in comparisons if each.what == options.what)
-        print(json.dumps(_measure_here(comparison, options.way, options.result)))
+        print(json.dumps(_measure_here(comparison, options.implementation, options.result)))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         table = make_table(comparisons, *measure_in_turn(name, comparisons, options.rounds, Path(folder)))
@@ -83,34 +83,37 @@ def main(name: str, description: str, comparisons: Sequence[Comparison], rounds:
     return 0
 
 
-def _measure_here(comparison: Comparison, way: str, result: Path | None) -> dict:
-    found = comparison.ways[way]()
+def _measure_here(comparison: Comparison, implementation: str, result: Path | None) -> dict:
+    found = comparison.implementations[implementation]()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     if result is not None and found.result is not None:
         np.save(result, found.result)
     facts = {"seconds": found.seconds, "images": found.images, "peak_mib": round(peak), **found.facts}
-    return {"what": comparison.what, "way": way, **facts}
+    return {"what": comparison.what, "implementation": implementation, **facts}
 
 
 def measure_in_turn(
     name: str, comparisons: Sequence[Comparison], rounds: int, folder: Path
 ) -> tuple[list[dict], dict[tuple[str, str], np.ndarray]]:
-    """What each process measured, and the result of each (what, way) in the first round; `folder` is for results.
+    """What each process measured, and the first round's results by (what, implementation); `folder` holds them.
 
-    Raises RuntimeError with the last words of a process that fails.
+    Raises RuntimeError with the last output of a process that fails.
     """
-    turns = [(each, way) for _ in range(rounds) for each in comparisons for way in each.ways]
+    turns = [
+        (each, implementation) for _ in range(rounds) for each in comparisons for implementation in each.implementations
+    ]
     measured, results, path = [], {}, folder / "result.npy"
     with tqdm(turns, desc=name, unit="process") as bar:
-        for comparison, way in bar:
-            bar.set_postfix_str(f"{comparison.what}: {way}")
-            command = ["-m", f"benchmarks.{name}", "--what", comparison.what, "--way", way, "--result", str(path)]
-            done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT)
+        for comparison, implementation in bar:
+            bar.set_postfix_str(f"{comparison.what}: {implementation}")
+            options = ["--what", comparison.what, "--implementation", implementation, "--result", str(path)]
+            command = [sys.executable, "-m", f"benchmarks.{name}", *options]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=CODE)
             if done.returncode != 0:
-                raise RuntimeError(f"{name}, {comparison.what}, {way} failed:\n{done.stderr[-2000:]}")
+                raise RuntimeError(f"{name}, {comparison.what}, {implementation} failed:\n{done.stderr[-2000:]}")
             measured.append(json.loads(done.stdout.splitlines()[-1]))
             if path.exists():
-                results.setdefault((comparison.what, way), np.load(path))
+                results.setdefault((comparison.what, implementation), np.load(path))
                 path.unlink()
     return measured, results
 
@@ -118,35 +121,40 @@ def measure_in_turn(
 def make_table(
     comparisons: Sequence[Comparison], measured: Sequence[dict], results: dict[tuple[str, str], np.ndarray]
 ) -> pd.DataFrame:
-    """One row a way, of what `measure_in_turn` gives.
+    """One line per implementation, from what `measure_in_turn` returns.
 
-    Columns: what, way, seconds (median over the rounds), spread (lowest to highest), images (that the seconds are
-    for), ratio (how many times as fast as ratio_to), peak_mib (the highest), largest_difference and, of results of more
-    than one dimension, correlation with the reference way's; and the facts of the first round.
+    Columns: what, implementation, seconds (median over the rounds), spread (lowest to highest), images (the number that
+    the seconds are for), ratio (how many times as fast as ratio_to), peak_mib (the highest), largest_difference and,
+    for results of more than one dimension, correlation with the reference's; and the facts of the first round.
     """
     rows = []
     for comparison in comparisons:
-        of_ways = {
-            way: [each for each in measured if (each["what"], each["way"]) == (comparison.what, way)]
-            for way in comparison.ways
+        of_each = {
+            implementation: [
+                each for each in measured if (each["what"], each["implementation"]) == (comparison.what, implementation)
+            ]
+            for implementation in comparison.implementations
         }
-        medians = {way: statistics.median(each["seconds"] for each in found) for way, found in of_ways.items()}
+        medians = {
+            implementation: statistics.median(each["seconds"] for each in found)
+            for implementation, found in of_each.items()
+        }
         peer = min(comparison.peers, key=medians.get)
-        for way, found in of_ways.items():
+        for implementation, found in of_each.items():
             seconds = [each["seconds"] for each in found]
             row = {
                 "what": comparison.what,
-                "way": way,
-                "seconds": float(f"{medians[way]:.4g}"),
+                "implementation": implementation,
+                "seconds": float(f"{medians[implementation]:.4g}"),
                 "spread": f"{min(seconds):.4g} to {max(seconds):.4g}",
                 "images": found[0]["images"],
-                "ratio": float(f"{medians[peer] / medians[way]:.3g}"),
+                "ratio": float(f"{medians[peer] / medians[implementation]:.3g}"),
                 "ratio_to": peer,
                 "peak_mib": max(each["peak_mib"] for each in found),
             }
             reference = results.get((comparison.what, comparison.reference))
-            if reference is not None and way != comparison.reference:
-                row |= _differences(results[comparison.what, way], reference)
+            if reference is not None and implementation != comparison.reference:
+                row |= _differences(results[comparison.what, implementation], reference)
             rows.append(row | {key: value for key, value in found[0].items() if key not in row})
     return pd.DataFrame(rows)
 
@@ -179,7 +187,7 @@ def precisions() -> tuple[str, ...]:
 
 
 def ours(precision: str) -> str:
-    """The name of our way in a precision."""
+    """The name of our implementation in a precision."""
     return "ours" if precision == "float32" else f"ours, {precision}"
 
 
@@ -216,7 +224,7 @@ def plain_network() -> nn.Module:
     if weights:
         network.features.load_state_dict(load_initial_weights(weights).state_dict)
     else:
-        calibrate_batchnorm(network.features, [(draw_images(16, seed=1), None)])
+        estimate_batchnorm(network.features, [(draw_images(16, seed=1), None)])
     return network.eval()
 
 

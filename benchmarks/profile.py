@@ -2,8 +2,8 @@
 
     python -m benchmarks.profile
 
-What the other tables cannot say: which part of a step a faster way has made faster, and what is left.  Of one process,
-so compare shares, not seconds.  The table is written to benchmarks/profile.csv.
+The other tables cannot tell which part of a step became faster, and what is left.  All of it is one process, so compare
+shares, not seconds.  The table is written to benchmarks/profile.csv.
 """
 
 import sys
@@ -15,7 +15,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity
 from torchvision.models import efficientnet_b0
 
-from benchmarks import ways
+from benchmarks import implementations
 from helper_functions import TrainSettings, autocast, build_optimizer, keep_freed_memory
 from supervised.models import SceneClassifier
 
@@ -47,7 +47,7 @@ def seconds_by_kind(step: Callable[[], object]) -> dict[str, float]:
 
 def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, images, precision: str) -> Callable[[], None]:
     """A function that takes one step."""
-    labels = torch.arange(len(images)) % ways.NUM_CLASSES
+    labels = torch.arange(len(images)) % implementations.NUM_CLASSES
 
     def step():
         with autocast(precision, images.device):
@@ -71,30 +71,30 @@ def logits(model: nn.Module, images, precision: str) -> Callable[[], None]:
 
 def main() -> int:
     """Measure and write the table."""
-    images = ways.draw_images(BATCH_SIZE)
-    plain = efficientnet_b0(num_classes=ways.NUM_CLASSES)
+    images = implementations.draw_images(BATCH_SIZE)
+    plain = efficientnet_b0(num_classes=implementations.NUM_CLASSES)
     steps = {
         ("training step", "plain"): training_step(plain, torch.optim.Adam(plain.parameters()), images, "float32"),
-        ("pass for logits", "plain"): logits(ways.plain_network(), images, "float32"),
+        ("pass for logits", "plain"): logits(implementations.plain_network(), images, "float32"),
     }
     found = {key: seconds_by_kind(step) for key, step in steps.items()}
     keep_freed_memory()
     images = images.contiguous(memory_format=torch.channels_last)
-    for precision in ways.precisions():
-        model = SceneClassifier(ways.NUM_CLASSES)
+    for precision in implementations.precisions():
+        model = SceneClassifier(implementations.NUM_CLASSES)
         optimizer = build_optimizer(model, TrainSettings())
-        network = ways.our_network(ways.plain_network())
-        found["training step", ways.ours(precision)] = seconds_by_kind(
+        network = implementations.our_network(implementations.plain_network())
+        found["training step", implementations.ours(precision)] = seconds_by_kind(
             training_step(model, optimizer, images, precision)
         )
-        found["pass for logits", ways.ours(precision)] = seconds_by_kind(logits(network, images, precision))
+        found["pass for logits", implementations.ours(precision)] = seconds_by_kind(logits(network, images, precision))
     rows = [
-        {"what": what, "way": way, "operations": kind, "seconds": round(seconds, 5)}
-        for (what, way), kinds in found.items()
+        {"what": what, "implementation": implementation, "operations": kind, "seconds": round(seconds, 5)}
+        for (what, implementation), kinds in found.items()
         for kind, seconds in sorted(kinds.items(), key=lambda each: -each[1])
     ]
-    table = pd.DataFrame(rows).assign(machine=ways.machine())
-    table.to_csv(ways.FOLDER / "profile.csv", index=False)
+    table = pd.DataFrame(rows).assign(machine=implementations.machine())
+    table.to_csv(implementations.FOLDER / "profile.csv", index=False)
     print(table.drop(columns="machine").to_string(index=False))
     return 0
 

@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
-from benchmarks import ways
+from benchmarks import implementations
 from evaluation.model_inversion import InversionSettings, class_logit, invert
 from evaluation.scorecam import score_cam
 from helper_functions import TrainSettings, train
@@ -30,7 +30,7 @@ PIXELS, IMAGES = 32, 32
 def one_round():
     """An epoch of training, a map of one image, a picture of one class."""
     torch.manual_seed(0)
-    model, images = SceneClassifier(3), ways.draw_images(IMAGES, size=PIXELS)
+    model, images = SceneClassifier(3), implementations.draw_images(IMAGES, size=PIXELS)
     loader = DataLoader(TensorDataset(images, torch.arange(IMAGES) % 3), 16)
     train(model, loader, loader, TrainSettings(max_epochs=1), progress=False)
     score_cam(model, images[:1], model.features[1], [0])
@@ -59,7 +59,7 @@ def main(arguments=None) -> int:
             bar.update()
             bar.set_postfix_str(f"{rows[-1]['memory_mib']:.0f} MiB, {rows[-1]['open_files']} open files")
     table = pd.DataFrame(rows).rename_axis("round").round(2)
-    table.to_csv(ways.FOLDER / "soak.csv")
+    table.to_csv(implementations.FOLDER / "soak.csv")
     fig, axes = plt.subplots(2, 1, figsize=(7, 4), sharex=True, layout="constrained")
     for ax, column, label in zip(axes, ("memory_mib", "open_files"), ("memory (MiB)", "open files"), strict=True):
         ax.plot(table["minutes"], table[column])
@@ -67,7 +67,7 @@ def main(arguments=None) -> int:
         ax.set_ylim(bottom=0)
         ax.grid(alpha=0.3)
     axes[-1].set_xlabel("minutes")
-    fig.savefig(ways.FOLDER / "soak.png", dpi=100)
+    fig.savefig(implementations.FOLDER / "soak.png", dpi=100)
     warm = table.iloc[len(table) // 10 :]  # the first rounds fill caches
     print(
         f"{len(table)} rounds: memory {warm['memory_mib'].iloc[0]:.0f} MiB after a tenth of them and "

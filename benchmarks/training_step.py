@@ -1,4 +1,4 @@
-"""A training step of EfficientNet-B0 on a CPU: the plain way against ours.
+"""A training step of EfficientNet-B0 on a CPU: the plain implementation against ours.
 
     python -m benchmarks.training_step [--rounds 2]
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torchvision.models import efficientnet_b0
 
-from benchmarks import ways
+from benchmarks import implementations
 from benchmarks.implementations import Comparison, Measurement
 from helper_functions import TrainSettings, autocast, build_optimizer, keep_freed_memory
 from supervised.models import DepthwiseConv2d
@@ -30,17 +30,17 @@ def measure(
     precision: str = "float32",
     depthwise: type[nn.Conv2d] = nn.Conv2d,
 ) -> Measurement:
-    """A step, with what a way changes; `depthwise` is the class of the convolutions channel by channel."""
+    """A step, with what an implementation changes; `depthwise` is the class of the convolutions channel by channel."""
     if kept:
         keep_freed_memory()
     torch.manual_seed(0)
     order = torch.channels_last if channels_last else torch.contiguous_format
-    model = efficientnet_b0(num_classes=ways.NUM_CLASSES).to(memory_format=order)
+    model = efficientnet_b0(num_classes=implementations.NUM_CLASSES).to(memory_format=order)
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
             module.__class__ = depthwise
     images = torch.randn(BATCH_SIZE, 3, 224, 224).contiguous(memory_format=order)
-    labels = torch.randint(ways.NUM_CLASSES, (BATCH_SIZE,))
+    labels = torch.randint(implementations.NUM_CLASSES, (BATCH_SIZE,))
     optimizer = build_optimizer(model, TrainSettings()) if fused else torch.optim.Adam(model.parameters(), lr=1e-3)
     losses = []
 
@@ -53,7 +53,7 @@ def measure(
         losses.append(loss.item())
 
     step()  # the first one sets things up
-    seconds = ways.seconds_of(step, STEPS)
+    seconds = implementations.seconds_of(step, STEPS)
     return Measurement(seconds, BATCH_SIZE, np.array(losses))
 
 
@@ -64,10 +64,10 @@ WAYS = {
     "channels-last": partial(measure, channels_last=True),
     "ours": _OURS,
 }
-if ways.has_bfloat16():
+if implementations.has_bfloat16():
     WAYS["bfloat16 as autocast does it"] = partial(_OURS, precision="bfloat16")
     WAYS["ours, bfloat16"] = partial(_OURS, precision="bfloat16", depthwise=DepthwiseConv2d)
 COMPARISONS = (Comparison("training step, 32 images", WAYS, peers=("plain",), reference="plain"),)
 
 if __name__ == "__main__":
-    sys.exit(ways.main("training_step", __doc__, COMPARISONS, rounds=2))
+    sys.exit(implementations.main("training_step", __doc__, COMPARISONS, rounds=2))

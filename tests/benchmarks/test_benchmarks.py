@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.transforms import functional
 
-from benchmarks import profile, scorecam_clusters, ways
+from benchmarks import implementations, profile, scorecam_clusters
 from benchmarks.chart import (
     NAMES,
     WORK,
@@ -21,16 +21,25 @@ from benchmarks.chart import (
     scaling_markdown,
     with_table,
 )
-from benchmarks.inversion import FRAME, plain_picture
 from benchmarks.implementations import Comparison, Measurement, make_table
+from benchmarks.inversion import NORMALISATION, plain_picture
 from evaluation.checkpoints import TrainedRun
-from supervised.dataloader import MEAN, STD
 
 COMPARISON = Comparison("maps", {"slow": None, "fast": None, "ours": None}, peers=("slow", "fast"), reference="ours")
 
 
-def measured(way, *seconds):
-    return [{"what": "maps", "way": way, "seconds": each, "images": 2, "peak_mib": 7, "note": way} for each in seconds]
+def measured(implementation, *seconds):
+    return [
+        {
+            "what": "maps",
+            "implementation": implementation,
+            "seconds": each,
+            "images": 2,
+            "peak_mib": 7,
+            "note": implementation,
+        }
+        for each in seconds
+    ]
 
 
 @pytest.fixture
@@ -38,7 +47,7 @@ def table():
     found = [*measured("slow", 8, 9, 30), *measured("fast", 4, 6, 5), *measured("ours", 2, 1, 1)]
     maps = np.array([[0.0, 1.0], [2.0, 4.0]])
     results = {("maps", "slow"): 1 - maps, ("maps", "fast"): maps + [[0, 0], [0, 0.5]], ("maps", "ours"): maps}
-    return make_table([COMPARISON], found, results).set_index("way")
+    return make_table([COMPARISON], found, results).set_index("implementation")
 
 
 def test_seconds_are_medians_and_ratios_those_to_the_faster_peer(table):
@@ -55,37 +64,45 @@ def test_results_are_compared_with_the_references(table):
 
 
 def test_a_process_prints_what_it_measured_and_keeps_the_result(tmp_path, capsys):
-    way = Measurement(2.0, 3, np.arange(4), {"note": "one epoch, times 50"})
-    comparisons = [Comparison(what, {"ours": lambda: way}, peers=("ours",)) for what in ("this", "that")]
-    arguments = ["--what", "that", "--way", "ours", "--result", str(tmp_path / "result.npy")]
-    assert ways.main("any", "", comparisons, arguments=arguments) == 0
+    implementation = Measurement(2.0, 3, np.arange(4), {"note": "one epoch, times 50"})
+    comparisons = [Comparison(what, {"ours": lambda: implementation}, peers=("ours",)) for what in ("this", "that")]
+    arguments = ["--what", "that", "--implementation", "ours", "--result", str(tmp_path / "result.npy")]
+    assert implementations.main("any", "", comparisons, arguments=arguments) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed.pop("peak_mib") > 0
-    assert printed == {"what": "that", "way": "ours", "seconds": 2, "images": 3, "note": "one epoch, times 50"}
+    assert printed == {
+        "what": "that",
+        "implementation": "ours",
+        "seconds": 2,
+        "images": 3,
+        "note": "one epoch, times 50",
+    }
     assert np.load(tmp_path / "result.npy").tolist() == [0, 1, 2, 3]
 
 
 def test_a_process_that_fails_is_named_with_its_last_words(tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)nowhere, maps, slow failed:.*No module named benchmarks.nowhere"):
-        ways.measure_in_turn("nowhere", [COMPARISON], 1, tmp_path)
+        implementations.measure_in_turn("nowhere", [COMPARISON], 1, tmp_path)
 
 
-def test_ratios_are_to_ways_that_are_there_and_the_chart_knows_ways_that_are_there():
+def test_ratios_and_the_chart_name_implementations_that_exist():
     comparisons = {name: importlib.import_module(f"benchmarks.{name}").COMPARISONS for name in NAMES}
     for each in (each for of_name in comparisons.values() for each in of_name):
-        assert set(each.peers) <= set(each.ways) and each.reference in (None, *each.ways)
+        assert set(each.peers) <= set(each.implementations) and each.reference in (None, *each.implementations)
         assert not any(peer.startswith("ours") for peer in each.peers)
-        assert any(way.startswith("ours") for way in each.ways)
-    for name, what, way in WORK.values():
-        assert [each for each in comparisons[name] if what in (None, each.what) and way in each.ways]
+        assert any(implementation.startswith("ours") for implementation in each.implementations)
+    for name, what, implementation in WORK.values():
+        assert [
+            each for each in comparisons[name] if what in (None, each.what) and implementation in each.implementations
+        ]
 
 
 def test_our_network_is_the_plain_one_and_its_logits_depend_on_the_image(monkeypatch):
     monkeypatch.delenv("WEIGHTS", raising=False)
-    plain, images = ways.plain_network(), ways.draw_images(2, size=64)
+    plain, images = implementations.plain_network(), implementations.draw_images(2, size=64)
     with torch.inference_mode():
         logits = plain(images)
-        torch.testing.assert_close(ways.our_network(plain)(images), logits, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(implementations.our_network(plain)(images), logits, rtol=1e-3, atol=1e-3)
     assert (logits[0] - logits[1]).abs().max() > 0.1
 
 
@@ -95,7 +112,7 @@ def test_the_plain_recipe_raises_its_objective(small_network):
     def logit(steps):
         images = functional.to_tensor(plain_picture(small_network, 1, steps, size=32))[None]
         with torch.no_grad():
-            return small_network(functional.normalize(images, *FRAME))[0, 1].item()
+            return small_network(functional.normalize(images, *NORMALISATION))[0, 1].item()
 
     assert logit(20) > logit(0) + 1
 
@@ -118,7 +135,7 @@ def test_the_readmes_tables_come_from_the_benchmarks_tables(table):
         with_table(readme, "ratios", scaled)
 
 
-def test_a_bar_for_each_way_of_ours(table):
+def test_a_bar_for_each_of_our_implementations(table):
     (ax,) = draw_ratios({"scorecam": table.reset_index()}).axes
     assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(1, 4)]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["maps: ours\nto fast"]
@@ -136,9 +153,11 @@ def test_durations_are_in_the_largest_unit_of_which_there_are_two():
     ]
 
 
-def test_a_profile_has_a_column_a_way_and_sums_them():
+def test_a_profile_has_a_column_per_implementation_and_sums_them():
     rows = [("step", "plain", "a", 1.0), ("step", "plain", "b", 2.0), ("step", "ours", "b", 0.5)]
-    lines = profile_markdown(pd.DataFrame(rows, columns=["what", "way", "operations", "seconds"])).splitlines()
+    lines = profile_markdown(
+        pd.DataFrame(rows, columns=["what", "implementation", "operations", "seconds"])
+    ).splitlines()
     assert lines[0] == "| step: seconds of | plain | ours |"
     assert lines[2:] == ["| b | 2.000 | 0.500 |", "| a | 1.000 | 0.000 |", "| **all** | 3.000 | 0.500 |"]
 
@@ -158,10 +177,10 @@ def test_maps_with_clusters_are_summarised_a_network_and_a_number_of_clusters():
 
 def test_clusters_are_compared_with_every_mask_scored_once(monkeypatch):
     torch.manual_seed(0)
-    network = ways.our_network(ways.plain_network())
-    run = TrainedRun("any", network, ("a",) * 15, 64, "imagenet", MEAN["imagenet"], STD["imagenet"], "0")
+    network = implementations.our_network(implementations.plain_network())
+    run = TrainedRun("any", network, ("a",) * 15, 64, "imagenet", "0")
     monkeypatch.setattr(scorecam_clusters, "CLUSTERS", (8, 640))
-    few, all_of_them = scorecam_clusters.compare(run, ways.draw_images(1, size=64))
+    few, all_of_them = scorecam_clusters.compare(run, implementations.draw_images(1, size=64))
     assert (few["passes"], all_of_them["passes"]) == (16, 1280)
     assert all_of_them["correlation"] == pytest.approx(1)
     assert few["share_of_time"] == pytest.approx(16 / 1280 + few["seconds_besides"] / few["exact_seconds"])
