@@ -1,47 +1,37 @@
 """The front page of the reports: `python -m evaluation.pages.front_page` writes results/<profile>/index.html.
 
-The table, the answers in words and the pictures come from the files in that folder, which the report notebooks have
-written; the profile comes from the environment, as the notebooks read it.  A picture that is not there is left out.
+It shows what is there: tables and sentences from the result files, pictures where the reports have written them.
+PROFILE and DATA come from the environment, as in the notebooks (`evaluation.pages.notebook`).
 """
 
 import html
-import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from string import Template
+from urllib.parse import quote
 
 import pandas as pd
 
-from data.prepare import DATA_SETS
-from evaluation.pages.answers import in_short
-from data.files import write_atomically
-from evaluation.metrics import of_rows, read_results, seeds_of_both_protocols
-from evaluation.pages.readme import PRETEXTS_WORDS, read_pretexts, read_tables
+from data.files import root_folder, run_command, write_atomically
+from evaluation.pages.notebook import REPORTS, data_of, profile_of
+from evaluation.pages.tables import comparing_text, headlines, shown_comparisons, shown_experiments
+from evaluation.results import comparisons, experiments_table, folder_of_data, machines, read_profile
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA_OF = {  # the data set that a report is about, where it is not 15-Scene
-    "supervised/nature_report.ipynb": "nature",
-    "self_supervised/cifar10_report.ipynb": "cifar10",
-}
-REPORTS = {
-    "supervised/report.ipynb": "Fully supervised",
-    "self_supervised/report.ipynb": "Self-supervised features",
-    "evaluation/evaluation.ipynb": "What the models see and have encoded",
-    "supervised/hyperparameter_search.ipynb": "Hyper-parameter search",
-    "supervised/nature_report.ipynb": "Six classes of nature scenes",
-    "self_supervised/cifar10_report.ipynb": "The rotation pretext on CIFAR-10",
+PAGES = {
+    "docs/results.md": "All results of the study",
+    "docs/claims.md": "Are the earlier claims true?",
+    "docs/reproduction.md": "The earlier reports' numbers beside ours",
 }
 PICTURES = {
-    "supervised_accuracies.png": "Trained with labels: test accuracy with its 95 % interval, beside what the earlier "
-    "reports gave for the same settings.",
-    "pretext_epochs.png": "How well the pretext is learned, and what the frozen features are worth for scenes after so "
-    "many epochs of it; the grey line is the same classifier on ImageNet features that no pretext has touched.",
-    "scorecam.jpg": "Where three models look: Score-CAM after the last stage, the same images for all, for their true "
-    "class.",
+    "pretext_epochs.png": "Accuracy on the pretext, and accuracy on scenes of its frozen features, by epoch of the "
+    "pretext.  The grey line is the same classifier on ImageNet features without a pretext.",
+    "scorecam.jpg": "Where the models look: Score-CAM after the last stage, on the same images, for the true class.",
 }
-INVERSIONS = "What they have encoded: images that raise the logit of a class, begun from noise."
+OVERVIEW = "Test accuracies with their 95 % intervals, the pretexts, and a heat map."
+INVERSIONS = "Model inversion: images that raise the logit of a class, started from noise."
+PROFILES = {"full": "the study", "quick": "small and short, to try the code; its numbers mean nothing"}
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -55,8 +45,8 @@ h1 { margin-bottom: 0.2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; }
 td { white-space: nowrap; }
-th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child, th:last-child, td:last-child { text-align: left; }
+td:first-child, td:last-child { white-space: normal; min-width: 13rem; }
+th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: left; }
 a { overflow-wrap: anywhere; }
 @media (max-width: 40rem) { table { font-size: 0.7rem; } th, td { padding: 0.2rem 0.3rem; } }
 figure { margin: 2rem 0; }
@@ -68,150 +58,135 @@ figcaption { color: #444; font-size: 0.9rem; }
 </head>
 <body>
 <h1>Self-supervised scenes</h1>
-<p>How good are features that a network learns without labels, for recognising scenes?</p>
+<p>How good are features learned without labels for recognizing scenes?</p>
 <p class="about">$about</p>
 <h2>In short</h2>
 <ul>
-$answers
+$headlines
 </ul>
 <h2>Reports</h2>
 <ul>
 $links
 </ul>
-<h2>All rows on 15-Scene</h2>
-<p><b>Test</b>: the epoch is chosen on the val images, and the accuracy reported on the test images, read once.
-<b>Course</b>: chosen and reported on both, as the earlier reports did.</p>
-<div class="wide">
-$table
-</div>
-$pretexts
-$seeds
+<h2>Pictures</h2>
 $pictures
+<h2>Results</h2>
+<p><b>Test</b>: the epoch is selected on val, the accuracy is of the test images.
+<b>Earlier protocol</b>: epoch selected and reported on val and test together, as the earlier reports did.
+The accuracy of a pretext is on its own labels, not on scenes.</p>
+<div class="wide">
+$experiments
+</div>
+<h2>Comparisons</h2>
+<p>$comparing</p>
+<div class="wide">
+$comparisons
+</div>
 </body>
 </html>
 """)
 
 
-def about(results: dict[str, dict], profile: str) -> str:
-    """Profile, initial weights and hardware of all results."""
-    words = {"full": "the study", "quick": "small and short: it proves that everything runs, no number means anything"}
-    weights = sorted(
-        {each["initial_weights"].get("began_with", each["initial_weights"])["weights"] for each in results.values()}
-    )
-    machines = sorted({f"{each['device']} in {each['precision']}" for each in results.values()})
-    data = sorted({each["data"]["name"] for each in results.values()})
-    return (
-        f"Profile {profile} ({words[profile]}); data {', '.join(data)}; initial weights: {'; '.join(weights)}; "
-        f"trained on {'; '.join(machines)}."
-    )
-
-
-def data_of(notebook: str, environment: Mapping[str, str]) -> str:
-    """The data set that a report is to use: DATA, or else its own, which the quick profile replaces by drawn scenes."""
-    own = DATA_OF.get(notebook, "15scene")
-    quick = (environment.get("PROFILE") or "quick") == "quick"
-    return environment.get("DATA") or ("synthetic" if quick and not (ROOT / "data" / own).is_dir() else own)
-
-
-def reason_to_leave_out(notebook: str, environment: Mapping[str, str]) -> str:
-    """Why a report cannot be made, in a few words, or ""."""
-    data = data_of(notebook, environment)
-    if notebook in DATA_OF and data not in (DATA_OF[notebook], "synthetic"):
-        return f"it is about the data set {DATA_OF[notebook]}, and DATA is {Path(data).name}"
-    if data in DATA_SETS and data != "synthetic" and not (ROOT / "data" / data).is_dir():
-        return f"the data set {data} is not prepared (python -m data.prepare {data})"
-    return ""
-
-
 def html_name(notebook: Path) -> str:
-    """What a report's page is called in the profile's folder."""
+    """The name of a report's page in the profile's folder."""
     return f"{notebook.parent.name}_{notebook.stem}.html"
 
 
-def links(folder: Path, environment: Mapping[str, str]) -> list[str]:
-    """A line a report: the page in `folder` where it has been made, the notebook, and why it is left out if it is."""
-    lines = []
-    for path, words in REPORTS.items():
-        page = html_name(Path(path))
-        there = f'<a href="{page}">{words}</a>' if (folder / page).exists() else words
-        reason = reason_to_leave_out(path, environment)
-        left_out = f", left out: {html.escape(reason)}" if reason and there == words else ""
-        lines.append(f'{there} (<a href="../../{path}">{path}</a>){left_out}')
-    return [*lines, 'What of the earlier claims is true (<a href="../README.md">results/README.md</a>)']
-
-
-def inversions(folder: Path) -> str:
-    """A figure of one line a model: its images by inversion of the classes, as evaluation.explain keeps them."""
-    lines = []
-    for settings in sorted((folder / "explanations").glob("*/classes/settings.json")):
-        names = pd.read_csv(settings.with_name("inversion.csv"))["name"]
-        pictures = "".join(
-            f'<img src="{settings.parent.relative_to(folder).as_posix()}/{name}.png" alt="{name}">' for name in names
-        )
-        words = f"{settings.parents[1].name}: {', '.join(names)}"
-        lines.append(f'<div class="strip">{pictures}</div><figcaption>{words}</figcaption>')
-    return f"<figure>{''.join(lines)}<figcaption>{INVERSIONS}</figcaption></figure>" if lines else ""
-
-
-def table_html(table: pd.DataFrame) -> str:
-    """The columns of `evaluation.metrics.results_table` that a first reader wants, as HTML."""
-    shown = pd.DataFrame(
-        {
-            "earlier report": table["earlier"].map("{:.4f}".format, na_action="ignore"),
-            "course": table["course"].map("{:.4f}".format),
-            "test": table["test"].map("<b>{:.4f}</b>".format),
-            "95 % interval": [f"{low:.3f} to {high:.3f}" for low, high in table[["from", "to"]].values],
-            "epoch": table["epoch"],
-            "initial weights": table["initial weights"].map(html.escape),
-        }
+def about(results: Mapping[str, dict], profile: str) -> str:
+    """Profile, data, initial weights and machines of all results."""
+    runs = results.values()
+    weights = {each["initial_weights"].get("began_with", each["initial_weights"])["weights"] for each in runs}
+    data = {each["data"]["name"] for each in runs}
+    return (
+        f"Profile {profile} ({PROFILES[profile]}).  Data: {', '.join(sorted(data))}.  Initial weights: "
+        f"{'; '.join(sorted(weights))}.  Trained on: {machines(runs)}."
     )
-    return shown.to_html(escape=False, na_rep="", border=0)
 
 
-def page(folder: Path, profile: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The whole page from the files in `folder`; raises FileNotFoundError if there is no table of results yet.
+def links(left_out: Mapping[str, str], made: Collection[str]) -> list[str]:
+    """Lines of HTML: each report with its page if it was made, or why it was left out, and the pages of docs."""
+    lines = []
+    for report in REPORTS.values():
+        page = html_name(Path(report.path))
+        title = f'<a href="{page}">{report.title}</a>' if report.path in made else report.title
+        reason = f", left out: {html.escape(left_out[report.path])}" if report.path in left_out else ""
+        lines.append(f'{title} (<a href="../../{report.path}">{report.path}</a>){reason}')
+    return [*lines, *(f'{title} (<a href="../../{path}">{path}</a>)' for path, title in PAGES.items())]
 
-    The results of another data set than 15-Scene lie in a folder of its name.
-    """
-    of_data = folder / Path(data_of("supervised/report.ipynb", {**environment, "PROFILE": profile})).resolve().name
-    results = read_results(of_data if of_data.is_dir() else folder)
-    table = read_tables(folder)
-    pretexts = read_pretexts(folder)
-    seeds = seeds_of_both_protocols(of_rows(results, {*table.index, *pretexts.index}))
-    pictures = [
-        f'<figure><img src="{name}" alt="{words}"><figcaption>{words}</figcaption></figure>'
-        for name, words in PICTURES.items()
-        if (folder / name).exists()
+
+def pictures(folder: Path, data: str, profile: str) -> list[str]:
+    """The figures that are there, as HTML: the overview (full), those of PICTURES, and one of model inversion."""
+    place = folder_of_data(folder, data)
+    captions = {folder.parents[1] / "docs" / "overview.jpg": OVERVIEW} if profile == "full" else {}
+    captions |= {place / name: caption for name, caption in PICTURES.items()}
+    figures = [
+        f'<figure><img src="{_link(path, folder)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+        for path, caption in captions.items()
+        if path.exists()
     ]
+    inverted = [path.parent for path in sorted((place / "explanations").glob("*/classes/settings.json"))]
+    strips = "".join(_strip(each, folder) for each in inverted)
+    return [*figures, f"<figure>{strips}<figcaption>{INVERSIONS}</figcaption></figure>"] if strips else figures
+
+
+def _strip(inverted: Path, folder: Path) -> str:
+    """One line of images by model inversion, one for each class, from the folder of a model."""
+    names = [str(name) for name in pd.read_csv(inverted / "inversion.csv")["name"]]
+    images = "".join(
+        f'<img src="{_link(inverted / f"{name}.png", folder)}" alt="{html.escape(name)}">' for name in names
+    )
+    title = html.escape(f"{inverted.parent.name}: {', '.join(names)}")
+    return f'<div class="strip">{images}</div><figcaption>{title}</figcaption>'
+
+
+def _link(path: Path, folder: Path) -> str:
+    """A link from the page in `folder` to a file."""
+    return quote(os.path.relpath(path, folder))
+
+
+def table_html(table: pd.DataFrame, index: bool = True) -> str:
+    """A table of texts as HTML, escaped; a sentence if it has no lines."""
+    return table.to_html(border=0, index=index) if len(table) else "<p>None yet.</p>"
+
+
+def page(
+    folder: Path, profile: str, data: str, left_out: Mapping[str, str] | None = None, made: Collection[str] = ()
+) -> str:
+    """The page of the results on `data` in the folder of a profile.
+
+    `left_out`: reports that were not made, with the reason; `made`: reports whose HTML is in the folder.
+    Raises FileNotFoundError if there are no results.
+    """
+    results = read_profile(folder, data)
+    compared = comparisons(results)
+    sentences = headlines(results, compared) or ["None of the experiments in the headline has been run yet."]
     return PAGE.substitute(
         profile=profile,
         about=html.escape(about(results, profile)),
-        answers="\n".join(f"<li>{html.escape(each)}</li>" for each in in_short(table, results)),
-        links="\n".join(f"<li>{each}</li>" for each in links(folder, environment)),
-        table=table_html(table),
-        pretexts=f'<p>{PRETEXTS_WORDS}</p>\n<div class="wide">\n{table_html(pretexts)}\n</div>'
-        if len(pretexts)
-        else "",
-        seeds=f'<h2>Seeds</h2>\n<div class="wide">\n{seeds.to_html(float_format="%.4f", border=0)}\n</div>'
-        if len(seeds)
-        else "",
-        pictures="\n".join([*pictures, inversions(folder)]),
+        headlines="\n".join(f"<li>{html.escape(each)}</li>" for each in sentences),
+        links="\n".join(f"<li>{each}</li>" for each in links(left_out or {}, made)),
+        experiments=table_html(shown_experiments(experiments_table(results))),
+        comparing=html.escape(comparing_text()),
+        comparisons=table_html(shown_comparisons(compared), index=False),
+        pictures="\n".join(pictures(folder, data, profile) or ["<p>None yet.</p>"]),
     )
 
 
-def main() -> int:
-    """Write the page of the environment's profile."""
-    profile = os.environ.get("PROFILE") or "quick"
-    folder = ROOT / "results" / profile
-    try:
-        written = page(folder, profile)
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    write_atomically(folder / "index.html", lambda temporary: temporary.write_text(written))
-    print(f"{(folder / 'index.html').relative_to(ROOT)}")
-    return 0
+def write(
+    folder: Path, profile: str, data: str, left_out: Mapping[str, str] | None = None, made: Collection[str] = ()
+) -> Path:
+    """Write `page` as index.html of the folder and return its path."""
+    text, path = page(folder, profile, data, left_out, made), folder / "index.html"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+    return path
+
+
+def main():
+    """Write the page of the profile and the data of the environment."""
+    profile = profile_of(os.environ)
+    folder = root_folder() / "results" / profile
+    print(write(folder, profile, data_of(REPORTS["supervised"], os.environ)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

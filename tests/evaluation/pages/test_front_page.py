@@ -1,91 +1,110 @@
-import json
 import re
 from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
 
-from evaluation.pages.answers import CONTROL
-from evaluation.pages.front_page import REPORTS, ROOT, links, page
-from evaluation.metrics import results_table
+from data.files import CODE, run_command
+from evaluation.pages.front_page import html_name, links, main, page, write
+from evaluation.pages.notebook import REPORTS
+from evaluation.pages.tables import difference_text
+from evaluation.results import comparisons
+from tests.evaluation.synthetic_results import seeds
+from tests.evaluation.synthetic_results import write as write_results
 
-FULL = ROOT / "results" / "full"
-
-
-def result(name, right, accuracy=None):
-    predictions = [1] * right + [0] * (40 - right)
-    return {
-        "settings": {"name": name},
-        "labels": {"test": [1] * 40},
-        "predictions": {"test": predictions},
-        "test_accuracy": right / 40,
-        "earlier_protocol_accuracy": right / 40,
-        **dict.fromkeys(("earlier_protocol_epoch", "val_accuracy", "train_accuracy", "epoch", "seconds"), 1),
-        "initial_weights": {"weights": "the run <a>", "began_with": {"weights": "ImageNet & more"}},
-        "device": "cpu",
-        "precision": "float32",
-        "data": {"name": "15scene"},
-    }
+FULL = CODE / "results" / "full"
+CONTROL, PRETEXT = "imagenet_classifier_best", "rotation_gentle_classifier"
+RESULTS = {**seeds(CONTROL, range(20), range(22)), **seeds(PRETEXT, range(60), range(55))}
 
 
 @pytest.fixture
 def folder(tmp_path):
-    row = "distilled"
-    results = {row: result(row, 38), f"{row}.seed1": result(row, 36), CONTROL: result(CONTROL, 20)}
-    for name, each in results.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(each))
-    first = {name: each for name, each in results.items() if ".seed" not in name}
-    results_table(first, {row: 0.8}).to_csv(tmp_path / "supervised.csv")
+    write_results(tmp_path, RESULTS)
     return tmp_path
 
 
-def test_the_page_holds_the_table_the_seeds_and_only_pictures_that_are_there(folder):
-    (folder / "pretext_epochs.png").touch()
-    classes = folder / "explanations" / "model" / "classes"
+def test_the_page_holds_headlines_results_and_comparisons(folder):
+    written = page(folder, "full", "15scene")
+    line = comparisons(RESULTS).iloc[0]
+    difference = difference_text(line["difference"], line["low"], line["high"])
+    assert written.count(f"<td>{difference}</td>") == 1 and written.count(f"{difference}, p = ") == 1
+    assert f"<th>{CONTROL}</th>" in written and "<td>worse</td>" in written
+
+
+@pytest.mark.parametrize(("data", "below"), [("15scene", ""), ("flowers", "flowers/")])
+def test_only_pictures_that_are_there_are_shown(folder, data, below):
+    write_results(folder / below, RESULTS)
+    assert "<img" not in page(folder, "full", data)
+    (folder / below / "pretext_epochs.png").touch()
+    classes = folder / below / "explanations" / "model" / "classes"
     classes.mkdir(parents=True)
     (classes / "settings.json").write_text("{}")
     pd.DataFrame({"name": ["coast"]}).to_csv(classes / "inversion.csv")
-    written = page(folder, "full")
-    assert "<b>0.9500</b>" in written and "0.8000" in written and "Seeds" in written and "0.9250" in written
-    assert "<li>Taught by three of the first kind, for as long: 0.9250 (mean of 2 runs)" in written
-    assert "ImageNet &amp; more" in written and "the run &lt;a&gt;" in written and "the run <a>" not in written
     pictures = []
     parser = HTMLParser()
     parser.handle_starttag = lambda tag, attributes: pictures.append(dict(attributes)["src"]) if tag == "img" else None
-    parser.feed(written)
-    assert pictures == ["pretext_epochs.png", "explanations/model/classes/coast.png"]
+    parser.feed(page(folder, "full", data))
+    assert pictures == [f"{below}pretext_epochs.png", f"{below}explanations/model/classes/coast.png"]
 
 
-def test_the_pretexts_have_a_table_of_their_own(folder):
-    assert "The pretexts" not in page(folder, "full")
-    results_table({"rotation_1": result("rotation_1", 30)}, {"rotation_1": 0.9}).to_csv(folder / "pretexts.csv")
-    after = page(folder, "full").split("The pretexts")[1]
-    assert "rotation_1" in after and "0.7500" in after and "0.9000" in after
+def test_the_overview_of_the_study_is_on_its_page_only(folder):
+    results = folder / "results" / "full"
+    write_results(results, RESULTS)
+    (folder / "docs").mkdir()
+    (folder / "docs" / "overview.jpg").touch()
+    assert 'src="../../docs/overview.jpg"' in page(results, "full", "15scene")
+    assert "<img" not in page(results, "quick", "15scene")
 
 
-def test_the_quick_page_says_that_no_number_means_anything(folder):
-    assert "no number means anything" in page(folder, "quick") and "no number" not in page(folder, "full")
+def test_what_comes_from_files_is_escaped(folder):
+    run = seeds("my <b>", [0])["my <b>"]
+    run["initial_weights"] = {"weights": "the run <a>", "began_with": {"weights": "ImageNet & more"}}
+    write_results(folder, {"mine": run})
+    written = page(folder, "full", "15scene", left_out={"supervised/report.ipynb": "no <folder>"})
+    assert "my &lt;b&gt;" in written and "the run &lt;a&gt;" in written and "ImageNet &amp; more" in written
+    assert "no &lt;folder&gt;" in written
+    assert "my <b>" not in written and "the run <a>" not in written and "no <folder>" not in written
 
 
-def test_reports_are_linked_where_they_have_been_made_and_their_notebooks_exist(folder):
-    assert not any("report.html" in line for line in links(folder, {}))
-    (folder / "supervised_report.html").touch()
-    assert any('href="supervised_report.html"' in line for line in links(folder, {}))
-    assert all((ROOT / path).is_file() for path in REPORTS)
+def test_a_report_is_linked_where_it_was_made_and_its_reason_stands_where_it_was_left_out():
+    made, left_out = [report.path for report in REPORTS.values()][:2]
+    lines = links({left_out: "its data are missing"}, [made])
+    assert f'href="{html_name(CODE / made)}"' in lines[0] and "left out" not in lines[0]
+    assert "left out: its data are missing" in lines[1] and ".html" not in lines[1]
+    assert ".html" not in lines[2] and "left out" not in lines[2]
 
 
-def test_without_results_the_page_is_refused(tmp_path):
+def test_results_on_other_data_come_from_the_folder_of_that_data(folder):
+    write_results(folder / "flowers", seeds("supervised_1", range(33)))
+    written = page(folder, "quick", "somewhere/flowers")
+    assert "0.6700" in written and CONTROL not in written and "mean nothing" in written
+    assert "mean nothing" not in page(folder, "full", "15scene")
     with pytest.raises(FileNotFoundError, match="holds no results"):
-        page(tmp_path, "full")
+        page(folder, "quick", "synthetic")
 
 
-def test_the_committed_page_is_made_of_the_committed_results():
-    committed = (FULL / "index.html").read_text()
-    assert committed.split("<h2>All rows")[1] == page(FULL, "full").split("<h2>All rows")[1]
-    assert committed.split("<h2>Reports")[0] == page(FULL, "full").split("<h2>Reports")[0]
+@pytest.mark.parametrize("data", ["15scene", "synthetic"])
+def test_the_command_finds_the_results_that_the_reports_have_left(tmp_path, monkeypatch, data):
+    monkeypatch.setenv("SCENES_ROOT", str(tmp_path))
+    monkeypatch.setenv("PROFILE", "quick")
+    monkeypatch.delenv("DATA", raising=False)
+    assert run_command(main) == 2
+    below = tmp_path / "results" / "quick"
+    if data == "15scene":
+        (tmp_path / "data" / data).mkdir(parents=True)
+    write_results(below if data == "15scene" else below / data, RESULTS)
+    assert run_command(main) == 0
+    assert (below / "index.html").read_text() == page(below, "quick", data)
+
+
+def test_the_committed_page_is_that_of_the_committed_results():
+    assert (FULL / "index.html").read_text() == page(FULL, "full", "15scene")
 
 
 def test_every_link_of_the_committed_page_leads_somewhere_in_a_fresh_clone():
-    committed = (FULL / "index.html").read_text()
-    linked = [FULL / each for each in re.findall(r'(?:href|src)="([^"]+)"', committed)]
-    assert len(linked) > len(REPORTS) and all(path.exists() for path in linked)
+    linked = re.findall(r'(?:href|src)="([^"]+)"', (FULL / "index.html").read_text())
+    assert len(linked) > len(REPORTS) and all((FULL / path).exists() for path in linked)
+
+
+def test_the_page_is_written_into_the_folder(folder):
+    assert write(folder, "full", "15scene").read_text() == page(folder, "full", "15scene")

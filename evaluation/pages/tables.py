@@ -1,0 +1,240 @@
+"""The tables of results: `python -m evaluation.pages.tables` writes README.md's results and docs/results.md.
+
+Everything is read from results/full.  README.md has its part between two comments; the rest of it is left as it is.
+The front page and docs/claims.md format their numbers by the functions of this file.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from data.files import root_folder, run_command, write_atomically
+from evaluation.results import (
+    EARLIER_CLAIMS,
+    PRIMARY,
+    THIS_STUDY,
+    comparisons,
+    experiments_table,
+    of_experiments,
+    pairs_to_compare,
+    read_profile,
+    runs_of,
+)
+from evaluation.statistics import mean_and_interval
+from runs import OWN_DATA
+from self_supervised.settings import CIFAR10_CLASSIFIERS, CIFAR10_PRETEXTS, CLASSIFIER_EXPERIMENTS, PRETEXT_EXPERIMENTS
+from supervised.settings import ABLATIONS, DISTILLATION_ABLATIONS, NATURE_EXPERIMENTS
+from supervised.settings import EXPERIMENTS as SUPERVISED
+
+START, END = "<!-- results: written by make pages -->", "<!-- end of results -->"
+SHORT_TABLE = {  # the experiments of README.md, and what each is
+    "random_classifier": "frozen features of a random network",
+    "rotation_classifier_tuned": "frozen features after rotation, second report",
+    "perturbation_classifier_tuned_3": "frozen features after perturbation, second report",
+    "rotation_gentle_classifier": "frozen features after gentle rotation",
+    "perturbation_gentle_classifier": "frozen features after gentle perturbation",
+    "imagenet_classifier_best": "frozen ImageNet features, no pretext",
+    "supervised_tuned": "fine-tuned, second report",
+    "supervised_short": "fine-tuned, 8 epochs",
+    "supervised_long": "fine-tuned, 20 epochs",
+    "distilled_long": "distilled from an ensemble of three",
+}
+HEADLINES = {  # an experiment with `compared_with`, and both in words
+    "rotation_gentle_classifier": ("Frozen features after a rotation pretext", "ImageNet features without one"),
+    "perturbation_gentle_classifier": ("Frozen features after a perturbation pretext", "ImageNet features without one"),
+    "imagenet_classifier_best": ("Frozen ImageNet features without a pretext", "fine-tuning with labels"),
+}
+BEST = "supervised_long"  # beside the highest number of the earlier reports
+PRETEXTS_NOTE = "Accuracy on the labels of the pretext (rotations, colors, orders), not on scenes."
+SECTIONS = (  # data set, title, a note, experiments
+    ("15-Scene", "Supervised experiments and controls", "", tuple(SUPERVISED)),
+    ("15-Scene", "Classifiers on frozen features of a pretext", "", tuple(CLASSIFIER_EXPERIMENTS)),
+    ("15-Scene", "Ablations", "", (*ABLATIONS, *DISTILLATION_ABLATIONS)),
+    ("15-Scene", "Pretexts", PRETEXTS_NOTE, tuple(PRETEXT_EXPERIMENTS)),
+    ("Nature scenes", "Experiments", "", tuple(NATURE_EXPERIMENTS)),
+    ("CIFAR-10", "Classifiers", "", tuple(CIFAR10_CLASSIFIERS)),
+    ("CIFAR-10", "Pretexts", PRETEXTS_NOTE, tuple(CIFAR10_PRETEXTS)),
+)
+READING = """**Test** is the accuracy on the test images; the epoch is selected on val.  **Earlier protocol** is the
+accuracy of the epoch selected and reported on val and test together, as the earlier reports did.  It is optimistic;
+compare it with **earlier report**.  Both are means over the runs of an experiment, one run per seed.  The 95 % interval
+of the test accuracy covers the sampling of test images and the variance of seeds.  That of a single run (Wilson 1927)
+covers the images only."""
+COMPARING = """Every comparison is over all runs of both experiments, on the same test images.  Its interval covers the
+sampling of test images and the variance of the seeds of each side.  The comparisons of a family share the level of
+0.05 (Bonferroni).  There are two families: the claims of the earlier reports ({claims} comparisons) and this study's
+own ({own}, run or not).{primary}  p is below 0.05 exactly when the interval excludes 0.  "Inconclusive" does not say
+that both are equal.  1* is a single run: the seed variance of that side is unknown, so the interval is too narrow."""
+
+
+def accuracy_text(mean: float, low: float, high: float) -> str:
+    """An accuracy and its interval; without an interval of nan."""
+    return f"{mean:.4f}" if pd.isna(low) else f"{mean:.4f} ({low:.4f} to {high:.4f})"
+
+
+def difference_text(difference: float, low: float, high: float) -> str:
+    """A difference and its interval, with signs."""
+    return f"{difference:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def p_text(p_value: float) -> str:
+    """Three digits: two could round a p value of one side of 0.05 to the other."""
+    return "< 1e-16" if p_value < 1e-16 else f"{p_value:.3g}"
+
+
+def shown_experiments(table: pd.DataFrame) -> pd.DataFrame:
+    """`results.experiments_table` as text."""
+    return pd.DataFrame(
+        {
+            "runs": table["runs"].map(str),
+            "earlier report": table["earlier report"].map(lambda value: "" if pd.isna(value) else f"{value:.4f}"),
+            "earlier protocol": table["earlier protocol"].map("{:.4f}".format),
+            "test (95 % interval)": [accuracy_text(*each) for each in table[["test", "low", "high"]].values],
+            "lowest to highest run": [
+                f"{low:.4f} to {high:.4f}" if runs > 1 else ""
+                for runs, low, high in table[["runs", "lowest", "highest"]].values
+            ],
+            "initial weights": table["initial weights"],
+            "machines": table["machines"],
+        }
+    )
+
+
+def shown_comparisons(table: pd.DataFrame) -> pd.DataFrame:
+    """`results.comparisons` as text.  1* is a single run, whose seed variance is unknown."""
+    lines = [
+        {
+            "question or claim": line["question"],
+            "experiment": line["experiment"],
+            "compared with": line["compared_with"],
+            "runs": runs_text(line),
+            "accuracies": f"{line['accuracy']:.4f}, {line['other_accuracy']:.4f}",
+            "difference (interval)": difference_text(line["difference"], line["low"], line["high"]),
+            "p": p_text(line["p"]),
+            "verdict": line["verdict"],
+            "family": line["family"],
+            "machines": machines_text(line),
+        }
+        for line in table.to_dict("records")
+    ]
+    return pd.DataFrame(lines)
+
+
+def runs_text(line: Mapping) -> str:
+    """How many runs each side of a comparison has."""
+    return ", ".join("1*" if count == 1 else str(count) for count in (line["runs"], line["other_runs"]))
+
+
+def machines_text(line: Mapping) -> str:
+    """The machines of a comparison; it says so where they differ."""
+    return f"across machines: {line['machines']}" if line["across_machines"] else line["machines"]
+
+
+def markdown(table: pd.DataFrame, index: str | None = None) -> str:
+    """A table of texts as Markdown, with its index as the first column under the name `index` if one is given."""
+    table = table if index is None else table.rename_axis(index).reset_index()
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.values.tolist()]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def comparing_text() -> str:
+    """How to read the comparisons, and how many each family has."""
+    families = Counter(pair.family for pair in pairs_to_compare())
+    primary = f"  The comparison of {PRIMARY} is primary and a family of its own." if PRIMARY else ""
+    return COMPARING.format(claims=families[EARLIER_CLAIMS], own=families[THIS_STUDY], primary=primary)
+
+
+def headlines(results: Mapping[str, dict], table: pd.DataFrame) -> list[str]:
+    """The study in short: a sentence for each comparison of HEADLINES that is in the table of `results.comparisons`.
+
+    Then the mean of BEST under the earlier protocol beside the highest number of the earlier reports.
+    """
+    lines = table[(table["classes"] == "") & (table["family"] != EARLIER_CLAIMS)].to_dict("records")
+    there = {line["experiment"]: line for line in lines}
+    sentences = [_headline(there[name], *words) for name, words in HEADLINES.items() if name in there]
+    runs = [run["earlier_protocol_accuracy"] for run in runs_of(results, BEST) if run["data"]["name"] == OWN_DATA]
+    if runs:
+        earlier = {name: each.earlier_accuracy or 0 for name, each in {**SUPERVISED, **CLASSIFIER_EXPERIMENTS}.items()}
+        highest = max(earlier, key=earlier.get)
+        sentences.append(
+            f"Under the earlier reports' protocol {BEST} reaches {accuracy_text(*mean_and_interval(runs))}, over "
+            f"{len(runs)} {'seeds' if len(runs) > 1 else 'seed'}.  Their highest number is {earlier[highest]:.4f} "
+            f"({highest})."
+        )
+    return sentences
+
+
+def _headline(line: Mapping, experiment: str, other: str) -> str:
+    difference = difference_text(line["difference"], line["low"], line["high"])
+    return (
+        f"{experiment} reach a test accuracy of {line['accuracy']:.4f}, {other} {line['other_accuracy']:.4f}.  "
+        f"The difference is {difference}, p = {p_text(line['p'])}: {line['verdict']}."
+    )
+
+
+def short_table(results: Mapping[str, dict], published: Path) -> pd.DataFrame:
+    """The experiments of README.md that have results, as text, with links to released weights."""
+    table = shown_experiments(experiments_table(of_experiments(results, SHORT_TABLE)))
+    table.insert(0, "what it is", [SHORT_TABLE[name] for name in table.index])
+    links = {name: f"[weights](published/{name}.md)" for name in table.index}
+    table["released"] = [link if (published / f"{name}.md").exists() else "" for name, link in links.items()]
+    return table[["what it is", "runs", "test (95 % interval)", "earlier protocol", "earlier report", "released"]]
+
+
+def readme_part(results: Mapping[str, dict], published: Path) -> str:
+    """What stands between the comments of README.md."""
+    sentences = "\n".join(f"- {each}" for each in headlines(results, comparisons(results)))
+    return f"{sentences}\n\n{markdown(short_table(results, published), 'experiment')}"
+
+
+def with_part(readme: str, part: str) -> str:
+    """README.md with another part between its comments.  Raises ValueError if they are not there."""
+    before, start, rest = readme.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"README.md lacks the comments {START} and {END}")
+    return f"{before}{START}\n{part}\n{END}{after}"
+
+
+def results_page(results: Mapping[str, dict]) -> str:
+    """docs/results.md: all experiments and comparisons, by data set."""
+    parts = [
+        "# Results",
+        "Written by `make pages` from the files in `results/full`; no number is typed.",
+        READING,
+        comparing_text(),
+    ]
+    compared = comparisons(results)
+    for data in dict.fromkeys(section[0] for section in SECTIONS):
+        parts.append(f"## {data}")
+        names = []
+        for _, title, note, experiments in (section for section in SECTIONS if section[0] == data):
+            parts += [f"### {title}", *([note] if note else []), *_section(results, experiments)]
+            names += experiments
+        lines = compared[compared["experiment"].isin(names)]
+        if len(lines):
+            parts += ["### Comparisons", markdown(shown_comparisons(lines))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(results: Mapping[str, dict], experiments: Iterable[str]) -> list[str]:
+    there = of_experiments(results, experiments)
+    missing = [f"`{name}`" for name in experiments if not runs_of(there, name)]
+    table = [markdown(shown_experiments(experiments_table(there)), "experiment")] if there else []
+    return [*table, *([f"Not run yet: {', '.join(missing)}."] if missing else [])]
+
+
+def write_pages(root: Path):
+    """Write README.md's part and docs/results.md below `root` from its results/full."""
+    results = read_profile(root / "results" / "full")
+    readme = with_part((root / "README.md").read_text(), readme_part(results, root / "published"))
+    page = results_page(results)
+    write_atomically(root / "docs" / "results.md", lambda temporary: temporary.write_text(page))
+    write_atomically(root / "README.md", lambda temporary: temporary.write_text(readme))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: write_pages(root_folder())))

@@ -1,0 +1,304 @@
+"""Result files to tables: accuracies, settings, seeds, machines, and the comparisons that every page shows.
+
+A result is what runs.py writes of one run.  Results are passed as {file stem: result}; an experiment may have several
+runs, one per seed.  Accuracies are 0 to 1.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from evaluation.statistics import accuracy_interval, compare, correctness, mean_accuracy
+from runs import EXPERIMENTS, OWN_DATA
+from supervised.settings import Experiment
+
+# The families of comparisons.  Both are fixed before results are seen: the claims by a file, this study's own by the
+# `compared_with` of its experiments.  A pair that is in the claims belongs to them alone.
+EARLIER_CLAIMS, THIS_STUDY, PRIMARY_FAMILY = "earlier claims", "this study", "primary"
+CLAIMS = Path(__file__).with_name("claims.csv")
+PRIMARY: str | None = None  # the experiment whose comparison is a family of its own (one comparison)
+DETERMINISTIC: frozenset[str] = frozenset()  # experiments whose result does not depend on the seed
+
+COLUMNS = (  # of `comparisons`
+    *("question", "experiment", "compared_with", "classes", "family", "m", "images", "runs", "other_runs"),
+    *("accuracy", "other_accuracy", "difference", "low", "high", "p", "verdict"),
+    *("machines", "across_machines", "single_run"),
+)
+PRETEXTS_BY_EPOCH = ("rotation_tuned", "perturbation_tuned")  # of the second report's table 3
+SIDE_STUDIES = ("nature", "cifar10")  # data sets whose results have a folder inside that of 15-Scene
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of an earlier report: an experiment is better, or worse, than another one."""
+
+    claim: str
+    source: str
+    experiment: str
+    compared_with: str
+    direction: str  # "better" or "worse"
+    classes: tuple[str, ...] = ()  # only the test images of these classes; (): all images
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two experiments to compare, and the family of the comparison."""
+
+    question: str
+    experiment: str
+    compared_with: str
+    family: str
+    comparisons: int  # in the family
+    classes: tuple[str, ...] = ()
+
+
+def read_results(folder: Path) -> dict[str, dict]:
+    """The results in a folder by file stem.  Raises FileNotFoundError if there are none."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no results; python train.py NAME writes one")
+    return found
+
+
+def folder_of_data(folder: Path, data: str) -> Path:
+    """Where results on a data set, and what is computed from them, lie below the folder of a profile."""
+    name = Path(data).resolve().name
+    return folder if name == OWN_DATA else folder / name
+
+
+def read_profile(folder: Path, data: str = OWN_DATA) -> dict[str, dict]:
+    """The results on the data in use, below the folder of a profile; with 15-Scene those of the side studies too.
+
+    Raises FileNotFoundError if there are none.
+    """
+    of_data = folder_of_data(folder, data)
+    folders = [folder, *(folder / each for each in SIDE_STUDIES)] if of_data == folder else [of_data]
+    there = [each for each in folders if any(each.glob("*.json"))]
+    return {name: result for each in there or folders[:1] for name, result in read_results(each).items()}
+
+
+def runs_of(results: Mapping[str, dict], experiment: str) -> list[dict]:
+    """The results of all runs of an experiment, one per seed."""
+    return [result for result in results.values() if result["settings"]["name"] == experiment]
+
+
+def of_experiments(results: Mapping[str, dict], names: Iterable[str]) -> dict[str, dict]:
+    """The results of these experiments, in the order of `names`, all seeds."""
+    return {stem: each for name in names for stem, each in results.items() if each["settings"]["name"] == name}
+
+
+def correct_on_test(runs: list[dict], classes: Collection[str] = ()) -> np.ndarray:
+    """Which test images (of these classes, or all) the runs of an experiment classify correctly, (runs, images).
+
+    See `statistics.correctness`.  A pretext shows each image once for each of its labels.
+    """
+    copies = len(runs[0]["class_names"]) if "pretext" in runs[0]["settings"] else 1
+    labels = np.asarray(runs[0]["labels"]["test"])
+    correct = correctness(labels, [run["predictions"]["test"] for run in runs], copies)
+    numbers = [runs[0]["class_names"].index(name) for name in classes]
+    return correct[:, np.isin(labels, numbers)] if numbers else correct
+
+
+def machine(result: dict) -> str:
+    """Device, torch version and precision of a run."""
+    device = re.sub(r" \(.*?\)", "", result["device"])
+    return f"{device}, torch {result['versions']['torch']}, {result['precision']}"
+
+
+def machines(runs: Iterable[dict]) -> str:
+    """The machines of several runs, each once."""
+    return "; ".join(sorted({machine(run) for run in runs}))
+
+
+def results_table(results: Mapping[str, dict], experiments: Mapping[str, Experiment] = EXPERIMENTS) -> pd.DataFrame:
+    """One line a run: accuracies in both protocols, the interval of the test accuracy, epochs, minutes, machine.
+
+    "test": the epoch is selected on val and the accuracy is of the test images.  "earlier protocol": the epoch is
+    selected, and the accuracy reported, on val and test together, as "earlier report" was.  low and high are Wilson's
+    95 % interval over the test images.
+    """
+    lines = {}
+    for stem, result in results.items():
+        name, correct = result["settings"]["name"], correct_on_test([result])[0]
+        low, high = accuracy_interval(round(correct.sum()), len(correct))
+        lines[stem] = {
+            "earlier report": _earlier_accuracy(result, experiments.get(name)),
+            "earlier protocol": result["earlier_protocol_accuracy"],
+            "earlier protocol epoch": result["earlier_protocol_epoch"],
+            "test": result["test_accuracy"],
+            "low": low,
+            "high": high,
+            "val": result["val_accuracy"],
+            "train": result["train_accuracy"],
+            "epoch": result["epoch"],
+            "minutes": result["seconds"] / 60,
+            "initial weights": result["initial_weights"]["weights"],
+            "machine": machine(result),
+        }
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def experiments_table(results: Mapping[str, dict], experiments: Mapping[str, Experiment] = EXPERIMENTS) -> pd.DataFrame:
+    """One line an experiment, over all its runs: mean accuracies, the interval of the test accuracy, machines.
+
+    The interval covers images and seeds; that of a single run covers images only.  lowest and highest are the test
+    accuracies of single runs.
+    """
+    lines = {}
+    for name in dict.fromkeys(result["settings"]["name"] for result in results.values()):
+        runs = runs_of(results, name)
+        test, low, high = mean_accuracy(correct_on_test(runs), name in DETERMINISTIC)
+        accuracies = [run["test_accuracy"] for run in runs]
+        lines[name] = {
+            "runs": len(runs),
+            "earlier report": _earlier_accuracy(runs[0], experiments.get(name)),
+            "earlier protocol": float(np.mean([run["earlier_protocol_accuracy"] for run in runs])),
+            "test": test,
+            "low": low,
+            "high": high,
+            "lowest": min(accuracies),
+            "highest": max(accuracies),
+            "initial weights": runs[0]["initial_weights"]["weights"],
+            "machines": machines(runs),
+        }
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def _earlier_accuracy(result: dict, experiment: Experiment | None) -> float | None:
+    """The number of an earlier report, which is of the experiment's own data set only."""
+    same_data = experiment is not None and result["data"]["name"] == experiment.data
+    return experiment.earlier_accuracy if same_data else None
+
+
+def seeds_table(results: Mapping[str, dict]) -> pd.DataFrame:
+    """One line an experiment with several runs: mean, standard deviation and range of both accuracies."""
+    lines = {}
+    for name in dict.fromkeys(result["settings"]["name"] for result in results.values()):
+        runs = runs_of(results, name)
+        if len(runs) > 1:
+            lines[name] = {"runs": len(runs)}
+            for title, key in (("test", "test_accuracy"), ("earlier protocol", "earlier_protocol_accuracy")):
+                values = [run[key] for run in runs]
+                lines[name] |= {
+                    title: np.mean(values),
+                    f"{title}, standard deviation": np.std(values, ddof=1),
+                    f"{title}, lowest": min(values),
+                    f"{title}, highest": max(values),
+                }
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def settings_table(results: Mapping[str, dict]) -> tuple[str, pd.DataFrame]:
+    """The settings that all results share, as text, and a table of the others with one line a result.
+
+    Settings of the training have no prefix.  "precision used" is what "auto" resolved to on the machine of the run.
+    """
+    lines = [{**result["settings"], "precision used": result["precision"]} for result in results.values()]
+    table = pd.json_normalize(lines).drop(columns="name").rename(columns=lambda key: key.removeprefix("train."))
+    table.index = list(results)
+    differs = table.astype(str).nunique(dropna=False) > 1  # a setting that only some experiments have differs too
+    same = ", ".join(f"{key} = {table[key].iloc[0]}" for key in table.columns[~differs])
+    return same, table.loc[:, differs]
+
+
+def read_claims(path: Path = CLAIMS) -> list[Claim]:
+    """The claims of the earlier reports."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [Claim(**{**line, "classes": tuple(line["classes"].split())}) for line in csv.DictReader(file)]
+
+
+def pairs_to_compare(experiments: Mapping[str, Experiment] = EXPERIMENTS) -> list[Pair]:
+    """Every comparison of both families, whether its runs are there or not: the claims, then the study's own."""
+    claims = read_claims()
+    claimed = {frozenset((claim.experiment, claim.compared_with)) for claim in claims}
+    own = [
+        each
+        for each in experiments.values()
+        if each.compared_with and frozenset((each.name, each.compared_with)) not in claimed and each.name != PRIMARY
+    ]
+    primary = [experiments[PRIMARY]] if PRIMARY else []
+    return [
+        *(Pair(c.claim, c.experiment, c.compared_with, EARLIER_CLAIMS, len(claims), c.classes) for c in claims),
+        *(Pair(each.question, each.name, each.compared_with, PRIMARY_FAMILY, 1) for each in primary),
+        *(Pair(each.question, each.name, each.compared_with, THIS_STUDY, len(own)) for each in own),
+    ]
+
+
+def comparisons(results: Mapping[str, dict], experiments: Mapping[str, Experiment] = EXPERIMENTS) -> pd.DataFrame:
+    """One line a comparison whose runs are all on the same test images: the table that every page and notebook shows.
+
+    accuracy, other_accuracy: means over runs and other_runs.  difference: the first minus the second, with its interval
+    (low, high), p and verdict in its family of m comparisons (see `evaluation.statistics`).  machines: of all runs;
+    across_machines: they differ.  single_run: a side has one run, so that its seed variance is unknown.
+    `experiments` define the families, so leave them as they are and select lines of the table instead.
+    """
+    lines = []
+    for pair in pairs_to_compare(experiments):
+        runs, other_runs = runs_of(results, pair.experiment), runs_of(results, pair.compared_with)
+        if runs and other_runs and _comparable([*runs, *other_runs], pair.classes):
+            lines.append(_line_of_comparison(pair, runs, other_runs))
+    return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def _comparable(runs: list[dict], classes: tuple[str, ...]) -> bool:
+    """Whether all runs have the same test images, and the images these classes."""
+    labels = runs[0]["labels"]["test"]
+    return all(run["labels"]["test"] == labels for run in runs) and set(classes) <= set(runs[0]["class_names"])
+
+
+def _line_of_comparison(pair: Pair, runs: list[dict], other_runs: list[dict]) -> dict:
+    correct, other = correct_on_test(runs, pair.classes), correct_on_test(other_runs, pair.classes)
+    deterministic = pair.experiment in DETERMINISTIC, pair.compared_with in DETERMINISTIC
+    found = compare(correct, other, pair.comparisons, deterministic)
+    return {
+        "question": pair.question,
+        "experiment": pair.experiment,
+        "compared_with": pair.compared_with,
+        "classes": ", ".join(pair.classes),
+        "family": pair.family,
+        "m": pair.comparisons,
+        "images": correct.shape[1],
+        "runs": len(runs),
+        "other_runs": len(other_runs),
+        "accuracy": found.accuracy,
+        "other_accuracy": found.other_accuracy,
+        "difference": found.difference,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p_value,
+        "verdict": found.verdict,
+        "machines": machines([*runs, *other_runs]),
+        "across_machines": len({machine(run) for run in (*runs, *other_runs)}) > 1,
+        "single_run": found.single_run,
+    }
+
+
+def pretext_epochs_table(classifiers: Mapping[str, dict], pretexts: Mapping[str, dict]) -> pd.DataFrame:
+    """The second report's table 3: the same classifier on one run of a pretext, stopped after different epochs.
+
+    `classifiers` and `pretexts` are results of one seed.  One line per classifier on a run of PRETEXTS_BY_EPOCH:
+    pretext, its epochs, its accuracy and loss on val after these epochs, and accuracies as in `results_table`.
+    """
+    lines = []
+    accuracies = results_table(classifiers).reindex(
+        columns=["train", "earlier report", "earlier protocol", "test", "low", "high"]
+    )
+    for name, of_classifier in accuracies.iterrows():
+        settings = classifiers[name]["settings"]
+        pretext, epochs = settings.get("pretext_run"), settings.get("pretext_epoch")
+        if pretext in PRETEXTS_BY_EPOCH and pretext in pretexts:
+            history = pretexts[pretext]["history"]
+            epochs = len(history["val_loss"]) if epochs == "last" else epochs
+            measured = {
+                "pretext accuracy": history["val_accuracy"][epochs - 1],
+                "pretext loss": history["val_loss"][epochs - 1],
+            }
+            lines.append({"pretext": pretext, "epochs": epochs, **measured, **of_classifier})
+    columns = ["pretext", "epochs", "pretext accuracy", "pretext loss", *accuracies.columns]
+    return pd.DataFrame(lines, columns=columns).sort_values(["pretext", "epochs"], ascending=[False, True])

@@ -1,0 +1,174 @@
+"""The one comparison: two experiments on the same test images, over images and seeds.
+
+The difference of two mean accuracies has two sources of variance, and both count: the test images are a sample, and so
+are the seeds.  The interval is Student's, with Satterthwaite's degrees of freedom (1946).  A family of comparisons
+shares the level: each has 1 - 0.05 / comparisons (Bonferroni).  The p value is of the same t, times the number of
+comparisons, so it is below 0.05 exactly when the interval excludes 0.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+from scipy.stats import t as student_t
+
+LEVEL = 0.05  # of a family of comparisons: the chance of any wrong verdict in it
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two experiments on the same images: accuracies (0 to 1), their difference, its interval and p value."""
+
+    accuracy: float
+    other_accuracy: float
+    difference: float  # accuracy - other_accuracy
+    low: float
+    high: float
+    p_value: float
+    single_run: bool  # a side with one run and random seeds: the interval covers the sampling of images only there
+
+    @property
+    def verdict(self) -> str:
+        """Of the first experiment, see `verdict`."""
+        return verdict(self.difference, self.p_value)
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """The mean of paired differences, its interval and its p value."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+    @property
+    def verdict(self) -> str:
+        """Where a difference above 0 is good, see `verdict`."""
+        return verdict(self.difference, self.p_value)
+
+
+def verdict(difference: float, p_value: float) -> str:
+    """better, worse or inconclusive; the last does not say that both are equal."""
+    if p_value >= LEVEL:
+        return "inconclusive"
+    return "better" if difference > 0 else "worse"
+
+
+def correctness(labels: Sequence[int], predictions: Sequence[Sequence[int]], copies: int = 1) -> np.ndarray:
+    """Whether each image is classified correctly, 0 or 1, shape (runs, images).
+
+    `predictions` has shape (runs, N).  Where a pretext shows each image several times, one after another, the value
+    is the fraction of its `copies` that are classified correctly: the image is the sampling unit.
+    Raises ValueError if predictions and labels differ in length, or N is no multiple of `copies`.
+    """
+    labels, predictions = np.asarray(labels), np.atleast_2d(predictions)
+    if predictions.shape[1] != len(labels) or len(labels) % copies:
+        raise ValueError(
+            f"predictions have shape {predictions.shape}; {len(labels)} labels and {copies} copies of each image "
+            "need (runs, labels)"
+        )
+    return (predictions == labels).reshape(len(predictions), -1, copies).mean(axis=2)
+
+
+def compare(
+    correct: np.ndarray,
+    other: np.ndarray,
+    comparisons: int = 1,
+    deterministic: tuple[bool, bool] = (False, False),
+) -> Comparison:
+    """Compare two experiments by the `correctness` (runs, images) of each on the same images.
+
+    `comparisons` is the size of the family.  A side whose result does not depend on its seed is `deterministic` and
+    has no seed variance.  Raises ValueError if the images differ in number or are fewer than two.
+    """
+    correct, other = np.atleast_2d(correct), np.atleast_2d(other)
+    if correct.shape[1] != other.shape[1]:
+        raise ValueError(f"both sides need the same images, got {correct.shape[1]} and {other.shape[1]}")
+    differences = correct.mean(axis=0) - other.mean(axis=0)
+    parts = [_variance_of_mean(differences)]
+    sides = list(zip((correct, other), deterministic, strict=True))
+    parts += [_variance_of_mean(side.mean(axis=1)) for side, fixed in sides if len(side) > 1 and not fixed]
+    difference = float(differences.mean())
+    low, high, p_value = estimate(difference, parts, comparisons)
+    return Comparison(
+        accuracy=float(correct.mean()),
+        other_accuracy=float(other.mean()),
+        difference=difference,
+        low=max(low, -1.0),
+        high=min(high, 1.0),
+        p_value=p_value,
+        single_run=any(len(side) == 1 and not fixed for side, fixed in sides),
+    )
+
+
+def mean_accuracy(correct: np.ndarray, deterministic: bool = False) -> tuple[float, float, float]:
+    """Accuracy over the runs of an experiment and its 95 % interval, from its `correctness` (runs, images).
+
+    The interval covers images and seeds as that of `compare` does.  One run has Wilson's interval, which covers images.
+    """
+    correct = np.atleast_2d(correct)
+    runs, images = correct.shape
+    mean = float(correct.mean())
+    if runs == 1 or deterministic:
+        return mean, *accuracy_interval(round(correct[0].sum()), images)
+    parts = [_variance_of_mean(correct.mean(axis=0)), _variance_of_mean(correct.mean(axis=1))]
+    low, high, _ = estimate(mean, parts, comparisons=1)
+    return mean, max(low, 0.0), min(high, 1.0)
+
+
+def accuracy_interval(hits: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval (1927) of an accuracy, from the number of images classified correctly."""
+    interval = binomtest(hits, images).proportion_ci(confidence, method="wilson")
+    return interval.low, interval.high
+
+
+def estimate(mean: float, parts: Sequence[tuple[float, int]], comparisons: int = 1) -> tuple[float, float, float]:
+    """Low, high and p value of a mean whose variance has independent parts, each with its degrees of freedom.
+
+    Student's t with Satterthwaite's degrees of freedom (1946).  Raises ValueError if `comparisons` is below 1.
+    """
+    if comparisons < 1:
+        raise ValueError(f"comparisons is {comparisons}; it must be at least 1")
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return mean, mean, 1.0 if mean == 0 else 0.0
+    freedom = 1 / sum((part / variance) ** 2 / part_freedom for part, part_freedom in parts)
+    error = variance**0.5
+    reach = float(student_t.isf(LEVEL / (2 * comparisons), freedom)) * error
+    p_value = min(1.0, 2 * comparisons * float(student_t.sf(abs(mean) / error, freedom)))
+    return mean - reach, mean + reach, p_value
+
+
+def mean_difference(differences: Sequence[float], comparisons: int = 1) -> MeanDifference:
+    """The mean of paired differences, in a family of so many comparisons (Student 1908).
+
+    For repeated measurements of any kind: losses of two samplers by seed, scores of two heat maps by image.
+    Raises ValueError for fewer than two differences.
+    """
+    differences = np.asarray(differences, dtype=float)
+    if differences.size < 2:
+        raise ValueError(f"there is {differences.size} difference; an interval needs at least two")
+    mean = float(differences.mean())
+    return MeanDifference(mean, *estimate(mean, [_variance_of_mean(differences)], comparisons))
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of repeated measurements and its 95 % interval (Student 1908).
+
+    The interval of a single measurement is (nan, nan).  Raises ValueError if there is none.
+    """
+    if len(values) == 0:
+        raise ValueError("there are no values; a mean needs at least one")
+    if len(values) == 1:
+        return float(values[0]), float("nan"), float("nan")
+    found = mean_difference(values)
+    return found.difference, found.low, found.high
+
+
+def _variance_of_mean(values: np.ndarray) -> tuple[float, int]:
+    """The variance of the mean of a sample, and its degrees of freedom."""
+    if len(values) < 2:
+        raise ValueError(f"there is {len(values)} value; a variance needs at least two")
+    return float(np.var(values, ddof=1)) / len(values), len(values) - 1

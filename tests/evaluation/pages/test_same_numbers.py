@@ -1,0 +1,101 @@
+"""The same pair of experiments has the same numbers and verdict on every page."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from data.files import CODE
+from evaluation.pages.notebook import REPORTS
+from evaluation.pages.tables import HEADLINES, difference_text, p_text
+from evaluation.results import comparisons, read_profile
+
+MARKDOWN = {name: CODE / name for name in ("README.md", "docs/results.md", "docs/claims.md")}
+FRONT_PAGE = CODE / "results" / "full" / "index.html"
+
+
+class Cells(HTMLParser):
+    """The texts of all table cells, line by line."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = [[]]
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "tr":
+            self.lines.append([])
+
+    def handle_data(self, data):
+        self.lines[-1].append(data.strip())
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """By pair and classes: what every page must show of it."""
+    table = comparisons(read_profile(CODE / "results" / "full")).to_dict("records")
+    return {
+        (line["experiment"], line["compared_with"], line["classes"]): (
+            difference_text(line["difference"], line["low"], line["high"]),
+            p_text(line["p"]),
+            line["verdict"],
+        )
+        for line in table
+    }
+
+
+def in_html(text):
+    cells = Cells()
+    cells.feed(text)
+    return [[cell for cell in line if cell] for line in cells.lines]
+
+
+def shown_in(lines, expected):
+    """The comparisons in the lines of a table of `tables.shown_comparisons`: pair, difference, p, verdict."""
+    experiments = {key[0] for key in expected}
+    return [(line[1], line[2], *line[5:8]) for line in lines if len(line) == 10 and line[1] in experiments]
+
+
+def of_all_images(expected):
+    return {key[:2]: numbers for key, numbers in expected.items() if not key[2]}
+
+
+def lines_of(text):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+
+
+def test_results_page_and_front_page_show_every_comparison_with_its_numbers(expected):
+    for lines in (lines_of(MARKDOWN["docs/results.md"].read_text()), in_html(FRONT_PAGE.read_text())):
+        shown = shown_in(lines, expected)
+        assert sorted(shown) == sorted((*key[:2], *numbers) for key, numbers in expected.items())
+
+
+@pytest.mark.parametrize("report", REPORTS.values(), ids=lambda report: report.path)
+def test_executed_notebooks_show_the_same_numbers(expected, report):
+    known = {(*key[:2], *numbers) for key, numbers in expected.items()}
+    for cell in json.loads((CODE / report.path).read_text())["cells"]:
+        for output in cell.get("outputs", ()):
+            lines = in_html("".join(output.get("data", {}).get("text/html", "")))
+            assert set(shown_in(lines, expected)) <= known
+
+
+def test_the_claims_page_shows_each_claim_with_the_numbers_of_its_comparison(expected):
+    verdicts = {"**holds**": {"better", "worse"}, "**does not hold**": {"better", "worse"}}
+    shown = 0
+    for line in lines_of(MARKDOWN["docs/claims.md"].read_text()):
+        pair = re.match(r"(\S+) against (\S+): ", line[2]) if len(line) == 8 else None
+        if pair:
+            classes = re.search(r" images of (.*?)(?:, in|, after|$)", line[2])
+            difference, p_value, verdict = expected[(*pair.groups(), classes.group(1) if classes else "")]
+            assert (line[4], line[5]) == (difference, p_value)
+            assert verdict in verdicts.get(line[7], {"inconclusive"})
+            shown += 1
+    assert shown > 15
+
+
+@pytest.mark.parametrize("path", [MARKDOWN["README.md"], FRONT_PAGE], ids=["README", "front page"])
+def test_the_headlines_show_the_numbers_of_their_comparisons(expected, path):
+    text = path.read_text()
+    for (experiment, _), (difference, p_value, verdict) in of_all_images(expected).items():
+        if experiment in HEADLINES:
+            assert f"{difference}, p = {p_value}: {verdict}." in text

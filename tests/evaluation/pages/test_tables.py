@@ -1,0 +1,133 @@
+import pytest
+
+from data.files import CODE
+from evaluation.pages.tables import (
+    BEST,
+    END,
+    HEADLINES,
+    SECTIONS,
+    SHORT_TABLE,
+    START,
+    accuracy_text,
+    comparing_text,
+    headlines,
+    markdown,
+    p_text,
+    readme_part,
+    results_page,
+    short_table,
+    shown_comparisons,
+    shown_experiments,
+    with_part,
+    write_pages,
+)
+from evaluation.results import comparisons, experiments_table, pairs_to_compare, read_profile
+from runs import EXPERIMENTS
+from tests.evaluation.synthetic_results import seeds, write
+
+CONTROL, PRETEXT = "imagenet_classifier_best", "rotation_gentle_classifier"
+RESULTS = {
+    **seeds(CONTROL, range(20), range(22), images=400),
+    **seeds(PRETEXT, range(200), range(190), images=400),
+    **seeds(BEST, range(16), images=400),
+}
+
+
+def test_numbers_are_shown_with_their_intervals():
+    assert accuracy_text(0.91239, 0.9, 0.92) == "0.9124 (0.9000 to 0.9200)"
+    assert accuracy_text(0.9, float("nan"), float("nan")) == "0.9000"
+    assert [p_text(p) for p in (0.0499, 0.0501, 1.0, 1e-30, 0.0)] == ["0.0499", "0.0501", "1", "< 1e-16", "< 1e-16"]
+
+
+def test_a_table_of_text_becomes_markdown():
+    table = shown_experiments(experiments_table(RESULTS))
+    lines = markdown(table[["runs"]], "experiment").splitlines()
+    assert lines == [
+        "| experiment | runs |",
+        "| --- | --- |",
+        f"| {CONTROL} | 2 |",
+        f"| {PRETEXT} | 2 |",
+        f"| {BEST} | 1 |",
+    ]
+    assert table["lowest to highest run"].tolist() == ["0.9450 to 0.9500", "0.5000 to 0.5250", ""]
+
+
+def test_a_comparison_shows_single_runs_and_differing_machines():
+    runs = {**RESULTS, **seeds(BEST, range(16), images=400, machine=("NVIDIA H200", "2.11.0", "bfloat16"))}
+    shown = shown_comparisons(comparisons(runs)).set_index("experiment")
+    assert shown.loc[PRETEXT, "runs"] == "2, 2" and shown.loc[CONTROL, "runs"] == "2, 1*"
+    assert shown.loc[CONTROL, "machines"].startswith("across machines: NVIDIA H200, ")
+    assert shown.loc[PRETEXT, "machines"] == "cpu, torch 2.15.0, float32"
+    assert shown.loc[PRETEXT, "verdict"] == "worse"
+
+
+def test_the_sizes_of_the_families_are_said():
+    counts = {pair.family: pair.comparisons for pair in pairs_to_compare()}
+    assert all(str(count) in comparing_text() for count in counts.values())
+
+
+def test_the_headlines_are_those_of_the_comparisons_that_are_there():
+    table = comparisons(RESULTS)
+    sentences = headlines(RESULTS, table)
+    line = table[table["experiment"] == PRETEXT].iloc[0]
+    assert len(sentences) == 3
+    for number in (f"{line['accuracy']:.4f}", f"{line['other_accuracy']:.4f}", f"{line['difference']:+.4f}", "worse"):
+        assert number in sentences[0]
+    scenes = [each for each in EXPERIMENTS.values() if each.data == "15scene" and not hasattr(each, "pretext")]
+    highest = max(each.earlier_accuracy or 0 for each in scenes)
+    assert "0.9600" in sentences[-1] and f"{highest:.4f}" in sentences[-1]
+    assert headlines({}, comparisons({})) == []
+
+
+def test_every_headline_and_every_experiment_of_the_readme_is_known_and_the_table_is_short():
+    assert set(HEADLINES) <= {name for name, each in EXPERIMENTS.items() if each.compared_with}
+    assert set(SHORT_TABLE) | {BEST} <= set(EXPERIMENTS) and len(SHORT_TABLE) <= 10
+
+
+def test_every_experiment_has_one_place_on_the_results_page():
+    shown = [name for *_, experiments in SECTIONS for name in experiments]
+    assert sorted(shown) == sorted(EXPERIMENTS)
+
+
+def test_released_weights_are_linked(tmp_path):
+    (tmp_path / f"{PRETEXT}.md").touch()
+    table = short_table(RESULTS, tmp_path)
+    assert table.loc[PRETEXT, "released"] == f"[weights](published/{PRETEXT}.md)"
+    assert table.loc[CONTROL, "released"] == ""
+
+
+def test_the_part_stands_between_the_comments_and_nothing_else_changes():
+    readme = f"before\n{START}\nold\n{END}\nafter\n"
+    written = with_part(readme, "new")
+    assert written == f"before\n{START}\nnew\n{END}\nafter\n"
+    assert with_part(written, "new") == written
+    with pytest.raises(ValueError, match="lacks the comments"):
+        with_part("nothing", "new")
+
+
+def test_pages_are_written_from_the_results_below_the_root(tmp_path):
+    write(tmp_path / "results" / "full", RESULTS)
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(ValueError, match="lacks the comments"):
+        write_pages(tmp_path)
+    assert not (tmp_path / "docs").exists()
+    (tmp_path / "README.md").write_text(f"{START}\n{END}\n")
+    write_pages(tmp_path)
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert page == results_page(read_profile(tmp_path / "results" / "full"))
+    assert f"| {CONTROL} | 2 |" in page and "Not run yet: `supervised_1`" in page
+    assert f"| {CONTROL} | " in (tmp_path / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def study():
+    return read_profile(CODE / "results" / "full")
+
+
+def test_the_committed_results_page_is_that_of_the_committed_results(study):
+    assert (CODE / "docs" / "results.md").read_text() == results_page(study)
+
+
+def test_the_committed_readme_holds_the_committed_results(study):
+    readme = (CODE / "README.md").read_text()
+    assert with_part(readme, readme_part(study, CODE / "published")) == readme

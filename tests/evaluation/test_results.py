@@ -1,0 +1,243 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from data.files import CODE
+from evaluation import results as module
+from evaluation.results import (
+    COLUMNS,
+    EARLIER_CLAIMS,
+    PRIMARY_FAMILY,
+    THIS_STUDY,
+    comparisons,
+    correct_on_test,
+    experiments_table,
+    machine,
+    machines,
+    of_experiments,
+    pairs_to_compare,
+    read_claims,
+    read_profile,
+    read_results,
+    results_table,
+    runs_of,
+    seeds_table,
+    settings_table,
+)
+from evaluation.statistics import accuracy_interval, compare, mean_accuracy
+from runs import EXPERIMENTS
+from tests.evaluation.synthetic_results import result, seeds, write
+
+H200 = ("NVIDIA H200", "2.11.0", "bfloat16")
+
+
+def experiment(name, compared_with="", earlier_accuracy=None):
+    about = {"name": name, "question": f"Is {name} better?", "compared_with": compared_with, "data": "15scene"}
+    return SimpleNamespace(**about, earlier_accuracy=earlier_accuracy)
+
+
+OWN = {each.name: each for each in (experiment("one", "two"), experiment("two", "three"), experiment("three"))}
+
+
+@pytest.fixture
+def no_claims(monkeypatch):
+    monkeypatch.setattr(module, "read_claims", lambda: [])
+
+
+def test_results_are_read_by_file_stem_and_an_empty_folder_is_refused(tmp_path):
+    write(tmp_path, seeds("one", [0], [1]))
+    assert list(read_results(tmp_path)) == ["one", "one.seed1"]
+    with pytest.raises(FileNotFoundError, match="no results"):
+        read_results(tmp_path / "nothing")
+
+
+def test_results_on_15_scene_come_with_the_side_studies_and_those_on_other_data_alone(tmp_path):
+    for folder, name in ((".", "one"), ("nature", "nature_one"), ("cifar10", "cifar10_one"), ("flowers", "one")):
+        write(tmp_path / folder, {name: result(name)})
+    assert list(read_profile(tmp_path)) == ["one", "nature_one", "cifar10_one"]
+    assert list(read_profile(tmp_path, "somewhere/flowers")) == ["one"]
+    with pytest.raises(FileNotFoundError, match="synthetic"):
+        read_profile(tmp_path, "synthetic")
+
+
+def test_runs_are_those_of_one_experiment_and_not_of_a_longer_name():
+    found = {**seeds("one", [0], [1]), **seeds("one_two", [2])}
+    assert [run["settings"]["name"] for run in runs_of(found, "one")] == ["one", "one"]
+    assert list(of_experiments(found, ("one_two", "one"))) == ["one_two", "one", "one.seed1"]
+
+
+def test_a_pretext_counts_an_image_once():
+    run = result("pretext", wrong=[0, 2, 3], images=8, pretext="perturbation")
+    assert correct_on_test([run]).tolist() == [[0.5, 0, 1, 1]]  # two labels: each image is shown twice
+    table = results_table({"pretext": run}, {})
+    assert table.loc["pretext", ["low", "high"]].tolist() == pytest.approx(accuracy_interval(2, 4))
+
+
+def test_a_machine_is_device_torch_and_precision():
+    cpu, gpu = result("one"), result("one", machine=H200)
+    assert machine(cpu) == "cpu, torch 2.15.0, float32"
+    assert machines([cpu, gpu, cpu]) == "NVIDIA H200, torch 2.11.0, bfloat16; cpu, torch 2.15.0, float32"
+
+
+def test_the_table_of_results_has_a_line_a_run_with_the_earlier_number_on_the_same_data_only():
+    runs = {**seeds("one", [0], [0, 1]), "two": result("two")}
+    runs["two"]["data"]["name"] = "flowers"
+    table = results_table(runs, {name: experiment(name, earlier_accuracy=0.9) for name in ("one", "two")})
+    assert table.index.tolist() == ["one", "one.seed1", "two"]
+    assert table["earlier report"].tolist()[:2] == [0.9, 0.9] and np.isnan(table["earlier report"].iloc[2])
+    assert table.loc["one.seed1", ["test", "minutes"]].tolist() == [0.98, 1.5]
+    assert table.loc["one", ["low", "high"]].tolist() == pytest.approx(accuracy_interval(99, 100))
+
+
+def test_the_table_of_experiments_has_the_mean_over_runs_with_an_interval_over_images_and_seeds():
+    runs = {**seeds("one", range(10), range(5, 20)), **seeds("two", range(30), machine=H200)}
+    table = experiments_table(runs, {"one": experiment("one", earlier_accuracy=0.8)})
+    assert table.loc["one", ["runs", "earlier report", "lowest", "highest"]].tolist() == [2, 0.8, 0.85, 0.9]
+    expected = mean_accuracy(correct_on_test(list(runs.values())[:2]))
+    assert table.loc["one", ["test", "low", "high"]].tolist() == pytest.approx(expected)
+    assert table.loc["two", ["low", "high"]].tolist() == pytest.approx(accuracy_interval(70, 100))
+
+
+def test_the_table_of_seeds_leaves_out_single_runs():
+    table = seeds_table({**seeds("one", range(20), range(10)), **seeds("two", [0])})
+    assert table.index.tolist() == ["one"]
+    columns = ["runs", "test", "test, standard deviation", "test, lowest", "test, highest"]
+    assert table.loc["one", columns].tolist() == pytest.approx([2, 0.85, np.std([0.8, 0.9], ddof=1), 0.8, 0.9])
+
+
+def test_settings_that_all_results_share_are_text_and_the_others_a_table():
+    def with_settings(name, precision, **training):
+        return {"settings": {"name": name, "head": "deep", "train": training}, "precision": precision}
+
+    runs = {
+        "one": with_settings("one", "float32", learning_rate=0.1, max_epochs=3),
+        "one.seed1": with_settings("one", "bfloat16", learning_rate=0.1, max_epochs=5),
+    }
+    same, table = settings_table(runs)
+    assert same == "head = deep, learning_rate = 0.1"
+    assert table.to_dict("index") == {
+        "one": {"max_epochs": 3, "precision used": "float32"},
+        "one.seed1": {"max_epochs": 5, "precision used": "bfloat16"},
+    }
+    assert settings_table({"one": runs["one"]})[1].empty
+    runs["one.seed1"]["settings"]["teachers"] = [2, 3]
+    same, table = settings_table(runs)
+    assert "teachers" not in same and table["teachers"].tolist()[1] == [2, 3]
+
+
+def test_a_comparison_is_that_of_all_runs_in_its_family(no_claims):
+    runs = {**seeds("one", range(4), range(6)), **seeds("two", range(20), range(22), range(25))}
+    (line,) = comparisons(runs, OWN).to_dict("records")
+    sides = [correct_on_test(runs_of(runs, name)) for name in ("one", "two")]
+    found = compare(*sides, comparisons=2)
+    assert (line["experiment"], line["compared_with"], line["question"]) == ("one", "two", "Is one better?")
+    assert (line["family"], line["m"], line["runs"], line["other_runs"], line["images"]) == (THIS_STUDY, 2, 2, 3, 100)
+    numbers = [line[key] for key in ("accuracy", "other_accuracy", "difference", "low", "high", "p")]
+    assert numbers == [
+        *(found.accuracy, found.other_accuracy, found.difference),
+        *(found.low, found.high, found.p_value),
+    ]
+    assert line["verdict"] == "better" and not line["single_run"] and not line["across_machines"]
+
+
+def test_a_comparison_says_that_its_runs_are_of_several_machines_or_that_a_side_is_a_single_run(no_claims):
+    runs = {**seeds("one", range(4), range(6)), **seeds("two", range(20), machine=H200)}
+    (line,) = comparisons(runs, OWN).to_dict("records")
+    assert line["across_machines"] and line["single_run"]
+    assert line["machines"] == machines(runs.values())
+    other_precision = seeds("two", range(20), machine=("cpu (x86_64)", "2.15.0", "bfloat16"))
+    assert comparisons({**runs, **other_precision}, OWN)["across_machines"].item()
+
+
+def test_pairs_without_runs_or_with_other_test_images_are_left_out(no_claims):
+    runs = {**seeds("one", [0]), **seeds("two", [1])}
+    assert len(comparisons(runs, OWN)) == 1
+    assert comparisons(seeds("one", [0]), OWN).empty
+    assert comparisons({**runs, "two.seed1": result("two", images=80)}, OWN).empty
+    assert comparisons({}, OWN).columns.tolist() == list(COLUMNS)
+
+
+def test_the_size_of_a_family_does_not_depend_on_what_has_been_run(no_claims):
+    few = comparisons({**seeds("one", [0]), **seeds("two", [1])}, OWN)
+    more = comparisons({**seeds("one", [0]), **seeds("two", [1]), **seeds("three", [2])}, OWN)
+    assert few.iloc[0].equals(more.iloc[0]) and len(more) == 2 and set(more["m"]) == {2}
+
+
+def test_a_claim_about_classes_is_measured_on_their_images(monkeypatch):
+    claim = module.Claim("one is better", "a report", "one", "two", "better")
+    monkeypatch.setattr(module, "read_claims", lambda: [claim, replace(claim, classes=("coast",))])
+    runs = {**seeds("one", [0, 2, 4]), **seeds("two", range(0, 100, 2))}
+    table = comparisons(runs, OWN)
+    assert table["family"].tolist() == [EARLIER_CLAIMS] * 2 and table["m"].tolist() == [2, 2]  # not of the own too
+    assert table["classes"].tolist() == ["", "coast"] and table["images"].tolist() == [100, 50]
+    assert table.loc[1, ["accuracy", "other_accuracy", "verdict"]].tolist() == [0.94, 0, "better"]
+    assert set(table["question"]) == {"one is better"}
+    for run in runs.values():
+        run["class_names"] = ["rose", "tulip"]  # on images of the user's own
+    assert comparisons(runs, OWN)["classes"].tolist() == [""]
+
+
+def test_the_primary_comparison_is_a_family_of_one(no_claims, monkeypatch):
+    monkeypatch.setattr(module, "PRIMARY", "one")
+    families = {pair.experiment: (pair.family, pair.comparisons) for pair in pairs_to_compare(OWN)}
+    assert families == {"one": (PRIMARY_FAMILY, 1), "two": (THIS_STUDY, 1)}
+
+
+def test_a_deterministic_side_is_no_single_run(no_claims, monkeypatch):
+    runs = {**seeds("one", range(4)), **seeds("two", range(20), range(22))}
+    assert comparisons(runs, OWN)["single_run"].item()
+    monkeypatch.setattr(module, "DETERMINISTIC", frozenset({"one"}))
+    assert not comparisons(runs, OWN)["single_run"].item()
+
+
+def test_every_pair_of_the_study_belongs_to_one_family_in_one_direction():
+    pairs = pairs_to_compare()
+    assert len({(pair.experiment, pair.compared_with, pair.classes) for pair in pairs}) == len(pairs)
+    orders = {(pair.experiment, pair.compared_with) for pair in pairs}
+    assert not {(second, first) for first, second in orders} & orders
+    families = {}
+    for pair in pairs:
+        families.setdefault(frozenset((pair.experiment, pair.compared_with)), set()).add(pair.family)
+    assert all(len(each) == 1 for each in families.values())
+    claimed = sum(pair.family == EARLIER_CLAIMS for pair in pairs)
+    assert {pair.comparisons for pair in pairs if pair.family == THIS_STUDY} == {len(pairs) - claimed}
+
+
+def test_every_claim_and_pair_is_of_experiments_that_exist():
+    claims = read_claims()
+    assert {name for each in claims for name in (each.experiment, each.compared_with)} <= set(EXPERIMENTS)
+    assert {each.direction for each in claims} == {"better", "worse"}
+    assert {each.compared_with for each in EXPERIMENTS.values()} - {""} <= set(EXPERIMENTS)
+
+
+@pytest.fixture(scope="module")
+def study():
+    return read_profile(CODE / "results" / "full")
+
+
+def test_every_pair_of_the_study_with_results_of_both_is_compared(study):
+    there = {run["settings"]["name"] for run in study.values()}
+    expected = [
+        (pair.experiment, pair.compared_with, ", ".join(pair.classes))
+        for pair in pairs_to_compare()
+        if {pair.experiment, pair.compared_with} <= there
+    ]
+    table = comparisons(study)
+    assert list(table[["experiment", "compared_with", "classes"]].itertuples(index=False, name=None)) == expected
+    assert len(expected) > 50
+
+
+def test_the_study_has_three_verdicts_that_agree_with_p_and_interval(study):
+    table = comparisons(study)
+    excludes_0 = (table["low"] > 0) | (table["high"] < 0)
+    assert ((table["p"] < 0.05) == excludes_0).all() and ((table["verdict"] != "inconclusive") == excludes_0).all()
+    assert set(table["verdict"]) == {"better", "worse", "inconclusive"}
+
+
+def test_the_accuracies_of_the_study_are_those_of_its_predictions(study):
+    table = results_table(study)
+    right = {stem: correct_on_test([run]).mean() for stem, run in study.items()}
+    assert table["test"].tolist() == pytest.approx(list(right.values()))
+    assert ((table["low"] <= table["test"]) & (table["test"] <= table["high"])).all()

@@ -1,0 +1,208 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm, ttest_1samp, ttest_ind, ttest_rel
+
+from evaluation.statistics import (
+    accuracy_interval,
+    compare,
+    correctness,
+    estimate,
+    mean_accuracy,
+    mean_and_interval,
+    mean_difference,
+    verdict,
+)
+
+
+def simulated(generator, images, runs, shift, image_spread, seed_spread):
+    """Correctness (runs, images) of two sides whose images and seeds are random, and the true difference.
+
+    An image is classified correctly if its ease, the side's skill on it, the seed's skill and noise exceed 0 in sum.
+    """
+    ease = generator.normal(1.5, 1, images)
+    sides = []
+    for mean in (0.0, shift):
+        of_image = generator.normal(0, image_spread, images)
+        of_seed = generator.normal(0, seed_spread, (runs, 1))
+        sides.append(ease + mean + of_image + of_seed + generator.normal(0, 0.5, (runs, images)) > 0)
+    spread = np.sqrt(1 + image_spread**2 + seed_spread**2 + 0.5**2)
+    return sides[0].astype(float), sides[1].astype(float), norm.cdf(1.5 / spread) - norm.cdf((1.5 + shift) / spread)
+
+
+@pytest.mark.parametrize(
+    ("image_spread", "seed_spread"),
+    [(0.5, 0.1), (0.8, 0.0), (0.0, 0.4)],
+    ids=["images and seeds", "images alone", "seeds above all"],
+)
+def test_the_interval_covers_the_true_difference_over_random_images_and_three_random_seeds(image_spread, seed_spread):
+    generator = np.random.default_rng(0)
+    covered = []
+    for _ in range(1000):
+        one, other, truth = simulated(generator, 300, 3, 0.2, image_spread, seed_spread)
+        found = compare(one, other)
+        covered.append(found.low <= truth <= found.high)
+    assert np.mean(covered) >= 0.93
+
+
+def test_equal_experiments_are_called_different_in_at_most_one_of_twenty_families():
+    generator = np.random.default_rng(1)
+    wrong = [
+        any(
+            compare(*simulated(generator, 200, 3, 0.0, 0.5, 0.1)[:2], comparisons=5).verdict != "inconclusive"
+            for _ in "12345"
+        )
+        for _ in range(200)
+    ]
+    assert np.mean(wrong) <= 0.08  # 0.05 and two standard errors
+
+
+@st.composite
+def two_sides(draw):
+    images = draw(st.integers(2, 30))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    sides = [
+        generator.random((draw(st.integers(1, 4)), images)) < draw(st.sampled_from([0.0, 0.3, 0.6, 0.95, 1.0]))
+        for _ in range(2)
+    ]
+    return *(side.astype(float) for side in sides), draw(st.integers(1, 80))
+
+
+@settings(max_examples=200, deadline=None)
+@given(two_sides())
+def test_p_is_below_5_percent_exactly_when_the_interval_excludes_0(sides):
+    one, other, comparisons = sides
+    found = compare(one, other, comparisons)
+    assert -1 <= found.low <= found.difference <= found.high <= 1 and 0 <= found.p_value <= 1
+    assert (found.p_value < 0.05) == (found.low > 0 or found.high < 0) == (found.verdict != "inconclusive")
+    back = compare(other, one, comparisons)
+    assert (back.difference, back.low, back.high) == pytest.approx((-found.difference, -found.high, -found.low))
+    assert back.p_value == pytest.approx(found.p_value)
+
+
+def test_without_seed_variance_it_is_the_paired_t_test():
+    generator = np.random.default_rng(2)
+    one, other = (generator.random((3, 200)) < share for share in (0.9, 0.8))
+    found = compare(one, other, deterministic=(True, True))
+    expected = ttest_rel(one.mean(axis=0), other.mean(axis=0))
+    assert found.p_value == pytest.approx(expected.pvalue) and not found.single_run
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+
+
+def test_where_all_images_are_alike_it_is_welchs_test_of_the_accuracies():
+    # An accuracy of 0.9 in every image leaves no variance over images.
+    accuracies = np.array([0.90, 0.92, 0.91]), np.array([0.80, 0.85, 0.82, 0.84])
+    one, other = (np.repeat(each[:, None], 50, axis=1) for each in accuracies)
+    found, expected = compare(one, other), ttest_ind(*accuracies, equal_var=False)
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+
+
+def test_a_family_divides_the_level_and_multiplies_p():
+    generator = np.random.default_rng(3)
+    one, other = (generator.random((1, 500)) < share for share in (0.9, 0.86))
+    alone, of_ten = compare(one, other), compare(one, other, comparisons=10)
+    assert of_ten.p_value == pytest.approx(min(1, 10 * alone.p_value))
+    expected = ttest_rel(one[0].astype(float), other[0].astype(float)).confidence_interval(1 - 0.05 / 10)
+    assert (of_ten.low, of_ten.high) == pytest.approx(tuple(expected))
+
+
+def test_a_side_with_one_run_is_marked_unless_it_is_deterministic():
+    one, two = np.array([[1, 1, 0, 1.0]]), np.array([[1, 0, 0, 1.0], [1, 1, 0, 0]])
+    assert compare(one, two).single_run and compare(two, one).single_run
+    assert not compare(two, two).single_run
+    assert not compare(one, two, deterministic=(True, False)).single_run
+    images_only = ttest_rel(one[0], two.mean(axis=0)).confidence_interval(0.95)
+    assert compare(one, two, deterministic=(False, True)).high == pytest.approx(min(1, images_only.high))
+
+
+def test_the_seeds_of_each_side_widen_the_interval():
+    generator = np.random.default_rng(4)
+    one, other = (generator.random((3, 1000)) < share for share in (0.9, 0.85))
+    widths = [
+        found.high - found.low
+        for fixed in ((True, True), (False, True), (False, False))
+        for found in [compare(one, other, deterministic=fixed)]
+    ]
+    assert widths[0] < widths[1] < widths[2]
+
+
+def test_equal_predictions_and_a_constant_difference_have_a_verdict_too():
+    right, wrong = np.ones((2, 10)), np.zeros((2, 10))
+    same = compare(right, right)
+    assert (same.difference, same.low, same.high, same.p_value, same.verdict) == (0, 0, 0, 1, "inconclusive")
+    assert (compare(right, wrong).p_value, compare(right, wrong).verdict, compare(wrong, right).verdict) == (
+        0,
+        "better",
+        "worse",
+    )
+
+
+def test_sides_of_other_images_or_of_one_image_are_refused():
+    with pytest.raises(ValueError, match="the same images, got 3 and 4"):
+        compare(np.ones((1, 3)), np.ones((1, 4)))
+    with pytest.raises(ValueError, match="at least two"):
+        compare(np.ones((1, 1)), np.ones((1, 1)))
+    with pytest.raises(ValueError, match="comparisons is 0"):
+        compare(np.eye(3), np.ones((3, 3)), comparisons=0)
+
+
+def test_correctness_counts_the_copies_of_an_image_as_one_image():
+    assert correctness([0, 1, 2], [[0, 1, 0], [1, 1, 2]]).tolist() == [[1, 1, 0], [0, 1, 1]]
+    assert correctness([0, 1, 0, 1], [0, 1, 1, 1], copies=2).tolist() == [[1, 0.5]]
+    with pytest.raises(ValueError, match="3 labels"):
+        correctness([0, 1, 2], [[0, 1]])
+    with pytest.raises(ValueError, match="2 copies"):
+        correctness([0, 1, 2], [[0, 1, 2]], copies=2)
+
+
+def test_the_accuracy_interval_is_wilsons():
+    hits, images, z = 90, 100, 1.959963984540054
+    centre = (hits / images + z**2 / (2 * images)) / (1 + z**2 / images)
+    half = z / (1 + z**2 / images) * np.sqrt(0.9 * 0.1 / images + z**2 / (4 * images**2))
+    assert accuracy_interval(hits, images) == pytest.approx((centre - half, centre + half))
+
+
+def test_the_accuracy_of_one_run_has_wilsons_interval_and_that_of_several_covers_seeds_too():
+    generator = np.random.default_rng(5)
+    runs = (generator.random((3, 400)) < np.array([[0.7], [0.72], [0.68]])).astype(float)
+    one = mean_accuracy(runs[:1])
+    assert one == pytest.approx((runs[0].mean(), *accuracy_interval(int(runs[0].sum()), 400)))
+    mean, low, high = mean_accuracy(runs)
+    images, seeds = runs.mean(axis=0), runs.mean(axis=1)
+    parts = [(images.var(ddof=1) / 400, 399), (seeds.var(ddof=1) / 3, 2)]
+    assert (low, high) == pytest.approx(estimate(mean, parts)[:2]) and mean == pytest.approx(runs.mean())
+    assert high - low > one[2] - one[1]
+    assert mean_accuracy(np.repeat(runs[:1], 3, axis=0), deterministic=True) == pytest.approx(one)
+    assert mean_accuracy(np.ones((2, 5))) == (1, 1, 1)
+
+
+def test_a_mean_difference_is_the_one_sample_t_test():
+    differences = [0.1, 0.3, -0.05, 0.2]
+    found, expected = mean_difference(differences, comparisons=3), ttest_1samp(differences, 0)
+    assert found.difference == pytest.approx(np.mean(differences))
+    assert found.p_value == pytest.approx(3 * expected.pvalue) and found.verdict == "inconclusive"
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(1 - 0.05 / 3)))
+    assert mean_difference([-1, -1.1, -0.9]).verdict == "worse"
+    with pytest.raises(ValueError, match="at least two"):
+        mean_difference([0.1])
+
+
+def test_the_interval_of_a_mean_is_students_and_one_measurement_has_none():
+    values = [0.5, 0.6, 0.8]
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean_and_interval(values) == pytest.approx((np.mean(values), expected.low, expected.high))
+    assert mean_and_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
+    mean, low, high = mean_and_interval([0.5])
+    assert mean == 0.5 and np.isnan(low) and np.isnan(high)
+    with pytest.raises(ValueError, match="at least one"):
+        mean_and_interval([])
+
+
+@pytest.mark.parametrize(
+    ("difference", "p_value", "expected"),
+    [(0.1, 0.049, "better"), (-0.1, 0.049, "worse"), (0.1, 0.05, "inconclusive")],
+)
+def test_there_are_three_verdicts(difference, p_value, expected):
+    assert verdict(difference, p_value) == expected
