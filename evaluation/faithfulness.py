@@ -1,38 +1,42 @@
-"""Whether a heat map points at what the model uses: what hiding it, showing it and forgetting change.
+"""Faithfulness: does a heat map point at the regions that the model uses?
 
-Maps are (N, H, W) in [0, 1]; images (N, 3, H, W) are normalised as the model expects and on its device; confidence is
-the probability (0 to 1) of the target class.  A baseline is the image that stands where another is hidden: hiding can
-itself look like something to the model, so results are to be read beside more than one baseline, and beside control
-maps that know nothing of the model.
+It is measured by hiding and showing regions, and by randomizing the model's weights.  Maps are (N, H, W) in [0, 1].
+Images (N, 3, H, W) are normalized as the model expects and on its device.  Confidence is the probability (0 to 1) of
+the target class.  A baseline is the image that replaces hidden pixels.  A hidden region can itself look like something
+to the model, so compare several baselines, and compare with control maps that do not depend on the model.
 """
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy import ndimage
-from scipy.stats import binomtest, spearmanr
+from scipy.stats import spearmanr
 from torch import nn
 
-from evaluation.scorecam import check_targets, eval_mode, one_target_each, scale_to_unit, score_cam
+from evaluation.hooks import eval_mode
+from evaluation.scorecam import check_targets, one_target_each, scale_to_unit, score_cam
+from evaluation.statistics import mean_difference
+from supervised.models import estimate_batchnorm
 
 LOWER_IS_BETTER = {"drop": True, "increase": False, "deletion": True, "insertion": False}
 
 
 @dataclass(frozen=True)
 class ConfidenceCurves:
-    """Confidences (N, steps + 1) in each image when these shares (steps + 1,) of its pixels, 0 to 1, are replaced."""
+    """Confidences (N, steps + 1) after these fractions (steps + 1,) of an image's pixels, 0 to 1, were replaced."""
 
-    shares: torch.Tensor
+    fractions: torch.Tensor
     confidences: torch.Tensor
 
     @property
     def areas(self) -> torch.Tensor:
-        """The area under each image's curve (N,), by trapezoids: the mean confidence on the way, 0 to 1."""
-        return torch.trapezoid(self.confidences, self.shares, dim=1)
+        """The area under each image's curve (N,), by the trapezoidal rule: the mean confidence, 0 to 1."""
+        return torch.trapezoid(self.confidences, self.fractions, dim=1)
 
 
 def black_baseline(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -42,23 +46,23 @@ def black_baseline(images: torch.Tensor, mean: Sequence[float], std: Sequence[fl
 
 
 def mean_baseline(images: torch.Tensor) -> torch.Tensor:
-    """Each image's own mean colour in all its pixels.  Shape of `images`."""
+    """Each image's own mean color in all its pixels.  Shape of `images`."""
     return images.mean(dim=(2, 3), keepdim=True).expand_as(images)
 
 
 def blurred_baseline(images: torch.Tensor, sigma: float = 5.0) -> torch.Tensor:
-    """Each image under a Gaussian blur of `sigma` pixels, reflected at the borders.  Shape of `images`.
+    """Each image after a Gaussian blur of `sigma` pixels, reflected at the borders.  Shape of `images`.
 
-    Petsiuk et al. (2018) take 5 pixels at 224 x 224, and cut the Gaussian to 11 x 11.
+    Petsiuk et al. (2018) use 5 pixels at 224 x 224, with a kernel of 11 x 11.
     """
     return torch.from_numpy(ndimage.gaussian_filter(images.cpu().numpy(), (0, 0, sigma, sigma))).to(images)
 
 
 def random_maps(images: torch.Tensor, grid: int = 7, seed: int = 0) -> torch.Tensor:
-    """A control: noise, `grid` x `grid` uniform random values in each map, upsampled as Score-CAM's maps are.
+    """Control maps (N, H, W): `grid` x `grid` uniform random values each, upsampled as Score-CAM's maps are.
 
-    As smooth as the maps of a layer of that resolution.  Noise pixel by pixel would not be a fair control: hiding
-    scattered pixels breaks an image sooner than hiding a region does, whatever is in it.
+    They are as smooth as the maps of a layer of that resolution.  Independent noise in every pixel would not be a fair
+    control: hiding scattered pixels destroys an image sooner than hiding a region does.
     """
     noise = torch.rand(len(images), 1, grid, grid, generator=torch.Generator().manual_seed(seed))
     upsampled = nn.functional.interpolate(noise, size=images.shape[2:], mode="bilinear", align_corners=False)
@@ -66,17 +70,17 @@ def random_maps(images: torch.Tensor, grid: int = 7, seed: int = 0) -> torch.Ten
 
 
 def edge_maps(images: torch.Tensor) -> torch.Tensor:
-    """A control: the Sobel gradient's magnitude of the mean over the channels; an image of one colour gives zeros."""
+    """Control maps (N, H, W): the magnitude of the gray image's Sobel gradient; zeros for an image of one color."""
     grey = images.mean(dim=1).cpu().numpy()
-    # One image at a time: scipy smooths along every axis but the one it differentiates, from image to image too.
+    # One image at a time: scipy smooths along every axis except the one it differentiates, so across images too.
     magnitudes = [np.hypot(ndimage.sobel(each, axis=0), ndimage.sobel(each, axis=1)) for each in grey]
     return scale_to_unit(torch.from_numpy(np.stack(magnitudes)))
 
 
 def masked_images(images: torch.Tensor, maps: torch.Tensor, baselines: torch.Tensor) -> torch.Tensor:
-    """The image where the map is 1, the baseline where it is 0, in proportion between.  Shape of `images`.
+    """The image where the map is 1, the baseline where it is 0, and a mixture between.  Shape of `images`.
 
-    With a black baseline this multiplies the pixels by the map, as Chattopadhay et al. (2018) do.
+    With a black baseline this multiplies the pixels by the map, as in Chattopadhay et al. (2018).
     Raises ValueError if the sizes differ.
     """
     _check_sizes(images, maps, baselines)
@@ -85,7 +89,7 @@ def masked_images(images: torch.Tensor, maps: torch.Tensor, baselines: torch.Ten
 
 @torch.inference_mode()
 def confidences(model: nn.Module, images: torch.Tensor, target_classes, batch_size: int = 64) -> torch.Tensor:
-    """The probability (N,), float64 on the CPU, that the model gives each image's target class, a label number."""
+    """The model's probability (N,), float64 on the CPU, of each image's target class, a label number."""
     targets = one_target_each(images, target_classes)
     with eval_mode(model):
         return torch.cat(
@@ -96,20 +100,20 @@ def confidences(model: nn.Module, images: torch.Tensor, target_classes, batch_si
         )
 
 
-def drop_in_confidence(whole: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-    """The share (N,), 0 to 1, of the confidence in the whole images that is lost in the masked ones; a gain counts 0.
+def drop_in_confidence(original: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    """The fraction (N,), 0 to 1, of the confidence in the original image that masking loses; a gain counts as 0.
 
     Its mean is the average drop of Chattopadhay et al. (2018), there in percent.  Low is good.
     """
-    return (whole - masked).clamp(min=0) / whole
+    return (original - masked).clamp(min=0) / original
 
 
-def increase_in_confidence(whole: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-    """In which images (N,), 1 or 0, the model is surer of the masked than of the whole image.
+def increase_in_confidence(original: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    """1 where the confidence in the masked image is higher than that in the original image, else 0; shape (N,).
 
     Its mean is the increase in confidence of Chattopadhay et al. (2018), there in percent.  High is good.
     """
-    return (masked > whole).double()
+    return (masked > original).double()
 
 
 def deletion(
@@ -121,10 +125,10 @@ def deletion(
     pixels_per_step: int = 224,
     batch_size: int = 64,
 ) -> ConfidenceCurves:
-    """How the confidence falls as the image's pixels give way to the baseline's, those of the highest map value first.
+    """Confidence while pixels of the image are replaced by the baseline's, in order of decreasing map value.
 
-    Petsiuk et al. (2018), who replace 224 pixels a step; a small area is good.  Equal values go by rows.  The last
-    step may be shorter, and counts for its share.  `batch_size` images run at once, of any step.
+    A small area is good.  Petsiuk et al. (2018) replace 224 pixels per step.  Equal map values are replaced row by row.
+    The last step may be shorter, and the area accounts for it.  `batch_size` images run at once, from any steps.
     Raises ValueError if the sizes differ or a step is below 1 pixel.
     """
     _check_sizes(images, maps, baselines)
@@ -140,7 +144,7 @@ def insertion(
     pixels_per_step: int = 224,
     batch_size: int = 64,
 ) -> ConfidenceCurves:
-    """How the confidence rises as the baseline's pixels give way to the image's; all else as in `deletion`.
+    """Confidence while pixels of the baseline are replaced by the image's; otherwise as `deletion`.
 
     A large area is good.
     """
@@ -157,12 +161,12 @@ def measure_faithfulness(
     pixels_per_step: int = 224,
     batch_size: int = 64,
 ) -> pd.DataFrame:
-    """All four measures of every map, under every baseline, in every image: one row each.
+    """Measure every map with every baseline: one row per baseline, map and image.
 
-    Columns: map and baseline (their names), image (its number), drop (the share of confidence lost), increase (0 or 1),
-    deletion and insertion (areas).  `.groupby(["baseline", "map"]).mean()` is the table of a report.
+    Columns: baseline and map (their names), image (its number), drop (a fraction), increase (0 or 1), deletion and
+    insertion (areas).
     """
-    whole = confidences(model, images, target_classes, batch_size)
+    original = confidences(model, images, target_classes, batch_size)
     settings = {"pixels_per_step": pixels_per_step, "batch_size": batch_size}
     parts = []
     for baseline_name, baseline in baselines.items():
@@ -172,8 +176,8 @@ def measure_faithfulness(
                 "baseline": baseline_name,
                 "map": map_name,
                 "image": range(len(images)),
-                "drop": drop_in_confidence(whole, masked).numpy(),
-                "increase": increase_in_confidence(whole, masked).numpy(),
+                "drop": drop_in_confidence(original, masked).numpy(),
+                "increase": increase_in_confidence(original, masked).numpy(),
                 "deletion": deletion(model, images, each, target_classes, baseline, **settings).areas.numpy(),
                 "insertion": insertion(model, images, each, target_classes, baseline, **settings).areas.numpy(),
             }
@@ -182,33 +186,37 @@ def measure_faithfulness(
 
 
 def compare_maps(measured: pd.DataFrame, name: str) -> pd.DataFrame:
-    """One map against each other map of `measure_faithfulness`: one row a baseline, other map and measure.
+    """Compare one map with each other map of `measure_faithfulness`: one row per baseline, other map and measure.
 
-    "better" and "worse" count the images in which the named map is so; p is of the sign test (Dixon and Mood 1946),
-    images in which both are equal left out; the verdict is at the level of 0.05.
+    Columns: baseline, map (the named one), compared_with, measure, advantage, low, high, p, verdict (of the named map),
+    images_better and images_worse (their numbers).  The advantage is the mean over the images of the difference between
+    the maps, positive where the named map is better.  low, high, p and verdict are those of `mean_difference`; all rows
+    are one family of comparisons.
     """
+    baselines = measured["baseline"].unique()
+    others = [each for each in measured["map"].unique() if each != name]
+    values = measured.pivot(index="image", columns=["baseline", "map"])
+    comparisons = list(product(baselines, others, LOWER_IS_BETTER))
     rows = []
-    for baseline, group in measured.groupby("baseline", sort=False):
-        by_map = {map_name: part.set_index("image") for map_name, part in group.groupby("map", sort=False)}
-        for other in (each for each in by_map if each != name):
-            for measure, lower_is_better in LOWER_IS_BETTER.items():
-                differences = by_map[name][measure] - by_map[other][measure]
-                gains = -differences if lower_is_better else differences
-                better, worse = int((gains > 0).sum()), int((gains < 0).sum())
-                p_value = binomtest(better, better + worse).pvalue if better + worse else 1.0
-                rows.append(
-                    {
-                        "baseline": baseline,
-                        "map": name,
-                        "against": other,
-                        "measure": measure,
-                        "difference": differences.mean(),
-                        "better": better,
-                        "worse": worse,
-                        "p": p_value,
-                        "map is": _verdict(better, worse, p_value),
-                    }
-                )
+    for baseline, other, measure in comparisons:
+        differences = values[measure, baseline, name] - values[measure, baseline, other]
+        advantages = -differences if LOWER_IS_BETTER[measure] else differences
+        found = mean_difference(advantages, len(comparisons))
+        rows.append(
+            {
+                "baseline": baseline,
+                "map": name,
+                "compared_with": other,
+                "measure": measure,
+                "advantage": found.difference,
+                "low": found.low,
+                "high": found.high,
+                "p": found.p_value,
+                "verdict": found.verdict,
+                "images_better": int((advantages > 0).sum()),
+                "images_worse": int((advantages < 0).sum()),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -219,31 +227,30 @@ def cascading_randomisation(
     target_classes: Sequence[int],
     parts: Sequence[nn.Module],
     seed: int = 0,
-    weighting: str = "softmax",
     batch_size: int = 16,
 ) -> np.ndarray:
-    """How much of a model's Score-CAM outlives its weights: a map that stays shows the image, not the model.
+    """Compare Score-CAM before and after randomizing weights: a map that does not change does not show the model.
 
-    In a copy, `parts` (modules of the model, from its output down) are initialised anew, one after another and each
-    staying so.  Returns Spearman's rank correlation, -1 to 1, of each image's map with that of the whole model, shape
-    (parts, N); a constant map has none, and gives NaN.  The cascade of Adebayo et al. (2018).
-    BatchNorm within the randomised parts takes its statistics from `images`: with any others a random network's
-    activations vanish or explode from layer to layer, and its map would show that and not that it has forgotten.
-    Raises ValueError for a part that is not in the model or holds parameters that cannot be initialised anew.
+    In a copy of the model, `parts` (its modules, from the output down) are initialized again one after another; each
+    stays randomized.  Returns Spearman's rank correlation, -1 to 1, of each image's map with that of the original
+    model, shape (parts, N); NaN where a map is constant.  This is the cascade of Adebayo et al. (2018).
+    BatchNorm statistics within randomized parts are estimated from `images`.  Otherwise activations of a random network
+    vanish or explode from layer to layer, and the map would show only that.
+    Raises ValueError for a part that is not in the model or has parameters that cannot be initialized again.
     """
     randomised = copy.deepcopy(model)
     copies = dict(zip(model.modules(), randomised.modules(), strict=True))
     for part in parts:
         if part not in copies:
             raise ValueError(f"a part ({type(part).__name__}) is not a module of the model ({type(model).__name__})")
-    original = score_cam(model, images, layer, target_classes, weighting, batch_size).maps
+    original = score_cam(model, images, layer, target_classes, batch_size=batch_size).maps
     correlations = np.empty((len(parts), len(images)))
     norms = []
     for step, part in enumerate(parts):
         _initialise(copies[part], seed + step)
         norms += [module for module in copies[part].modules() if isinstance(module, nn.BatchNorm2d)]
-        _estimate_statistics(randomised, norms, images, batch_size)
-        maps = score_cam(randomised, images, copies[layer], target_classes, weighting, batch_size).maps
+        estimate_batchnorm(randomised, images.split(batch_size), norms)
+        maps = score_cam(randomised, images, copies[layer], target_classes, batch_size=batch_size).maps
         for number in range(len(images)):
             correlations[step, number] = spearmanr(original[number].flatten(), maps[number].flatten()).statistic
     return correlations
@@ -261,13 +268,13 @@ def _check_sizes(images, maps, baselines):
 def _target_probabilities(model, images, targets) -> torch.Tensor:
     logits = model(images.contiguous(memory_format=torch.channels_last))
     check_targets(targets, logits.shape[1])
-    # In float64 a hopeless class keeps a probability above 0, by which a drop is divided.
+    # A drop is divided by the probability: in float64 it is above 0 even for a very unlikely class.
     return logits.double().softmax(dim=1).gather(1, targets[:, None]).squeeze(1).cpu()
 
 
 @torch.inference_mode()
 def _replacement_curves(model, before, after, maps, target_classes, pixels_per_step, batch_size) -> ConfidenceCurves:
-    """Confidences as pixels of `before` give way to those of `after`, those of the highest map value first."""
+    """Confidences while pixels of `before` are replaced by those of `after`, in order of decreasing map value."""
     if pixels_per_step < 1:
         raise ValueError(f"pixels_per_step is {pixels_per_step}; it must be at least 1")
     images, height, width = maps.shape
@@ -285,14 +292,8 @@ def _replacement_curves(model, before, after, maps, target_classes, pixels_per_s
     return ConfidenceCurves(counts.double().cpu() / (height * width), curves)
 
 
-def _verdict(better: int, worse: int, p_value: float) -> str:
-    if p_value >= 0.05:
-        return "not told apart"
-    return "better" if better > worse else "worse"
-
-
 def _initialise(part: nn.Module, seed: int):
-    """New random values for every parameter within, without touching the global generators."""
+    """New random values for every parameter of the part; the global random state is restored."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for module in part.modules():
@@ -300,16 +301,3 @@ def _initialise(part: nn.Module, seed: int):
                 module.reset_parameters()
             elif list(module.parameters(recurse=False)):
                 raise ValueError(f"{type(module).__name__} has parameters of its own but no reset_parameters()")
-
-
-@torch.no_grad()
-def _estimate_statistics(model, norms, images, batch_size):
-    """Set the running statistics of these BatchNorms to those of the images; all else runs in eval mode."""
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches
-        norm.train()
-    for batch in images.split(batch_size):
-        model(batch)
-    model.eval()

@@ -2,33 +2,42 @@
 
     python -m evaluation.inversion_search --model supervised_augmented --filter 70 --sampler grid
 
-The objective is the median of an image's last ten losses: the last one alone would reward a lone spike.  Storage and
-samplers are those of hyperparameter_search.  Beside the journal lie its trials, the loss curve of each, and two images:
-of the lowest loss, and of the lowest among those that converged.  Started several times, it shares the work.
+The objective is the median of an image's last ten losses; the last one alone would reward a lone spike.  Files and
+samplers are those of hyperparameter_search, and several processes can share a search.  Beside its file lie the table of
+trials, their loss curves, and the images of the two trials that `best_trials` selects.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pandas as pd
+import torch
+from PIL import Image
 from torch import nn
 from torchvision.utils import save_image
 
+from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.model_inversion import InversionSettings, Objective, filter_mean, invert
+from hyperparameter_search import SAMPLERS, SPACES, Search, format_parameters, open_study, read_table, work
+from runs import run_command
 
-# What the second report left as it was; its 0.1 clipped the model's gradient, this clips the image's.
+# What the second report did not vary; its 0.1 clipped the model's gradient, this clips the image's.
 REPORT = InversionSettings(blur_sigma=1.0, blur_every=4, gradient_clip=0.1)
+LAYER = "features.8.2"  # its filters are inverted
+FILTER = 70  # the strongest of ImageNet's features
+SEARCHED = ("learning_rate", "decay")  # fields of InversionSettings that a trial sets
 
 
 def with_weight_decay(settings: InversionSettings, learning_rate: float, weight_decay: float) -> InversionSettings:
-    """The settings with a learning rate, and the share that a weight decay takes from every pixel in one step.
+    """The settings with a learning rate, and with the decay of one step that the weight decay amounts to.
 
-    The product of both, as SGD and AdamW have it, but in the implicit form x / (1 + product): it is a share of 0 to 1
-    however high the two are, where the explicit 1 - product overshoots grey and throws the image back and forth.
+    SGD and AdamW decay by learning rate times weight decay, x.  The implicit form x / (1 + x) stays between 0 and 1
+    for any x, where 1 - x would overshoot grey and throw the image back and forth.
     """
     product = learning_rate * weight_decay
     return replace(settings, learning_rate=learning_rate, decay=product / (1 + product))
@@ -44,15 +53,13 @@ def inversion_loss(
 ) -> Callable:
     """The objective of a search over `learning_rate` and `weight_decay`: the final loss of one target's image.
 
-    A trial reports the loss of each step and keeps whether it converged.  The arguments are those of
-    `model_inversion.invert`.
+    A trial stores the loss of each step and whether it converged.  The arguments are those of `model_inversion.invert`.
     """
 
     def loss(trial) -> float:
-        chosen = with_weight_decay(settings, trial.params["learning_rate"], trial.params["weight_decay"])
+        chosen = with_weight_decay(settings, **trial.params)
         inversion = invert(model, objective, [target], chosen, mean, std, progress=False)
-        for step, value in enumerate(inversion.losses[0].tolist(), start=1):
-            trial.report(value, step)
+        trial.set_user_attr("losses", inversion.losses[0].tolist())
         trial.set_user_attr("converged", bool(inversion.converged[0]))
         return float(inversion.final_losses[0])
 
@@ -62,11 +69,12 @@ def inversion_loss(
 def loss_curves(study: optuna.Study) -> pd.DataFrame:
     """The loss of each step (rows, counted from 1) in every finished trial (columns, by its number)."""
     trials = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    return pd.DataFrame({trial.number: trial.intermediate_values for trial in trials}).rename_axis("step")
+    curves = pd.DataFrame({trial.number: trial.user_attrs["losses"] for trial in trials})
+    return curves.set_axis(curves.index + 1).rename_axis("step")
 
 
 def best_trials(trials: pd.DataFrame) -> dict[str, pd.Series]:
-    """Of a search's table, the trial of the lowest loss, and the lowest of those that converged, if any did."""
+    """From the table of a search, the trial of the lowest loss, and the lowest of those that converged, if any did."""
     best = {"lowest": trials.loc[trials["value"].idxmin()]}
     converged = trials[trials["converged"]]
     if len(converged):
@@ -74,48 +82,105 @@ def best_trials(trials: pd.DataFrame) -> dict[str, pd.Series]:
     return best
 
 
-def main(arguments=None) -> int:
-    """Answer the command line; a user's mistake gets one sentence and exit code 2."""
-    from hyperparameter_search import INVERSION, SAMPLERS
-    from runs import run_command  # here, so that the functions above need nothing of ours
+def best_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The `best_trials` of each sampler's table, one line each."""
+    columns = ["learning_rate", "weight_decay", "value", "trial", "converged"]
+    return pd.DataFrame(
+        {
+            f"{sampler}: {which.replace('_', ', ')}": trial[columns]
+            for sampler, table in tables.items()
+            for which, trial in best_trials(table).items()
+        }
+    ).T
 
+
+def best_pictures(tables: Mapping[str, Path]) -> dict[str, np.ndarray]:
+    """The images of the `best_trials` of each sampler, uint8 (3, S, S), from the files beside its table."""
+    return {
+        f"{sampler}: {which.replace('_', ', ')}": np.asarray(
+            Image.open(path.with_suffix(f".{which}.png")).convert("RGB")
+        ).transpose(2, 0, 1)
+        for sampler, path in tables.items()
+        for which in best_trials(read_table(path))
+    }
+
+
+def describe(sampler: str, table: pd.DataFrame) -> str:
+    """How many trials a search had, how many of them converged, and how many ended at a dead filter's loss of 0."""
+    converged = table[table["converged"]]
+    dead = int((converged["value"].abs() < 0.01).sum())
+    return f"{sampler} with {len(table)} trials, {len(converged)} converged, {dead} of them within 0.01 of a loss of 0"
+
+
+def file_of(folder: Path, name: str, sampler: str, filter_number: int = FILTER, seed: int = 0) -> Path:
+    """The file of a search of one model's filter, by the model's name; its table and pictures lie beside it."""
+    return folder / f"inversion_{name}_filter{filter_number}_{sampler}_seed{seed}.db"
+
+
+def collect_inversions(
+    name: str, checkpoint: Path, folder: Path, trials: int, steps: int, compute: bool = False
+) -> dict[str, Path]:
+    """The tables of the grid and the TPE search of a model, by sampler; `compute` runs those that are missing.
+
+    Nothing is run for a model without a checkpoint here.
+    """
+    tables = {}
+    for sampler in ("grid", "tpe"):
+        table = file_of(folder, name, sampler).with_suffix(".csv")
+        if compute and not table.exists() and checkpoint.exists():
+            search_inversion(load_trained(str(checkpoint)), folder, sampler, trials, steps)
+        if table.exists():
+            tables[sampler] = table
+    return tables
+
+
+def search_inversion(
+    run: TrainedRun,
+    folder: Path,
+    sampler: str,
+    trials: int,
+    steps: int = InversionSettings.steps,
+    filter_number: int = FILTER,
+    seed: int = 0,
+):
+    """Search the settings for one filter of a run, and write everything below `folder`."""
+    run = run.without_flip_tta()
+    settings = replace(REPORT, image_size=run.image_size, steps=steps, seed=seed)
+    fixed = {field: value for field, value in asdict(settings).items() if field not in SEARCHED}
+    file = file_of(folder, run.name, sampler, filter_number, seed)
+    subject = {"settings": {"name": f"inversion_{run.name}_filter{filter_number}", **fixed}, "model": run.weights}
+    search = Search(file, subject, "inversion", sampler, seed)
+    objective = filter_mean(run.layer(LAYER))
+    with torch.inference_mode():  # an unknown filter is refused before anything is written
+        objective(run.model, torch.zeros(1, 3, run.image_size, run.image_size), torch.tensor([filter_number]))
+    study = open_study(search, trials)
+    work(search, study, inversion_loss(run.model, objective, filter_number, settings, run.mean, run.std))
+    loss_curves(study).to_csv(file.with_suffix(".curves.csv"), float_format="%.5g")
+    for which, trial in best_trials(read_table(search.table)).items():
+        parameters = {parameter: trial[parameter] for parameter in SPACES["inversion"].distributions}
+        chosen = with_weight_decay(settings, **parameters)
+        images = invert(run.model, objective, [filter_number], chosen, run.mean, run.std, progress=False).images
+        save_image(images, file.with_suffix(f".{which}.png"))
+        print(f"{which}: loss {trial['value']:.4g} with {format_parameters(parameters)}; {search.table}")
+
+
+def main(arguments=None) -> int:
+    """Run the command line; a user's mistake gets one sentence and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.inversion_search", description=__doc__)
     parser.add_argument("--model", required=True, metavar="RUN", help="a trained run's name, or its checkpoint")
-    parser.add_argument("--filter", type=int, default=70, help="of features.8; 70 is the strongest of ImageNet's")
+    parser.add_argument("--filter", type=int, default=FILTER, help=f"of {LAYER}")
     parser.add_argument("--sampler", choices=SAMPLERS, default="grid")
-    parser.add_argument("--trials", type=int, default=len(INVERSION.cells), help="in all, by all workers")
+    parser.add_argument("--trials", type=int, default=len(SPACES["inversion"].cells), help="in all, by all workers")
     parser.add_argument("--steps", type=int, default=InversionSettings.steps, help="of each inversion")
     parser.add_argument("--seed", type=int, default=0, help="of the sampler and of the first image")
-    parser.add_argument("--output", type=Path, default=Path("inversion_search"), help="folder of journal and tables")
+    parser.add_argument("--output", type=Path, default=Path("inversion_search"), help="folder of everything written")
     options = parser.parse_args(arguments)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     return run_command(lambda: _search(options))
 
 
 def _search(options):
-    from evaluation.checkpoints import load_trained
-    from hyperparameter_search import INVERSION, open_study, trials_table, work, write_table
-
-    run = load_trained(options.model).without_mirror_image()
-    settings = replace(REPORT, image_size=run.image_size, steps=options.steps, seed=options.seed)
-    name = f"inversion_{run.name}_filter{options.filter}"
-    fixed = {key: value for key, value in asdict(settings).items() if key not in ("learning_rate", "decay")}
-    path = options.output / f"{name}_{options.sampler}_seed{options.seed}.journal"
-    identity = {"settings": {"name": name, **fixed}, "space": "inversion"}
-    study = open_study(str(path), identity, INVERSION, options.trials, options.sampler, options.seed)
-    layer = filter_mean(run.layer("features.8.2"))
-    loss = inversion_loss(run.model, layer, options.filter, settings, run.mean, run.std)
-    work(study, str(path), loss, INVERSION)
-    write_table(study, str(path))
-    loss_curves(study).to_csv(path.with_suffix(".curves.csv"), float_format="%.5g")
-    for which, trial in best_trials(trials_table(study)).items():
-        chosen = with_weight_decay(settings, trial["learning_rate"], trial["weight_decay"])
-        images = invert(run.model, layer, [options.filter], chosen, run.mean, run.std, progress=False).images
-        save_image(images, path.with_suffix(f".{which}.png"))
-        print(
-            f"{which}: loss {trial['value']:.4g} with learning_rate {trial['learning_rate']:.3g}, "
-            f"weight_decay {trial['weight_decay']:.3g}; {path.with_suffix('.csv')}"
-        )
+    run = load_trained(options.model)
+    search_inversion(run, options.output, options.sampler, options.trials, options.steps, options.filter, options.seed)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Pictures of numbers that others have computed.  Each function draws on the axes it is given; none shows or saves."""
+"""Figures of numbers that are computed elsewhere.  No function computes, shows or saves.
+
+`plot_...` draws on the axes it is given (default: the current ones) and returns them.  `draw_...` returns a new figure.
+"""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,10 +12,11 @@ ACCURACY_TICKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.92, 0.9
 
 
 def plot_curves(curves: dict[str, list[float]], ylabel: str, ax=None):
-    """One line a name against the epoch, which counts from 1."""
+    """One line per name, against the epoch, which counts from 1."""
     ax = ax or plt.gca()
     for name, values in curves.items():
         ax.plot(range(1, len(values) + 1), values, label=name)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("epoch")
     ax.set_ylabel(ylabel)
     ax.grid(alpha=0.3)
@@ -21,7 +25,7 @@ def plot_curves(curves: dict[str, list[float]], ylabel: str, ax=None):
 
 
 def plot_history(history: dict[str, list[float]], quantity: str, ax=None):
-    """The train, val and test lines of a result's history; quantity is "loss" (nats an image) or "accuracy"."""
+    """The train, val and test lines of a result's history; `quantity` is "loss" (nats per image) or "accuracy"."""
     curves = {
         split: history[f"{split}_{quantity}"] for split in ("train", "val", "test") if f"{split}_{quantity}" in history
     }
@@ -29,20 +33,21 @@ def plot_history(history: dict[str, list[float]], quantity: str, ax=None):
 
 
 def plot_accuracies(table, ax=None):
-    """One line a row of `metrics.results_table`: test accuracy with its interval, course accuracy, the earlier one.
+    """One line per row of `results.results_table` or `experiments_table`: test accuracy with its interval.
 
-    On a logit axis, so that rows near 1 can be told apart beside one near chance.
+    Beside it are the accuracy under the earlier protocol and that of the earlier report.  The axis is logit, so that
+    accuracies near 1 can be distinguished.
     """
     ax = ax or plt.gca()
     places = np.arange(len(table))[::-1]
-    below, above = table["test"] - table["from"], table["to"] - table["test"]
-    ax.errorbar(table["test"], places, xerr=[below, above], fmt="o", capsize=3, label="test, with 95 % interval")
-    ax.plot(table["course"], places, "x", color="black", label="course (chosen and reported on all)")
-    ax.plot(table["earlier"].astype(float), places, "D", color="grey", markersize=4, label="earlier report (course)")
+    reach = [table["test"] - table["low"], table["high"] - table["test"]]
+    ax.errorbar(table["test"], places, xerr=reach, fmt="o", capsize=3, label="test, 95 % interval")
+    ax.plot(table["earlier protocol"], places, "x", color="black", label="earlier protocol (optimistic)")
+    ax.plot(table["earlier report"].astype(float), places, "D", color="grey", markersize=4, label="earlier report")
     ax.set_xscale("logit", nonpositive="clip")
-    ax.set_xlim(max(0.01, table["from"].min() - 0.03), min(0.999, table["to"].max() + 0.01))
+    ax.set_xlim(max(0.01, table["low"].min() - 0.03), min(0.999, table["high"].max() + 0.01))
     low, high = ax.get_xlim()
-    ax.set_xticks(*[[each for each in ACCURACY_TICKS if low <= each <= high]] * 2)
+    ax.set_xticks(*[[each for each in ACCURACY_TICKS if low <= each <= high]] * 2, rotation=45)
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_yticks(places, table.index)
     ax.set_xlabel("accuracy (logit axis)")
@@ -53,9 +58,10 @@ def plot_accuracies(table, ax=None):
 
 
 def draw_trials(searches: dict):
-    """A figure of one panel a search: its trials by learning rate and batch size, coloured by loss, the best ringed.
+    """One panel per search: its trials by learning rate and batch size, colored by loss, the best one ringed.
 
-    `searches` are tables of trials by name, with the columns learning_rate, batch_size and value; colours are shared.
+    `searches` are tables of trials by name, with the columns learning_rate, batch_size and value.  All panels share
+    one color scale.
     """
     figure, axes = plt.subplots(
         1, len(searches), figsize=(3 * len(searches), 3), squeeze=False, sharey=True, layout="constrained"
@@ -63,7 +69,7 @@ def draw_trials(searches: dict):
     values = np.concatenate([table["value"].dropna() for table in searches.values()])
     norm = LogNorm(values.min(), values.max())
     for ax, (name, table) in zip(axes[0], searches.items(), strict=True):
-        drawn = ax.scatter(table["learning_rate"], table["batch_size"], c=table["value"], norm=norm, cmap="viridis_r")
+        points = ax.scatter(table["learning_rate"], table["batch_size"], c=table["value"], norm=norm, cmap="viridis_r")
         best = table.loc[table["value"].idxmin()]
         ax.scatter(best["learning_rate"], best["batch_size"], s=150, facecolors="none", edgecolors="red")
         ax.set_title(f"{name}: lowest {best['value']:.3f}", fontsize=9)
@@ -71,14 +77,14 @@ def draw_trials(searches: dict):
         ax.set_xlabel("learning rate")
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel("batch size")
-    figure.colorbar(drawn, ax=axes, label="val loss")
+    figure.colorbar(points, ax=axes, label="val loss")
     return figure
 
 
 def plot_best_so_far(curves, ax=None):
-    """One line a sampler, the mean over its seeds, in a band from the lowest to the highest of them.
+    """One line per sampler: the mean over its seeds, in a band from the lowest to the highest.
 
-    `curves` is a table of `searches.best_so_far`.
+    `curves` is a table of `search_comparison.best_so_far`.
     """
     ax = ax or plt.gca()
     for sampler, of_sampler in curves.groupby(level="sampler", sort=False):
@@ -95,10 +101,11 @@ def plot_best_so_far(curves, ax=None):
 
 
 def draw_loss_curves(curves, trials):
-    """A figure of one panel a cell of a grid of learning rate and weight decay: the loss against the step.
+    """A grid of panels by learning rate and weight decay: the loss of each trial against the step.
 
-    `curves` has a column a trial and a row a step, `trials` a row a trial with the columns trial, learning_rate,
-    weight_decay and converged; green has converged.  The vertical axis is linear near 0 and logarithmic beyond.
+    `curves` has one column per trial and one row per step.  `trials` has one row per trial, with the columns trial,
+    learning_rate, weight_decay and converged; green trials converged.  The vertical axis is linear near 0, else
+    logarithmic.
     """
     rates, decays = (sorted(trials[name].unique()) for name in ("learning_rate", "weight_decay"))
     size = (1.9 * len(decays) + 0.5, 1.4 * len(rates) + 0.5)
@@ -120,13 +127,13 @@ def draw_loss_curves(curves, trials):
 
 
 def plot_confusion_matrix(matrix: np.ndarray, class_names, ax=None):
-    """Counts with their numbers, coloured by the share of the row; rows are true, columns predicted classes."""
+    """Counts (true class by predicted class), colored by their fraction of the true class."""
     ax = ax or plt.gca()
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    ax.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.argwhere(matrix > 0):
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        ax.text(column, row, matrix[row, column], ha="center", va="center", color=colour, fontsize=6)
+        color = "white" if fractions[row, column] > 0.5 else "black"
+        ax.text(column, row, matrix[row, column], ha="center", va="center", color=color, fontsize=6)
     ax.set_xticks(range(len(class_names)), class_names, rotation=90, fontsize=7)
     ax.set_yticks(range(len(class_names)), class_names, fontsize=7)
     ax.set_xlabel("predicted")
@@ -135,7 +142,7 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names, ax=None):
 
 
 def plot_images(images, titles, columns: int, axes=None):
-    """Images (N, channels, height, width) of bytes in a grid, each with its title; 1 channel is drawn grey."""
+    """Images uint8 (N, channels, height, width) in a grid, each with its title; one channel is shown in gray."""
     rows = -(-len(images) // columns)
     if axes is None:
         _, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.8 * rows), squeeze=False)
@@ -148,20 +155,20 @@ def plot_images(images, titles, columns: int, axes=None):
 
 
 def plot_heat_map(pixels, heat_map, ax=None):
-    """A heat map (H, W) in 0..1 in jet colours with a colour bar, over the grey image (1 or 3, H, W) of bytes."""
+    """A heat map (H, W) in 0..1 with a color bar, over the gray image, uint8 (1 or 3, H, W)."""
     ax = ax or plt.gca()
     ax.imshow(np.asarray(pixels).mean(axis=0), cmap="gray", vmin=0, vmax=255)
-    drawn = ax.imshow(np.asarray(heat_map), cmap="jet", vmin=0, vmax=1, alpha=0.5)
-    ax.figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.03)
+    overlay = ax.imshow(np.asarray(heat_map), cmap="jet", vmin=0, vmax=1, alpha=0.5)
+    ax.figure.colorbar(overlay, ax=ax, fraction=0.046, pad=0.03)
     ax.axis("off")
     return ax
 
 
 def draw_heat_map_sheet(images, titles, maps: dict, images_across: bool = False):
-    """A figure of one line an image: itself with its title, then its heat map of every name (a layer, a model).
+    """One line per image: the image with its title, then its heat map for every name (of a layer, or of a model).
 
-    `images` are bytes (1 or 3, S, S) each, `maps` (images, S, S) in 0..1 by name.  With `images_across` there is one
-    column an image instead.
+    `images` are uint8 (1 or 3, S, S) each, `maps` are (images, S, S) in 0..1 by name.  With `images_across` there is
+    one column per image instead.
     """
     lines, columns = (1 + len(maps), len(images)) if images_across else (len(images), 1 + len(maps))
     size = (2.1 * columns, 2.1 * lines + 0.3)
@@ -176,12 +183,12 @@ def draw_heat_map_sheet(images, titles, maps: dict, images_across: bool = False)
 
 
 def plot_embedding(places, labels, class_names, ax=None):
-    """Images at their places (N, 2), coloured by label (N,), with the classes' names."""
+    """Images as points at their coordinates (N, 2), colored by label (N,), with a legend of the classes."""
     ax = ax or plt.gca()
-    colours = plt.get_cmap("tab20")
+    colors = plt.get_cmap("tab20")
     for label, name in enumerate(class_names):
         of_class = places[np.asarray(labels) == label]
-        ax.scatter(of_class[:, 0], of_class[:, 1], s=4, color=colours(label % 20), label=name)
+        ax.scatter(of_class[:, 0], of_class[:, 1], s=4, color=colors(label % 20), label=name)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.legend(fontsize=6, markerscale=2)
@@ -189,9 +196,9 @@ def plot_embedding(places, labels, class_names, ax=None):
 
 
 def plot_probe_by_stage(tables: dict, ax=None):
-    """One line a name: test accuracy with its interval against the stage of the network.
+    """One line per name: test accuracy with its interval, against the stage of the network.
 
-    Each table has rows of `probes.probe_stages`, one a stage: those of one probe for several models, say.
+    Each table has rows of `probes.probe_stages`, one per stage, for example of one probe.
     """
     ax = _plot_accuracies_with_bands(tables, "stage", ax)
     ax.set_xlabel("stage of the network")
@@ -199,16 +206,16 @@ def plot_probe_by_stage(tables: dict, ax=None):
 
 
 def plot_label_fractions(tables: dict, ax=None):
-    """One line a name: mean test accuracy with its interval against the labelled images a class, in logarithms.
+    """One line per name: mean test accuracy with its interval, against the labeled images per class (logarithmic).
 
-    Each table is of `probes.mean_of_draws`.
+    Each table is one of `probes.mean_of_draws`.
     """
     ax = _plot_accuracies_with_bands(tables, "images_per_class", ax)
     ax.set_xscale("log")
     numbers = sorted({number for table in tables.values() for number in table["images_per_class"]})
     ax.set_xticks(numbers, numbers)
     ax.minorticks_off()
-    ax.set_xlabel("labelled images a class")
+    ax.set_xlabel("labeled images per class")
     return ax
 
 
@@ -217,16 +224,16 @@ def _plot_accuracies_with_bands(tables, column, ax):
     for name, table in tables.items():
         (line,) = ax.plot(table[column], table["test_accuracy"], marker="o", markersize=4, label=name)
         ax.fill_between(table[column], table["from"], table["to"], color=line.get_color(), alpha=0.2, linewidth=0)
-    ax.set_ylabel("test accuracy, with 95 % interval")
+    ax.set_ylabel("test accuracy, 95 % interval")
     ax.grid(alpha=0.3)
     ax.legend()
     return ax
 
 
 def draw_feature_maps(maps: dict, channels: int = 7):
-    """A figure of one line a layer: its first so many channels, (channels, height, width) by name, of one image.
+    """One line per layer: its first `channels` channels for one image; `maps` are (channels, height, width) by name.
 
-    Each map has the whole range of colours, since layers differ in scale.
+    Each map has its own color scale, because layers differ in scale.
     """
     figure, axes = plt.subplots(
         len(maps), channels, figsize=(1.3 * channels, 1.4 * len(maps)), squeeze=False, layout="constrained"
@@ -241,7 +248,7 @@ def draw_feature_maps(maps: dict, channels: int = 7):
 
 
 def plot_spectra(spectra: dict, ax=None):
-    """One line a name: eigenvalues, the largest first, against their place, in logarithms; zeros are left out."""
+    """One line per name: eigenvalues, the largest first, on a logarithmic axis; zeros are left out."""
     ax = ax or plt.gca()
     for name, eigenvalues in spectra.items():
         above_zero = np.asarray(eigenvalues)[np.asarray(eigenvalues) > 0]
@@ -251,4 +258,213 @@ def plot_spectra(spectra: dict, ax=None):
     ax.set_ylabel("eigenvalue of the covariance")
     ax.grid(alpha=0.3)
     ax.legend(fontsize=7)
+    return ax
+
+
+def panels(count: int, columns: int, size: tuple[float, float], **options):
+    """A figure and the axes (count,) of a grid of panels of `size` inches each; unused panels are hidden."""
+    columns = min(columns, max(count, 1))
+    lines = max(1, -(-count // columns))
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(size[0] * columns, size[1] * lines), squeeze=False, layout="constrained", **options
+    )
+    for ax in axes.ravel()[count:]:
+        ax.axis("off")
+    return figure, axes.ravel()[:count]
+
+
+def draw_histories(results: dict, columns: int = 3, quantity: str = "accuracy"):
+    """One panel per result: `quantity` (as in `plot_history`) on train, val and test against the epoch.
+
+    A dotted line marks the chosen epoch.
+    """
+    figure, axes = panels(len(results), columns, (4, 2.8))
+    for ax, (name, result) in zip(axes, results.items(), strict=True):
+        plot_history(result["history"], quantity, ax)
+        ax.axvline(result["epoch"], color="grey", linestyle=":")
+        ax.set_title(name, fontsize=9)
+    return figure
+
+
+def draw_curve_groups(groups: dict, results: dict, columns: int = 3, quantity: str = "val_accuracy"):
+    """One panel per group of experiments, {title: names}: a list of their history, of those with a result."""
+    figure, axes = panels(len(groups), columns, (4.2, 3))
+    for ax, (title, names) in zip(axes, groups.items(), strict=True):
+        curves = {name: results[name]["history"][quantity] for name in names if name in results}
+        if curves:
+            plot_curves(curves, quantity.replace("_", " "), ax)
+            ax.legend(fontsize=7)
+        else:
+            ax.text(0.5, 0.5, "not run yet", ha="center", transform=ax.transAxes)
+        ax.set_title(title, fontsize=9)
+    return figure
+
+
+def draw_confusion_matrices(matrices: dict, columns: int = 3, size: float = 4.1):
+    """One panel per entry of `metrics.confusion_matrices`: {title: (matrix, class names)}."""
+    figure, axes = panels(len(matrices), columns, (size, size))
+    for ax, (title, (matrix, class_names)) in zip(axes, matrices.items(), strict=True):
+        plot_confusion_matrix(matrix, class_names, ax)
+        ax.set_title(title, fontsize=9)
+    return figure
+
+
+def draw_pretexts(pretexts: dict, columns: int = 6):
+    """One line per pretext, {name: dataset}: as many images as fit, each under every label of the pretext.
+
+    Of a pretext with more labels than columns the first ones are shown, of one image.  The datasets are those of
+    self_supervised.dataloader, of at least `columns` images each or of as many as there are.
+    """
+    figure, axes = plt.subplots(
+        len(pretexts), columns, figsize=(1.8 * columns, 2 * len(pretexts)), squeeze=False, layout="constrained"
+    )
+    for line, dataset in zip(axes, pretexts.values(), strict=True):
+        number = len(dataset.label_names)
+        shown = min(number, columns)
+        sources = range(min(columns // shown, len(dataset.images)))
+        items = [dataset.item(source * number + label) for source in sources for label in range(shown)]
+        titles = [dataset.label_names[label] for _, label in items]
+        plot_images([image for image, _ in items], titles, columns, axes=line)
+    return figure
+
+
+def draw_pretext_epochs(table, losses: dict, control: float | None = None):
+    """Loss of each pretext by epoch, and test accuracy of the classifier on its features by epoch of the pretext.
+
+    `table` is one of `results.pretext_epochs_table`; `losses` are the val losses of a pretext's epochs, by its name.
+    `control` is the accuracy of the same classifier without a pretext.
+    """
+    figure, axes = panels(2, 2, (5.5, 3.6))
+    for name, group in table.groupby("pretext", sort=False):
+        plot_curves({name: losses[name]}, "pretext val loss", axes[0])
+        reach = [group["test"] - group["low"], group["high"] - group["test"]]
+        axes[1].errorbar(group["epochs"], group["test"], yerr=reach, marker="o", capsize=3, label=name)
+    axes[0].set_yscale("log")
+    if control is not None:
+        axes[1].axhline(control, color="grey", linestyle=":", label="no pretext")
+    axes[1].set_xlabel("epochs of the pretext")
+    axes[1].set_ylabel("scene test accuracy, 95 % interval")
+    axes[1].grid(alpha=0.3)
+    if len(table):
+        axes[1].legend(fontsize=8)
+    return figure
+
+
+def draw_probes(by_stage: dict, groups: dict, probes=("linear", "20 nearest")):
+    """One line of panels per group, {title: names}, and one panel in it per probe: test accuracy by stage.
+
+    `by_stage` are tables of `probes.probe_stages` by name.
+    """
+    size = (6 * len(probes), 3.8 * len(groups))
+    options = {"sharex": True, "sharey": True, "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(len(groups), len(probes), figsize=size, **options)
+    for line, (title, names) in zip(axes, groups.items(), strict=True):
+        for ax, probe in zip(line, probes, strict=True):
+            tables = {name: by_stage[name][by_stage[name]["probe"] == probe] for name in names if name in by_stage}
+            if tables:
+                plot_probe_by_stage(tables, ax)
+                ax.legend(fontsize=7)
+            ax.set_title(f"{title}: {probe}", fontsize=9)
+    return figure
+
+
+def draw_image_lines(lines: dict):
+    """One line of images per name: {name: (images uint8 (N, 1 or 3, H, W), their titles)}."""
+    columns = max((len(titles) for _, titles in lines.values()), default=1)
+    height = max(len(lines), 1)
+    figure, axes = plt.subplots(
+        height, columns, figsize=(1.9 * columns + 0.4, 2.2 * height), squeeze=False, layout="constrained"
+    )
+    for line, (name, (images, titles)) in zip(axes, lines.items(), strict=False):
+        plot_images(images, titles, columns, axes=line)
+        line[0].text(-0.08, 0.5, name, rotation=90, ha="right", va="center", fontsize=8, transform=line[0].transAxes)
+    return figure
+
+
+def draw_embeddings(places: dict, labels, class_names, columns: int = 2):
+    """One panel per entry of {title: coordinates (N, 2)} of the same images; one legend beside them."""
+    figure, axes = panels(len(places), columns, (6, 5))
+    for ax, (title, of_images) in zip(axes, places.items(), strict=True):
+        plot_embedding(of_images, labels, class_names, ax)
+        ax.get_legend().remove()
+        ax.set_title(title, fontsize=10)
+    if places:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, markerscale=3)
+    return figure
+
+
+def draw_columns_by_stage(tables: dict, columns):
+    """One panel per column: its value against the column stage, one line per table, {name: table}."""
+    figure, axes = panels(len(columns), len(columns), (6, 3.5))
+    for ax, column in zip(axes, columns, strict=True):
+        for name, table in tables.items():
+            ax.plot(table["stage"], table[column], marker="o", label=name)
+        ax.set_xlabel("stage of the network")
+        ax.set_ylabel(column)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=7)
+    return figure
+
+
+def draw_inversion_losses(losses: dict, columns: int = 2):
+    """One panel per entry of {title: losses}, a table with one column per image and one row per step."""
+    figure, axes = panels(len(losses), columns, (5.5, 2.8))
+    for ax, (title, table) in zip(axes, losses.items(), strict=True):
+        plot_curves(dict(table.items()), "loss", ax)
+        ax.set_xlabel("step")
+        ax.set_title(title, fontsize=9)
+        ax.legend(fontsize=6)
+    return figure
+
+
+def plot_randomisation(table, ax=None):
+    """Mean and range of `explained.randomisation_table`, against the part down to which weights are randomized."""
+    ax = ax or plt.gca()
+    if len(table):
+        reach = [table["mean"] - table["min"], table["max"] - table["mean"]]
+        ax.errorbar(table.index, table["mean"], yerr=reach, marker="o", capsize=3)
+    ax.axhline(0, color="grey", linestyle=":")
+    ax.set_xlabel("randomized down to")
+    ax.set_ylabel("rank correlation with the\noriginal map (mean, range)")
+    return ax
+
+
+def draw_spectra(spectra, tuned: str):
+    """One column of panels per source of images: the spectra of each features, then those of `tuned` by images.
+
+    `spectra` is a table of images (their number), place, eigenvalue, features and images_of (their source).
+    """
+    sources = list(dict.fromkeys(spectra["images_of"]))
+    size = (4.5 * max(len(sources), 1), 7)
+    figure, axes = plt.subplots(2, max(len(sources), 1), figsize=size, squeeze=False, layout="constrained")
+    for (above, below), source in zip(axes.T, sources, strict=True):
+        of_source = spectra[spectra["images_of"] == source]
+        most = of_source["images"].max()
+        by_features = of_source[of_source["images"] == most].groupby("features", sort=False)["eigenvalue"]
+        plot_spectra({name: values.to_numpy() for name, values in by_features}, above)
+        above.set_title(f"{source}: {most} images", fontsize=9)
+        by_images = of_source[of_source["features"] == tuned].groupby("images")["eigenvalue"]
+        plot_spectra({f"{number} images": values.to_numpy() for number, values in by_images}, below)
+        below.set_title(f"{source}: {tuned}, by number of images", fontsize=9)
+    return figure
+
+
+def plot_differences(table, marks: dict | None = None, ax=None):
+    """One line per row of `results.comparisons`: the difference of the accuracies with its interval.
+
+    `marks` are differences to compare with, {label: difference}, as dotted lines.
+    """
+    ax = ax or plt.gca()
+    places = np.arange(len(table))[::-1]
+    reach = [table["difference"] - table["low"], table["high"] - table["difference"]]
+    ax.errorbar(table["difference"], places, xerr=reach, fmt="D", capsize=4, label="difference and its interval")
+    ax.axvline(0, color="black", linewidth=0.8)
+    for label, difference in (marks or {}).items():
+        ax.axvline(difference, color="C1", linestyle=":", label=label)
+    names = [f"{one}\nminus {other}" for one, other in table[["experiment", "compared_with"]].values]
+    ax.set_yticks(places, names, fontsize=8)
+    ax.set_ylim(-0.6, len(table) - 0.4)
+    ax.set_xlabel("difference of the test accuracies")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
     return ax

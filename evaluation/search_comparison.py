@@ -1,20 +1,26 @@
-"""Numbers from searches: what each sampler found, after how many trials, and whether the difference is more than luck.
+"""Numbers from searches: the lowest loss of each sampler after so many trials, and the samplers compared.
 
-`trials` is a table with a row a trial and the columns sampler, seed, trial and value (the loss; empty if pruned), of
-any number of searches.
+`trials` is the table of any number of searches, one row per trial, with the columns sampler, seed, trial and value (the
+loss; empty if pruned).
 """
 
-import numpy as np
-import pandas as pd
-from scipy.stats import friedmanchisquare, ttest_rel
+import itertools
+import warnings
 
-from evaluation.metrics import holm, verdict
+import matplotlib.pyplot as plt
+import optuna
+import pandas as pd
+from optuna.visualization import matplotlib as optuna_plots
+from scipy.stats import friedmanchisquare
+
+from evaluation import statistics
+from hyperparameter_search import study_of_table
 
 
 def best_so_far(trials: pd.DataFrame) -> pd.DataFrame:
     """The lowest loss that each search (rows: sampler, seed) has found after 1, 2, ... trials (columns).
 
-    As many columns as the shortest search has trials: what is compared has the same budget.
+    There are as many columns as the shortest search has trials, so that all are compared at the same budget.
     """
     ordered = trials.sort_values("trial")
     number = ordered.groupby(["sampler", "seed"]).cumcount() + 1
@@ -24,50 +30,72 @@ def best_so_far(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_losses(trials: pd.DataFrame) -> pd.DataFrame:
-    """The lowest loss at equal budget: a row a seed, a column a sampler; only seeds that all samplers have."""
+    """The lowest loss at equal budget: one row per seed, one column per sampler; only seeds that all samplers have."""
     return best_so_far(trials).iloc[:, -1].unstack("sampler").dropna()
 
 
 def compare_samplers(losses: pd.DataFrame) -> pd.DataFrame:
-    """Every two samplers of `best_losses` by their differences seed for seed: a row a pair.
+    """Compare every two samplers of `best_losses` by their differences at equal seeds: one row per pair.
 
-    A seed gives all samplers the same images and the same trainings, so their difference is the sampler's alone.  Its
-    mean has the 95 % interval of Student's t (`from`, `to`), and p is the paired t test's, corrected for the number of
-    pairs (Holm 1979).  "first is" goes by the corrected one; lower is better.
+    A seed gives all samplers the same images and the same random numbers, so the difference is due to the sampler.
+    `low` to `high` is the interval of its mean at level 1 - 0.05/m for m pairs, p is corrected likewise
+    (`statistics.mean_difference`).  `verdict` is that of the first sampler, where a lower loss is better.
     Raises ValueError for fewer than 2 seeds.
     """
-    seeds = len(losses)
-    if seeds < 2:
-        raise ValueError(f"there is {seeds} seed; a spread needs at least 2")
+    pairs = list(itertools.combinations(losses, 2))
     rows = []
-    for place, first in enumerate(losses):
-        for second in losses.columns[place + 1 :]:
-            differences = losses[first] - losses[second]
-            test = ttest_rel(losses[first], losses[second])
-            low, high = test.confidence_interval()
-            rows.append(
-                {
-                    "first": first,
-                    "second": second,
-                    "difference": differences.mean(),
-                    "from": low,
-                    "to": high,
-                    "first lower in": int((differences < 0).sum()),
-                    "seeds": seeds,
-                    "p": 1.0 if np.isnan(test.pvalue) else test.pvalue,  # not a number where no seed differs
-                }
-            )
-    table = pd.DataFrame(rows)
-    table["p (Holm)"] = holm(table["p"])
-    table["first is"] = [verdict(-each["difference"], each["p (Holm)"]) for each in table.to_dict("records")]
-    return table
+    for first, second in pairs:
+        differences = losses[first] - losses[second]
+        mean = statistics.mean_difference(differences, comparisons=len(pairs))
+        rows.append(
+            {
+                "first": first,
+                "second": second,
+                "difference": mean.difference,
+                "low": mean.low,
+                "high": mean.high,
+                "first lower in": int((differences < 0).sum()),
+                "seeds": len(losses),
+                "p": mean.p_value,
+                "verdict": statistics.verdict(-mean.difference, mean.p_value),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def rank_test(losses: pd.DataFrame) -> float:
-    """The p value of Friedman's test (1937) that all samplers of `best_losses` are ranked alike; needs 3 samplers."""
+    """The p value of Friedman's test (1937) that all samplers of `best_losses` rank alike; needs 3 samplers."""
     return float(friedmanchisquare(*(losses[sampler] for sampler in losses)).pvalue)
 
 
 def winners(losses: pd.DataFrame) -> pd.Series:
-    """In how many seeds each sampler of `best_losses` found the lowest loss; of equal ones the first."""
+    """The number of seeds in which each sampler of `best_losses` found the lowest loss; the first one wins a tie."""
     return losses.idxmin(axis=1).value_counts().reindex(losses.columns, fill_value=0)
+
+
+def summary(losses: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """One line per sampler of `best_losses`: its losses over the seeds, how often it was the lowest, and its speed."""
+    return pd.DataFrame(
+        {
+            "mean": losses.mean(),
+            "standard deviation": losses.std(),
+            "lowest": losses.min(),
+            "highest": losses.max(),
+            "seeds won": winners(losses),
+            "mean rank": losses.rank(axis=1).mean(),
+            "seconds per trial": trials.groupby("sampler")["seconds"].median(),
+        }
+    )
+
+
+def draw_parameters(trials: pd.DataFrame) -> dict[str, float]:
+    """Draw Optuna's parallel coordinates and importances of trials; returns the variance each parameter explains."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # Optuna's plots with matplotlib are
+        study = study_of_table(trials)
+        with plt.rc_context():  # Optuna changes the style
+            optuna_plots.plot_parallel_coordinate(study)
+            plt.gcf().set_size_inches(7, 3.6)
+            optuna_plots.plot_param_importances(study)
+            plt.gcf().set_size_inches(7, 1.8)
+    return optuna.importance.get_param_importances(study)

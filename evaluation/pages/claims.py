@@ -11,9 +11,10 @@ from pathlib import Path
 import pandas as pd
 
 from data.files import root_folder, run_command, write_atomically
+from evaluation.faithfulness import compare_maps
 from evaluation.pages.tables import accuracy_text, difference_text, machines_text, markdown, p_text, runs_text
 from evaluation.results import EARLIER_CLAIMS, Claim, comparisons, read_claims, read_profile, runs_of
-from evaluation.statistics import estimate, mean_and_interval, mean_difference
+from evaluation.statistics import estimate, mean_and_interval
 from runs import EXPERIMENTS
 
 MAPS_OF = "supervised_short"  # the model whose heat maps are measured
@@ -59,7 +60,7 @@ on test images.
 Both reports.  The maps are of `{maps_of}`, on {images} random test images.  Pixels are hidden (deletion: a low score is
 good) or shown (insertion: a high score is good) in the order of the map.  Score-CAM is compared, image by image, with
 two maps that do not use the model: smooth noise and the edges of the image.  An advantage above 0 is one of Score-CAM.
-The {lines} comparisons are one family.
+They are one family with the other baselines and measures of `evaluation/evaluation.ipynb`, {comparisons} in all.
 
 {maps}
 
@@ -167,28 +168,23 @@ def overfitting(results: Mapping[str, dict], plain: str = "supervised_1", augmen
 
 
 def maps_table(measured: pd.DataFrame) -> pd.DataFrame:
-    """Score-CAM against the maps that do not use the model, as text, from the table of `evaluation.faithfulness`.
+    """Score-CAM against the maps that do not use the model, as text: lines of `faithfulness.compare_maps`, on BASELINE.
 
     The advantage is the difference of deletion or insertion scores in the direction that is good.
     """
-    measured = measured[measured["baseline"] == BASELINE]
-    by_map = measured.pivot(index="image", columns="map", values=["deletion", "insertion"])
-    others = [name for name in ("random", "edges") if name in set(measured["map"])]
-    pairs = [(measure, sign, other) for measure, sign in (("deletion", -1), ("insertion", 1)) for other in others]
-    lines = []
-    for measure, sign, other in pairs:
-        advantages = (sign * (by_map[measure]["Score-CAM"] - by_map[measure][other])).dropna()
-        found = mean_difference(advantages, comparisons=len(pairs))
-        lines.append(
-            {
-                "measure": measure,
-                "Score-CAM against": other,
-                "mean advantage (interval)": difference_text(found.difference, found.low, found.high),
-                "better in images": f"{int((advantages > 0).sum())} of {len(advantages)}",
-                "p": p_text(found.p_value),
-                "Score-CAM is": found.verdict,
-            }
-        )
+    compared = compare_maps(measured, "Score-CAM")
+    shown = compared[(compared["baseline"] == BASELINE) & compared["measure"].isin(["deletion", "insertion"])]
+    lines = [
+        {
+            "measure": line["measure"],
+            "Score-CAM against": line["compared_with"],
+            "mean advantage (interval)": difference_text(line["advantage"], line["low"], line["high"]),
+            "better in images": f"{line['images_better']} of {measured['image'].nunique()}",
+            "p": p_text(line["p"]),
+            "Score-CAM is": line["verdict"],
+        }
+        for line in shown.sort_values("measure").to_dict("records")
+    ]
     return pd.DataFrame(lines)
 
 
@@ -202,7 +198,7 @@ def page(results: Mapping[str, dict], measured: pd.DataFrame) -> str:
         overfitting=overfitting(results),
         maps_of=MAPS_OF,
         images=measured["image"].nunique(),
-        lines=len(maps),
+        comparisons=len(compare_maps(measured, "Score-CAM")),
         maps=markdown(maps),
     )
 

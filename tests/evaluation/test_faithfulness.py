@@ -11,6 +11,7 @@ from torch import nn
 
 from evaluation import faithfulness
 from evaluation.faithfulness import (
+    LOWER_IS_BETTER,
     black_baseline,
     blurred_baseline,
     cascading_randomisation,
@@ -27,12 +28,13 @@ from evaluation.faithfulness import (
     random_maps,
 )
 from evaluation.scorecam import score_cam
+from evaluation.statistics import mean_difference
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
 
 
 class LeftHalf(nn.Module):
-    """Class 0 is how bright the left half of the colours is, class 1 always the same."""
+    """The logit of class 0 is the brightness of the left half, that of class 1 is constant."""
 
     def __init__(self):
         super().__init__()
@@ -60,7 +62,7 @@ def normalised(pixels):
 # --- baselines and control maps --------------------------------------------------------------------------------------
 
 
-def test_black_is_pixel_value_zero_and_not_zero_after_the_normalisation():
+def test_black_is_zero_before_the_normalisation_and_not_after():
     images = torch.rand(2, 3, 4, 4)
     black = black_baseline(images, MEAN, STD)
     assert black.shape == images.shape
@@ -68,14 +70,14 @@ def test_black_is_pixel_value_zero_and_not_zero_after_the_normalisation():
     assert black[0, :, 0, 0].tolist() == pytest.approx([-1, -1.6, -1.5])
 
 
-def test_mean_is_each_images_own_colour():
+def test_the_mean_is_each_images_own_color():
     images = torch.rand(2, 3, 4, 4)
     baseline = mean_baseline(images)
     assert baseline.shape == images.shape
     assert torch.allclose(baseline[1, :, 2, 3], images[1].mean(dim=(1, 2)))
 
 
-def test_blurred_spreads_a_point_as_a_gaussian_within_its_own_image_and_channel():
+def test_blur_is_a_gaussian_within_an_image_and_channel():
     images = torch.zeros(2, 3, 41, 41)
     images[0, 1, 20, 20] = 1
     blurred = blurred_baseline(images, sigma=2.0)
@@ -85,7 +87,7 @@ def test_blurred_spreads_a_point_as_a_gaussian_within_its_own_image_and_channel(
     assert blurred[1].sum() == 0 and blurred[0, 0].sum() == 0
 
 
-def test_random_maps_differ_by_image_and_seed_alone_and_are_as_smooth_as_asked():
+def test_random_maps_depend_on_the_seed_only_and_are_as_smooth_as_their_grid():
     images = torch.rand(2, 3, 32, 32)
     maps = random_maps(images, grid=4, seed=1)
     assert maps.shape == (2, 32, 32)
@@ -95,7 +97,7 @@ def test_random_maps_differ_by_image_and_seed_alone_and_are_as_smooth_as_asked()
     assert maps.diff(dim=2).abs().mean() < random_maps(images, grid=32, seed=1).diff(dim=2).abs().mean() / 4
 
 
-def test_edge_maps_are_bright_along_edges_and_empty_without():
+def test_edge_maps_are_high_along_edges_and_zero_without():
     images = torch.zeros(2, 3, 8, 8)
     images[0, :, :, 4:] = 1  # one vertical edge
     maps = edge_maps(images)
@@ -107,19 +109,19 @@ def test_edge_maps_are_bright_along_edges_and_empty_without():
 
 
 def test_drop_and_increase_by_hand():
-    whole, masked = torch.tensor([0.8, 0.5, 0.4]), torch.tensor([0.2, 0.5, 0.6])
-    assert drop_in_confidence(whole, masked).tolist() == pytest.approx([0.75, 0, 0])
-    assert increase_in_confidence(whole, masked).tolist() == [0, 0, 1]
+    original, masked = torch.tensor([0.8, 0.5, 0.4]), torch.tensor([0.2, 0.5, 0.6])
+    assert drop_in_confidence(original, masked).tolist() == pytest.approx([0.75, 0, 0])
+    assert increase_in_confidence(original, masked).tolist() == [0, 0, 1]
 
 
-def test_a_map_that_keeps_everything_changes_nothing_and_one_that_keeps_nothing_leaves_the_baseline(small_network):
+def test_a_map_of_ones_leaves_the_image_and_a_map_of_zeros_the_baseline(small_network):
     images, black = torch.randn(3, 3, 16, 16), black_baseline(torch.empty(3, 3, 16, 16), MEAN, STD)
     assert torch.allclose(masked_images(images, torch.ones(3, 16, 16), black), images, atol=1e-6)
     assert torch.equal(masked_images(images, torch.zeros(3, 16, 16), black), black)
-    whole = confidences(small_network, images, [0, 1, 2])
+    original = confidences(small_network, images, [0, 1, 2])
     masked = confidences(small_network, masked_images(images, torch.ones(3, 16, 16), images), [0, 1, 2])
-    assert drop_in_confidence(whole, masked).tolist() == [0, 0, 0]
-    assert increase_in_confidence(whole, masked).tolist() == [0, 0, 0]
+    assert drop_in_confidence(original, masked).tolist() == [0, 0, 0]
+    assert increase_in_confidence(original, masked).tolist() == [0, 0, 0]
 
 
 def test_under_a_black_baseline_the_map_multiplies_the_pixels():
@@ -143,7 +145,7 @@ def test_confidences_are_softmax_probabilities_of_the_targets_and_leave_the_mode
 
 
 class OnePixel(nn.Module):
-    """Sure of class 0 while one pixel is bright, sure of class 1 when it is not."""
+    """Predicts class 0 while one pixel is bright, and class 1 otherwise."""
 
     def forward(self, images):
         bright = images[:, 0, 1, 1]
@@ -152,9 +154,9 @@ class OnePixel(nn.Module):
 
 def test_the_area_under_a_step_by_hand():
     images, black = torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
-    maps = torch.arange(16.0, 0, -1).reshape(1, 4, 4)  # row by row, so that the pixel is the sixth to go
+    maps = torch.arange(16.0, 0, -1).reshape(1, 4, 4)  # decreasing row by row: the pixel is the sixth to be replaced
     curves = deletion(OnePixel(), images, maps, [0], black, pixels_per_step=4)
-    assert curves.shares.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert curves.fractions.tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert curves.confidences.tolist() == [[1, 1, 0, 0, 0]]
     assert curves.areas.tolist() == [0.25 + 0.125]
     curves = insertion(OnePixel(), images, maps, [0], black, pixels_per_step=4)
@@ -162,16 +164,16 @@ def test_the_area_under_a_step_by_hand():
     assert curves.areas.tolist() == [0.125 + 0.5]
 
 
-def test_a_short_last_step_counts_for_its_share():
+def test_the_area_accounts_for_a_shorter_last_step():
     images, black = torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
     maps = torch.arange(16.0, 0, -1).reshape(1, 4, 4)
     curves = deletion(OnePixel(), images, maps, [0], black, pixels_per_step=7)
-    assert curves.shares.tolist() == [0, 7 / 16, 14 / 16, 1]
+    assert curves.fractions.tolist() == [0, 7 / 16, 14 / 16, 1]
     assert curves.confidences.tolist() == [[1, 0, 0, 0]]
     assert curves.areas.tolist() == [7 / 32]
 
 
-def test_the_true_map_beats_the_controls_where_one_half_alone_matters():
+def test_the_true_map_is_better_than_the_controls_where_one_half_determines_the_class():
     model, images = LeftHalf(), two_patches()
     found = score_cam(model, images, model.colours, [0])
     assert found.maps[0, :, :8].sum() > 0.9 * found.maps.sum()
@@ -185,7 +187,7 @@ def test_the_true_map_beats_the_controls_where_one_half_alone_matters():
     assert table.loc["Score-CAM", "drop"] < table.loc["random", "drop"]
 
 
-def test_no_more_images_run_at_once_than_are_asked_for_and_the_curves_do_not_depend_on_it(small_network):
+def test_the_batch_size_is_respected_and_does_not_change_the_curves(small_network):
     images, maps, black = torch.randn(3, 3, 16, 16), torch.rand(3, 16, 16), torch.zeros(3, 3, 16, 16)
     sizes = []
     small_network.features.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
@@ -197,12 +199,12 @@ def test_no_more_images_run_at_once_than_are_asked_for_and_the_curves_do_not_dep
     assert sizes == [4] * 5 + [1, 21]  # 3 images of 7 points
     assert torch.allclose(curves[0].confidences, curves[1].confidences, atol=1e-6)
     assert small_network.training
-    whole = confidences(small_network, images, [0, 1, 2])
-    assert torch.allclose(curves[0].confidences[:, 0], whole, atol=1e-6)
+    original = confidences(small_network, images, [0, 1, 2])
+    assert torch.allclose(curves[0].confidences[:, 0], original, atol=1e-6)
 
 
 class GivenMaps:
-    """Stands in for torchcam's extractors, so that its metrics can be asked about maps that are given."""
+    """A torchcam extractor that returns given maps, so that torchcam's metrics can measure them."""
 
     def __init__(self, model, maps):
         self.model, self.maps = model, maps
@@ -219,7 +221,7 @@ def test_all_measures_equal_torchcams(small_network):
     torch.manual_seed(1)
     small_network.eval()
     images, maps, classes = torch.randn(6, 3, 16, 16), torch.rand(6, 16, 16), [0, 1, 2, 0, 1, 2]
-    # torchcam keeps the sums over images alone, and hides by zeros after the normalisation.
+    # torchcam reports only means over images, and hides by zeros after the normalisation.
     zeros, softmax = torch.zeros_like(images), functools.partial(torch.softmax, dim=1)
     table = measure_faithfulness(
         small_network, images, {"given": maps}, classes, {"zero": zeros}, pixels_per_step=32
@@ -235,54 +237,67 @@ def test_all_measures_equal_torchcams(small_network):
     assert table["insertion"] == pytest.approx(expected["insertion_auc"], abs=1e-6)
 
 
-def test_sizes_that_do_not_fit_are_named(small_network):
+def test_wrong_sizes_targets_and_steps_are_refused(small_network):
     images = torch.rand(2, 3, 16, 16)
-    with pytest.raises(ValueError, match=r"maps have shape \(2, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"\(2, 8, 8\)"):
         deletion(small_network, images, torch.rand(2, 8, 8), [0, 0], images)
-    with pytest.raises(ValueError, match=r"baselines have shape \(3, 1, 1\)"):
+    with pytest.raises(ValueError, match=r"\(3, 1, 1\)"):
         insertion(small_network, images, torch.rand(2, 16, 16), [0, 0], torch.zeros(3, 1, 1))
-    with pytest.raises(ValueError, match="2 images need one class each"):
+    with pytest.raises(ValueError, match="2 images"):
         confidences(small_network, images, [0])
-    with pytest.raises(ValueError, match="must be 0 to 2"):
+    with pytest.raises(ValueError, match=r"\[0, 3\]"):
         confidences(small_network, images, [0, 3])
     with pytest.raises(ValueError, match="pixels_per_step is 0"):
         deletion(small_network, images, torch.rand(2, 16, 16), [0, 0], images, pixels_per_step=0)
 
 
-# --- one map against another -----------------------------------------------------------------------------------------
+# --- comparisons of maps ---------------------------------------------------------------------------------------------
 
 
-def test_a_clear_difference_has_a_verdict_in_the_direction_of_its_measure():
-    ours, theirs = np.full(10, 0.2), np.full(10, 0.4)
-    ours_ties = ours.copy()
-    ours_ties[:6] = 0.4
+def test_a_comparison_is_the_mean_difference_in_the_direction_of_its_measure():
+    generator = np.random.default_rng(0)
+    noise, noise_of_other = generator.normal(0, 0.02, (2, 20))
+    values = {  # drop, increase, deletion, insertion
+        "Score-CAM": (0.2 + noise, 1.0, 0.3 + noise, 0.2 + noise),
+        "random": (0.4 + noise_of_other, 1.0, 0.3 + noise_of_other, 0.4 + noise_of_other),
+    }
     measured = pd.concat(
         pd.DataFrame(
-            {
-                "baseline": "black",
-                "map": name,
-                "image": range(10),
-                "drop": low,
-                "increase": 1.0,
-                "deletion": lower,
-                "insertion": low,
-            }
+            {"baseline": "black", "map": name, "image": range(20)} | dict(zip(LOWER_IS_BETTER, of_map, strict=True))
         )
-        for name, low, lower in (("Score-CAM", ours, ours_ties), ("random", theirs, theirs))
+        for name, of_map in values.items()
     )
     table = compare_maps(measured, "Score-CAM").set_index("measure")
-    assert table["map is"].to_dict() == {
+    assert table["verdict"].to_dict() == {
         "drop": "better",
-        "increase": "not told apart",
-        "deletion": "not told apart",
+        "increase": "inconclusive",
+        "deletion": "inconclusive",
         "insertion": "worse",
     }
-    assert table.loc["drop", ["better", "worse", "against"]].tolist() == [10, 0, "random"]
-    assert table.loc["drop", "p"] == pytest.approx(2 / 2**10)
-    assert table.loc["deletion", ["better", "worse"]].tolist() == [4, 0]
-    assert table.loc["deletion", "p"] == pytest.approx(2 / 2**4)
-    assert table.loc["increase", "p"] == 1
-    assert table.loc["insertion", "difference"] == pytest.approx(-0.2)
+    expected = mean_difference(0.2 + noise_of_other - noise, comparisons=4)
+    assert table.loc["drop", ["advantage", "low", "high", "p"]].tolist() == pytest.approx(
+        [expected.difference, expected.low, expected.high, expected.p_value]
+    )
+    assert table.loc["insertion", "advantage"] == pytest.approx(-table.loc["drop", "advantage"])
+    assert table.loc["drop", ["images_better", "images_worse", "compared_with"]].tolist() == [20, 0, "random"]
+    assert table.loc["insertion", ["images_better", "images_worse"]].tolist() == [0, 20]
+
+
+def test_all_comparisons_of_a_table_are_one_family():
+    generator = np.random.default_rng(0)
+    names = [(baseline, name) for baseline in ("black", "mean") for name in ("Score-CAM", "random", "edges")]
+    measured = pd.concat(
+        pd.DataFrame({"baseline": baseline, "map": name, "image": range(9)}).assign(
+            **{measure: generator.random(9) for measure in LOWER_IS_BETTER}
+        )
+        for baseline, name in names
+    )
+    table = compare_maps(measured, "Score-CAM")
+    assert len(table) == 2 * 2 * 4
+    values = measured.set_index(["baseline", "map"]).sort_index()["deletion"]
+    advantages = values["mean", "edges"].to_numpy() - values["mean", "Score-CAM"].to_numpy()
+    line = table.set_index(["baseline", "compared_with", "measure"]).loc[("mean", "edges", "deletion")]
+    assert line["p"] == pytest.approx(mean_difference(advantages, comparisons=16).p_value)
 
 
 # --- randomisation ---------------------------------------------------------------------------------------------------
@@ -290,7 +305,7 @@ def test_a_clear_difference_has_a_verdict_in_the_direction_of_its_measure():
 
 @pytest.fixture
 def deeper_network():
-    """Two stages and a head: what a cascade goes down."""
+    """Two stages and a head, for a cascade."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()),
@@ -299,7 +314,7 @@ def deeper_network():
     ).eval()
 
 
-def test_randomising_changes_the_map_and_the_original_stays_bit_for_bit(deeper_network):
+def test_randomisation_changes_the_map_and_not_the_model(deeper_network):
     before, state = copy.deepcopy(deeper_network.state_dict()), torch.get_rng_state()
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     parts = [deeper_network[2], deeper_network[1], deeper_network[0]]
@@ -307,19 +322,21 @@ def test_randomising_changes_the_map_and_the_original_stays_bit_for_bit(deeper_n
     assert correlations.shape == (3, 3)
     assert (np.abs(correlations) <= 1).all()
     assert (correlations < 1).all() and (correlations[1:] < 0.9).all()
-    assert np.abs(correlations[1:]).mean() < correlations[0].mean()  # first the scores alone are random, then the maps
+    assert (
+        np.abs(correlations[1:]).mean() < correlations[0].mean()
+    )  # at first only the scores are random, then the maps too
     assert all(torch.equal(tensor, before[name]) for name, tensor in deeper_network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     again = cascading_randomisation(deeper_network, images, deeper_network[1], [0, 1, 2], parts)
     assert np.array_equal(correlations, again)
 
 
-def test_the_cascade_goes_down_keeps_what_is_below_and_still_sees_the_image(deeper_network, monkeypatch):
+def test_the_cascade_randomises_from_the_top_and_logits_still_depend_on_the_image(deeper_network, monkeypatch):
     seen = []
 
-    def recording(model, *arguments):
+    def recording(model, *arguments, **options):
         seen.append(copy.deepcopy(model))
-        return score_cam(model, *arguments)
+        return score_cam(model, *arguments, **options)
 
     monkeypatch.setattr(faithfulness, "score_cam", recording)
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -343,9 +360,9 @@ def test_the_cascade_goes_down_keeps_what_is_below_and_still_sees_the_image(deep
 WEIGHT = {0: "0.weight", 1: "0.weight", 2: "1.weight"}
 
 
-def test_a_part_that_cannot_be_randomised_is_named(deeper_network):
+def test_a_part_that_cannot_be_randomised_is_refused(deeper_network):
     images = torch.randn(2, 3, 16, 16)
-    with pytest.raises(ValueError, match=r"a part \(Linear\) is not a module of the model \(Sequential\)"):
+    with pytest.raises(ValueError, match="Linear"):
         cascading_randomisation(deeper_network, images, deeper_network[0], [0, 1], [nn.Linear(2, 2)])
 
     class Scale(nn.Module):
@@ -357,5 +374,5 @@ def test_a_part_that_cannot_be_randomised_is_named(deeper_network):
             return self.scale * images
 
     deeper_network.insert(1, Scale())
-    with pytest.raises(ValueError, match="Scale has parameters of its own but no reset_parameters"):
+    with pytest.raises(ValueError, match="Scale"):
         cascading_randomisation(deeper_network, images, deeper_network[0], [0, 1], [deeper_network[1]])

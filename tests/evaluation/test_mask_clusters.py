@@ -1,20 +1,29 @@
+import matplotlib
+
+matplotlib.use("Agg")
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
+from torch import nn
 
 from evaluation import mask_clusters
-from evaluation.mask_clusters import choose_medoids, predict_scores
+from evaluation.checkpoints import load_trained
+from evaluation.mask_clusters import choose_medoids, cluster_score_cam, predict_scores
+from evaluation.scorecam import score_cam
+from supervised.models import SceneClassifier, estimate_batchnorm
 
 
 def groups(count=5, members=12, seed=0):
-    """Points in tight groups far from each other, in a random order; and the group of each."""
+    """Points in tight groups far from each other, in random order, and the group of each."""
     rng = np.random.default_rng(seed)
     group = rng.permutation(np.repeat(np.arange(count), members))
     return 10 * np.eye(count, 7)[group] + 0.1 * rng.standard_normal((count * members, 7)), group
 
 
-def test_each_group_gets_the_medoid_in_its_middle():
+def test_each_group_gets_its_most_central_point_as_medoid():
     points, group = groups()
     medoids = choose_medoids(points, 5)
     assert sorted(group[medoids]) == [0, 1, 2, 3, 4]
@@ -24,12 +33,12 @@ def test_each_group_gets_the_medoid_in_its_middle():
         assert np.isclose(np.linalg.norm(members - points[medoid], axis=1).sum(), from_each.min())
 
 
-def test_no_more_clusters_than_points_and_doubles_are_no_trouble():
+def test_few_points_and_equal_points_are_allowed():
     assert choose_medoids(np.eye(3), 8).tolist() == [0, 1, 2]
     assert len(choose_medoids(np.zeros((9, 4)), 3)) == 3
 
 
-def test_what_is_held_out_and_predicted_is_that_of_scikit_learn(monkeypatch):
+def test_predictions_and_held_out_scores_equal_scikit_learns(monkeypatch):
     rng = np.random.default_rng(1)
     masks = rng.random((40, 5))
     scores = np.sin(3 * masks[:, 0]) + masks[:, 1]
@@ -47,7 +56,7 @@ def test_what_is_held_out_and_predicted_is_that_of_scikit_learn(monkeypatch):
     assert held_out == pytest.approx(1 - ((centred - left_out) ** 2).mean() / centred.var())
 
 
-def test_scores_that_follow_from_the_masks_are_predicted_and_noise_is_known_for_noise():
+def test_held_out_is_high_for_smooth_scores_and_low_for_noise():
     rng = np.random.default_rng(2)
     masks = rng.random((300, 3))
     medoids = choose_medoids(masks, 40)
@@ -57,3 +66,80 @@ def test_scores_that_follow_from_the_masks_are_predicted_and_noise_is_known_for_
     noise = rng.standard_normal(300)
     assert predict_scores(masks, medoids, noise[medoids])[1] < 0.2
     assert np.isnan(predict_scores(masks, medoids, np.ones(40))[1])
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A random network whose logits depend on the image, and two images of smooth shapes with noise."""
+    torch.manual_seed(0)
+    coarse, noise = torch.randn(16, 3, 6, 6), 0.3 * torch.randn(16, 3, 64, 64)
+    images = nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic") + noise
+    model = SceneClassifier(15).eval()
+    estimate_batchnorm(model, [images])
+    return model, images[:2]
+
+
+def passes_of(explain, model, *arguments, **options):
+    """The maps, and the number of masked images that the model was given."""
+    sizes = []
+    handle = model.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    found = explain(model, *arguments, **options)
+    handle.remove()
+    return found, sum(sizes) - len(found.maps)
+
+
+@pytest.mark.parametrize("weighting", ["softmax", "probability"])
+def test_maps_are_close_to_exact_ones_in_fewer_passes(network, weighting):
+    model, images = network
+    layer = model.features[5]  # 112 channels of 4 x 4: masks are points in 16 dimensions
+    exact, passes = passes_of(score_cam, model, images, layer, [3, 7], weighting=weighting)
+    assert passes == 2 * 112
+    found, passes = passes_of(cluster_score_cam, model, images, layer, [3, 7], 14, weighting=weighting)
+    assert passes == 2 * 28
+    for pair in zip(found.maps, exact.maps, strict=True):
+        assert np.corrcoef(*(each.flatten() for each in pair))[0, 1] > 0.98
+    assert (found.held_out > 0.5).all() and (found.held_out <= 1).all()
+    again = cluster_score_cam(model, images, layer, [3, 7], 14, weighting)
+    assert torch.equal(again.maps, found.maps)  # deterministic
+
+
+def test_the_map_of_a_layer_of_few_channels_is_exact(small_network):
+    images = torch.rand(3, 3, 16, 16)
+    exact = score_cam(small_network, images, small_network.features, [0, 1, 2])
+    found = cluster_score_cam(small_network, images, small_network.features, [0, 1, 2], 4)
+    assert torch.equal(found.maps, exact.maps) and found.held_out.isnan().all()
+
+
+def test_constant_channels_are_left_out(small_network):
+    nn.init.zeros_(small_network.features[0].weight[:3])
+    nn.init.zeros_(small_network.features[0].bias)
+    images, layer = torch.rand(2, 3, 16, 16), small_network.features[0]
+    exact, every = passes_of(score_cam, small_network, images, layer, [0, 1])
+    found, passes = passes_of(cluster_score_cam, small_network, images, layer, [0, 1], 2)
+    assert exact.constant_channels.tolist() == found.constant_channels.tolist() == [3, 3]
+    assert (every, passes) == (10, 8)
+    found = cluster_score_cam(small_network, torch.zeros(1, 3, 16, 16), layer, [0], 2)  # all are constant
+    assert (found.maps == 0).all() and found.held_out.isnan().all()
+
+
+def test_too_few_clusters_and_values_that_are_not_finite_are_refused(small_network):
+    images = torch.rand(1, 3, 16, 16)
+    with pytest.raises(ValueError, match="clusters is 1"):
+        cluster_score_cam(small_network, images, small_network.features, [0], 1)
+    images[0, 0, 4, 4] = torch.nan
+    with pytest.raises(FloatingPointError):
+        cluster_score_cam(small_network, images, small_network.features, [0], 2)
+
+
+def test_the_command_writes_approximate_maps(tiny_model, tmp_path, capsys):
+    photo, sheet = tmp_path / "a.png", tmp_path / "new" / "sheet.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70), dtype=np.uint8)).save(photo)
+    arguments = [str(photo), "--model", "tiny", "--layers", "5", "--target", "light", "--output", str(sheet)]
+    assert mask_clusters.main([*arguments, "--clusters", "1"]) == 2
+    assert "clusters is 1" in capsys.readouterr().err and not sheet.parent.exists()
+    assert mask_clusters.main([*arguments, "--clusters", "8"]) == 0
+    run = load_trained("tiny").folded()
+    expected = cluster_score_cam(run.model, run.read([photo])[1], run.layer("5"), [1], 8)
+    with np.load(sheet.with_suffix(".npz")) as saved:
+        assert np.array_equal(saved["layer_5"], expected.maps.numpy())
+    assert f"{expected.held_out.item():.2f}" in capsys.readouterr().out

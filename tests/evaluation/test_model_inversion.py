@@ -26,12 +26,10 @@ from evaluation.model_inversion import (
     starting_pixels,
     strongest_filters,
 )
-from supervised.models import SceneClassifier, calibrate_batchnorm
+from supervised.models import SceneClassifier, estimate_batchnorm
 
-PUBLISHED = EfficientNet_B0_Weights.IMAGENET1K_V1
-IMAGENET_FEATURES = Path(
-    os.environ.get("WEIGHTS") or Path(torch.hub.get_dir()) / "checkpoints" / Path(PUBLISHED.url).name
-)
+DOWNLOAD = EfficientNet_B0_Weights.IMAGENET1K_V1.url
+IMAGENET_FEATURES = Path(os.environ.get("WEIGHTS") or Path(torch.hub.get_dir()) / "checkpoints" / Path(DOWNLOAD).name)
 HALF = (0.5, 0.5, 0.5)
 SHORT = InversionSettings(image_size=32, steps=20, jitter=2)
 
@@ -60,8 +58,8 @@ def run(model, objective=class_logit, targets=(0, 1, 2), settings=SHORT, **argum
         ("jitter", 224),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_by_name_and_value(field, value):
-    with pytest.raises(ValueError, match=rf"^{field} is '?{value}'?; it must be "):
+def test_invalid_settings_are_refused_by_name_and_value(field, value):
+    with pytest.raises(ValueError, match=rf"^{field} is '?{value}'?;"):
         InversionSettings(**{field: value})
 
 
@@ -71,40 +69,40 @@ def test_settings_are_frozen():
 
 
 @pytest.mark.parametrize("size", [7, 8])
-def test_pixels_come_back_from_the_spectrum(size):
+def test_the_spectrum_is_inverted(size):
     pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) - 0.5
     parameters = fourier_from_pixels(pixels)
     assert parameters.shape == (2, 3, size, size // 2 + 1, 2)
     assert torch.allclose(pixels_from_fourier(parameters), pixels, atol=1e-6)
 
 
-def test_equal_parameters_of_the_spectrum_are_waves_as_strong_as_they_are_long():
-    def strength(frequency):
+def test_the_amplitude_of_a_frequency_is_proportional_to_its_wavelength():
+    def amplitude(frequency):
         parameters = torch.zeros(1, 1, 16, 9, 2)
         parameters[0, 0, 0, frequency, 0] = 1
         return pixels_from_fourier(parameters).abs().max()
 
-    assert strength(1) / strength(4) == pytest.approx(4)
-    assert strength(2) / strength(6) == pytest.approx(3)
+    assert amplitude(1) / amplitude(4) == pytest.approx(4)
+    assert amplitude(2) / amplitude(6) == pytest.approx(3)
 
 
-def test_decay_takes_a_share_of_the_difference_from_mid_grey():
+def test_decay_removes_a_fraction_of_the_difference_from_mid_gray():
     pixels = torch.tensor([[[[0.5, -0.2], [0.0, 0.1]]]])
     assert torch.allclose(decay(pixels, 0.1), torch.tensor([[[[0.45, -0.18], [0.0, 0.09]]]]))
 
 
-def test_blur_of_one_white_pixel_is_a_gaussian_of_the_same_sum():
+def test_blur_of_one_white_pixel_is_a_gaussian_with_the_same_sum():
     pixels = torch.zeros(1, 1, 11, 11)
     pixels[0, 0, 5, 5] = 1
     blurred = blur(pixels, sigma=1.0)[0, 0]
-    # exp(-d^2 / 2) over its sum, at the distances 0, 1 and 2
+    # exp(-d^2 / 2) / sum, at the distances 0, 1 and 2
     assert blurred[5, 5:8].tolist() == pytest.approx([0.15916, 0.09653, 0.02154], abs=1e-4)
     assert blurred[6, 6].item() == pytest.approx(0.09653**2 / 0.15916, abs=1e-4)
     assert blurred.sum().item() == pytest.approx(1)
     assert torch.allclose(blurred, blurred.T)
 
 
-def test_clipping_small_norms_greys_the_pixels_nearest_to_grey_over_all_channels_in_each_image():
+def test_the_pixels_of_each_image_with_the_smallest_norm_are_clipped():
     pixels = torch.tensor([[[[0.3, 0.1], [-0.4, 0.2]], [[0.0, 0.2], [0.0, -0.1]]]])  # norms 0.3, 0.224, 0.4, 0.224
     pixels = torch.cat([pixels, 0.1 * pixels.flip(3)])
     expected = torch.tensor([[[[0.3, 0.0], [-0.4, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]])
@@ -112,7 +110,7 @@ def test_clipping_small_norms_greys_the_pixels_nearest_to_grey_over_all_channels
     assert torch.equal(clip_small_norm(pixels, 0.0), pixels)
 
 
-def test_clipping_small_contributions_greys_the_pixels_that_matter_least_whatever_their_size():
+def test_the_pixels_that_contribute_least_are_clipped_whatever_their_norm():
     pixels = torch.tensor([[[[0.5, 0.1], [-0.4, 0.2]], [[0.5, 0.1], [0.0, 0.2]]]])
     gradient = torch.tensor([[[[2.0, 3.0], [-1.0, 0.1]], [[-2.0, 3.0], [0.0, 0.1]]]])  # sums 0, 0.6, 0.4, 0.04
     expected = torch.tensor([[[[0.0, 0.1], [-0.4, 0.0]], [[0.0, 0.1], [0.0, 0.0]]]])
@@ -120,14 +118,14 @@ def test_clipping_small_contributions_greys_the_pixels_that_matter_least_whateve
     assert torch.allclose(clip_small_contribution(pixels, -gradient, 0.5), expected)
 
 
-def test_gradients_are_shortened_image_by_image_and_only_if_they_are_too_long():
+def test_gradients_are_clipped_per_image_and_only_above_the_maximum():
     gradient = torch.tensor([[[3.0, 4.0]], [[0.3, 0.4]], [[0.0, 0.0]]])
     expected = torch.tensor([[[0.6, 0.8]], [[0.3, 0.4]], [[0.0, 0.0]]])
     assert torch.allclose(clip_gradient(gradient, 1.0), expected)
     assert torch.equal(clip_gradient(gradient, math.inf), gradient)
 
 
-def test_pixels_are_blurred_every_so_many_steps_and_stay_between_black_and_white():
+def test_pixels_are_blurred_every_third_step_and_clamped():
     settings = InversionSettings(image_size=32, decay=0.0, blur_sigma=1.0, blur_every=3, norm_clip=0.0)
     pixels = torch.zeros(1, 1, 32, 32)
     pixels[0, 0, 16, 16] = 0.7
@@ -137,17 +135,8 @@ def test_pixels_are_blurred_every_so_many_steps_and_stay_between_black_and_white
     assert regularise(pixels, pixels, settings, step=3).count_nonzero() > 1
 
 
-def test_all_regularisers_take_part_in_a_step():
-    generator = torch.Generator().manual_seed(0)
-    pixels, gradient = torch.randn(2, 1, 1, 32, 32, generator=generator)
-    without = InversionSettings(image_size=32, decay=0.0, blur_sigma=0.0)
-    for change in ({"decay": 0.1}, {"blur_sigma": 1.0}, {"norm_clip": 0.2}, {"contribution_clip": 0.2}):
-        changed = regularise(pixels, gradient, replace(without, **change), step=4)
-        assert not torch.equal(changed, regularise(pixels, gradient, without, step=4)), change
-
-
 @pytest.mark.parametrize("colour", ["grey", "colour"])
-def test_images_begin_as_small_noise_around_grey_that_the_seed_and_the_start_decide(colour):
+def test_images_start_as_small_noise_that_depends_on_seed_and_start(colour):
     settings = InversionSettings(colour=colour, start_noise=0.02)
     pixels = starting_pixels(settings, starts=3)
     assert pixels.shape == (3, 1 if colour == "grey" else 3, 224, 224)
@@ -158,7 +147,7 @@ def test_images_begin_as_small_noise_around_grey_that_the_seed_and_the_start_dec
 
 @pytest.mark.parametrize("parameters", ["pixels", "fourier"])
 @pytest.mark.parametrize("colour", ["grey", "colour"])
-def test_the_objective_rises_and_images_are_of_the_asked_kind(small_network, parameters, colour):
+def test_the_objective_rises_and_images_have_their_range_and_colors(small_network, parameters, colour):
     inversion = run(small_network, settings=replace(SHORT, parameters=parameters, colour=colour))
     assert inversion.images.shape == (3, 3, 32, 32)
     assert inversion.images.dtype == torch.float32
@@ -171,7 +160,9 @@ def test_the_objective_rises_and_images_are_of_the_asked_kind(small_network, par
 
 
 def test_a_step_too_small_for_a_byte_is_not_lost(small_network):
-    still = replace(SHORT, learning_rate=1e-5, decay=0.0, blur_sigma=0.0, jitter=0)  # in all less than 1 / 255
+    still = replace(
+        SHORT, learning_rate=1e-5, decay=0.0, blur_sigma=0.0, jitter=0
+    )  # all steps together move a pixel by less than 1 / 255
     losses = run(small_network, settings=still).losses
     assert (losses.diff(dim=1) < 0).all()
 
@@ -213,7 +204,7 @@ def test_every_regulariser_changes_the_image(small_network, change):
     assert difference.abs().max() > 1e-3
 
 
-def test_nothing_of_the_model_changes_and_its_parameters_get_no_gradients(small_network):
+def test_the_model_does_not_change_and_its_parameters_get_no_gradients(small_network):
     small_network.train()
     small_network.features.eval()  # as frozen features are
     before = {name: tensor.clone() for name, tensor in small_network.state_dict().items()}
@@ -232,7 +223,7 @@ def test_a_frozen_model_gives_the_same_images(small_network):
     assert torch.equal(run(small_network.requires_grad_(False)).images, expected)
 
 
-def test_the_model_is_left_as_it_was_when_an_objective_fails(small_network):
+def test_modes_are_restored_when_an_objective_fails(small_network):
     def fail(model, images, targets):
         raise KeyError
 
@@ -242,7 +233,7 @@ def test_the_model_is_left_as_it_was_when_an_objective_fails(small_network):
     assert all(module.training for module in small_network.modules())
 
 
-def test_a_filters_mean_is_that_of_the_layer_even_if_the_next_layer_overwrites_it():
+def test_the_objective_of_a_filter_is_the_mean_of_its_map():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten())
     images = torch.randn(2, 3, 32, 32)
@@ -265,6 +256,9 @@ def test_the_strongest_filters_have_the_highest_sum_of_weights():
     convolution = nn.Conv2d(2, 3, 1)
     convolution.weight.data = torch.tensor([[1.0, -3.0], [1.0, 2.0], [0.5, 0.5]]).view(3, 2, 1, 1)  # sums -2, 3, 1
     assert strongest_filters(convolution, count=2) == [1, 2]
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=f"{count} filters"):
+            strongest_filters(convolution, count)
 
 
 @pytest.mark.skipif(not IMAGENET_FEATURES.exists(), reason="needs ImageNet's weights: WEIGHTS, or torch's cache")
@@ -276,7 +270,7 @@ def test_the_strongest_filters_of_the_imagenet_features_are_those_of_the_earlier
 
 
 def curve(**losses):
-    """One image's loss over 40 steps: 0 at first, -10 from step 11 on, and what is given by `at_<step>`."""
+    """One image with a loss of 0 at first, -10 from step 11 to 40, and the given values `at_<step>`."""
     values = torch.full((1, 40), -10.0)
     values[0, :11] = torch.linspace(0, -10, 11)
     for name, loss in losses.items():
@@ -284,7 +278,7 @@ def curve(**losses):
     return Inversion(torch.zeros(1, 3, 32, 32), torch.zeros(1), values)
 
 
-def test_a_curve_that_falls_and_stays_has_converged():
+def test_a_loss_that_falls_and_stays_low_has_converged():
     assert curve().converged.tolist() == [True]
     assert curve(at_35=-9.0).converged.tolist() == [True]
     assert curve(at_35=-9.0).final_losses.tolist() == [-10.0]
@@ -293,7 +287,7 @@ def test_a_curve_that_falls_and_stays_has_converged():
 @pytest.mark.parametrize(
     "losses",
     [
-        curve(at_20=-7545.0).losses,  # the second report's lone spike
+        curve(at_20=-7545.0).losses,  # the spike in the second report
         curve(at_39=-7545.0).losses,
         curve(at_35=0.0).losses,  # not steady at the end
         torch.linspace(0, -10, 20)[None],  # still falling
@@ -303,7 +297,7 @@ def test_a_curve_that_falls_and_stays_has_converged():
     ],
     ids=["spike", "spike at the end", "unsteady", "still falling", "rising", "flat", "noise"],
 )
-def test_a_curve_that_only_spikes_or_does_not_settle_has_not_converged(losses):
+def test_a_loss_that_only_spikes_or_does_not_settle_has_not_converged(losses):
     inversion = Inversion(torch.zeros(1, 3, 32, 32), torch.zeros(1), losses)
     assert inversion.converged.tolist() == [False]
 
@@ -312,12 +306,12 @@ def test_the_final_loss_does_not_follow_a_spike():
     assert curve(at_39=-7545.0).final_losses.tolist() == [-10.0]
 
 
-def test_convergence_is_told_image_by_image():
+def test_convergence_is_decided_per_image():
     losses = torch.cat([curve().losses, curve(at_20=-7545.0).losses])
     assert Inversion(torch.zeros(2, 3, 32, 32), torch.zeros(2), losses).converged.tolist() == [True, False]
 
 
-def test_another_models_score_is_its_probability_of_the_target(small_network):
+def test_the_score_of_an_evaluator_network_is_its_probability_of_the_target(small_network):
     small_network.train()
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     scores = score_by_another(small_network, images, [2, 0], (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
@@ -329,37 +323,30 @@ def test_another_models_score_is_its_probability_of_the_target(small_network):
 
 @pytest.mark.parametrize("target", [-1, 3])
 def test_a_class_or_filter_out_of_range_is_refused(small_network, target):
-    with pytest.raises(ValueError, match="must be 0 to 2"):
+    with pytest.raises(ValueError, match=str(target)):
         run(small_network, targets=[0, target])
-    with pytest.raises(ValueError, match="must be 0 to 2"):
+    with pytest.raises(ValueError, match=str(target)):
         score_by_another(small_network, torch.zeros(1, 3, 32, 32), [target], HALF, HALF)
     wrong_filter = 8 if target == 3 else target
-    with pytest.raises(ValueError, match=rf"filters are \[{wrong_filter}\]; the layer has 0 to 7"):
+    with pytest.raises(ValueError, match=rf"\[{wrong_filter}\]"):
         run(small_network, filter_mean(small_network.features[0]), targets=[wrong_filter])
 
 
-def test_a_layer_of_another_model_or_without_maps_is_refused(small_network):
-    with pytest.raises(ValueError, match="layer Conv2d is not part of the model"):
-        run(small_network, filter_mean(nn.Conv2d(3, 8, 3)))
-    with pytest.raises(ValueError, match="layer Linear puts out no maps"):
-        run(small_network, filter_mean(small_network.classifier[1]))
-
-
 def test_no_targets_and_unusable_objectives_are_refused(small_network):
-    with pytest.raises(ValueError, match="0 targets and 1 starts"):
+    with pytest.raises(ValueError, match="0 targets"):
         run(small_network, targets=[])
-    with pytest.raises(ValueError, match="1 targets and 0 starts"):
+    with pytest.raises(ValueError, match="0 starts"):
         run(small_network, targets=[0], starts=0)
-    with pytest.raises(ValueError, match=r"gives \(\); it must give one value an image"):
+    with pytest.raises(ValueError, match=r"\(\)"):
         run(small_network, lambda model, images, targets: model(images).sum())
-    with pytest.raises(FloatingPointError, match="not finite in step 1"):
+    with pytest.raises(FloatingPointError, match="step 1"):
         run(small_network, lambda model, images, targets: model(images)[:, 0] / 0)
 
 
 def test_class_logits_and_filters_rise_on_an_efficientnet():
     torch.manual_seed(0)
     model = SceneClassifier(3)
-    calibrate_batchnorm(model.features, [(torch.randn(16, 3, 64, 64), None)])  # else nothing depends on the image
+    estimate_batchnorm(model, [torch.randn(16, 3, 64, 64)])  # otherwise no logit depends on the image
     settings = InversionSettings(image_size=64, steps=20, learning_rate=0.05, jitter=4)
     for objective in (class_logit, filter_mean(model.features[8][2])):
         inversion = run(model, objective, targets=[0, 1], settings=settings)

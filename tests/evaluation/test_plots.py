@@ -16,29 +16,35 @@ def close_figures():
 
 
 def test_curves_count_epochs_from_one():
-    ax = plots.plot_curves({"row": [0.1, 0.5, 0.9]}, "accuracy", plt.figure().gca())
+    ax = plots.plot_curves({"one": [0.1, 0.5, 0.9]}, "accuracy", plt.figure().gca())
     (line,) = ax.lines
     assert line.get_xdata().tolist() == [1, 2, 3]
     assert line.get_ydata().tolist() == [0.1, 0.5, 0.9]
     assert ax.get_ylabel() == "accuracy"
 
 
-def test_a_history_shows_the_lines_that_were_measured_and_no_others():
+def test_a_history_shows_only_what_was_measured():
     history = {"train_loss": [2.0, 1.0], "val_loss": [2.1, 1.5], "test_loss": [], "train_accuracy": [0.1, 0.2]}
     ax = plots.plot_history(history, "loss", plt.figure().gca())
     assert [line.get_label() for line in ax.lines] == ["train", "val"]
 
 
-def test_accuracies_are_drawn_at_their_values_from_top_to_bottom():
+def test_accuracies_are_plotted_from_top_to_bottom_with_their_intervals():
     table = pd.DataFrame(
-        {"test": [0.9, 0.5], "from": [0.88, 0.4], "to": [0.91, 0.6], "course": [0.92, 0.55], "earlier": [0.93, None]},
+        {
+            "test": [0.9, 0.5],
+            "low": [0.88, 0.4],
+            "high": [0.91, 0.6],
+            "earlier protocol": [0.92, 0.55],
+            "earlier report": [0.93, None],
+        },
         index=["one", "two"],
     )
     ax = plots.plot_accuracies(table, plt.figure().gca())
-    drawn = {line.get_label(): line for line in ax.lines}
-    course = drawn["course (chosen and reported on all)"]
-    assert course.get_xdata().tolist() == [0.92, 0.55]
-    assert course.get_ydata().tolist() == [1, 0]
+    test, _, _, earlier_protocol, earlier_report = ax.lines  # the second and third are caps of the intervals
+    assert test.get_xdata().tolist() == [0.9, 0.5]
+    assert earlier_protocol.get_xdata().tolist() == [0.92, 0.55] and earlier_protocol.get_ydata().tolist() == [1, 0]
+    assert earlier_report.get_xdata().tolist() == pytest.approx([0.93, np.nan], nan_ok=True)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["one", "two"]
     (interval,) = ax.containers
     assert interval.lines[2][0].get_segments()[1][:, 0].tolist() == pytest.approx([0.4, 0.6])
@@ -50,7 +56,7 @@ def searched(*values):
     )
 
 
-def test_trials_are_drawn_a_panel_a_search_in_shared_colours_with_the_best_ringed():
+def test_trials_have_a_panel_per_search_with_shared_colors_and_the_best_ringed():
     figure = plots.draw_trials({"grid": searched(2.0, 0.5, 1.0), "random": searched(0.8, None, 3.0)})
     grid, random, colour_bar = figure.axes
     assert grid.get_title() == "grid: lowest 0.500" and random.get_title() == "random: lowest 0.800"
@@ -61,7 +67,7 @@ def test_trials_are_drawn_a_panel_a_search_in_shared_colours_with_the_best_ringe
     assert colour_bar.get_ylabel() == "val loss"
 
 
-def test_best_so_far_is_drawn_as_the_mean_of_seeds_in_the_band_of_all():
+def test_best_so_far_is_the_mean_over_seeds_in_the_band_of_all():
     index = pd.MultiIndex.from_tuples([("tpe", 0), ("tpe", 1), ("grid", 0)], names=["sampler", "seed"])
     curves = pd.DataFrame([[3.0, 1.0], [5.0, 2.0], [4.0, 4.0]], index=index, columns=[1, 2])
     ax = plots.plot_best_so_far(curves, plt.figure().gca())
@@ -73,7 +79,7 @@ def test_best_so_far_is_drawn_as_the_mean_of_seeds_in_the_band_of_all():
     assert (heights.min(), heights.max()) == (1.0, 5.0)
 
 
-def test_loss_curves_lie_in_the_cells_of_their_settings_in_the_colour_of_their_convergence():
+def test_loss_curves_are_in_the_panel_of_their_settings_colored_by_convergence():
     trials = pd.DataFrame(
         {
             "trial": [0, 1, 2],
@@ -85,22 +91,22 @@ def test_loss_curves_lie_in_the_cells_of_their_settings_in_the_colour_of_their_c
     curves = pd.DataFrame({0: [0.0, -1.0], 1: [0.0, -2.0], 2: [0.0, -3.0]}, index=[1, 2])
     figure = plots.draw_loss_curves(curves, trials)
     axes = np.reshape(figure.axes, (2, 2))
-    drawn = [[[line.get_ydata().tolist() for line in ax.lines] for ax in row] for row in axes]
-    assert drawn == [[[[0.0, -2.0]], []], [[[0.0, -1.0]], [[0.0, -3.0]]]]
+    losses = [[[line.get_ydata().tolist() for line in ax.lines] for ax in line] for line in axes]
+    assert losses == [[[[0.0, -2.0]], []], [[[0.0, -1.0]], [[0.0, -3.0]]]]
     assert [line.get_color() for ax in axes[1] for line in ax.lines] == ["tab:green", "tab:red"]
     assert axes[0, 1].get_title() == "weight decay 10" and axes[1, 0].get_ylabel() == "learning rate\n1"
 
 
-def test_a_confusion_matrix_shows_its_counts_in_their_places():
+def test_a_confusion_matrix_shows_its_counts():
     ax = plots.plot_confusion_matrix(np.array([[5, 1], [0, 0]]), ["a", "b"], plt.figure().gca())
     assert {(text.get_position(), text.get_text()) for text in ax.texts} == {((0, 0), "5"), ((1, 0), "1")}
-    shares = ax.images[0].get_array()
-    assert shares[0].tolist() == pytest.approx([5 / 6, 1 / 6])
-    assert np.isfinite(shares).all()
+    fractions = ax.images[0].get_array()
+    assert fractions[0].tolist() == pytest.approx([5 / 6, 1 / 6])
+    assert np.isfinite(fractions).all()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_are_drawn_as_they_are_with_their_titles(channels):
+def test_images_are_shown_unchanged_with_their_titles(channels):
     images = np.random.default_rng(0).integers(0, 255, (3, channels, 8, 8), dtype=np.uint8)
     axes = plots.plot_images(images, ["a", "b", "c"], columns=2)
     assert axes.shape == (2, 2)
@@ -109,16 +115,16 @@ def test_images_are_drawn_as_they_are_with_their_titles(channels):
     assert axes[0, 0].images[0].get_clim() == (0, 255)
 
 
-def test_a_heat_map_lies_in_jet_colours_over_the_grey_image_with_a_colour_bar():
+def test_a_heat_map_is_over_the_gray_image_with_a_color_bar():
     pixels = np.stack([np.full((8, 8), value, dtype=np.uint8) for value in (0, 90, 150)])
     ax = plots.plot_heat_map(pixels, np.eye(8), plt.figure().gca())
-    grey, drawn = ax.images
-    assert grey.get_array()[0, 0] == 80 and grey.get_clim() == (0, 255)
-    assert np.array_equal(drawn.get_array(), np.eye(8)) and drawn.get_clim() == (0, 1)
-    assert drawn.get_cmap().name == "jet" and drawn.colorbar is not None
+    gray, overlay = ax.images
+    assert gray.get_array()[0, 0] == 80 and gray.get_clim() == (0, 255)
+    assert np.array_equal(overlay.get_array(), np.eye(8)) and overlay.get_clim() == (0, 1)
+    assert overlay.get_cmap().name == "jet" and overlay.colorbar is not None
 
 
-def test_a_sheet_has_a_line_an_image_and_a_column_a_map():
+def test_a_sheet_has_a_line_per_image_and_a_column_per_map():
     images = [np.zeros((channels, 8, 8), dtype=np.uint8) for channels in (1, 3)]
     maps = {"layer 1": np.stack([np.eye(8), 0.5 * np.eye(8)]), "layer 8": np.zeros((2, 8, 8))}
     axes = [ax for ax in plots.draw_heat_map_sheet(images, ["a", "b"], maps).axes if ax.images]
@@ -129,7 +135,7 @@ def test_a_sheet_has_a_line_an_image_and_a_column_a_map():
     assert across[3].images[1].get_array().max() == 0.5
 
 
-def test_an_embedding_puts_each_image_at_its_place_in_the_colour_of_its_class():
+def test_an_embedding_has_a_point_per_image_in_the_color_of_its_class():
     places = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
     ax = plots.plot_embedding(places, [0, 1, 0], ["a", "b"], plt.figure().gca())
     assert [each.get_label() for each in ax.collections] == ["a", "b"]
@@ -137,7 +143,7 @@ def test_an_embedding_puts_each_image_at_its_place_in_the_colour_of_its_class():
     assert not np.array_equal(*(each.get_facecolor()[0] for each in ax.collections))
 
 
-def test_probes_are_drawn_by_stage_a_line_a_model_with_their_intervals():
+def test_probes_have_a_line_per_model_against_the_stage_with_intervals():
     table = pd.DataFrame({"stage": [0, 1], "test_accuracy": [0.4, 0.8], "from": [0.3, 0.7], "to": [0.5, 0.9]})
     ax = plots.plot_probe_by_stage({"first": table, "second": table.assign(test_accuracy=0.6)}, plt.figure().gca())
     assert [line.get_label() for line in ax.lines] == ["first", "second"]
@@ -147,18 +153,18 @@ def test_probes_are_drawn_by_stage_a_line_a_model_with_their_intervals():
     assert [0, 0.3] in corners and [1, 0.9] in corners
 
 
-def test_label_fractions_are_drawn_over_logarithms_with_their_numbers_and_no_band_where_there_is_none():
+def test_label_fractions_have_a_logarithmic_axis_and_no_band_without_an_interval():
     table = pd.DataFrame(
         {"images_per_class": [1, 10, 100], "test_accuracy": [0.4, 0.6, 0.8], "from": [0.3, 0.5, np.nan]}
     ).assign(to=[0.5, 0.7, np.nan])
-    ax = plots.plot_label_fractions({"row": table}, plt.figure().gca())
+    ax = plots.plot_label_fractions({"one": table}, plt.figure().gca())
     assert ax.get_xscale() == "log"
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "10", "100"]
     assert ax.lines[0].get_ydata().tolist() == [0.4, 0.6, 0.8]
     assert ax.collections[0].get_paths()[0].vertices[:, 0].max() == 10
 
 
-def test_feature_maps_are_drawn_layer_by_layer_each_in_its_own_range():
+def test_feature_maps_are_in_a_line_per_layer_each_with_its_own_scale():
     maps = {"layer1": np.arange(3 * 16.0).reshape(3, 4, 4), "layer2": 100 * np.arange(9 * 4.0).reshape(9, 2, 2)}
     axes = plots.draw_feature_maps(maps, channels=7).axes
     assert [len(ax.images) for ax in axes] == [1, 1, 1, 0, 0, 0, 0] + [1] * 7
@@ -167,8 +173,65 @@ def test_feature_maps_are_drawn_layer_by_layer_each_in_its_own_range():
     assert axes[8].images[0].get_clim() == (400, 700)
 
 
-def test_a_spectrum_is_drawn_without_its_zeros():
+def test_a_spectrum_has_no_zeros():
     ax = plots.plot_spectra({"a": np.array([4.0, 1.0, 0.0, 0.0])}, plt.figure().gca())
     (line,) = ax.lines
     assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([1, 2], [4, 1])
     assert ax.get_yscale() == "log"
+
+
+def test_histories_have_a_panel_per_result_with_the_chosen_epoch_marked():
+    results = {name: {"history": {"val_accuracy": [0.2, 0.6, 0.5]}, "epoch": 2} for name in ("a", "b", "c", "d")}
+    axes = plots.draw_histories(results, columns=3).axes
+    assert [ax.get_title() for ax in axes] == ["a", "b", "c", "d", "", ""]
+    val, chosen = axes[3].lines
+    assert val.get_ydata().tolist() == [0.2, 0.6, 0.5] and chosen.get_xdata() == [2, 2]
+    assert not axes[5].axison
+
+
+def test_groups_of_curves_have_only_experiments_with_a_result():
+    results = {"a": {"history": {"val_accuracy": [0.2]}}}
+    one, none = plots.draw_curve_groups({"one": ["a", "b"], "none": ["b"]}, results).axes[:2]
+    assert [line.get_label() for line in one.lines] == ["a"]
+    assert len(none.lines) == 0 and none.get_title() == "none"
+
+
+def test_probes_have_a_line_of_panels_per_group_and_a_column_per_probe():
+    columns = {"stage": [0, 1], "from": [0.1, 0.1], "to": [0.9, 0.9]}
+    table = pd.concat(
+        pd.DataFrame(columns).assign(probe=probe, test_accuracy=accuracy)
+        for probe, accuracy in (("linear", 0.6), ("20 nearest", 0.4))
+    )
+    axes = plots.draw_probes({"a": table}, {"first": ["a", "b"], "second": ["b"]}).axes
+    assert [ax.get_title() for ax in axes] == [
+        "first: linear",
+        "first: 20 nearest",
+        "second: linear",
+        "second: 20 nearest",
+    ]
+    assert [[line.get_ydata().tolist() for line in ax.lines] for ax in axes] == [[[0.6, 0.6]], [[0.4, 0.4]], [], []]
+
+
+def test_pretext_epochs_are_plotted_with_the_losses_and_the_control():
+    table = pd.DataFrame({"pretext": "rotation", "epochs": [3, 6], "test": [0.5, 0.4]})
+    table = table.assign(low=table["test"] - 0.1, high=table["test"] + 0.2)
+    losses, accuracies = plots.draw_pretext_epochs(table, {"rotation": [2.0, 1.0]}, control=0.9).axes
+    assert losses.lines[0].get_ydata().tolist() == [2.0, 1.0]
+    (interval,) = accuracies.containers
+    assert interval.lines[2][0].get_segments()[0].tolist() == [[3, pytest.approx(0.4)], [3, pytest.approx(0.7)]]
+    assert accuracies.lines[-1].get_ydata() == [0.9, 0.9]
+
+
+def test_embeddings_share_one_legend():
+    places = np.array([[0.0, 1.0], [2.0, 3.0]])
+    figure = plots.draw_embeddings({"a": places, "b": places}, [0, 1], ["dark", "light"])
+    assert all(ax.get_legend() is None for ax in figure.axes)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dark", "light"]
+
+
+def test_randomisation_is_plotted_as_mean_and_range():
+    table = pd.DataFrame({"mean": [0.5, 0.1], "min": [0.2, 0.0], "max": [0.6, 0.3]}, index=["head", "all"])
+    ax = plots.plot_randomisation(table, plt.figure().gca())
+    (interval,) = ax.containers
+    assert interval.lines[2][0].get_segments()[0][:, 1].tolist() == pytest.approx([0.2, 0.6])
+    plots.plot_randomisation(pd.DataFrame(), plt.figure().gca())

@@ -1,7 +1,19 @@
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from evaluation.representation import cka_table, linear_cka, neighbour_purity, tsne
+from evaluation.representation import (
+    cka_table,
+    covariance_spectrum,
+    linear_cka,
+    module_outputs,
+    neighbour_purity,
+    rank_me,
+    share_non_positive,
+    spectrum_by_images,
+    tsne,
+)
 
 
 def groups(of_each=40, spread=0.1):
@@ -11,7 +23,7 @@ def groups(of_each=40, spread=0.1):
     return np.eye(20)[labels] + spread * generator.standard_normal((3 * of_each, 20)), labels
 
 
-def test_tsne_keeps_groups_together_and_is_the_same_twice():
+def test_tsne_separates_groups_and_is_deterministic():
     features, labels = groups()
     places = tsne(features, perplexity=10)
     assert places.shape == (120, 2)
@@ -19,11 +31,11 @@ def test_tsne_keeps_groups_together_and_is_the_same_twice():
     nearest = np.linalg.norm(places[:, None] - centres, axis=2).argmin(axis=1)
     assert (nearest == labels).all()
     assert np.array_equal(places, tsne(features, perplexity=10))
-    with pytest.raises(ValueError, match="needs at least 90 images, not 20"):
+    with pytest.raises(ValueError, match="90 images, not 20"):
         tsne(features[:20])
 
 
-def test_purity_is_whole_for_groups_and_chance_for_noise():
+def test_purity_is_1_for_groups_and_chance_for_noise():
     features, labels = groups()
     assert neighbour_purity(features, labels) == 1
     noise = np.random.default_rng(1).standard_normal((600, 20))
@@ -31,34 +43,103 @@ def test_purity_is_whole_for_groups_and_chance_for_noise():
     assert neighbour_purity(100 * features, labels) == 1  # cosine
 
 
-def test_an_image_is_not_its_own_neighbour():
+def test_an_image_is_not_its_own_neighbor():
     features = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
     assert neighbour_purity(features, np.array([0, 1, 2, 3]), neighbours=1) == 0
-    with pytest.raises(ValueError, match="more than 4 images"):
+    with pytest.raises(ValueError, match="not 4"):
         neighbour_purity(features, np.arange(4), neighbours=4)
 
 
-def test_cka_is_blind_to_turning_and_scaling_and_low_for_strangers():
+def test_cka_ignores_rotation_and_scale_and_is_low_for_unrelated_features():
     generator = np.random.default_rng(0)
     features = generator.standard_normal((500, 12))
-    turn, _ = np.linalg.qr(generator.standard_normal((12, 12)))
-    assert linear_cka(features, 3 * features @ turn + 7) == pytest.approx(1)
+    rotation, _ = np.linalg.qr(generator.standard_normal((12, 12)))
+    assert linear_cka(features, 3 * features @ rotation + 7) == pytest.approx(1)
     assert linear_cka(features, generator.standard_normal((500, 12))) < 0.1
     assert linear_cka(features, features[:, :3]) < 0.6
 
 
 def test_cka_by_hand():
-    # Centred: (-1, 1) against (-1, 1) and a second column that says nothing of it.
+    # Centered: (-1, 1) against (-1, 1) and a second column that is not correlated.
     one, other = np.array([[0.0], [2.0], [0.0], [2.0]]), np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
     assert linear_cka(one, other) == pytest.approx(16 / (4 * np.sqrt(32)))
 
 
-def test_the_table_is_symmetric_and_what_cannot_be_compared_is_refused():
+def test_the_table_is_symmetric_and_features_that_cannot_be_compared_are_refused():
     features, _ = groups()
     table = cka_table({"a": features, "b": features[:, :5], "c": -features})
     assert table.loc["a", "c"] == pytest.approx(1)
     assert table.loc["a", "b"] == table.loc["b", "a"] < 1
-    with pytest.raises(ValueError, match="there are 120 and 100"):
+    with pytest.raises(ValueError, match="120 and 100"):
         linear_cka(features, features[:100])
-    with pytest.raises(ValueError, match="same features for all images"):
+    with pytest.raises(ValueError, match="not defined"):
         linear_cka(features, np.ones((120, 4)))
+
+
+def test_rank_me_is_the_number_of_dimensions_with_equal_variance():
+    orthonormal, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((50, 8)))
+    assert rank_me(orthonormal) == pytest.approx(8)
+    assert rank_me(orthonormal[:, [0, 0, 0, 1]] / np.sqrt([3, 3, 3, 1])) == pytest.approx(2)
+    assert rank_me(orthonormal * [1, 1e-9, 1e-9, 1e-9, 0, 0, 0, 0]) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_spectrum_is_that_of_numpys_covariance():
+    features = np.random.default_rng(0).standard_normal((300, 6)) * [1, 2, 3, 4, 5, 6] + 10
+    expected = np.sort(np.linalg.eigvalsh(np.cov(features.T)))[::-1]
+    assert covariance_spectrum(features) == pytest.approx(expected)
+
+
+def test_the_spectrum_of_few_images_is_mostly_zero():
+    features = np.random.default_rng(0).standard_normal((400, 100))
+    table = spectrum_by_images(features, [40, 400])
+    above_zero = table[table["eigenvalue"] > 0].groupby("images")["place"].max()
+    assert above_zero.to_dict() == {40: 39, 400: 100}
+    largest = table[table["place"] == 1].set_index("images")["eigenvalue"]
+    assert largest[40] > 1.5 * largest[400]  # of white noise, whose eigenvalues are all 1
+    with pytest.raises(ValueError, match="400 images here, not 401"):
+        spectrum_by_images(features, [401])
+
+
+def test_the_fraction_depends_on_the_hook_point_which_is_named():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Sigmoid()).train()
+    images = torch.randn(10, 3, 8, 8)
+    model(images)
+    before = model[1].running_mean.clone()
+    table = share_non_positive(model, [(images[:6], None), (images[6:], None)], ["1", "2", "3"])
+    assert table["hook_point"].tolist() == ["1", "2", "3"]
+    assert table["module"].tolist() == ["BatchNorm2d", "ReLU", "Sigmoid"]
+    expected = (model.eval()[1](model[0](images)) <= 0).float().mean().item()
+    assert table["share"].tolist() == pytest.approx([expected, expected, 0])  # ReLU in place has not changed the first
+    assert table["values"].tolist() == [10 * 4 * 8 * 8] * 3
+    assert torch.equal(model[1].running_mean, before)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_images_of_a_short_last_batch_have_the_same_weight():
+    images = torch.cat([torch.ones(3, 3, 2, 2), -torch.ones(1, 3, 2, 2)])
+    table = share_non_positive(nn.Sequential(nn.Identity()), [(images[:3], None), (images[3:], None)], ["0"])
+    assert table["share"].item() == 0.25  # the mean of the two batches' shares would be 0.5
+
+
+def test_modules_that_are_missing_or_do_not_run_are_refused(small_network):
+    small_network.unused = nn.Linear(2, 2)
+    images = [(torch.rand(2, 3, 16, 16), None)]
+    with pytest.raises(ValueError, match="layer4"):
+        share_non_positive(small_network, images, ["features.0", "layer4"])
+    with pytest.raises(ValueError, match="Linear"):
+        share_non_positive(small_network, images, ["unused"])
+
+
+def test_outputs_are_those_of_the_module_although_the_next_one_works_in_place():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1)).train()
+    images = torch.randn(2, 3, 8, 8)
+    outputs = module_outputs(model, images, ["0", "2"])
+    with torch.no_grad():
+        assert np.array_equal(outputs["0"], model[0](images).numpy())
+        assert outputs["2"] == pytest.approx(model(images).numpy())
+    assert (outputs["0"] < 0).any() and outputs["2"].shape == (2, 4, 1, 1)
+    assert model.training and not any(module._forward_hooks for module in model.modules())
+    with pytest.raises(ValueError, match="layer4"):
+        module_outputs(model, images, ["layer4"])
