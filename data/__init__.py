@@ -1,1 +1,1 @@
-"""Data sets: get and check them, decode them once, draw synthetic ones."""
+"""Data sets: download and check them, split them, decode them once into the image cache, draw synthetic ones."""

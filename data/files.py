@@ -1,16 +1,19 @@
-"""Files: the root folder of everything that is read and written, atomic writes, locks, digests, safe loading."""
+"""Files: the root folder of all that is read and written, atomic writes, locks, digests, safe loading, exit codes."""
 
 import hashlib
 import os
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from filelock import FileLock
 
 CODE = Path(__file__).resolve().parents[1]  # the folder of the project's own files
+Written = TypeVar("Written")
 
 
 def root_folder() -> Path:
@@ -18,8 +21,8 @@ def root_folder() -> Path:
     return Path(os.environ.get("SCENES_ROOT") or CODE).expanduser().resolve()
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]):
-    """Have `write` fill a hidden file of the same suffix and rename it to `path`.
+def write_atomically(path: Path, write: Callable[[Path], Written]) -> Written:
+    """Have `write` fill a hidden file of the same suffix, rename it to `path`, and return what `write` returns.
 
     Whoever reads finds the old file or the new one.  Missing folders are made; an error or an interrupt leaves nothing
     behind.  Raises OSError naming the file if it cannot be written, as when the disk is full.
@@ -27,31 +30,34 @@ def write_atomically(path: Path, write: Callable[[Path], object]):
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     try:
-        write(temporary)
+        written = write(temporary)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where a disk is full
         raise OSError(f"{path} cannot be written ({error}); check whether the disk is full or read-only") from error
     finally:
         temporary.unlink(missing_ok=True)
+    return written
 
 
 @contextmanager
 def locked(path: Path, timeout: float = -1) -> Iterator[None]:
-    """Hold the lock file `path` within the block, and remove it afterwards.
+    """Hold the lock file `path` within the block, and remove it afterwards, also after an error.
 
     The system releases the lock of a killed process.  Raises filelock.Timeout if another process holds the lock for
     longer than `timeout` (seconds; -1 waits for as long as it takes).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path, timeout=timeout):
-        yield
-        path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while it is held: whoever waits notices and makes a new file
 
 
-def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+def digest_of_file(path: Path, algorithm: str = "sha256") -> str:
+    """Digest of a file's bytes by an algorithm of hashlib, in hexadecimal."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def digest_of_tensors(state_dict: dict[str, torch.Tensor]) -> str:
@@ -73,3 +79,20 @@ def load_plain(path: Path):
         if unpacked_bytes > path.stat().st_size:
             raise ValueError(f"it would unpack to {unpacked_bytes:,} bytes")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def run_command(command: Callable[[], int | None]) -> int:
+    """Run what a script is asked for and return its exit code; a user's mistake gets one sentence, not a traceback.
+
+    0, or what the command returns: done.  2: a mistake, a full disk or too little memory.  130: Ctrl-C, after which the
+    same command continues.  Any other exception is a defect and passes through.
+    """
+    try:
+        return command() or 0
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from what was finished", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        sentence = " ".join(str(error).split()) or type(error).__name__  # MemoryError often says nothing
+        print(f"error: {sentence}", file=sys.stderr)
+        return 2

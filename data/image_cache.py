@@ -1,57 +1,58 @@
-"""Folders of scenes, decoded once into a store on disk that is mapped, not read.
+"""The image cache: images are decoded and resized once, into arrays on disk that are memory-mapped.
 
 A data set is a folder `<root>/<split>/<class>/<image>`.  Decoding JPEGs costs more than anything else that is done to
-them, so each split is decoded and resized once, into an .npy of bytes (N, channels, size, size) beside an index (.json)
-that tells which files it was made from.  A file that is added, removed or changed makes the store anew.
+them.  The cache therefore holds each split as an .npy file of bytes (N, channels, size, size), with an index (.json) of
+its names beside it.  Both files are named after a digest of what they were made from: an image that is added, removed
+or changed leads to new ones.
 """
 
 import hashlib
 import json
-import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image, ImageOps
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 from tqdm.auto import tqdm
 
-from data.prepare import DATA_SETS, is_image, prepare
+from data.files import locked, root_folder, write_atomically
 
-ROOT = Path(__file__).resolve().parents[1]
-STORES = ROOT / "data" / "stores"
 RESIZE_RULES = ("squash", "imagenet")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+GREY_MODES = ("1", "L", "LA", "La")
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
-VAL_SHARE = 0.3  # of the images that are not for training, where only one folder holds them all
-STORE_FORMAT = 1
-CHUNK = 256  # images decoded at a time
+VAL_SHARE = 0.3  # of the images outside train, where only one folder holds them
+CACHE_FORMAT = 2
+CHUNK = 256  # images that are decoded at a time
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Images of an array, by their numbers and in their order; none is read before it is asked for.
+    """Images of an array, by their indices and in that order; none is read before it is asked for.
 
-    It is counted, indexed (by a number, numbers or a slice) and converted as the array of these images would be.
+    It is counted, indexed (by an index, indices or a slice) and converted as the array of these images would be.
     """
 
     images: np.ndarray
-    numbers: np.ndarray
+    indices: np.ndarray
 
     def __len__(self):
         """How many images there are."""
-        return len(self.numbers)
+        return len(self.indices)
 
     def __getitem__(self, index):
         """Bytes of one image, or of several, copied from the disk."""
-        return self.images[self.numbers[index]]
+        return self.images[self.indices[index]]
 
     def __array__(self, dtype=None, copy=None):
         """All of them, in memory."""
-        return np.asarray(self.images[self.numbers], dtype=dtype)
+        return np.asarray(self.images[self.indices], dtype=dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,74 +81,93 @@ class Scenes:
 
     def subset(self, indices) -> "Scenes":
         """These images only, in this order; they stay on the disk."""
-        images, numbers = self.images, np.arange(len(self))
+        images, in_array = self.images, np.arange(len(self))
         if isinstance(images, Selection):
-            images, numbers = images.images, images.numbers
+            images, in_array = images.images, images.indices
         return replace(
             self,
-            images=Selection(images, numbers[indices]),
+            images=Selection(images, in_array[indices]),
             labels=self.labels[indices],
-            names=tuple(self.names[i] for i in indices),
+            names=tuple(self.names[index] for index in indices),
         )
 
     def first_of_each_class(self, images_per_class: int) -> "Scenes":
-        """At most so many images of each class, the first by name."""
-        kept = [np.flatnonzero(self.labels == label)[:images_per_class] for label in range(len(self.class_names))]
-        return self.subset(np.concatenate(kept))
+        """At most this many images of each class, the first by name."""
+        indices = [np.flatnonzero(self.labels == label)[:images_per_class] for label in range(len(self.class_names))]
+        return self.subset(np.concatenate(indices))
 
     def share_of_each_class(self, share: float, seed: int) -> "Scenes":
-        """This share (above 0, to 1) of each class, drawn by seed; ValueError names a class that would be empty."""
+        """This share (above 0, to 1) of each class, sampled by seed; ValueError names a class that would be empty."""
         generator = np.random.default_rng(seed)
-        kept = []
+        sampled = []
         for label, name in enumerate(self.class_names):
             of_class = np.flatnonzero(self.labels == label)
-            number = round(share * len(of_class))
-            if number < 1:
+            count = round(share * len(of_class))
+            if count < 1:
                 raise ValueError(f"a share of {share} leaves none of the {len(of_class)} images of class {name}")
-            kept.append(np.sort(generator.permutation(of_class)[:number]))
-        return self.subset(np.concatenate(kept))
+            sampled.append(np.sort(generator.permutation(of_class)[:count]))
+        return self.subset(np.concatenate(sampled))
 
 
-def locate(data: str | Path) -> Path:
-    """The folder of a data set: a prepared one by its name, or any other by its path.
+@dataclass(frozen=True)
+class _Source:
+    """What one array of the cache is made from: image files, and how they are decoded."""
 
-    The synthetic scenes are drawn on first use; they need no download.  Raises FileNotFoundError that says what to do.
-    """
-    prepared = ROOT / "data" / str(data)
-    if data == "synthetic":
-        prepare("synthetic", to=prepared, progress=False)
-    if str(data) in DATA_SETS:
-        if not prepared.is_dir():
-            raise FileNotFoundError(
-                f"the data set {data} is not prepared: run `python -m data.prepare {data}` (it takes --source), "
-                "or name a folder of your own, or synthetic, with --data"
-            )
-        return prepared
-    if not Path(data).is_dir():
-        raise FileNotFoundError(f"there is no data folder {data}; known names are {', '.join(DATA_SETS)}")
-    return Path(data).resolve()
+    folder: Path
+    names: tuple[str, ...]  # "<class>/<file>"
+    size: int
+    resize: str
+    skip_bad_images: bool
+
+    def prefix(self) -> str:
+        """How the cache's files of this folder, size and rule begin, whatever images the folder holds."""
+        place = hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]
+        return f"{self.folder.parent.name}-{self.folder.name}-{self.resize}-{self.size}-{place}"
+
+    def digest(self) -> str:
+        """A digest that changes when an image file is added, removed, renamed or written to."""
+        digest = hashlib.sha256(f"{CACHE_FORMAT}|{self.skip_bad_images}\n".encode())
+        for name in self.names:
+            status = (self.folder / name).stat()
+            digest.update(f"{name}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def read(self, name: str) -> tuple[bytes, np.ndarray] | None:
+        """SHA-256 of an image file, and the image; None for one that cannot be decoded and may be left out."""
+        path = self.folder / name
+        try:
+            image = decode(path, self.size, self.resize)
+        except ValueError:
+            if self.skip_bad_images:
+                return None
+            raise
+        return hashlib.sha256(path.read_bytes()).digest(), image
+
+
+def is_image(file_name: str) -> bool:
+    """Whether a file is taken for an image, by its name: hidden files and other suffixes are ignored."""
+    return file_name.lower().endswith(IMAGE_SUFFIXES) and not file_name.startswith(".")
 
 
 def load_splits(
     root: Path | str,
     size: int = 224,
     resize: str = "squash",
-    stores: Path | None = None,
+    cache: Path | None = None,
     skip_bad_images: bool = False,
     progress: bool = True,
 ) -> dict[str, Scenes]:
     """The scenes of a data set by split: "train", "val" and "test", all with the same classes.
 
-    If only one folder besides `train` holds images (val, validation or test), its images are divided, class by class
-    and always in the same way, into val (30 %) and test (70 %): what chooses must not be what reports.
+    If only one folder besides `train` holds images (val, validation or test), its images are divided into val (30 %)
+    and test (70 %), class by class and always in the same way: images that select a model must not report on it.
     Raises FileNotFoundError for a missing folder, ValueError for one with no, one or differing classes, and for an
     image that cannot be decoded (unless `skip_bad_images`).
     """
-    root = Path(root)
-    folders = _split_folders(root)
-    class_names = _class_names(folders)
+    folders = _split_folders(Path(root))
+    class_names = _common_class_names(folders)
     splits = {
-        split: load_scenes(folder, size, resize, stores, skip_bad_images, progress) for split, folder in folders.items()
+        split: load_scenes(folder, size, resize, cache, skip_bad_images, progress) for split, folder in folders.items()
     }
     for split, scenes in splits.items():
         for label, class_name in enumerate(class_names):
@@ -163,38 +183,26 @@ def load_scenes(
     folder: Path | str,
     size: int = 224,
     resize: str = "squash",
-    stores: Path | None = None,
+    cache: Path | None = None,
     skip_bad_images: bool = False,
     progress: bool = True,
 ) -> Scenes:
     """All images of `<folder>/<class>/<image>`, decoded and resized to size x size by the rule `resize`.
 
     "squash" resizes to the square, whatever the image's shape (the first report).  "imagenet" resizes the shorter side
-    to 256/224 of the size, bicubic, and crops the centre (the second report, and torchvision's weights).
+    to 256/224 of the size, bicubic, and crops the center (the second report, and torchvision's weights).
+    cache: the folder of the image cache, by default data/cache of the root folder.
     """
-    folder, stores = Path(folder).resolve(), stores or STORES
+    folder = Path(folder).resolve()
     if resize not in RESIZE_RULES:
         raise ValueError(f"resize is {resize!r}; it must be one of {', '.join(RESIZE_RULES)}")
-    class_names = tuple(sorted(entry.name for entry in folder.iterdir() if _is_class_folder(entry)))
-    files = [path for name in class_names for path in sorted((folder / name).iterdir()) if is_image(path.name)]
-    if not files:
+    class_names = tuple(sorted(_class_names(folder)))
+    paths = [path for name in class_names for path in sorted((folder / name).iterdir()) if is_image(path.name)]
+    if not paths:
         raise ValueError(f"{folder} holds no images; they must lie in {folder}/<class>/<image>")
-    made_from = {
-        "format": STORE_FORMAT,
-        "folder": str(folder),
-        "size": size,
-        "resize": resize,
-        "skip_bad_images": skip_bad_images,
-        "files": _listing_digest(folder, files),
-    }
-    place = hashlib.sha256(f"{folder}|{size}|{resize}".encode()).hexdigest()[:8]
-    index_path = stores / f"{folder.parent.name}-{folder.name}-{resize}-{size}-{place}.json"
-    stores.mkdir(parents=True, exist_ok=True)
-    with FileLock(index_path.with_suffix(".lock")):  # of several processes one builds, and the others find it built
-        index = _read_index(index_path)
-        if index is None or index["made_from"] != made_from or not (stores / index["images"]).exists():
-            index = _build_store(folder, files, made_from, index_path, progress)
-        images = np.load(stores / index["images"], mmap_mode="r")  # here: the next to build removes this file
+    names = tuple(f"{path.parent.name}/{path.name}" for path in paths)
+    source = _Source(folder, names, size, resize, skip_bad_images)
+    index, images = _cached(source, cache or root_folder() / "data" / "cache", progress)
     labels = {name: label for label, name in enumerate(class_names)}
     return Scenes(
         images=images,
@@ -207,9 +215,9 @@ def load_scenes(
 
 
 def decode(path: Path, size: int, resize: str) -> np.ndarray:
-    """One image as bytes (channels, size, size): 1 channel if the file is grey, else 3.
+    """One image as bytes (channels, size, size): 1 channel if the file is grey, else 3; EXIF orientation is applied.
 
-    Raises ValueError that names the file if it cannot be decoded whole.
+    Raises ValueError that names the file if it cannot be decoded completely.
     """
     try:
         with Image.open(path) as image:
@@ -218,7 +226,7 @@ def decode(path: Path, size: int, resize: str) -> np.ndarray:
                 raise ValueError("32 bits a pixel have no known range; 8 and 16 are read")
             if image.mode.startswith("I;16"):  # PIL would clip 16 bits to 255 instead of scaling them
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")
+            image = image.convert("L" if image.mode in GREY_MODES else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{path} cannot be decoded ({error}); replace it, or leave such images out with --skip-bad-images"
@@ -232,116 +240,71 @@ def decode(path: Path, size: int, resize: str) -> np.ndarray:
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _build_store(folder: Path, files: list[Path], made_from: dict, index_path: Path, progress: bool) -> dict:
-    """Decode every file into a new store and return its index; memory holds CHUNK images at a time.
+def _cached(source: _Source, cache: Path, progress: bool) -> tuple[dict, np.ndarray]:
+    """Index and images of a source from the cache; of several processes that need them, one decodes.
 
-    After each chunk its names and digests are written into a journal beside the images: a build that is killed, or
-    ended with Ctrl-C, goes on from there, unless files or settings have changed; one that fails is removed.  At the end
-    the images get a name of their own and the index is replaced last, in one step: whoever reads finds the old store or
-    the new one, and a crash leaves the old one or none.
+    The images get their name first and the index last, each in one step.  A killed process leaves files that are never
+    read; whoever caches the folder next removes them.
     """
-    building, journal = index_path.with_suffix(".building.npy"), index_path.with_suffix(".building.jsonl")
-    temporary = index_path.with_suffix(".tmp")
-    size, resize = made_from["size"], made_from["resize"]
+    prefix = source.prefix()
+    index_path = cache / f"{prefix}.{source.digest()}.json"
+    cached = _read_cached(index_path)
+    if cached is None:
+        with locked(cache / f"{prefix}.lock"):
+            cached = _read_cached(index_path)  # another process may have been faster
+            if cached is None:
+                for path in cache.iterdir():  # of other images in the same folder, or left by a killed process
+                    if path.name.removeprefix(".").startswith(f"{prefix}.") and path.suffix != ".lock":
+                        path.unlink()
+                decode_all = partial(_decode_all, source, progress)
+                index = write_atomically(index_path.with_suffix(".npy"), decode_all)
+                write_atomically(index_path, lambda path: path.write_text(json.dumps(index)))
+                cached = _read_cached(index_path)
+    return cached
 
-    def read(path):
-        try:
-            return hashlib.sha256(path.read_bytes()).hexdigest(), decode(path, size, resize)
-        except ValueError:
-            if made_from["skip_bad_images"]:
-                return None, None
-            raise
 
+def _read_cached(index_path: Path) -> tuple[dict, np.ndarray] | None:
+    """Index and images, or None where there are none, or where a crash of the machine has damaged them."""
     try:
-        done = _read_journal(journal, building, made_from)
-        if done is None:
-            journal.unlink(missing_ok=True)  # first: it must never speak of an array that is still empty
-            channels = 1 if all(_is_grey(path) for path in files) else 3
-            _create_array(building, (len(files), channels, size, size))
-            journal.write_text(json.dumps(made_from) + "\n")
-            done = []
-        images, row = np.load(building, mmap_mode="r+"), sum(digest is not None for _, digest in done)
-        with (
-            ThreadPoolExecutor(os.cpu_count()) as pool,
-            tqdm(total=len(files), initial=len(done), desc=f"decoding {folder.name}", disable=not progress) as bar,
-            journal.open("a") as lines,
-        ):
-            while len(done) < len(files):
-                paths = files[len(done) : len(done) + CHUNK]
-                chunk = []
-                for path, (digest, image) in zip(paths, pool.map(read, paths), strict=True):
-                    chunk.append((path.relative_to(folder).as_posix(), digest))
-                    if digest is not None:
-                        images[row] = image  # a grey image among coloured ones fills all three channels
-                        row += 1
-                images.flush()
-                lines.write(json.dumps(chunk) + "\n")
-                lines.flush()
-                done += chunk
-                bar.update(len(chunk))
-        fingerprint = hashlib.sha256()
-        for name, digest in done:
-            if digest is not None:
-                fingerprint.update(name.encode() + bytes.fromhex(digest))
-        index = {
-            "made_from": made_from,
-            "images": index_path.with_suffix(f".{fingerprint.hexdigest()[:8]}.npy").name,
-            "fingerprint": fingerprint.hexdigest(),
-            "names": [name for name, digest in done if digest is not None],
-            "skipped": [name for name, digest in done if digest is None],
-        }
-        _cut_array(building, (row, *images.shape[1:]))
-        temporary.write_text(json.dumps(index))
-        building.replace(index_path.parent / index["images"])
-        journal.unlink()
-        temporary.replace(index_path)
-    except Exception:  # not Ctrl-C: the next call goes on
-        for path in (building, journal, temporary):
-            path.unlink(missing_ok=True)
-        raise
-    for other in index_path.parent.glob(f"{index_path.stem}.*.npy"):  # the old images, or those of a killed build
-        if other.name != index["images"]:
-            other.unlink()
-    return index
-
-
-def _read_journal(path: Path, building: Path, made_from: dict) -> list | None:
-    """Names and digests of what an unfinished build has decoded, or None if there is none of the same files.
-
-    A last line that was not written to its end is cut off.
-    """
-    try:
-        with path.open("rb+") as file:
-            whole = [line for line in file if line.endswith(b"\n")]
-            file.truncate(sum(map(len, whole)))
-        heading, *chunks = map(json.loads, whole)
-        np.load(building, mmap_mode="r")
-    except (FileNotFoundError, ValueError):  # there is none, or it is damaged: not JSON, no lines, images cut short
+        return json.loads(index_path.read_text()), np.load(index_path.with_suffix(".npy"), mmap_mode="r")
+    except (FileNotFoundError, EOFError, ValueError):
         return None
-    return [tuple(pair) for chunk in chunks for pair in chunk] if heading == made_from else None
 
 
-def _create_array(path: Path, shape: tuple[int, ...]):
-    """An .npy of bytes with its space on the disk: to write to a map of a disk that is full would end the process."""
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
-        with path.open("rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+def _decode_all(source: _Source, progress: bool, path: Path) -> dict:
+    """Decode a source into the .npy file `path` and return its index; memory holds CHUNK images at a time."""
+    channels = 1 if all(_is_grey(source.folder / name) for name in source.names) else 3
+    shape = (channels, source.size, source.size)
+    fingerprint, names, skipped = hashlib.sha256(), [], []
+    with (
+        path.open("wb") as file,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(source.names), desc=f"decoding {source.folder.name}", disable=not progress) as bar,
+    ):
+        _write_header(file, (len(source.names), *shape))
+        if hasattr(os, "posix_fallocate"):  # a disk that is too small is reported now (not on macOS and Windows)
+            os.posix_fallocate(file.fileno(), 0, file.tell() + len(source.names) * int(np.prod(shape)))
+        for start in range(0, len(source.names), CHUNK):
+            chunk = source.names[start : start + CHUNK]
+            for name, found in zip(chunk, pool.map(source.read, chunk), strict=True):
+                if found is None:
+                    skipped.append(name)
+                else:
+                    digest, image = found
+                    names.append(name)
+                    fingerprint.update(name.encode() + digest)
+                    file.write(np.broadcast_to(image, shape).tobytes())  # grey among colored ones: three channels
+                bar.update()
+        file.truncate()  # space that was reserved for skipped images
+        file.seek(0)
+        _write_header(file, (len(names), *shape))  # NumPy makes it equally long for any number of images
+        file.flush()
+        os.fsync(file.fileno())  # or after a crash of the machine an index might name images that were never written
+    return {"fingerprint": fingerprint.hexdigest(), "names": names, "skipped": skipped}
 
 
-def _cut_array(path: Path, shape: tuple[int, ...]):
-    """Keep the first rows of an .npy of bytes, in place: NumPy makes headers equally long for any number of rows."""
-    with path.open("rb+") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        file.truncate(file.tell() + math.prod(shape))
-
-
-def _read_index(path: Path) -> dict | None:
-    """The index, or None where there is none that can be read."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+def _write_header(file: BinaryIO, shape: tuple[int, ...]):
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -361,9 +324,14 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return folders
 
 
-def _class_names(folders: dict[str, Path]) -> list[str]:
+def _class_names(folder: Path) -> set[str]:
+    """Names of the class folders below a split's folder."""
+    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+
+
+def _common_class_names(folders: dict[str, Path]) -> list[str]:
     """The class folders, sorted; all splits must have the same ones."""
-    classes = {split: {e.name for e in folder.iterdir() if _is_class_folder(e)} for split, folder in folders.items()}
+    classes = {split: _class_names(folder) for split, folder in folders.items()}
     for split, names in classes.items():
         differing = sorted(names ^ classes["train"])
         if differing:
@@ -377,34 +345,21 @@ def _class_names(folders: dict[str, Path]) -> list[str]:
 
 
 def _divide(scenes: Scenes) -> tuple[Scenes, Scenes]:
-    """Into val and test, class by class, by a fixed seed; every class keeps at least one image in each."""
+    """Into val and test, class by class, by a fixed seed; every class has at least one image in each."""
     generator = np.random.default_rng(0)
-    chosen = np.zeros(len(scenes), dtype=bool)
+    in_val = np.zeros(len(scenes), dtype=bool)
     for label, class_name in enumerate(scenes.class_names):
         of_class = np.flatnonzero(scenes.labels == label)
         if len(of_class) < 2:
             raise ValueError(f"class {class_name!r} has one image besides train; val and test need one each")
-        chosen[generator.permutation(of_class)[: max(1, round(VAL_SHARE * len(of_class)))]] = True
-    return scenes.subset(np.flatnonzero(chosen)), scenes.subset(np.flatnonzero(~chosen))
-
-
-def _listing_digest(folder: Path, files: list[Path]) -> str:
-    """A digest that changes when a file is added, removed, renamed or written to."""
-    digest = hashlib.sha256()
-    for path in files:
-        status = path.stat()
-        digest.update(f"{path.relative_to(folder).as_posix()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def _is_class_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
+        in_val[generator.permutation(of_class)[: max(1, round(VAL_SHARE * len(of_class)))]] = True
+    return scenes.subset(np.flatnonzero(in_val)), scenes.subset(np.flatnonzero(~in_val))
 
 
 def _is_grey(path: Path) -> bool:
     """By the file's header alone; a file without a readable one is reported when it is decoded."""
     try:
         with Image.open(path) as image:
-            return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I;16")
+            return image.mode in GREY_MODES or image.mode.startswith("I;16")
     except (OSError, Image.DecompressionBombError):
         return True

@@ -5,49 +5,51 @@
                            [--val NUMBER|SHARE --test NUMBER|SHARE] [--decode imagenet:224 ...]
 
 The splits are always called train, val and test (cifar10 has no val).  Beside them lies the record, split.csv, with a
-row an image (class, file_name, split, bytes), and skipped.csv if bad images were left out.  A second run compares the
-folder with its record and changes nothing.  Everything is built in a hidden folder beside the result and renamed at
-the end: an error or a crash leaves the old folder or none.
+line for each image (class, file_name, split, bytes), and skipped.csv if bad images were left out.  A second run
+compares the folder with its record and changes nothing.  Everything is built in a hidden folder beside the result and
+renamed at the end: an error or a crash leaves the old folder or none.
 
-nature keeps a test folder of its source, unless --val and --test ask for sizes: those are drawn from all its images.
+nature keeps a test folder of its source, unless --val and --test ask for sizes: those are sampled from all its images.
 The split of 15scene is data/manifests/15scene.csv, which was made once by
     python -c "from data.prepare import make_manifest; make_manifest('../shared/data/15SceneData')"
 """
 
 import argparse
-import csv
 import errno
 import hashlib
 import os
 import shutil
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
-from filelock import FileLock
 from PIL import Image
+from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
 from data.download import check_checksum, download, unpack
+from data.files import CODE, locked, root_folder, run_command, write_atomically
+from data.image_cache import RESIZE_RULES, is_image, load_splits
+from data.splits import (
+    SPLITS,
+    ImageName,
+    divide,
+    divide_by_number,
+    duplicates_across_splits,
+    numbers_of_images,
+    read_record,
+    write_record,
+)
+from data.synthetic import write_scenes
 
-ROOT = Path(__file__).resolve().parents[1]
-MANIFEST = ROOT / "data" / "manifests" / "15scene.csv"
+MANIFEST = CODE / "data" / "manifests" / "15scene.csv"
 DATA_SETS = ("15scene", "nature", "cifar10", "synthetic")
-SPLITS = ("train", "val", "test")
-SEED = 0  # of every split drawn here
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 # Folder of a source -> split.  The seg_ folders are those of the public Intel archive.
-SPLIT_FOLDERS = {
-    "train": "train",
-    "seg_train": "train",
-    "val": "val",
-    "validation": "val",
-    "test": "test",
-    "seg_test": "test",
-}
+SPLIT_FOLDERS = {split: split for split in SPLITS} | {"seg_train": "train", "validation": "val", "seg_test": "test"}
 
 CLASS_NAMES = {
     "15scene": (
@@ -71,18 +73,9 @@ CLASS_NAMES = {
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }
 
-# Folder of a 15-Scene source -> class: the classes as they are, and the original archive's names where they differ.
-FOLDERS_OF_15SCENE = {class_name: class_name for class_name in CLASS_NAMES["15scene"]} | {
-    "CALsuburb": "suburb",
-    "MITcoast": "coast",
-    "MITforest": "forest",
-    "MIThighway": "highway",
-    "MITinsidecity": "insidecity",
-    "MITmountain": "mountain",
-    "MITopencountry": "opencountry",
-    "MITstreet": "street",
-    "MITtallbuilding": "tallbuilding",
-    "PARoffice": "office",
+# Folder of a 15-Scene source -> class: in the original archive some names begin with the letters of their origin.
+FOLDERS_OF_15SCENE = {
+    prefix + class_name: class_name for class_name in CLASS_NAMES["15scene"] for prefix in ("", "CAL", "MIT", "PAR")
 }
 
 # Data set -> (address, checksum).  That of 15scene is recorded in public code and was not tried by us; that of
@@ -92,10 +85,7 @@ ADDRESSES = {
         "http://www-cvr.ai.uiuc.edu/ponce_grp/data/scene_categories/scene_categories.zip",
         "md5:58828019197b2ad0a7efb472e7a85c2a",
     ),
-    "cifar10": (
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        "md5:c58f30108f718f92721af3b95e74349a",
-    ),
+    "cifar10": ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "md5:c58f30108f718f92721af3b95e74349a"),
 }
 
 # Data set -> where else a person finds it.
@@ -106,127 +96,129 @@ ELSEWHERE = {
 }
 
 
-class ImageName(NamedTuple):
-    """What an image is called in a prepared folder: `<split>/<class_name>/<file_name>`."""
+@dataclass(frozen=True)
+class Request:
+    """What is to be prepared, from where, and how.
 
-    split: str | None  # None: not split yet
-    class_name: str
-    file_name: str
+    name: "15scene", "nature", "cifar10" or "synthetic".  source: folder, zip or tar archive, or http(s) address of an
+    archive; None takes the public address (nature has none).  to: the folder to write, by default data/<name> of the
+    root folder.  checksum: "md5:HEX" or "sha256:HEX" of the archive.  skip_bad_images: leave out images that cannot be
+    decoded, and record them.  val, test: of nature, how many images (int) or which share of all (float below 1),
+    sampled anew whatever split the source has; both or neither.  progress: show bars and the closing table.
 
-    def __str__(self):
-        """Give the path below the prepared folder."""
-        return "/".join(part for part in self if part)
+    Raises ValueError for an unknown name and for options that the data set does not take.
+    """
+
+    name: str
+    source: str | Path | None = None
+    to: str | Path | None = None
+    checksum: str | None = None
+    skip_bad_images: bool = False
+    val: int | float | None = None
+    test: int | float | None = None
+    progress: bool = True
+
+    def __post_init__(self):
+        """Refuse what cannot be prepared."""
+        if self.name not in DATA_SETS:
+            raise ValueError(f"there is no data set {self.name!r}: choose one of {', '.join(DATA_SETS)}")
+        if self.name == "synthetic" and (self.source or self.checksum):
+            raise ValueError("synthetic scenes have no source: leave out --source and --checksum")
+        if self.sizes and self.name != "nature":
+            raise ValueError(f"{self.name} has a split of its own: leave out --val and --test")
+        for split, size in self.sizes.items():
+            if size is None:
+                raise ValueError(f"--{split} is missing: name the sizes of val and test, or neither")
+            if size <= 0 or (size >= 1 and not isinstance(size, int)):
+                raise ValueError(f"--{split} is {size}: it must be a number of images, or a share above 0 and below 1")
+
+    @property
+    def folder(self) -> Path:
+        """The folder to write."""
+        return Path(self.to or root_folder() / "data" / self.name).absolute()
+
+    @property
+    def where(self) -> str:
+        """What messages call the source."""
+        return str(self.source or self.name)
+
+    @property
+    def sizes(self) -> dict[str, int | float | None]:
+        """The sizes of val and test that are asked for; empty if none are."""
+        return {} if self.val is None and self.test is None else {"val": self.val, "test": self.test}
+
+    @property
+    def download_path(self) -> Path:
+        """Where a download lies until the folder is complete; the digest separates addresses with one file name."""
+        digest = hashlib.sha256(self.where.encode()).hexdigest()[:8]
+        return self.folder.with_name(f".{self.folder.name}.download-{digest}-{Path(self.where).name}")
 
 
-def prepare(name, source=None, to=None, checksum=None, skip_bad_images=False, progress=True, val=None, test=None):
-    """Prepare a data set as `<to>/<split>/<class>/<image>`, or verify the one that is there; returns the folder.
-
-    name: "15scene", "nature", "cifar10" or "synthetic".  source: folder, zip or tar archive, or http(s) address of
-    an archive; None takes the public address (nature has none).  to: default ROOT/data/<name>.  checksum: "md5:HEX"
-    or "sha256:HEX" of the archive.  skip_bad_images: leave out images that cannot be decoded, and record them.
-    progress: show bars and the closing table.  val, test: of nature, how many images (int) or which share of all
-    (float below 1), drawn anew whatever split the source has; both or neither.
+def prepare(request: Request) -> Path:
+    """Prepare a data set as `<folder>/<split>/<class>/<image>`, or verify the one that is there; returns the folder.
 
     Raises ValueError, FileNotFoundError, ConnectionError or another OSError with one sentence that names the file,
-    class or value; nothing is left behind then, but for a download, with which the next run goes on.
+    class or value.  Nothing is left behind then, except a partial download, which the next run completes.
 
     Sources: 15-Scene (Lazebnik et al. 2006; its original archive is also article 7007177 of figshare), the Intel
     scene images (2018), CIFAR-10 (Krizhevsky 2009).
     """
-    if name not in DATA_SETS:
-        raise ValueError(f"there is no data set {name!r}: choose one of {', '.join(DATA_SETS)}")
-    held_out = _held_out(name, val, test)
-    to = Path(to or ROOT / "data" / name).absolute()
-    if to.exists() and any(to.iterdir()):
-        _remove_unfinished(to)
-        images, skipped = verify(name, to)
-        _check_sizes(images | skipped, held_out, to)
-        if progress:
-            print(f"{name}: nothing to do, {to} is complete and no source is read (delete it to prepare it anew)")
-            print(_summary(name, images, skipped))
-        return to
+    folder, report = request.folder, None
+    if not _holds_files(folder):
+        with locked(folder.with_name(f".{folder.name}.lock")):  # of several processes one prepares at a time
+            if not _holds_files(folder):
+                _remove_unfinished(folder)
+                report = _build(request)
+    if report is None:  # the folder is from an earlier run, or another process was faster
+        _remove_unfinished(folder)
+        images, skipped = verify(request.name, folder)
+        _check_sizes(images | skipped, request.sizes, folder)
+        report = f"{request.name}: nothing to do, {folder} is complete (delete it to prepare it anew)\n"
+        report += _summary(request.name, images, skipped)
+    if request.progress:
+        print(report)
+    return folder
 
-    if source is None and name in ADDRESSES:
-        source, known_checksum = ADDRESSES[name]
-        checksum = checksum or known_checksum
-    address_digest = hashlib.sha256(str(source).encode()).hexdigest()[:8]  # or two addresses might share one .part
-    download_path = to.with_name(f".{to.name}.download-{address_digest}-{Path(str(source)).name}")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(to.with_name(f".{to.name}.lock"))
-    with lock:  # of several processes one prepares at a time
-        try:
-            if to.exists() and any(to.iterdir()):  # another was faster
-                return prepare(name, source, to, checksum, skip_bad_images, progress, val, test)
-            _remove_unfinished(to)
-            images, skipped, duplicates = _build(
-                name, source, to, checksum, download_path, held_out, skip_bad_images, progress
+
+def locate(data: str | Path) -> Path:
+    """The folder of a data set: a prepared one by its name, or any other by its path.
+
+    The synthetic scenes are drawn on first use; they need no download.  Raises FileNotFoundError that says what to do.
+    """
+    name = str(data)
+    if name == "synthetic":
+        return prepare(Request(name, progress=False))
+    if name in DATA_SETS:
+        prepared = root_folder() / "data" / name
+        if not prepared.is_dir():
+            raise FileNotFoundError(
+                f"the data set {name} is not prepared: run `python -m data.prepare {name}` (it takes --source), "
+                "or name a folder of your own, or synthetic, with --data"
             )
-        finally:
-            Path(lock.lock_file).unlink()
-    download_path.unlink(missing_ok=True)
-    if progress:
-        print(_table(images))
-        for image, reason in skipped.items():
-            print(f"left out as bad: {image} ({reason})")
-        for same in duplicates:
-            print(f"the same bytes in more than one split: {', '.join(map(str, same))}")
-        print(_summary(name, images, skipped))
-    return to
+        return prepared
+    if not Path(data).is_dir():
+        raise FileNotFoundError(f"there is no data folder {data}; known names are {', '.join(DATA_SETS)}")
+    return Path(data).resolve()
 
 
-def _build(name, source, to, checksum, download_path, held_out, skip_bad_images, progress):
-    """Build the folder `to` from its source; returns its ImageNames, those left out as bad, and duplicates."""
-    scratch = Path(tempfile.mkdtemp(prefix=f".{to.name}.partial-", dir=to.parent))
-    try:
-        folder = _open_source(name, source, checksum, scratch / "source", download_path, progress)
-        if name == "cifar10":
-            folder = _cifar10_images(folder, scratch / "images", progress)
-        where = str(source or name)
-        plan = _plan(name, folder, where, held_out)
-        result = scratch / "result"
-        skipped = _copy(plan, folder, result, where, skip_bad_images, progress)
-        images = plan.keys() - skipped.keys()
-        _check_classes(name, images, where)  # once more: leaving out bad images may have emptied one
-        sizes = {image: [(result / str(image)).stat().st_size] for image in images}
-        _write_record(result / "split.csv", ["bytes"], sizes)
-        if skipped:
-            _write_record(result / "skipped.csv", ["reason"], {image: [reason] for image, reason in skipped.items()})
-        duplicates = duplicates_across_splits(result)
-        result.rename(to)
-        return images, skipped, duplicates
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OSError(f"the disk of {to.parent} is full: make room, or name another folder with --to") from error
-        raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _remove_unfinished(to):
-    """Remove what processes that were killed have left beside a prepared folder."""
-    for left in to.parent.glob(f".{to.name}.partial-*"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def verify(name, folder):
+def verify(name: str, folder: Path) -> tuple[Set[ImageName], Set[ImageName]]:
     """Compare a prepared folder with its record, by names and sizes: quick, since no image is opened.
 
-    Returns the ImageNames that are there, and those that were left out as bad.  Raises ValueError naming the first
-    image that is missing, added or of another size, or saying that this is another data set or another split.
+    Returns the images that are there, and those that were left out as bad.  Raises ValueError naming the first image
+    that is missing, added or of another size, or saying that this is another data set or another split.
     """
     advice = "name another folder with --to, or delete this one to prepare it anew"
     if not (folder / "split.csv").exists():
         raise ValueError(f"{folder} is not empty and has no split.csv, so it was not prepared here: {advice}")
     try:
-        sizes = {image: int(size) for image, (size,) in _read_record(folder / "split.csv").items()}
-    except ValueError as error:  # of the record, or a size that is no number
+        sizes = {image: int(size) for image, (size,) in read_record(folder / "split.csv").items()}
+        skipped = read_record(folder / "skipped.csv").keys() if (folder / "skipped.csv").exists() else set()
+    except ValueError as error:  # of a record, or a size that is no number
         raise ValueError(f"{folder} is not as it was written here ({error}): {advice}") from error
-    images = sizes.keys()
-    skipped = set(_read_record(folder / "skipped.csv")) if (folder / "skipped.csv").exists() else set()
-    classes = sorted({image.class_name for image in images})
+    classes = sorted({image.class_name for image in sizes})
     if name in CLASS_NAMES and classes != sorted(CLASS_NAMES[name]):
         raise ValueError(f"{folder} holds another data set than {name}, of the classes {', '.join(classes)}: {advice}")
-    if name == "15scene" and images | skipped != read_manifest():
+    if name == "15scene" and sizes.keys() | skipped != read_manifest():
         raise ValueError(f"{folder} is not split as {MANIFEST} says: {advice}")
 
     found = {
@@ -235,59 +227,145 @@ def verify(name, folder):
         for path in (folder / split).glob("*/*")
         if is_image(path.name)
     }
-    _check_names(images, found.keys(), folder, advice)
+    _check_names(sizes.keys(), found.keys(), folder, advice)
     for image, size in sizes.items():
         if found[image] != size:
             raise ValueError(f"{folder}: {image} has {found[image]:,} bytes, but {size:,} were written: {advice}")
-    return images, skipped
+    return sizes.keys(), skipped
 
 
 # --------------------------------------------------------------------------------------- from a source to a folder
 
 
-def _open_source(name, source, checksum, opened, download_path, progress):
-    """Return the source as a folder: draw it, download it, unpack it into `opened`, or take it as it is."""
-    if name == "synthetic":
-        if source or checksum:
-            raise ValueError("synthetic scenes are drawn, not copied: leave out --source and --checksum")
-        from data.synthetic import write_scenes
+def _build(request: Request) -> str:
+    """Build the folder from its source and return a report of what it holds."""
+    if request.source is None and request.name in ADDRESSES:
+        source, checksum = ADDRESSES[request.name]
+        request = replace(request, source=source, checksum=request.checksum or checksum)
+    folder = request.folder
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    result = scratch / "result"
+    try:
+        opened = _open_source(request, scratch / "source")
+        if request.name == "cifar10":
+            opened = _cifar10_images(opened, scratch / "images", request.progress)
+        plan = _plan(request, opened)
+        skipped = _copy(plan, opened, result, request)
+        images = plan.keys() - skipped.keys()
+        _check_classes(request.name, images, request.where)  # once more: leaving out bad images may have emptied one
+        sizes = {image: [(result / str(image)).stat().st_size] for image in images}
+        write_record(result / "split.csv", ["bytes"], sizes)
+        if skipped:
+            write_record(result / "skipped.csv", ["reason"], {image: [reason] for image, reason in skipped.items()})
+        duplicates = duplicates_across_splits(result)
+        result.rename(folder)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(
+                f"the disk of {folder.parent} is full: make room, or name another folder with --to"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    request.download_path.unlink(missing_ok=True)
+    lines = [_table(images)]
+    lines += [f"left out as bad: {image} ({reason})" for image, reason in skipped.items()]
+    lines += [f"the same bytes in more than one split: {', '.join(map(str, same))}" for same in duplicates]
+    return "\n".join([*lines, _summary(request.name, images, skipped)])
 
+
+def _holds_files(folder: Path) -> bool:
+    return folder.exists() and any(folder.iterdir())
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes have left beside a prepared folder."""
+    for left in folder.parent.glob(f".{folder.name}.partial-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _open_source(request: Request, opened: Path) -> Path:
+    """Return the source as a folder: draw, download or unpack it into `opened`, or take it as it is."""
+    if request.name == "synthetic":
         write_scenes(opened)
         return opened
-    if source is None:
+    if request.source is None:
+        name = request.name
         raise ValueError(f"{name} has no address here: name a folder or archive with --source; {ELSEWHERE[name]}")
-    if str(source).startswith(("http://", "https://")):
-        try:
-            download(source, download_path, checksum, progress)
-        except ConnectionError as error:
-            raise ConnectionError(f"{error}; {ELSEWHERE[name]}") from error
-        try:
-            unpack(download_path, opened)
-        except ValueError:
-            download_path.unlink()  # or the next run would take it for a good one
-            raise
+    if request.where.startswith(("http://", "https://")):
+        _download_and_unpack(request, opened)
         return opened
-    source = Path(source)
+    source = Path(request.source)
     if not source.exists():
         raise FileNotFoundError(f"there is no {source}: name a folder, a zip or tar archive, or an http(s) address")
     if source.is_dir():
-        if checksum:
+        if request.checksum:
             raise ValueError(f"{source} is a folder, and a checksum is of a file: leave out --checksum")
         return source
-    if checksum:
-        check_checksum(source, checksum, source)
+    if request.checksum:
+        check_checksum(source, request.checksum, source)
     unpack(source, opened)
     return opened
+
+
+def _download_and_unpack(request: Request, opened: Path) -> None:
+    try:
+        download(request.where, request.download_path, request.checksum, request.progress)
+    except ConnectionError as error:
+        raise ConnectionError(f"{error}; {ELSEWHERE[request.name]}") from error
+    try:
+        unpack(request.download_path, opened)
+    except ValueError:
+        request.download_path.unlink()  # or the next run would take it for a good one
+        raise
+
+
+def _cifar10_images(folder: Path, images_folder: Path, progress: bool) -> Path:
+    """Write the official python batches as <split>/<class>/NNNNN.png; a folder without them is returned as it is."""
+    batches = next((path for path in (folder, *folder.iterdir()) if path.name == "cifar-10-batches-py"), None)
+    if batches is None:
+        return folder
+    for split in ("train", "test"):
+        try:
+            images = CIFAR10(batches.parent, train=split == "train")  # compares md5 before it opens a pickle
+        except RuntimeError as error:
+            raise ValueError(f"{batches} is not the official CIFAR-10: a file is missing or has other bytes") from error
+        for index, (image, label) in enumerate(tqdm(images, desc=f"write {split}", disable=None if progress else True)):
+            path = images_folder / split / images.classes[label] / f"{index:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    return images_folder
+
+
+def _copy(plan: Mapping[ImageName, Path], source_folder: Path, folder: Path, request: Request) -> dict[ImageName, str]:
+    """Copy every image that can be decoded; returns {ImageName: reason} of those that cannot."""
+    skipped = {}
+    for image, path in tqdm(sorted(plan.items()), desc="check and copy", disable=None if request.progress else True):
+        try:
+            with Image.open(path) as opened:
+                opened.load()
+        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more
+            if not request.skip_bad_images:
+                raise ValueError(
+                    f"{request.where}: {path.relative_to(source_folder)} cannot be decoded ({error}): "
+                    "replace it, or leave such images out with --skip-bad-images"
+                ) from error
+            skipped[image] = str(error)
+            continue
+        copied = folder / str(image)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copied)  # not its mode: the source may be read-only
+    return skipped
 
 
 # ------------------------------------------------------------------------------------- which file becomes which image
 
 
-def find_images(folder, class_folders):
+def find_images(folder: str | Path, class_folders: Mapping[str, str]) -> list[tuple[ImageName, Path]]:
     """List the images in every subfolder that is named after a class, however deep it lies.
 
     class_folders: {name of a subfolder: class}.  Returns [(ImageName, path)], sorted by path; the split is that of the
-    nearest folder above that is named after one, or None.  Hidden files and files that are no images are passed over.
+    nearest folder above that is named after one, or None.  Hidden files and files that are no images are ignored.
     """
     found = []
     for parent, subfolders, file_names in os.walk(folder, followlinks=True):
@@ -301,13 +379,9 @@ def find_images(folder, class_folders):
     return sorted(found, key=lambda image_and_path: image_and_path[1])
 
 
-def is_image(file_name):
-    """Whether a file is taken for an image, by its name: hidden files and other suffixes are passed over."""
-    return file_name.lower().endswith(IMAGE_SUFFIXES) and not file_name.startswith(".")
-
-
-def _plan(name, folder, where, held_out):
-    """Return {ImageName: path of its file in the source}, each with its final split; where: the source's name."""
+def _plan(request: Request, folder: Path) -> dict[ImageName, Path]:
+    """Return {ImageName: path of its file in the source}, each with its final split."""
+    name, where = request.name, request.where
     class_names = CLASS_NAMES.get(name) or {path.name for path in folder.glob("*/*")}
     class_folders = FOLDERS_OF_15SCENE if name == "15scene" else {class_name: class_name for class_name in class_names}
     found = find_images(folder, class_folders)
@@ -316,7 +390,7 @@ def _plan(name, folder, where, held_out):
     if name == "15scene":
         found = _apply_manifest(found, where)
     elif name == "nature":
-        found = _split_nature(found, held_out, where)
+        found = _split_nature(found, request)
     plan = {}
     for image, path in found:
         if image in plan:
@@ -326,7 +400,7 @@ def _plan(name, folder, where, held_out):
     return plan
 
 
-def _apply_manifest(found, where):
+def _apply_manifest(found: Iterable[tuple[ImageName, Path]], where: str) -> list[tuple[ImageName, Path]]:
     """Give each image of 15-Scene the manifest's split, once the names are those of the manifest."""
     manifest = {image._replace(split=None): image for image in read_manifest()}
     found = [(image._replace(split=None), path) for image, path in found]
@@ -334,150 +408,56 @@ def _apply_manifest(found, where):
     return [(manifest[image], path) for image, path in found]
 
 
-def _split_nature(found, held_out, where):
-    """Keep a test folder as the test split and carve val out of the rest; without one, divide all 70/15/15.
+def _split_nature(found: list[tuple[ImageName, Path]], request: Request) -> list[tuple[ImageName, Path]]:
+    """Take a source's test folder as the test split and divide the rest; without one, divide all 70/15/15.
 
-    A source that has train, val and test keeps them; `held_out` sizes are drawn from all images, whatever it has.
+    A source that has train, val and test is not divided; sizes that are asked for are sampled from all images.
     A file name that train and test share gets its split in front.
     """
     uses = Counter(image[1:] for image, _ in found)
-    for index, (image, path) in enumerate(found):
-        if image.split and uses[image[1:]] > 1:
-            found[index] = (image._replace(file_name=f"{image.split}_{image.file_name}"), path)
-    if held_out:
-        split_of = divide_by_number([image for image, _ in found], held_out, where)
-        return [(image._replace(split=split_of[image]), path) for image, path in found]
-    source_splits = {image.split for image, _ in found}
-    if source_splits >= set(SPLITS):
+    found = [
+        (image._replace(file_name=f"{image.split}_{image.file_name}"), path)
+        if image.split and uses[image[1:]] > 1
+        else (image, path)
+        for image, path in found
+    ]
+    images = [image for image, _ in found]
+    source_splits = {image.split for image in images}
+    if request.sizes:
+        split_of = divide_by_number(images, request.sizes, request.where)
+    elif source_splits >= set(SPLITS):
         return found
-    if "test" in source_splits:
-        split_of = divide([image for image, _ in found if image.split != "test"], {"train": 5 / 6, "val": 1 / 6})
+    elif "test" in source_splits:
+        split_of = divide([image for image in images if image.split != "test"], {"train": 5 / 6, "val": 1 / 6})
     else:
-        split_of = divide([image for image, _ in found], {"train": 0.70, "val": 0.15, "test": 0.15})
+        split_of = divide(images, {"train": 0.70, "val": 0.15, "test": 0.15})
     return [(image._replace(split=split_of.get(image, "test")), path) for image, path in found]
 
 
-def divide(images, shares):
-    """Divide images over splits, stratified by class; returns {image: split}.
-
-    shares: {split: fraction}, adding up to 1.  The order is that of a hash of SEED and the name, so that the split is
-    the same on every machine and version, and one more image moves few others.
-    """
-    split_of = {}
-    for members in _shuffled_classes(images).values():
-        start, share_so_far = 0, 0.0
-        for split, share in shares.items():
-            share_so_far += share
-            stop = round(share_so_far * len(members))
-            split_of.update(dict.fromkeys(members[start:stop], split))
-            start = stop
-    return split_of
-
-
-def divide_by_number(images, held_out, where="the source"):
-    """Divide images over val and test, of exactly the sizes asked for, and train, the rest; returns {image: split}.
-
-    held_out: {"val": images (int) or share of all (float below 1), "test": likewise}.  Stratified: each class gives
-    its part, rounded so that they add up.  Raises ValueError, naming `where`, if nothing is left to train on.
-    """
-    numbers = _numbers(held_out, len(images))
-    if sum(numbers.values()) >= len(images):
-        asked = " and ".join(f"{number:,} for {split}" for split, number in numbers.items())
-        raise ValueError(f"{where} has {len(images):,} images, and {asked} are asked for: none would be left for train")
-    classes = _shuffled_classes(images)
-    split_of, start = dict.fromkeys(images, "train"), dict.fromkeys(classes, 0)
-    for split, number in numbers.items():
-        for class_name, part in _parts(number, {name: len(members) for name, members in classes.items()}).items():
-            stop = start[class_name] + part
-            split_of.update(dict.fromkeys(classes[class_name][start[class_name] : stop], split))
-            start[class_name] = stop
-    return split_of
-
-
-def _shuffled_classes(images):
-    """Return {class: its images}, each class in the order of a hash of SEED and the name."""
-    classes = defaultdict(list)
-    for image in images:
-        classes[image.class_name].append(image)
-    for members in classes.values():
-        members.sort(key=lambda image: hashlib.sha256(f"{SEED}/{image.class_name}/{image.file_name}".encode()).digest())
-    return classes
-
-
-def _parts(number, counts):
-    """Part a number in proportion to counts, into whole numbers that add up to it; the largest remainders round up."""
-    total = sum(counts.values())
-    parts = {name: number * count // total for name, count in counts.items()}
-    by_remainder = sorted(counts, key=lambda name: (-(number * counts[name] % total), name))
-    for name in by_remainder[: number - sum(parts.values())]:
-        parts[name] += 1
-    return parts
-
-
-def _numbers(held_out, total):
-    """Turn shares into numbers of images."""
-    return {split: size if isinstance(size, int) else round(size * total) for split, size in held_out.items()}
-
-
-def make_manifest(folder):
+def make_manifest(folder: str | Path) -> None:
     """Write data/manifests/15scene.csv from 15-Scene as {train,validation}/<class>/<image>.
 
     Train stays; validation is divided into val (30 %) and test (70 %), stratified by class.  Columns: class,
-    file_name, split; rows sorted.
+    file_name, split; lines sorted.
     """
     found = [image for image, _ in find_images(folder, FOLDERS_OF_15SCENE)]
     split_of = divide([image for image in found if image.split != "train"], {"val": 0.3, "test": 0.7})
     images = {image._replace(split=split_of.get(image, "train")): () for image in found}
-    MANIFEST.parent.mkdir(parents=True, exist_ok=True)
-    _write_record(MANIFEST, (), images)
+    write_atomically(MANIFEST, lambda path: write_record(path, (), images))
 
 
-def read_manifest():
-    """Return the set of ImageName that 15-Scene consists of."""
-    return set(_read_record(MANIFEST))
+def read_manifest() -> set[ImageName]:
+    """The images that 15-Scene consists of, each with its split."""
+    return set(read_record(MANIFEST))
 
 
-def _cifar10_images(folder, images_folder, progress):
-    """Write the official python batches as <split>/<class>/NNNNN.png; a folder without them is returned as it is."""
-    batches = next((path for path in (folder, *folder.iterdir()) if path.name == "cifar-10-batches-py"), None)
-    if batches is None:
-        return folder
-    from torchvision.datasets import CIFAR10  # takes seconds, and only this data set needs it
-
-    for split in ("train", "test"):
-        try:
-            images = CIFAR10(batches.parent, train=split == "train")  # compares md5 before it opens a pickle
-        except RuntimeError as error:
-            raise ValueError(f"{batches} is not the official CIFAR-10: a file is missing or has other bytes") from error
-        for index, (image, label) in enumerate(tqdm(images, desc=f"write {split}", disable=None if progress else True)):
-            path = images_folder / split / images.classes[label] / f"{index:05d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image.save(path)
-    return images_folder
+# ---------------------------------------------------------------------------------------------------------- checks
 
 
-# ---------------------------------------------------------------------------------------------- checks and copies
-
-
-def _held_out(name, val, test):
-    """Return the sizes asked for as {"val": ..., "test": ...}, or {} where none are; raises ValueError for others."""
-    sizes = {"val": val, "test": test}
-    if val is None and test is None:
-        return {}
-    if name != "nature":
-        raise ValueError(f"{name} has a split of its own: leave out --val and --test")
-    for split, size in sizes.items():
-        if size is None:
-            raise ValueError(f"--{split} is missing: name the sizes of val and test, or neither")
-        if size <= 0 or (size >= 1 and not isinstance(size, int)):
-            raise ValueError(f"--{split} is {size}: it must be a number of images, or a share above 0 and below 1")
-    return sizes
-
-
-def _check_sizes(images, held_out, folder):
+def _check_sizes(images: Collection[ImageName], sizes: Mapping[str, int | float], folder: Path) -> None:
     """Raise ValueError if a prepared folder was split into other sizes than are asked for now."""
     counts = Counter(image.split for image in images)
-    for split, number in _numbers(held_out, len(images)).items():
+    for split, number in numbers_of_images(sizes, len(images)).items():
         if counts[split] != number:
             raise ValueError(
                 f"{folder} has {counts[split]:,} images for {split}, and {number:,} are asked for: "
@@ -485,8 +465,8 @@ def _check_sizes(images, held_out, folder):
             )
 
 
-def _check_names(expected, found, where, advice):
-    """Raise ValueError, naming the first difference, unless two sets of ImageName are equal."""
+def _check_names(expected: Set[ImageName], found: Set[ImageName], where: str | Path, advice: str) -> None:
+    """Raise ValueError, naming the first difference, unless two sets of images are equal."""
     missing, unexpected = sorted(expected - found, key=str), sorted(found - expected, key=str)
     found_folders = {image[:-1] for image in found}
     for image in missing:
@@ -503,7 +483,7 @@ def _check_names(expected, found, where, advice):
         raise ValueError(f"{where}: {' and '.join(faults)}: {advice}")
 
 
-def _check_classes(name, images, where):
+def _check_classes(name: str, images: Iterable[ImageName], where: str) -> None:
     """Raise ValueError unless every class of the data set has an image in each of its splits."""
     splits = ("train", "test") if name == "cifar10" else SPLITS
     counts = Counter(image[:2] for image in images)
@@ -516,72 +496,20 @@ def _check_classes(name, images, where):
                 raise ValueError(f"{where}: class {class_name} has no images for {split}")
 
 
-def _copy(plan, source_folder, folder, where, skip_bad_images, progress):
-    """Copy every image that can be decoded; returns {ImageName: reason} of those that cannot."""
-    skipped = {}
-    for image, path in tqdm(sorted(plan.items()), desc="check and copy", disable=None if progress else True):
-        try:
-            with Image.open(path) as opened:
-                opened.load()
-        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more
-            if not skip_bad_images:
-                raise ValueError(
-                    f"{where}: {path.relative_to(source_folder)} cannot be decoded ({error}): "
-                    "replace it, or leave such images out with --skip-bad-images"
-                ) from error
-            skipped[image] = str(error)
-            continue
-        copied = folder / str(image)
-        copied.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copied)  # not its mode: the source may be read-only
-    return skipped
+# --------------------------------------------------------------------------------------------------------- reports
 
 
-def duplicates_across_splits(folder):
-    """Return lists of a prepared folder's ImageNames that have the same bytes and do not all lie in one split."""
-    same_bytes = defaultdict(list)
-    for image in sorted(_read_record(folder / "split.csv")):
-        with open(folder / str(image), "rb") as file:
-            same_bytes[hashlib.file_digest(file, "sha256").digest()].append(image)
-    return [same for same in same_bytes.values() if len({image.split for image in same}) > 1]
-
-
-def _write_record(path, more_columns, images):
-    """Write {ImageName: values of more_columns} as CSV, sorted by class, file name and split."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("class", "file_name", "split", *more_columns))
-        writer.writerows(sorted((image.class_name, image.file_name, image.split, *images[image]) for image in images))
-
-
-def _read_record(path):
-    """Return {ImageName: list of the values of further columns}; raises ValueError for what is no whole record."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file, strict=True)
-        if header[:3] != ["class", "file_name", "split"] or any(len(row) != len(header) for row in rows):
-            raise ValueError("its columns must be class, file_name, split and those that a run of ours adds")
-    except (ValueError, csv.Error) as error:  # bytes that are no text are a ValueError
-        raise ValueError(f"{path} is not a whole record ({error}): delete its folder to prepare it anew") from error
-    return {ImageName(split, class_name, file_name): values for class_name, file_name, split, *values in rows}
-
-
-# --------------------------------------------------------------------------------------------------------- what is told
-
-
-def _table(images):
-    """Lay out the number of images a class and split."""
-    splits = [split for split in SPLITS if any(image.split == split for image in images)]
-    classes = sorted({image.class_name for image in images})
+def _table(images: Collection[ImageName]) -> str:
+    """The number of images of each class in each split."""
     counts = Counter(image[:2] for image in images)
-    rows = [("class", *splits)]
-    rows += [(class_name, *(f"{counts[split, class_name]:,}" for split in splits)) for class_name in classes]
-    rows += [("total", *(f"{sum(counts[split, class_name] for class_name in classes):,}" for split in splits))]
-    return "\n".join(f"{name:14}" + "".join(f"{count:>9}" for count in numbers) for name, *numbers in rows)
+    splits = [split for split in SPLITS if any(image.split == split for image in images)]
+    lines = [("class", *splits)]
+    lines += [(name, *(counts[split, name] for split in splits)) for name in sorted({name for _, name in counts})]
+    return "\n".join(f"{name:14}" + "".join(f"{cell:>9}" for cell in cells) for name, *cells in lines)
 
 
-def _summary(name, images, skipped):
-    """Say in one line how many images a prepared folder has; val and test are the earlier reports' validation."""
+def _summary(name: str, images: Collection[ImageName], skipped: Collection[ImageName]) -> str:
+    """One line with the number of images; val and test together are the earlier reports' validation."""
     counts = Counter(image.split for image in images)
     if counts["val"]:
         validation = counts["val"] + counts["test"]
@@ -592,15 +520,16 @@ def _summary(name, images, skipped):
     return f"{name}: {counts['train']:,} train, {held_out}{left_out}"
 
 
-def _number_or_share(text):
+# ----------------------------------------------------------------------------------------------------- command line
+
+
+def _number_or_share(text: str) -> int | float:
     """Read a size as the command line gives it: 2000 or 0.15."""
     return int(text) if text.isdecimal() else float(text)
 
 
-def _rule_and_pixels(text):
+def _rule_and_pixels(text: str) -> tuple[str, int]:
     """Read how images are to be decoded, as the command line gives it: imagenet:224."""
-    from data.image_cache import RESIZE_RULES  # here, since that module imports this one
-
     rule, _, pixels = text.partition(":")
     if rule not in RESIZE_RULES or not pixels.isdecimal() or int(pixels) < 1:
         raise ValueError(
@@ -609,8 +538,16 @@ def _rule_and_pixels(text):
     return rule, int(pixels)
 
 
-def main(arguments=None):
-    """Run the command line; returns the exit code: 0, 2 after one sentence on stderr, or 130 after Ctrl-C."""
+def _prepare_and_decode(decode: Sequence[str], **options) -> None:
+    """Prepare a data set and cache its images under the rules of `--decode`, all of which are read first."""
+    rules = [_rule_and_pixels(text) for text in decode]
+    folder = prepare(Request(**options))
+    for rule, pixels in rules:
+        load_splits(folder, pixels, rule)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code of `run_command`."""
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description="Get a data set, check it, lay it out.")
     parser.add_argument("name", help=", ".join(DATA_SETS))
     parser.add_argument("--source", help="folder, zip or tar archive, or its http(s) address (default: the public one)")
@@ -629,20 +566,7 @@ def main(arguments=None):
         help="decode the images beforehand, as the first training would: squash:224 imagenet:224",
     )
     options = vars(parser.parse_args(arguments))
-    try:  # answered as `runs.run_command` does, without the seconds in which torch is imported
-        stores = [_rule_and_pixels(text) for text in options.pop("decode")]
-        folder = prepare(**options)
-        for rule, pixels in stores:
-            from data.image_cache import load_splits  # here, since that module imports this one
-
-            load_splits(folder, pixels, rule)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what was finished", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: _prepare_and_decode(**options))
 
 
 if __name__ == "__main__":

@@ -1,44 +1,52 @@
-"""A trained run and images for it, from files: what the scripts of this folder begin with.
-
-The only module here that knows the rest of the project; the others take models and tensors, and it is imported by
-their `main` alone.
-"""
+"""Trained networks, read from files, and images for them: what the commands of this folder begin with."""
 
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
+from data.files import digest_of_tensors, root_folder
 from data.image_cache import decode
-from evaluation.publish import read_published
-from helper_functions import fold_batchnorm, keep_freed_memory
-from runs import ROOT, digest_of, load_checkpoint
+from helper_functions import fold_batchnorm
+from runs import load_checkpoint
 from supervised.dataloader import MEAN, STD, normalise
 from supervised.models import SceneClassifier
 
-SUFFIXES = (".pt", ".safetensors")  # of a checkpoint, and of what evaluation.publish places
+RELEASED = ".safetensors"  # suffix of a released model
+SUFFIXES = (".pt", RELEASED)  # of a checkpoint first
+PROFILES = ("full", "quick")  # in the order in which they are searched
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A network in eval mode, with the frame its images need; `mean` and `std` of red, green, blue, pixels 0..1."""
+    """A network in eval mode, and how its images are prepared."""
 
     name: str
     model: SceneClassifier
     class_names: tuple[str, ...]
     image_size: int  # pixels, square
-    resize: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    weights: str  # a digest of the network's weights: what is made from a run can say which ones it was
+    resize: str  # a resize rule of data.image_cache
+    weights: str  # digest of the weights: what is computed from a run can name them
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """The mean of red, green and blue, 0..1, that normalisation subtracts."""
+        return MEAN[self.resize]
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """The standard deviation of red, green and blue, 0..1, that normalisation divides by."""
+        return STD[self.resize]
 
     def read(self, paths: Sequence[Path]) -> tuple[list[np.ndarray], torch.Tensor]:
-        """Image files as pixels, bytes (1 or 3, S, S) each, and as the network takes them, float32 (N, 3, S, S).
+        """Read image files: pixels, uint8 (1 or 3, S, S) each, and normalised images, float32 (N, 3, S, S).
 
-        Raises FileNotFoundError for a file that is not there, ValueError for one that cannot be decoded; both name it.
+        Raises FileNotFoundError for a missing file and ValueError for one that cannot be decoded; both name it.
         """
         for path in paths:
             if not path.is_file():
@@ -48,16 +56,15 @@ class TrainedRun:
         return pixels, normalise(torch.stack(colour), self.resize)
 
     def folded(self) -> "TrainedRun":
-        """The same run on a network with BatchNorm folded in: its outputs but for rounding, a third faster on a CPU."""
+        """The same run with BatchNorm folded into the convolutions: equal outputs but for rounding, a third faster."""
         return replace(self, model=fold_batchnorm(self.model))
 
-    def without_mirror_image(self) -> "TrainedRun":
-        """The same run on a network that sees an image alone, and not its mirror image too.
+    def without_flip_tta(self) -> "TrainedRun":
+        """The same run without horizontal-flip test-time augmentation.
 
-        Explanations are of this one: which of two views a map or a gradient belongs to is then no question, and it
-        takes half the time.
+        A heat map or a gradient then belongs to one view of the image, and takes half the time.
         """
-        model = copy.copy(self.model)  # its modules are those of the other
+        model = copy.copy(self.model)  # shares its modules with the other
         model.flip_tta = False
         return replace(self, model=model)
 
@@ -67,32 +74,69 @@ class TrainedRun:
             return self.model.get_submodule(f"features.{name}" if name.isdigit() else name)
         except AttributeError as error:
             raise ValueError(
-                f"{self.name} has no layer {name}; take a stage, 0 to {len(self.model.features) - 1}, "
-                "or the name of a module, such as features.8.0"
+                f"{self.name} has no layer {name}; name a stage, 0 to {len(self.model.features) - 1}, "
+                "or a module, such as features.8.0"
             ) from error
 
 
-def load_trained(run: str, models: Path = ROOT / "models") -> TrainedRun:
-    """A finished run by the path of its checkpoint or published file, or by its name.
+def load_trained(run: str | Path, models: Path | None = None) -> TrainedRun:
+    """Load a finished run by its name, or by the path of its checkpoint or released file.
 
-    Of a name the full profile's is taken before the quick one's, and a checkpoint before a published file.  Also lets
-    the process keep freed memory (`keep_freed_memory`), since what is loaded will be run.
-    Raises FileNotFoundError that lists the runs that are there; ValueError for a file that is not one of ours.
+    A name is looked up in `models` (default: models/ of the root folder): the full profile before the quick one, a
+    checkpoint before a released file.
+    Raises FileNotFoundError that lists the runs that are there, and ValueError for a file that is not one of ours.
     """
-    keep_freed_memory()
-    named = [models / profile / f"{run}{suffix}" for profile in ("full", "quick") for suffix in SUFFIXES]
-    path = next((each for each in (Path(run), *named) if each.suffix in SUFFIXES and each.is_file()), None)
-    if path is None:
-        files = [file for suffix in SUFFIXES for file in models.glob(f"*/*{suffix}")]
-        known = sorted({each.stem for each in files if not _is_part_of_a_run(each)})
-        raise FileNotFoundError(
-            f"there is no trained run {run}; there are {', '.join(known) or 'none'}, and a checkpoint's path will do; "
-            "python -m evaluation.publish places trained ones, python -m supervised.train and "
-            "python -m self_supervised.train make them"
-        )
-    saved = read_published(path) if path.suffix == ".safetensors" else load_checkpoint(path)
+    path = _find(str(run), models or root_folder() / "models")
+    saved = read_released(path) if path.suffix == RELEASED else load_checkpoint(path)
     if "class_names" not in saved:
-        raise ValueError(f"{path} is not of a finished run: it has no class names")
+        raise ValueError(f"{path} is not the checkpoint of a finished run: it has no class names")
+    model = _build(path, saved)
+    settings = saved["identity"]["settings"]
+    return TrainedRun(
+        name=path.stem,
+        model=model,
+        class_names=tuple(saved["class_names"]),
+        image_size=settings["image_size"],
+        resize=settings["resize"],
+        weights=digest_of_tensors(saved["model"]),
+    )
+
+
+def read_released(path: Path) -> dict:
+    """Read a released file: the keys of its description, and "model", the state dict in float32.
+
+    Raises ValueError for a file that is truncated or is not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            about = json.loads((opened.metadata() or {})["about"])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a released model, or is truncated ({type(error).__name__})") from error
+    model = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
+    return {**about, "model": model}
+
+
+def _find(run: str, models: Path) -> Path:
+    named = [models / profile / f"{run}{suffix}" for profile in PROFILES for suffix in SUFFIXES]
+    for path in (Path(run), *named):
+        if path.suffix in SUFFIXES and path.is_file():
+            return path
+    files = [file for suffix in SUFFIXES for file in models.glob(f"*/*{suffix}")]
+    known = sorted({file.stem for file in files if not _is_unfinished(file)})
+    raise FileNotFoundError(
+        f"there is no trained run {run}; there are {', '.join(known) or 'none'}, and the path of a checkpoint works "
+        "too; python -m evaluation.publish places released models, python train.py trains experiments"
+    )
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether the file is the state of an unfinished run, or the weights of one epoch."""
+    return path.stem.endswith((".state", ".last")) or ".epoch" in path.stem
+
+
+def _build(path: Path, saved: Mapping) -> SceneClassifier:
+    """The network of a file, in eval mode; ValueError if the file does not hold one, or holds NaN or infinity."""
     try:
         settings = saved["identity"]["settings"]
         model = SceneClassifier(
@@ -100,8 +144,8 @@ def load_trained(run: str, models: Path = ROOT / "models") -> TrainedRun:
             settings["head"],
             settings["freeze_features"],
             settings["stages"],
-            settings.get("network", "efficientnet_b0"),  # runs from before there were others do not name it,
-            settings.get("flip_tta", False),  # nor what was added later
+            settings.get("network", "efficientnet_b0"),  # checkpoints of older code have no network
+            settings.get("flip_tta", False),  # nor flip_tta
         )
         model.load_state_dict(saved["model"])
     except (KeyError, TypeError, RuntimeError) as error:
@@ -109,18 +153,4 @@ def load_trained(run: str, models: Path = ROOT / "models") -> TrainedRun:
     for name, tensor in saved["model"].items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} in {path} holds values that are not finite")
-    return TrainedRun(
-        name=path.stem,
-        model=model.eval(),
-        class_names=tuple(saved["class_names"]),
-        image_size=settings["image_size"],
-        resize=settings["resize"],
-        mean=MEAN[settings["resize"]],
-        std=STD[settings["resize"]],
-        weights=digest_of(saved["model"]),
-    )
-
-
-def _is_part_of_a_run(path: Path) -> bool:
-    """Whether the file is the state of an unfinished run, or of one epoch: not the end of one."""
-    return path.stem.endswith((".state", ".last")) or ".epoch" in path.stem
+    return model.eval()

@@ -1,39 +1,46 @@
-"""What the evaluation report shows of each model and cannot compute in passing: computed when asked, kept as files.
+"""Everything that evaluation.ipynb shows of the compared models: computed once from their checkpoints, then cached.
 
-A folder a model, by its name; the functions below say what is in each file:
+    python -m evaluation.explain [--profile full] [--data DATA] [--weights FILE]
 
-    weights.json          the digest of the weights that everything in the folder was made from
-    test.npz              probabilities of all test images, and their places by t-SNE
-    representation.csv    k-NN purity and RankMe of each stage
-    scorecam.npz          heat maps of the images that all models are shown
-    faithfulness.csv      what hiding and showing what the maps point at changes, in each of many images
-    randomisation.csv     what is left of the maps as the model forgets
-    inversion_settings.csv  how settings of the inversion do, see `compare_settings`
-    classes/, filters/    images by model inversion, as `model_inversion.save_inversion` writes them
+The cache is the folder explanations/ beside the results, with one folder per model, by its name:
 
-and beside these folders cka.csv and judged.csv, of all models together.
-What is there is not computed again; where the weights are others, the folder is emptied first.
+    weights.json            digest of the weights that everything in the folder was computed from
+    test.npz                probabilities of all test images, and their t-SNE
+    representation.csv      k-NN purity and RankMe of each stage
+    scorecam.npz            heat maps of the images that every model is shown
+    faithfulness.csv        deletion, insertion, drop and increase for many images (first model only)
+    randomisation.csv       how heat maps change as weights are randomized (first model only)
+    inversion_settings.csv  inversions with other settings, see `compare_settings` (first model only)
+    classes/, filters/      images by model inversion, as `model_inversion.save_inversion` writes them
+
+Beside these folders are tables of all models together: cka.csv and recognition.csv.  explained.py reads the cache.
+What is there is not computed again.  If a model's weights have changed, its folder is emptied first.
 """
 
+import argparse
 import json
 import shutil
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import combinations, islice
+from itertools import islice
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
-from scipy.stats import spearmanr
+from matplotlib import pyplot as plt
 from torch import nn
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional
 
-from evaluation import embedding, faithfulness, feature_statistics
 from data.files import write_atomically
-from evaluation.metrics import mean_and_interval
+from evaluation import faithfulness, plots, representation
+from evaluation.checkpoints import RELEASED, TrainedRun, load_trained
+from evaluation.explained import Explained, read_explanations, read_inversion
+from evaluation.metrics import rightly_predicted_by_all
 from evaluation.model_inversion import (
     InversionSettings,
     class_logit,
@@ -45,16 +52,22 @@ from evaluation.model_inversion import (
 )
 from evaluation.probes import stage_features
 from evaluation.scorecam import score_cam
+from runs import PROFILES, collect, configure, files_of, find, run_command
+from self_supervised.dataloader import build_loaders
+from supervised.settings import Experiment
 
+COMPARED = ("supervised_short", "rotation_gentle_classifier", "perturbation_gentle_classifier")
+CONTROL = "imagenet_classifier_best"  # the head of the pretexts' classifiers, on features without a pretext
+SHOWN_IMAGES = {"full": 8, "quick": 2}
 LAYERS = ("1", "2", "8")  # of the heat maps, stages of the network (the first report)
 CLASSES = ("bedroom", "coast", "forest", "highway", "industrial")  # to be inverted (the first report)
-MEASURED_LAYER = "7"  # of faithfulness: a map takes 320 masked images, where stage 8 takes 1,280
-RANDOMISED_LAYER = "5"  # of the maps of models that forget: 112, many times
+MEASURED_LAYER = "7"  # of faithfulness: a map takes 320 masked images, at stage 8 it would take 1,280
+RANDOMISED_LAYER = "5"  # of the maps during randomization: they take 112 masked images each
 STEPS = 8  # of deletion and insertion: an eighth of the pixels each
-COMPARED_STAGES = (2, 4, 6, 8)
+CKA_STAGES = (2, 4, 6, 8)
 RANDOMISED = ("classifier", "features.8", "features.7", "features.6", "features.5", "features.4")
 RANDOMISED_IMAGES = 4
-MAP_SIZE = 112  # pixels, square, at most: kept maps are for looking
+MAP_SIZE = 112  # pixels, square, at most: cached maps are for looking
 
 _TRIED = InversionSettings(steps=80, learning_rate=0.03, blur_sigma=1.0)
 TRIED = {  # how the settings of the inversions were chosen, see `compare_settings`
@@ -79,75 +92,110 @@ CHOSEN = replace(TRIED["small pixels clipped, more blur and jitter"], steps=128)
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is computed.
+    """How much is computed."""
 
-    Of how many test images maps are measured, for how many steps at most images are inverted, and with how many of the
-    settings in TRIED.
+    measured_images: int = 200  # test images for faithfulness
+    inversion_steps: int = 128  # at most
+    tried_settings: int = len(TRIED)  # the first ones
+
+
+EFFORT = {"full": Effort(), "quick": Effort(measured_images=2, inversion_steps=20, tried_settings=1)}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be explained, its test images, and where its files go."""
+
+    run: TrainedRun
+    loader: DataLoader  # all test images, in the order of the results
+    folder: Path
+    features_file: Path  # features of the test images: too large for results/
+
+
+def collect_explanations(experiments: Mapping[str, Experiment], profile: str, compute: bool = False) -> Explained:
+    """Everything that evaluation.ipynb shows of the compared models, from the cache; `compute` fills the cache first.
+
+    `experiments` are configured, by name: at least COMPARED and CONTROL.  Models without a result are left out.
+    Nothing is computed for a model that has neither a checkpoint nor a released file here.
+    Raises ValueError if no model has a result, or if too few test images are classified correctly by every model.
     """
+    compared = {name: experiments[name] for name in (*COMPARED, CONTROL)}
+    results = collect(compared.values(), profile)
+    if not results:
+        raise ValueError(f"there is no result of {', '.join(compared)}; train.py trains them")
+    first = compared[next(iter(results))]
+    folder = files_of(first, profile).results / "explanations"
+    scenes = build_loaders(first, progress=False).test.dataset.scenes
+    shown = _choose_images(results, profile)
+    if compute:
+        subjects = [_subject(compared[name], profile, folder) for name in results]
+        subjects = [subject for subject in subjects if subject is not None]
+        explain(subjects, shown, folder, EFFORT[profile])
+        draw_last_maps(read_explanations(folder, results, scenes, shown), folder.parent / "scorecam.jpg")
+    explained = read_explanations(folder, results, scenes, shown)
+    return replace(explained, missing=[name for name in compared if name not in explained.probabilities])
 
-    measured_images: int = 200
-    inversion_steps: int = 128
-    tried_settings: int = len(TRIED)
 
+def explain(subjects: Sequence[Subject], shown: Sequence[int], folder: Path, effort: Effort):
+    """Compute whatever the folders of the models lack, and the tables of all models in `folder`.
 
-def explain(
-    runs: dict,
-    controls: dict,
-    loaders: dict,
-    image_numbers: Sequence[int],
-    folder: Path,
-    cache: Path,
-    effort: Effort,
-):
-    """Compute for each run, by name, whatever its folder (`folder` / name) lacks; and the tables of all runs together.
-
-    `runs` are `trained.TrainedRun`s, the first of them the one whose maps are measured; of `controls` only the test
-    images are described.  `loaders` give the test images of each, in one order; `image_numbers` are those of the images
-    that heat maps are drawn of.  `cache` is a folder for features, which are large.  Tables of all: cka.csv
-    (`embedding.cka_table` of COMPARED_STAGES) and judged.csv (`judge_classes`).
+    Of the control only the test images are described.  The maps of the first other subject are measured.  All loaders
+    hold the test images in one order; `shown` are the numbers of those that heat maps are shown of.
     """
-    stages, (measured, *_) = {}, runs
-    for name, run in {**runs, **controls}.items():
-        own, dataset = open_folder(folder / name, run.weights), loaders[name].dataset
-        fast = run.folded()
-        features, labels = features_of(fast.model, loaders[name], run.weights, cache / f"{name}.features.npz")
-        stages |= {f"{name}, stage {stage}": features[stage] for stage in COMPARED_STAGES}
-        describe_test_images(fast.model, features, labels, own)
-        if name in controls:
-            continue
-        run, fast = run.without_mirror_image(), fast.without_mirror_image()
-        settings = _fitted(CHOSEN, run, effort)
-        invert_classes(fast, own, settings)
-        invert_filters(fast, strongest_filters(run.layer("features.8.0")), own, settings)
-        images, targets = _images(dataset, image_numbers), labels[image_numbers]
-        explain_images(fast, images, targets, [dataset.scenes.names[number] for number in image_numbers], own)
-        if name == measured:
-            with np.load(own / "test.npz") as saved:
-                predictions = saved["probabilities"].argmax(axis=1)
-            drawn = np.random.default_rng(0).permutation(len(labels))[: effort.measured_images]
-            randomise(run, images[:RANDOMISED_IMAGES], targets[:RANDOMISED_IMAGES], own)
-            measure_maps(fast, partial(_images, dataset), drawn, predictions[drawn], own)
-    if controls and not (folder / measured / "inversion_settings.csv").exists():
-        words_and_settings = islice(TRIED.items(), effort.tried_settings)
-        tried = {words: _fitted(each, runs[measured], effort) for words, each in words_and_settings}
-        compared = compare_settings(runs[measured].without_mirror_image(), next(iter(controls.values())), tried)
-        write_atomically(folder / measured / "inversion_settings.csv", compared.to_csv)
-    write_atomically(folder / "cka.csv", lambda path: embedding.cka_table(stages).to_csv(path))
-    _write_table(judge_classes(list(runs), {**runs, **controls}, folder), folder / "judged.csv")
+    features_of_stages = {}
+    for subject in subjects:
+        open_folder(subject.folder, subject.run.weights)
+        model = subject.run.folded().model
+        features, labels = features_of(model, subject.loader, subject.run.weights, subject.features_file)
+        describe_test_images(model, features, labels, subject.folder)
+        features_of_stages |= {f"{subject.run.name}, stage {stage}": features[stage] for stage in CKA_STAGES}
+    models = [subject for subject in subjects if subject.run.name != CONTROL]
+    for subject in models:
+        _explain_model(subject, shown, effort)
+    for subject in models[:1]:
+        _measure_model(subject, shown, effort)
+        for control in subjects:
+            if control.run.name == CONTROL:
+                _compare_settings_once(subject, control.run, effort)
+    if models:
+        write_atomically(folder / "cka.csv", representation.cka_table(features_of_stages).to_csv)
+        recognition = recognition_of_classes([subject.run.name for subject in models], subjects, folder)
+        _write_table(recognition, folder / "recognition.csv")
 
 
-def _fitted(settings: InversionSettings, run, effort: Effort) -> InversionSettings:
-    """For images of the run's size, where a shift of 32 pixels may be more than there is."""
-    steps, jitter = min(settings.steps, effort.inversion_steps), min(settings.jitter, run.image_size // 3)
-    return replace(settings, image_size=run.image_size, steps=steps, jitter=jitter)
+def _explain_model(subject: Subject, shown: Sequence[int], effort: Effort):
+    """Inversions and heat maps of one model."""
+    run, dataset = subject.run.without_flip_tta(), subject.loader.dataset
+    folded = run.folded()
+    settings = _fitted(CHOSEN, run, effort)
+    filters = {f"filter_{number}": number for number in strongest_filters(run.layer("features.8.0"))}
+    invert_once(folded, class_logit, _classes(run), subject.folder / "classes", settings)
+    invert_once(folded, filter_mean(folded.layer("features.8.2")), filters, subject.folder / "filters", settings)
+    targets, names = dataset.scenes.labels[shown], [dataset.scenes.names[number] for number in shown]
+    explain_images(folded, _images(dataset, shown), targets, names, subject.folder)
 
 
-def _images(dataset, numbers: Sequence[int]) -> torch.Tensor:
-    return torch.stack([dataset[int(number)][0] for number in numbers])
+def _measure_model(subject: Subject, shown: Sequence[int], effort: Effort):
+    """Whether the heat maps of a model can be believed."""
+    run, dataset = subject.run.without_flip_tta(), subject.loader.dataset
+    first = shown[:RANDOMISED_IMAGES]
+    randomise(run, _images(dataset, first), dataset.scenes.labels[first], subject.folder)
+    with np.load(subject.folder / "test.npz") as saved:
+        predictions = saved["probabilities"].argmax(axis=1)
+    sample = np.random.default_rng(0).permutation(len(predictions))[: effort.measured_images]
+    measure_maps(run.folded(), partial(_images, dataset), sample, predictions[sample], subject.folder)
+
+
+def _compare_settings_once(subject: Subject, control: TrainedRun, effort: Effort):
+    path = subject.folder / "inversion_settings.csv"
+    if not path.exists():
+        run = subject.run.without_flip_tta()
+        tried = {name: _fitted(each, run, effort) for name, each in islice(TRIED.items(), effort.tried_settings)}
+        write_atomically(path, compare_settings(run, control, tried).to_csv)
 
 
 def open_folder(folder: Path, weights: str) -> Path:
-    """The folder of a model's explanations, emptied if what is there was made from weights of another digest."""
+    """The folder of a model's cache, emptied if it was computed from weights with another digest."""
     stamp = folder / "weights.json"
     if folder.exists() and (not stamp.exists() or json.loads(stamp.read_text())["weights"] != weights):
         shutil.rmtree(folder)
@@ -156,7 +204,7 @@ def open_folder(folder: Path, weights: str) -> Path:
 
 
 def features_of(model: nn.Module, loader, weights: str, cache: Path) -> tuple[list[np.ndarray], np.ndarray]:
-    """As `probes.stage_features`, read from the file `cache` (.npz) if it holds those of weights of this digest."""
+    """As `probes.stage_features`; read from the .npz file `cache` if that holds those of weights with this digest."""
     if cache.exists():
         with np.load(cache) as saved:
             if str(saved["weights"]) == weights:
@@ -169,39 +217,38 @@ def features_of(model: nn.Module, loader, weights: str, cache: Path) -> tuple[li
 
 @torch.inference_mode()
 def describe_test_images(model: nn.Module, features: Sequence[np.ndarray], labels: np.ndarray, folder: Path):
-    """Write test.npz and representation.csv from the features of each stage (N, channels) of all test images.
+    """Write test.npz and representation.csv, from the features of each stage (N, channels) of all test images.
 
-    test.npz: labels (N,), probabilities (N, classes) that the model's head gives, and places (N, 2), the t-SNE of the
-    last stage.  representation.csv: one row a stage, with neighbour_purity (0..1) and rank_me.
+    test.npz: labels (N,), probabilities (N, classes) of the model's head, and places (N, 2), the t-SNE of the last
+    stage.  representation.csv: one line per stage, with neighbour_purity (0..1) and rank_me.
     """
     if not (folder / "test.npz").exists():
         pooled = np.concatenate([features[stage] for stage in sorted(model.stages)], axis=1)
         probabilities = model.classifier(torch.from_numpy(pooled)).softmax(dim=1).numpy()
-        places = embedding.tsne(features[-1]).astype(np.float16)
-        write_atomically(
-            folder / "test.npz",
-            lambda path: np.savez_compressed(path, labels=labels, probabilities=probabilities, places=places),
-        )
+        places = representation.tsne(features[-1]).astype(np.float16)
+        contents = {"labels": labels, "probabilities": probabilities, "places": places}
+        write_atomically(folder / "test.npz", lambda path: np.savez_compressed(path, **contents))
     if not (folder / "representation.csv").exists():
-        rows = [
-            {
-                "stage": stage,
-                "channels": each.shape[1],
-                "neighbour_purity": embedding.neighbour_purity(each, labels),
-                "rank_me": feature_statistics.rank_me(each),
-            }
+        lines = [
+            (stage, each.shape[1], representation.neighbour_purity(each, labels), representation.rank_me(each))
             for stage, each in enumerate(features)
         ]
-        _write_table(pd.DataFrame(rows), folder / "representation.csv")
+        table = pd.DataFrame(lines, columns=["stage", "channels", "neighbour_purity", "rank_me"])
+        _write_table(table, folder / "representation.csv")
 
 
 def explain_images(
-    run, images: torch.Tensor, targets: Sequence[int], names: Sequence[str], folder: Path, images_at_once: int = 2
+    run: TrainedRun,
+    images: torch.Tensor,
+    targets: Sequence[int],
+    names: Sequence[str],
+    folder: Path,
+    images_at_once: int = 2,
 ):
-    """Write scorecam.npz: Score-CAM of images (N, 3, S, S), normalised, for the target classes (N,), at LAYERS.
+    """Write scorecam.npz: Score-CAM of normalized images (N, 3, S, S) for the target classes (N,), at LAYERS.
 
-    It holds names (N,), layers (L,), maps (L, N, s, s) in bytes of 0..255, s at most MAP_SIZE, and constant_channels
-    (L, N).  Every `images_at_once` images it is written; a call that was interrupted goes on.  Maps of other images are
+    It holds names (N,), layers (L,), maps uint8 (L, N, s, s) with s at most MAP_SIZE, and constant_channels (L, N).
+    The file is written after every `images_at_once` images, so an interrupted call continues.  Maps of other images are
     replaced.
     """
     path = folder / "scorecam.npz"
@@ -224,50 +271,25 @@ def explain_images(
         write_atomically(path, partial(np.savez_compressed, constant_channels=constant_channels, **contents))
 
 
-def read_maps(folder: Path, size: int) -> dict[str, torch.Tensor]:
-    """The maps of scorecam.npz by layer, each (N, size, size) in 0..1."""
-    with np.load(folder / "scorecam.npz") as saved:
-        maps = torch.from_numpy(saved["maps"]).float() / 255
-        maps = nn.functional.interpolate(maps, size=(size, size), mode="bilinear")
-        return dict(zip(saved["layers"].tolist(), maps, strict=True))
-
-
-def compare_models(maps: dict[str, dict[str, torch.Tensor]]) -> pd.DataFrame:
-    """Whether models look at the same places: one row a layer and pair, from the `read_maps` of each model.
-
-    Columns: layer, one, other, correlation: Spearman's, -1 to 1, of the two maps of an image, in the mean over the
-    images in which neither map is empty; NaN if there is none.
-    """
-    rows = []
-    for one, other in combinations(maps, 2):
-        for layer in maps[one]:
-            pairs = zip(maps[one][layer], maps[other][layer], strict=True)
-            pairs = [(first.flatten(), second.flatten()) for first, second in pairs if first.any() and second.any()]
-            values = [spearmanr(*pair).statistic for pair in pairs]
-            rows.append((layer, one, other, np.mean(values) if values else np.nan))
-    return pd.DataFrame(rows, columns=["layer", "one", "other", "correlation"])
-
-
 def measure_maps(
-    run,
+    run: TrainedRun,
     images_of: Callable[[Sequence[int]], torch.Tensor],
     image_numbers: Sequence[int],
     targets: Sequence[int],
     folder: Path,
     images_at_once: int = 4,
 ):
-    """Write faithfulness.csv: `faithfulness.measure_faithfulness` of Score-CAM, a random and an edge map.
+    """Write faithfulness.csv: `faithfulness.measure_faithfulness` of Score-CAM, a random map and an edge map.
 
-    `images_of` gives the normalised images (n, 3, S, S) of so many of the image numbers; targets are one class each.
-    Every `images_at_once` images the file is written; a call that was interrupted goes on after the last of them.
+    `images_of` returns the normalized images (n, 3, S, S) of image numbers; `targets` are one class for each.
+    The file is written after every `images_at_once` images, so an interrupted call continues.
     """
-    path = folder / "faithfulness.csv"
+    path, layer = folder / "faithfulness.csv", run.layer(MEASURED_LAYER)
     parts = [pd.read_csv(path)] if path.exists() else []
     done = parts[0]["image"].nunique() if parts else 0
     for start in range(done, len(image_numbers), images_at_once):
         numbers = image_numbers[start : start + images_at_once]
         images, of_images = images_of(numbers), targets[start : start + images_at_once]
-        layer = run.layer(MEASURED_LAYER)
         maps = {
             "Score-CAM": score_cam(run.model, images, layer, of_images).maps,
             "random": faithfulness.random_maps(images, seed=start),
@@ -284,105 +306,144 @@ def measure_maps(
         _write_table(pd.concat(parts, ignore_index=True), path)
 
 
-def faithfulness_table(measured: pd.DataFrame) -> pd.DataFrame:
-    """The mean of each measure with its 95 % interval, "from" and "to", of `measure_faithfulness`: one row each.
-
-    Columns: measure, baseline, map, mean, from, to, images.
-    """
-    rows = []
-    for (baseline, name), group in measured.groupby(["baseline", "map"], sort=False):
-        for measure in faithfulness.LOWER_IS_BETTER:
-            mean, low, high = mean_and_interval(group[measure])
-            rows.append((measure, baseline, name, mean, low, high, len(group)))
-    return pd.DataFrame(rows, columns=["measure", "baseline", "map", "mean", "from", "to", "images"])
-
-
-def randomise(run, images: torch.Tensor, targets: Sequence[int], folder: Path):
-    """Write randomisation.csv: `faithfulness.cascading_randomisation` at RANDOMISED_LAYER, one row a part and image."""
+def randomise(run: TrainedRun, images: torch.Tensor, targets: Sequence[int], folder: Path):
+    """Write randomisation.csv: `faithfulness.cascading_randomisation` at RANDOMISED_LAYER, per part and image."""
     path = folder / "randomisation.csv"
     if path.exists():
         return
     parts = [run.layer(name) for name in RANDOMISED]
     correlations = faithfulness.cascading_randomisation(run.model, images, run.layer(RANDOMISED_LAYER), targets, parts)
-    rows = [
-        {"part": part, "image": number, "correlation": correlation}
-        for part, of_part in zip(RANDOMISED, correlations, strict=True)
-        for number, correlation in enumerate(of_part)
+    lines = [
+        (part, number, correlation)
+        for part, of_images in zip(RANDOMISED, correlations, strict=True)
+        for number, correlation in enumerate(of_images)
     ]
-    _write_table(pd.DataFrame(rows), path)
+    _write_table(pd.DataFrame(lines, columns=["part", "image", "correlation"]), path)
 
 
-def invert_classes(run, folder: Path, settings: InversionSettings):
-    """Write the folder classes: an image that raises the logit of each of CLASSES that the run knows."""
-    if (folder / "classes" / "settings.json").exists():
-        return
-    names = [name for name in CLASSES if name in run.class_names]
-    targets = [run.class_names.index(name) for name in names]
-    inversion = invert(run.model, class_logit, targets, settings, run.mean, run.std, progress=False)
-    save_inversion(inversion, names, folder / "classes")
-    _write_settings(folder / "classes", run, "class", settings)
+def invert_once(run: TrainedRun, objective, targets: Mapping[str, int], folder: Path, settings: InversionSettings):
+    """Write a folder of inversions for each target (name: number of a class or filter), unless it is there.
 
-
-def invert_filters(run, filters: Sequence[int], folder: Path, settings: InversionSettings):
-    """Write the folder filters: an image that raises the mean of each filter after the last stage."""
-    if (folder / "filters" / "settings.json").exists():
-        return
-    objective = filter_mean(run.layer("features.8.2"))
-    inversion = invert(run.model, objective, filters, settings, run.mean, run.std, progress=False)
-    save_inversion(inversion, [f"filter_{number}" for number in filters], folder / "filters")
-    _write_settings(folder / "filters", run, "filter", settings)
-
-
-def compare_settings(run, judge, tried: dict[str, InversionSettings]) -> pd.DataFrame:
-    """How settings do that invert CLASSES: one row each, by name.
-
-    Columns: final_loss, the mean over the classes of the median of the last ten losses (low is good, and easy to have
-    from noise); converged, the number of images that did; probability, which `judge`, another run, gives the classes,
-    in the mean (high is good: the image shows the class to one that had no part in making it); and the settings.
+    `objective` is one of model_inversion.  settings.json is written last, so a folder that has it is complete.
     """
-    rows = {}
-    targets = [run.class_names.index(name) for name in CLASSES if name in run.class_names]
+    if (folder / "settings.json").exists():
+        return
+    inversion = invert(run.model, objective, list(targets.values()), settings, run.mean, run.std, progress=False)
+    save_inversion(inversion, list(targets), folder)
+    kind = "class" if objective is class_logit else "filter"
+    text = json.dumps({"model": run.name, "objective": kind, **asdict(settings)}, indent=1) + "\n"
+    write_atomically(folder / "settings.json", lambda temporary: temporary.write_text(text))
+
+
+def compare_settings(run: TrainedRun, evaluator: TrainedRun, tried: Mapping[str, InversionSettings]) -> pd.DataFrame:
+    """What inversions of CLASSES achieve with different settings: one line for each, by name.
+
+    Columns: final_loss, the mean over the classes of the median of the last ten losses (a low loss is easy to reach
+    with noise); converged, the number of images that did; probability, the mean probability of the class according to
+    `evaluator`, a network that had no part in making the images (high is good); and the settings.
+    """
+    lines = {}
+    targets = list(_classes(run).values())
     for name, settings in tried.items():
         inversion = invert(run.model, class_logit, targets, settings, run.mean, run.std, progress=False)
-        probabilities = score_by_another(judge.model, inversion.images, targets, judge.mean, judge.std)
-        rows[name] = {
+        probabilities = score_by_another(evaluator.model, inversion.images, targets, evaluator.mean, evaluator.std)
+        lines[name] = {
             "final_loss": inversion.final_losses.mean().item(),
             "converged": int(inversion.converged.sum()),
             "probability": probabilities.mean().item(),
             **asdict(settings),
         }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def judge_classes(names: Sequence[str], judges: dict, folder: Path) -> pd.DataFrame:
-    """What runs make of the class images of each named one: the probability (0..1) of the class, by image and judge.
+def recognition_of_classes(names: Sequence[str], evaluators: Sequence[Subject], folder: Path) -> pd.DataFrame:
+    """The probability (0..1) that each evaluator network gives the class of each cached class image.
 
-    Columns: model, judge, class, probability.  Of other models it tells whether an image shows the class or only
-    deceives the model it was made with.
+    `names` are the models whose images the `evaluators` see.  Columns: model, evaluator, class, probability.  An image
+    that only its own model recognizes does not show the class; it fools the model.
     """
-    rows = []
+    lines = []
     for name in names:
-        classes = pd.read_csv(folder / name / "classes" / "inversion.csv")["name"]
-        paths = [folder / name / "classes" / f"{each}.png" for each in classes]
-        for judge, run in judges.items():
-            images = functional.resize(read_pictures(paths).float() / 255, [run.image_size], antialias=True)
+        inversion = read_inversion(folder / name / "classes")
+        classes, pictures = inversion.table["name"], inversion.pictures.float() / 255
+        for run in (evaluator.run for evaluator in evaluators):
+            images = functional.resize(pictures, [run.image_size], antialias=True)
             targets = [run.class_names.index(each) for each in classes]
             probabilities = score_by_another(run.model, images, targets, run.mean, run.std)
-            rows += [(name, judge, *each) for each in zip(classes, probabilities.tolist(), strict=True)]
-    return pd.DataFrame(rows, columns=["model", "judge", "class", "probability"])
+            lines += [(name, run.name, *each) for each in zip(classes, probabilities.tolist(), strict=True)]
+    return pd.DataFrame(lines, columns=["model", "evaluator", "class", "probability"])
 
 
-def read_pictures(paths: Sequence[Path]) -> torch.Tensor:
-    """Pictures of one size from files, bytes (N, 3, H, W)."""
-    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+def draw_last_maps(explained: Explained, path: Path):
+    """Draw the heat maps of all models after the last stage into one picture, for the front page."""
+    last = {name.removesuffix("_classifier"): maps[LAYERS[-1]] for name, maps in explained.maps.items()}
+    if not last:
+        return
+    count = min(map(len, last.values()))
+    shown = explained.shown[:count]
+    titles = [explained.scenes.names[number].split("/")[0] for number in shown]
+    last = {name: maps[:count] for name, maps in last.items()}
+    sheet = plots.draw_heat_map_sheet(explained.scenes.images[shown], titles, last, images_across=True)
+    write_atomically(path, partial(sheet.savefig, pil_kwargs={"quality": 85}))
+    plt.close(sheet)
 
 
-def _write_settings(folder: Path, run, objective: str, settings: InversionSettings):
-    """Last, so that a folder with settings is whole."""
-    written = {"model": run.name, "objective": objective, **asdict(settings)}
-    write_atomically(folder / "settings.json", lambda temporary: temporary.write_text(json.dumps(written, indent=1) + "\n"))
+def main(arguments=None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation.explain", description=__doc__.split("\n")[0])
+    parser.add_argument("--profile", choices=PROFILES, default="full")
+    parser.add_argument("--data", help="the name of a prepared data set, or a folder <split>/<class>/<image>")
+    parser.add_argument("--weights", help="initial weights of the runs: imagenet, random, or the file of a state dict")
+    options = parser.parse_args(arguments)
+    matplotlib.use("Agg")
+    return run_command(lambda: _explain(options))
+
+
+def _explain(options):
+    experiments = {
+        name: configure(find(name), options.profile, data=options.data, weights=options.weights)
+        for name in (*COMPARED, CONTROL)
+    }
+    print(collect_explanations(experiments, options.profile, compute=True).note)
+
+
+def _choose_images(results: Mapping[str, dict], profile: str) -> np.ndarray:
+    """Numbers of test images that every compared model classifies correctly; in the quick profile, of any."""
+    labels = np.array(next(iter(results.values()))["labels"]["test"])
+    predictions = [result["predictions"]["test"] for name, result in results.items() if name != CONTROL]
+    if profile == "quick" or not predictions:  # quick models have learned nothing
+        predictions = [labels]
+    return rightly_predicted_by_all(labels, predictions, SHOWN_IMAGES[profile])
+
+
+def _subject(experiment: Experiment, profile: str, folder: Path) -> Subject | None:
+    """The model of an experiment with its test images, or None if its weights are not here."""
+    files = files_of(experiment, profile)
+    for path in (files.checkpoint, files.checkpoint.with_suffix(RELEASED)):
+        if path.exists():
+            test = build_loaders(experiment, progress=False).test
+            return Subject(load_trained(path), test, folder / files.name, files.models / f"{files.name}.features.npz")
+    return None
+
+
+def _classes(run: TrainedRun) -> dict[str, int]:
+    """The classes to be inverted that the run knows, with their numbers."""
+    return {name: run.class_names.index(name) for name in CLASSES if name in run.class_names}
+
+
+def _fitted(settings: InversionSettings, run: TrainedRun, effort: Effort) -> InversionSettings:
+    """The settings for the run's image size; on small images a shift of 32 pixels may be too large."""
+    steps, jitter = min(settings.steps, effort.inversion_steps), min(settings.jitter, run.image_size // 3)
+    return replace(settings, image_size=run.image_size, steps=steps, jitter=jitter)
+
+
+def _images(dataset, numbers: Sequence[int]) -> torch.Tensor:
+    return torch.stack([dataset[int(number)][0] for number in numbers])
 
 
 def _write_table(table: pd.DataFrame, path: Path):
     write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

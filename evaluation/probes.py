@@ -1,37 +1,88 @@
-"""How good frozen features are: small classifiers on top of them, by stage of the network and by number of labels.
+"""How good frozen features are: small classifiers on them, by stage of the network and by number of labels.
 
-The network is never trained.  `splits` is everywhere a dict of "train", "val" and "test": a probe learns from train,
-whatever is chosen is chosen on val, and test is read once.  Labels are arrays (N,) of label numbers; accuracies are
-fractions of images, 0 to 1.
+    python -m evaluation.probes [scenes | cifar10] [--profile full] [--data DATA] [--weights FILE]
+
+The command probes the features that a self-supervised report shows, and caches the tables as CSV files beside the
+results.  Each table says which weights it was computed from; a table of the same weights is not computed again.
+
+The network is never trained.  `splits` is a dict of "train", "val" and "test" everywhere: a probe learns from train,
+every choice is made on val, and test is read once.  Labels are arrays (N,) of class numbers.  Accuracies are 0..1.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib import pyplot as plt
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from tqdm.auto import tqdm
 
-from evaluation.metrics import accuracy_interval, mean_and_interval
+from data.files import write_atomically
+from evaluation import plots, representation
+from evaluation.hooks import eval_mode
+from evaluation.results import PRETEXTS_BY_EPOCH, pretext_epochs_table
+from evaluation.statistics import accuracy_interval, mean_and_interval
+from runs import PROFILES, build_model, collect, configure, files_of, find, load_weights, prerequisites, run_command
+from self_supervised.dataloader import build_loaders
+from self_supervised.settings import CLASSIFIER_EXPERIMENTS
+from supervised.settings import Experiment
 
-# Of a linear probe, see `Probe.C`.  Late stages (many channels) do best at 0.001 to 0.01, the first ones at 100.
+# See `Probe.C`.  Late stages, which have many channels, do best at 0.001 to 0.01, the first ones at 100.
 STRENGTHS = tuple(10.0**power for power in range(-4, 3))
-NEIGHBOURS = (20, 200)  # k; 200 is what Wu et al. 2018 use, DINO (Caron et al. 2021) found 20 to be best
-TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al. 2018)
+NEIGHBORS = (20, 200)  # k; Wu et al. 2018 use 200, DINO (Caron et al. 2021) found 20 to be best
+TEMPERATURE = 0.07  # of the neighbors' votes (Wu et al. 2018)
 IMAGES_PER_CLASS = (1, 5, 10, 25, 50, 100)
 
+# What the reports probe: name in figures, experiment that the features come from.
+SCENES = {
+    "ImageNet": "imagenet_classifier_tuned",
+    "random": "random_classifier",
+    **{
+        f"{pretext}, epoch {epoch}": f"{pretext}_classifier_tuned_{epoch}"
+        for pretext in ("rotation", "perturbation")
+        for epoch in (3, 6, 10)
+    },
+    **{
+        f"{pretext}_gentle{suffix}": f"{pretext}_gentle_classifier{of_name}"
+        for pretext in ("rotation", "perturbation")
+        for of_name, suffix in (("", ""), ("_own_batchnorm", ", its own BatchNorm"))
+    },
+}
+SCENES_IN_QUICK = ("ImageNet", "random", "rotation, epoch 10", "rotation_gentle, its own BatchNorm")
+SCENES_BY_LABELS = ("ImageNet", "random", "rotation, epoch 10", "perturbation, epoch 10")
+CIFAR10 = {
+    "random": "cifar10_random_classifier",
+    "rotation pretext": "cifar10_rotation",
+    "fine-tuned": "cifar10_rotation_finetuned",
+    "from scratch": "cifar10_scratch",
+    "rotation pretext, stem for 32x32": "cifar10_rotation_cifar_stem",
+    "rotation pretext, the reference's length": "cifar10_rotation_whole",
+}
+CIFAR10_CONTROL = "cifar10_random_classifier"  # probed on its images: a pretext's loaders show rotated ones
+DRAWS = {"quick": 2, "full": 5}  # samples of each number of labels
+CIFAR10_DRAWS = {"quick": 3, "full": 3}
+CIFAR10_IMAGES_PER_CLASS = {"quick": (1, 2, 4), "full": (5, 25, 100, 400)}
+CIFAR10_PERPLEXITY = {"quick": 5.0, "full": 30.0}
+CIFAR10_NEIGHBORS = {"quick": 5, "full": 20}
+
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]  # split: features (N, D), labels (N,)
-StagesOfSplits = dict[str, tuple[list[np.ndarray], np.ndarray]]  # split: what `stage_features` gives
+StagesOfSplits = dict[str, tuple[list[np.ndarray], np.ndarray]]  # split: what `stage_features` returns
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a small classifier on frozen features makes of val and test; predictions are labels (N,)."""
+    """What a small classifier on frozen features achieves on val and test; predictions are labels (N,)."""
 
     val_accuracy: float
     test_accuracy: float
@@ -39,20 +90,38 @@ class Probe:
     C: float | None = None  # scikit-learn's name: one over the strength of a linear probe's L2 penalty
 
 
+@dataclass(frozen=True)
+class Probed:
+    """The cached tables of a report, by the name of the features in its figures."""
+
+    by_stage: dict[str, pd.DataFrame]  # as `probe_stages` returns them
+    fractions: dict[str, pd.DataFrame]  # as `label_fractions` returns them
+    places: dict[str, pd.DataFrame]  # CIFAR-10: x, y (t-SNE), label, purity of the last stage for each test image
+    missing: list[str]  # names without tables
+    stale: list[str]  # names whose tables were computed from other weights than the results
+    tried: pd.DataFrame = field(default_factory=pd.DataFrame)  # scenes: see `pretexts_tried`
+
+    @property
+    def note(self) -> str:
+        """What is missing and what is stale, in two sentences."""
+        return (
+            f"Not probed yet: {'; '.join(self.missing) or 'nothing'}.  "
+            f"Probed with other weights than those of the results: {'; '.join(self.stale) or 'nothing'}."
+        )
+
+
 @torch.inference_mode()
 def stage_features(model: nn.Module, loader, device: str = "cpu") -> tuple[list[np.ndarray], np.ndarray]:
     """The mean of each feature map after every stage of `model.features`, for all images in the loader's order.
 
-    `model.features` is an nn.Sequential on `device`, whose stages give (N, channels, height, width); the loader gives
-    (images, labels).  Returns one float32 array (N, channels) a stage, and the labels (N,).  Of a model with
-    `flip_tta` they are the mean of the image's and its mirror image's, as its head sees them.  Everything is
-    computed once, in eval mode; afterwards each module is in the mode it was in.
+    `model.features` is an nn.Sequential on `device`, whose stages return (N, channels, height, width).  The loader
+    yields (images, labels).  Returns one float32 array (N, channels) per stage, and the labels (N,).
+    A model with `flip_tta` gives the mean over the image and its horizontal flip, which is what its head sees.
+    Everything is computed once, in eval mode; afterwards each module is in its own mode again.
     Raises ValueError if the loader has no batch.
     """
-    modes = [(module, module.training) for module in model.features.modules()]
-    model.features.eval()
     pooled, all_labels = [[] for _ in model.features], []
-    try:
+    with eval_mode(model.features):
         for images, labels in loader:
             views = [images.to(device)]
             if getattr(model, "flip_tta", False):
@@ -61,16 +130,13 @@ def stage_features(model: nn.Module, loader, device: str = "cpu") -> tuple[list[
                 views = [stage(maps) for maps in views]
                 means.append(torch.stack([maps.float().mean(dim=(2, 3)) for maps in views]).mean(dim=0).cpu())
             all_labels.append(labels.cpu())
-    finally:
-        for module, training in modes:
-            module.training = training
     if not all_labels:
-        raise ValueError("the loader has no batch; there are no images to take features of")
+        raise ValueError("the loader has no batch; there are no images to compute features of")
     return [torch.cat(means).numpy() for means in pooled], torch.cat(all_labels).numpy()
 
 
 def linear_probe(splits: Splits) -> Probe:
-    """Logistic regression on standardised features (Alain and Bengio 2016), its C of STRENGTHS chosen on val.
+    """Logistic regression on standardized features (Alain and Bengio 2016), with C chosen from STRENGTHS on val.
 
     Mean and standard deviation are those of the training images.  Of equally good C the smallest is taken.
     Raises ValueError for features that cannot be probed.
@@ -78,8 +144,8 @@ def linear_probe(splits: Splits) -> Probe:
     _check(splits)
     chosen, val_accuracy = None, -1.0
     for strength in STRENGTHS:
-        # At scikit-learn's own tolerance of 1e-4 lbfgs stops early under a weak penalty, which is then not what is
-        # compared.  In float64, since in float32 its line search can fail on rounding.
+        # scikit-learn's default tolerance of 1e-4 stops lbfgs early under a weak penalty, so strengths would not be
+        # compared at their optimum.  In float64, because in float32 its line search can fail on rounding.
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, tol=1e-5, max_iter=10_000))
         probe.fit(splits["train"][0].astype(np.float64), splits["train"][1])
         accuracy = probe.score(*splits["val"])
@@ -88,119 +154,334 @@ def linear_probe(splits: Splits) -> Probe:
     return _read_test(chosen, splits, val_accuracy, C=chosen[-1].C)
 
 
-def nearest_neighbours(splits: Splits, neighbours: int) -> Probe:
-    """The vote of the training images with the highest cosine similarity, weighted by exp(similarity / TEMPERATURE).
+def nearest_neighbors(splits: Splits, neighbors: int) -> Probe:
+    """A vote of the training images with the highest cosine similarity, weighted by exp(similarity / TEMPERATURE).
 
     As in Wu et al. 2018 and DINO (Caron et al. 2021).  Nothing is learned or chosen.
-    Raises ValueError for features that cannot be probed, or fewer training images than neighbours.
+    Raises ValueError for features that cannot be probed, or fewer training images than neighbors.
     """
     _check(splits)
-    if len(splits["train"][1]) < neighbours:
+    if len(splits["train"][1]) < neighbors:
         raise ValueError(
-            f"the vote of {neighbours} neighbours needs at least as many training images; "
-            f"there are {len(splits['train'][1])}"
+            f"{neighbors} neighbors need at least as many training images; there are {len(splits['train'][1])}"
         )
-    probe = KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute", weights=_vote)
+    probe = KNeighborsClassifier(neighbors, metric="cosine", algorithm="brute", weights=_vote)
     probe.fit(*splits["train"])
     return _read_test(probe, splits, probe.score(*splits["val"]))
 
 
 def probe_stages(features_by_split: StagesOfSplits) -> pd.DataFrame:
-    """The linear probe and the nearest neighbours of every stage, from what `stage_features` gives for each split.
+    """The linear probe and the nearest neighbors of every stage, from what `stage_features` returns for each split.
 
-    One row a stage and probe: stage (its place in `model.features`), probe ("linear", "20 nearest", "200 nearest"),
+    One line per stage and probe: stage (its index in `model.features`), probe ("linear", "20 nearest", "200 nearest"),
     val_accuracy, test_accuracy, and from, to: the 95 % interval of the test accuracy (Wilson 1927).  A vote of more
-    neighbours than there are training images is left out.
+    neighbors than there are training images is left out.
     Raises ValueError, which names the stage, for features that cannot be probed.
     """
     counts = {split: len(stages) for split, (stages, _) in features_by_split.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"every split must have the same stages; their numbers are {counts}")
-    stages = [
-        {split: (arrays[stage], labels) for split, (arrays, labels) in features_by_split.items()}
-        for stage in range(counts["train"])
-    ]
+    stages = [_at_stage(features_by_split, stage) for stage in range(counts["train"])]
     for stage, splits in enumerate(stages):
-        _check(splits, f"the features of stage {stage}")  # before minutes are spent on those before it
-    rows = []
+        _check(splits, f"the features of stage {stage}")  # before minutes are spent on earlier stages
+    lines = []
     for stage, splits in enumerate(stages):
-        train_labels, test_labels = splits["train"][1], splits["test"][1]
         probes = {"linear": linear_probe(splits)}
-        for neighbours in NEIGHBOURS:
-            if neighbours <= len(train_labels):
-                probes[f"{neighbours} nearest"] = nearest_neighbours(splits, neighbours)
+        for neighbors in NEIGHBORS:
+            if neighbors <= len(splits["train"][1]):
+                probes[f"{neighbors} nearest"] = nearest_neighbors(splits, neighbors)
         for name, probe in probes.items():
-            low, high = accuracy_interval(int((probe.test_predictions == test_labels).sum()), len(test_labels))
-            rows.append(
-                {
-                    "stage": stage,
-                    "probe": name,
-                    "val_accuracy": probe.val_accuracy,
-                    "test_accuracy": probe.test_accuracy,
-                    "from": low,
-                    "to": high,
-                }
-            )
-    return pd.DataFrame(rows)
+            correct = probe.test_predictions == splits["test"][1]
+            low, high = accuracy_interval(int(correct.sum()), len(correct))
+            lines.append((stage, name, probe.val_accuracy, probe.test_accuracy, low, high))
+    return pd.DataFrame(lines, columns=["stage", "probe", "val_accuracy", "test_accuracy", "from", "to"])
 
 
-def draw_of_each_class(labels: np.ndarray, images_per_class: int, seed: int) -> np.ndarray:
-    """Indices of so many images of each class, drawn without replacement.
+def sample_of_each_class(labels: np.ndarray, images_per_class: int, seed: int) -> np.ndarray:
+    """Indices of this many images of each class, sampled without replacement.
 
-    Of one seed the smaller draws are contained in the larger ones.  Raises ValueError if a class has too few images.
+    With one seed a smaller sample is contained in every larger one.  Raises ValueError if a class has too few images.
     """
     generator = np.random.default_rng(seed)
-    drawn = []
+    sample = []
     for label in np.unique(labels):
-        shuffled = generator.permutation(np.flatnonzero(labels == label))  # all of them, so that the draws are nested
+        shuffled = generator.permutation(np.flatnonzero(labels == label))  # of all, so that samples are nested
         if len(shuffled) < images_per_class:
-            raise ValueError(f"{images_per_class} images are to be drawn, but class {label} has {len(shuffled)}")
-        drawn.append(shuffled[:images_per_class])
-    return np.concatenate(drawn)
+            raise ValueError(f"class {label} has {len(shuffled)} images, fewer than {images_per_class}")
+        sample.append(shuffled[:images_per_class])
+    return np.concatenate(sample)
 
 
 def label_fractions(splits: Splits, images_per_class: Sequence[int] = IMAGES_PER_CLASS, draws: int = 5) -> pd.DataFrame:
-    """The linear probe with fewer labelled training images: one row a number of images a class and draw.
+    """The linear probe with fewer labeled training images: one line per number of images of a class and per draw.
 
-    Columns: images_per_class, draw (its seed, from 0), val_accuracy, test_accuracy.  Numbers above what the smallest
-    class has are left out; where all training images are taken there is one draw, since all would be the same.  C is
-    chosen on all of val even then, so a probe with few labels knows more than these few.
+    Columns: images_per_class, draw (its seed, from 0), val_accuracy, test_accuracy.  Numbers above the size of the
+    smallest class are left out.  With all training images there is one draw, since every draw would be the same.
+    C is chosen on all of val even then, so a probe with few labels uses more labels than these few.
     Raises ValueError for features that cannot be probed.
     """
     _check(splits)
     features, labels = splits["train"]
     _, counts = np.unique(labels, return_counts=True)
-    rows = []
+    lines = []
     for number in images_per_class:
         if number > counts.min():
             continue
         for draw in range(1 if number == counts.max() else draws):
-            drawn = draw_of_each_class(labels, number, seed=draw)
-            probe = linear_probe({**splits, "train": (features[drawn], labels[drawn])})
-            rows.append(
-                {
-                    "images_per_class": number,
-                    "draw": draw,
-                    "val_accuracy": probe.val_accuracy,
-                    "test_accuracy": probe.test_accuracy,
-                }
-            )
-    return pd.DataFrame(rows, columns=["images_per_class", "draw", "val_accuracy", "test_accuracy"])
+            sample = sample_of_each_class(labels, number, seed=draw)
+            probe = linear_probe({**splits, "train": (features[sample], labels[sample])})
+            lines.append((number, draw, probe.val_accuracy, probe.test_accuracy))
+    return pd.DataFrame(lines, columns=["images_per_class", "draw", "val_accuracy", "test_accuracy"])
 
 
 def mean_of_draws(fractions: pd.DataFrame) -> pd.DataFrame:
-    """From `label_fractions`, one row a number of images: images_per_class, test_accuracy (the mean), from, to.
+    """From `label_fractions`, one line per number of images: images_per_class, test_accuracy (the mean), from, to.
 
-    The interval is that of the mean over the draws; it does not say how few the test images are.
+    The interval is that of the mean over the draws.  It does not account for the sampling of test images.
     """
-    rows = [
-        (number, *mean_and_interval(group["test_accuracy"])) for number, group in fractions.groupby("images_per_class")
+    lines = [
+        (number, *mean_and_interval(group["test_accuracy"].tolist()))
+        for number, group in fractions.groupby("images_per_class")
     ]
-    return pd.DataFrame(rows, columns=["images_per_class", "test_accuracy", "from", "to"])
+    return pd.DataFrame(lines, columns=["images_per_class", "test_accuracy", "from", "to"])
+
+
+def collect_scenes(
+    experiments: Mapping[str, Experiment], profile: str, compute: bool = False, progress: bool = False
+) -> Probed:
+    """The probes that self_supervised/report.ipynb shows, from the cache; `compute` fills the cache first.
+
+    `experiments` are configured, by name: at least those of SCENES.  Runs without a result are left out.
+    The quick profile probes those of SCENES_IN_QUICK only.  All are probed with the second report's resize rule.
+    Files, beside the results: probes_<name>.csv (with last_four_val, the val accuracy of one linear probe on stages 5
+    to 8), fractions_<name>.csv of the last stage for SCENES_BY_LABELS, pretext_tried.csv, and pretext_epochs.png, a
+    picture for the front page.
+    Raises FileNotFoundError if `compute` needs the checkpoint of a pretext that is not there.
+    """
+    probed = {
+        label: experiments[name] for label, name in SCENES.items() if profile == "full" or label in SCENES_IN_QUICK
+    }
+    results = collect(probed.values(), profile)
+    weights = {
+        label: results[experiment.name]["initial_weights"].get("sha256", "random")
+        for label, experiment in probed.items()
+        if experiment.name in results
+    }
+    probed["random"] = replace(probed["random"], resize="imagenet")
+    cache = _Cache(files_of(probed["random"], profile).results, "weights", weights)
+    if compute:
+        cache.fill(probed, partial(_probe_scenes, profile), progress)
+    tables = cache.read(probed)
+    tried = pretexts_tried(tables.by_stage, probed, profile)
+    if compute:
+        write_atomically(cache.folder / "pretext_tried.csv", partial(tried.to_csv, index=False))
+        write_pretext_epochs(experiments, profile, cache.folder / "pretext_epochs.png")
+    return replace(tables, tried=tried)
+
+
+def collect_cifar10(
+    experiments: Mapping[str, Experiment], profile: str, compute: bool = False, progress: bool = False
+) -> Probed:
+    """The probes that self_supervised/cifar10_report.ipynb shows, from the cache; `compute` fills the cache first.
+
+    `experiments` are configured, by name: at least those of CIFAR10.  Runs without a result are left out.
+    Files, beside the results: probes_<name>.csv, fractions_<name>.csv of the stage that is best on val, and
+    tsne_<name>.csv.  They name their run by its test accuracy.
+    Raises FileNotFoundError if `compute` needs the checkpoint of a run that is not there.
+    """
+    probed = {label: experiments[name] for label, name in CIFAR10.items()}
+    results = collect(probed.values(), profile)
+    accuracies = {
+        label: results[experiment.name]["test_accuracy"]
+        for label, experiment in probed.items()
+        if experiment.name in results
+    }
+    control = experiments[CIFAR10_CONTROL]
+    cache = _Cache(files_of(control, profile).results, "accuracy of run", accuracies)
+    if compute:
+        cache.fill(probed, partial(_probe_cifar10, profile, control), progress)
+    return cache.read(probed)
+
+
+def accuracies_by_stage(by_stage: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Test accuracies of tables of `probe_stages`: one line per features and probe, one column per stage."""
+    if not by_stage:
+        return pd.DataFrame()
+    table = pd.concat(by_stage, names=["features"]).reset_index("features")
+    return table.pivot_table(index=["features", "probe"], columns="stage", values="test_accuracy", sort=False)
+
+
+def best_stages(by_stage: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The stage whose linear probe is the best on val, beside the last stage: one line per features.
+
+    Columns: features, best stage, its test accuracy, last stage (the test accuracy of its linear probe).
+    """
+    lines = []
+    for name, table in by_stage.items():
+        linear = table[table["probe"] == "linear"].set_index("stage")
+        best, test = linear["val_accuracy"].idxmax(), linear["test_accuracy"]
+        lines.append((name, best, test[best], test.iloc[-1]))
+    return pd.DataFrame(lines, columns=["features", "best stage", "its test accuracy", "last stage"])
+
+
+def write_pretext_epochs(experiments: Mapping[str, Experiment], profile: str, path: Path):
+    """Write the figure of `results.pretext_epochs_table` as a file, unless its results are missing."""
+    by_epoch = [each for each in experiments.values() if getattr(each, "pretext_run", None) in PRETEXTS_BY_EPOCH]
+    pretexts = collect([pretext for each in by_epoch for pretext, _ in prerequisites(each, profile)], profile)
+    table = pretext_epochs_table(collect(by_epoch, profile), pretexts)
+    if not len(table):
+        return
+    control = collect([experiments["imagenet_classifier_tuned"]], profile).get("imagenet_classifier_tuned", {})
+    losses = {name: result["history"]["val_loss"] for name, result in pretexts.items()}
+    figure = plots.draw_pretext_epochs(table, losses, control.get("test_accuracy"))
+    write_atomically(path, figure.savefig)
+    plt.close(figure)
+
+
+def pretexts_tried(
+    by_stage: Mapping[str, pd.DataFrame], probed: Mapping[str, Experiment], profile: str
+) -> pd.DataFrame:
+    """How gentle a pretext was and what its features achieve: one line per probed features, all accuracies on val.
+
+    `by_stage` and `probed` are by the name of the features.  Columns: features; learning rate, epochs and accuracy of
+    the pretext; whose BatchNorm statistics the features use; the linear probes of stages 5 to 8, one by one and of all
+    four together.  Features without a pretext have no values of one.
+    """
+    lines = []
+    for label, table in by_stage.items():
+        experiment = probed[label]
+        learning_rate = epoch = accuracy = None
+        for pretext, epoch in prerequisites(experiment, profile):
+            learning_rate = pretext.train.learning_rate
+            for result in collect([pretext], profile).values():
+                accuracy = result["history"]["val_accuracy"][epoch - 1]
+        linear = table[table["probe"] == "linear"].set_index("stage")["val_accuracy"]
+        lines.append(
+            {
+                "features": label,
+                "pretext learning rate": learning_rate,
+                "pretext epochs": epoch,
+                "pretext accuracy": accuracy,
+                "BatchNorm of": getattr(experiment, "batchnorm", "initial"),
+                **{f"stage {stage}": linear[stage] for stage in (5, 6, 7, 8)},
+                "stages 5 to 8 together": table["last_four_val"].iloc[0],
+            }
+        )
+    types = {"pretext learning rate": object, "pretext epochs": "Int64"}  # shown as they are
+    return pd.DataFrame(lines).astype(types) if lines else pd.DataFrame()
+
+
+def main(arguments=None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation.probes", description=__doc__.split("\n")[0])
+    parser.add_argument("report", nargs="?", choices=("scenes", "cifar10"), default="scenes", help="default: scenes")
+    parser.add_argument("--profile", choices=PROFILES, default="full")
+    parser.add_argument("--data", help="the name of a prepared data set, or a folder <split>/<class>/<image>")
+    parser.add_argument("--weights", help="initial weights of the runs: imagenet, random, or the file of a state dict")
+    options = parser.parse_args(arguments)
+    matplotlib.use("Agg")
+    return run_command(lambda: _probe(options))
+
+
+def _probe(options):
+    names, collect_report = {
+        "scenes": ((*SCENES.values(), *CLASSIFIER_EXPERIMENTS), collect_scenes),
+        "cifar10": (CIFAR10.values(), collect_cifar10),
+    }[options.report]
+    experiments = {
+        name: configure(find(name), options.profile, data=options.data, weights=options.weights) for name in names
+    }
+    print(collect_report(experiments, options.profile, compute=True, progress=True).note)
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """Tables in CSV files of one folder; a column of each says what it was computed from."""
+
+    folder: Path
+    column: str
+    sources: Mapping[str, str | float]  # by the name of the features: what the results were computed from
+
+    def fill(
+        self,
+        probed: Mapping[str, Experiment],
+        probe: Callable[[str, Experiment], dict[str, pd.DataFrame]],
+        progress: bool,
+    ):
+        """Compute what is missing or stale.  `probe` returns tables by kind; that of kind "probes" comes last."""
+        for label, source in tqdm(self.sources.items(), desc="probing", disable=not progress):
+            path = self._path("probes", probed[label])
+            if path.exists() and self._is_of(pd.read_csv(path), label):
+                continue
+            for kind, table in probe(label, probed[label]).items():
+                table = table.assign(**{self.column: source})
+                write_atomically(self._path(kind, probed[label]), partial(table.to_csv, index=False))
+
+    def read(self, probed: Mapping[str, Experiment]) -> Probed:
+        by_stage, fractions, places = (
+            {
+                label: pd.read_csv(self._path(kind, experiment))
+                for label, experiment in probed.items()
+                if self._path(kind, experiment).exists()
+            }
+            for kind in ("probes", "fractions", "tsne")
+        )
+        missing = [label for label in probed if label not in by_stage]
+        stale = [label for label, table in by_stage.items() if not self._is_of(table, label)]
+        return Probed(by_stage, fractions, places, missing, stale)
+
+    def _path(self, kind: str, experiment: Experiment) -> Path:
+        return self.folder / f"{kind}_{experiment.name}.csv"
+
+    def _is_of(self, table: pd.DataFrame, label: str) -> bool:
+        found, wanted = table[self.column].iloc[0], self.sources.get(label)
+        return np.isclose(found, wanted) if isinstance(wanted, float) else found == wanted
+
+
+def _probe_scenes(profile: str, label: str, experiment: Experiment) -> dict[str, pd.DataFrame]:
+    loaders = build_loaders(experiment, progress=False)
+    torch.manual_seed(experiment.seed)  # of random features
+    model, _ = build_model(experiment, loaders, profile)
+    stages = _features_of_splits(model, loaders)
+    fractions = {}
+    if label in SCENES_BY_LABELS:
+        fractions["fractions"] = label_fractions(_at_stage(stages, -1), draws=DRAWS[profile])
+    last_four = {split: (np.concatenate(features[5:], axis=1), labels) for split, (features, labels) in stages.items()}
+    return {**fractions, "probes": probe_stages(stages).assign(last_four_val=linear_probe(last_four).val_accuracy)}
+
+
+def _probe_cifar10(profile: str, control: Experiment, label: str, experiment: Experiment) -> dict[str, pd.DataFrame]:
+    control = replace(control, network=experiment.network)
+    loaders = build_loaders(control, progress=False)
+    torch.manual_seed(control.seed)
+    model, _ = build_model(control, loaders, profile)
+    if experiment.name != CIFAR10_CONTROL:
+        model.features.load_state_dict(load_weights(experiment, profile, prefix="features.")[0])
+    stages = _features_of_splits(model, loaders)
+    by_stage = probe_stages(stages)
+    best = int(by_stage[by_stage["probe"] == "linear"].set_index("stage")["val_accuracy"].idxmax())
+    fractions = label_fractions(_at_stage(stages, best), CIFAR10_IMAGES_PER_CLASS[profile], CIFAR10_DRAWS[profile])
+    features, labels = _at_stage(stages, -1)["test"]
+    places = pd.DataFrame(representation.tsne(features, CIFAR10_PERPLEXITY[profile]), columns=["x", "y"])
+    purity = representation.neighbour_purity(features, labels, CIFAR10_NEIGHBORS[profile])
+    return {
+        "fractions": fractions.assign(stage=best),
+        "tsne": places.assign(label=labels, purity=purity),
+        "probes": by_stage,
+    }
+
+
+def _features_of_splits(model: nn.Module, loaders) -> StagesOfSplits:
+    splits = {"train": loaders.train_in_order, "val": loaders.val, "test": loaders.test}
+    return {split: stage_features(model, loader) for split, loader in splits.items()}
+
+
+def _at_stage(features_by_split: StagesOfSplits, stage: int) -> Splits:
+    return {split: (stages[stage], labels) for split, (stages, labels) in features_by_split.items()}
 
 
 def _vote(distances: np.ndarray) -> np.ndarray:
-    return np.exp((1 - distances) / TEMPERATURE)  # cosine distance is one less the similarity
+    return np.exp((1 - distances) / TEMPERATURE)  # the similarity is one minus the cosine distance
 
 
 def _read_test(probe, splits: Splits, val_accuracy: float, C: float | None = None) -> Probe:  # noqa: N803
@@ -210,13 +491,17 @@ def _read_test(probe, splits: Splits, val_accuracy: float, C: float | None = Non
 
 
 def _check(splits: Splits, name: str = "the features"):
-    """Raise ValueError, in one sentence that names the split, for what no probe can be made of."""
+    """Raise ValueError, which names the split, for features that cannot be probed."""
     for split, (features, labels) in splits.items():
         if len(features) != len(labels):
-            raise ValueError(f"{name} of {split} are of {len(features)} images, but there are {len(labels)} labels")
+            raise ValueError(f"{name} of {split} belong to {len(features)} images, but there are {len(labels)} labels")
         if len(labels) == 0:
-            raise ValueError(f"{name} of {split} are of no image; there must be at least one")
+            raise ValueError(f"{name} of {split} are empty; there must be at least one image")
         if not np.isfinite(features).all():
             raise ValueError(f"{name} of {split} hold values that are not finite")
     if len(np.unique(splits["train"][1])) < 2:
-        raise ValueError(f"the training images are all of class {splits['train'][1][0]}; a probe needs two classes")
+        raise ValueError(f"all training images are of class {splits['train'][1][0]}; a probe needs two classes")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

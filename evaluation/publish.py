@@ -1,153 +1,182 @@
-"""Trained models for those who do not train: `python -m evaluation.publish` places them under models/full/.
+"""Released models: make them, write their cards, put them where the commands find them.
+
+    python -m evaluation.publish                 put every released model under models/full/
+    python -m evaluation.publish --make RUN      release a run that was trained here
+    python -m evaluation.publish --cards         write the model cards again
 
     published/<run>.safetensors    weights, and what is needed to use them (safetensors, Hugging Face 2022)
     published/<run>.md             its model card: data, metrics, limits
-    published/sha256.json          the digest of each file
+    published/sha256.json          the SHA-256 of each file
 
-Convolutions and linear layers are kept in half precision, which makes a file half as large as a checkpoint;
-BatchNorm's weights and statistics stay float32, since half precision does not reach as far as variances do.
-Without names, all are placed.  With `--source` they come from another folder or address (`<source>/<run>.safetensors`)
-and must have the same digests.  `--make RUN` makes the file and the card of a run that was trained here.
+Convolutions and linear layers are saved in half precision, which halves the file.  BatchNorm stays in float32, because
+variances can exceed the range of half precision.
+With `--source` the files come from another folder or address (`<source>/<run>.safetensors`); their SHA-256 must match.
 """
 
 import argparse
-import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
-from data.files import write_atomically
-from evaluation.metrics import accuracy_interval
+from data.download import check_checksum, download
+from data.files import CODE, digest_of_file, root_folder, write_atomically
+from evaluation.checkpoints import RELEASED, load_trained, read_released
+from evaluation.statistics import accuracy_interval
+from helper_functions import predict
+from runs import configure, files_of, find, load_checkpoint, run_command
+from self_supervised.dataloader import build_loaders
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "published"
+FOLDER = CODE / "published"
 DIGESTS = "sha256.json"
-KEPT_FLOAT32 = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+FLOAT32_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d)
+CARD = """\
+# {name}
+
+Written by `python -m evaluation.publish --cards` from the result file and the released file; no number is typed.
+
+| | |
+|---|---|
+| network | {network}, head `{head}` on stages {stages} |
+| input | {image_size}x{image_size} pixels, resize rule `{resize}`{flip_tta} |
+| output | logits of {classes} scenes: {class_names} |
+| data | {data}: {train:,} training images, {val:,} validation images to choose the epoch, {test:,} test images |
+| initial weights | {initial_weights} |
+| training | {trained}; epoch {epoch} of {epochs}, seed {seed}, {precision} on {device}, torch {torch} |
+| test accuracy | {accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) |
+| from this file | {measured:.4f}: half precision changes the predicted class of {changed} of {test:,} test images |
+| worst classes | {worst_classes} |
+| file | {megabytes:.1f} MB, SHA-256 `{digest}` |
+
+## Limits
+
+The model knows {classes} scenes of one data set, in gray photographs of about 256 pixels, and gives any other image one
+of these labels too.  It confuses similar scenes: open country and coast, bedroom and living room.
+`evaluation/evaluation.ipynb` examines its calibration.  15-Scene is for research use; the photographs are not in this
+repository.  The weights are under the MIT license, as the code is.
+"""
 
 
-def halve(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict with every floating-point tensor but BatchNorm's in half precision."""
-    norms = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, KEPT_FLOAT32))
+def halve(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state dict with every floating-point tensor in half precision, except those of BatchNorm."""
+    norms = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, FLOAT32_MODULES))
     return {
         name: tensor.half() if tensor.is_floating_point() and not name.startswith(norms) else tensor
         for name, tensor in model.state_dict().items()
     }
 
 
-def write_published(path: Path, state_dict: Mapping[str, torch.Tensor], about: Mapping):
-    """Write a state dict and, as JSON in the file's metadata, `about`: plain types, what is needed to use it."""
+def write_released(path: Path, state_dict: Mapping[str, torch.Tensor], about: Mapping):
+    """Write a state dict and its description `about` (plain types), which becomes JSON in the file's metadata."""
     tensors = {name: tensor.contiguous() for name, tensor in state_dict.items()}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"about": json.dumps(about)}))
 
 
-def read_published(path: Path) -> dict:
-    """What `write_published` wrote: the keys of `about`, and "model", the state dict in float32.
+def make(name: str, folder: Path = FOLDER) -> Path:
+    """Release the full-profile run of an experiment: write its file, digest and card in `folder`; return the file.
 
-    Raises ValueError for a file that is not whole, or is not one of ours.
+    Measures on the test images what half precision changes.
+    Raises ValueError for an unknown experiment, FileNotFoundError if it has no checkpoint.
     """
-    try:
-        with safe_open(path, framework="pt") as opened:
-            about = json.loads((opened.metadata() or {})["about"])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a published model, or not whole ({type(error).__name__})") from error
-    model = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
-    return {**about, "model": model}
+    experiment = configure(find(name), "full")
+    checkpoint = files_of(experiment, "full").checkpoint
+    run, saved = load_trained(checkpoint), load_checkpoint(checkpoint)
+    loader = build_loaders(experiment, progress=False).test
+    precision = saved["result"]["precision"]  # that of the result
+    before, labels = predict(run.folded().model, loader, precision=precision)
+    tensors = halve(run.model)
+    run.model.load_state_dict(tensors)  # in float32 again, rounded to half precision
+    after = predict(run.folded().model, loader, precision=precision)[0].argmax(dim=1)
+    measured = {
+        "test_accuracy": (after == labels).double().mean().item(),
+        "changed": int((after != before.argmax(dim=1)).sum()),
+    }
+    target = folder / f"{name}{RELEASED}"
+    about = {"identity": saved["identity"], "class_names": saved["class_names"], "measured": measured}
+    write_released(target, tensors, about)
+    digests = _read_digests(folder) | {name: digest_of_file(target)}
+    listed = json.dumps(dict(sorted(digests.items())), indent=1) + "\n"
+    write_atomically(folder / DIGESTS, lambda temporary: temporary.write_text(listed))
+    write_card(target, saved["result"])
+    return target
+
+
+def write_cards(folder: Path = FOLDER, results: Path | None = None) -> list[Path]:
+    """Write the card of every released model in `folder` again, from the released file and its result file.
+
+    `results` is the folder of the result files (default: results/full of the root folder).  Returns the cards.
+    Raises FileNotFoundError for a released model without a result file.
+    """
+    results = results or root_folder() / "results" / "full"
+    return [
+        write_card(path, json.loads((results / f"{path.stem}.json").read_text()))
+        for path in sorted(folder.glob(f"*{RELEASED}"))
+    ]
+
+
+def write_card(path: Path, result: Mapping) -> Path:
+    """Write the model card (Mitchell et al. 2019) beside the released file `path`, from its run's result."""
+    text = card(result, read_released(path), path.stat().st_size, digest_of_file(path))
+    write_atomically(path.with_suffix(".md"), lambda temporary: temporary.write_text(text))
+    return path.with_suffix(".md")
 
 
 def card(result: Mapping, about: Mapping, size: int, digest: str) -> str:
-    """The model card (Mitchell et al. 2019) of a published file of `size` bytes, from its run's result, in Markdown."""
-    settings = about["identity"]["settings"]
-    labels = result["labels"]["test"]
-    low, high = accuracy_interval(round(result["test_accuracy"] * len(labels)), len(labels))
-    initial, images = about["identity"]["initial_weights"], about["identity"]["data"]["images"]
-    worst = sorted(result["test_accuracy_by_class"].items(), key=lambda item: item[1])[:3]
-    began = f", which began with {initial['began_with']['weights']}" if "began_with" in initial else ""
-    frozen = settings["frozen_stages"]
-    learned = f"all but the first {frozen} stages were trained" if frozen else "all layers were trained"
-    if settings["freeze_features"]:
-        learned = "the head alone was trained, on frozen features"
-    teachers = [each["weights"] for each in about["identity"].get("teachers", {}).get("runs", [])]
-    if teachers:
-        learned += f", by what {len(teachers)} others say of the images: {'; '.join(teachers)}"
-    lines = [
-        f"# {result['name']}",
-        "",
-        "Written by `python -m evaluation.publish --make`; no number is typed.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| network | {settings['network']}, head `{settings['head']}` on stages {settings['stages']} |",
-        f"| input | {settings['image_size']}x{settings['image_size']} pixels, resize rule `{settings['resize']}`"
-        f"{', mean of image and mirror image' if settings['flip_tta'] else ''} |",
-        f"| output | logits of {len(about['class_names'])} scenes: {', '.join(about['class_names'])} |",
-        f"| data | {about['identity']['data']['name']}: {images['train']:,} images to train on, "
-        f"{images['val']:,} to choose the epoch by, {images['test']:,} to report on |",
-        f"| initial weights | {initial['weights']}{began} |",
-        f"| training | {learned}; epoch {result['epoch']} of {len(result['history']['val_loss'])}, seed "
-        f"{settings['seed']}, {result['precision']} on {result['device']}, torch {result['versions']['torch']} |",
-        f"| test accuracy | {result['test_accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) |",
-        f"| from this file | {about['measured']['test_accuracy']:.4f}: half precision changes the class of "
-        f"{about['measured']['changed']} of {len(labels):,} test images |",
-        f"| worst classes | {', '.join(f'{name} {accuracy:.3f}' for name, accuracy in worst)} |",
-        f"| file | {size / 1e6:.1f} MB, SHA-256 `{digest}` |",
-        "",
-        "## Limits",
-        "",
-        f"It knows {len(about['class_names'])} scenes of one data set, in grey photographs of about 256 pixels, and "
-        "gives every other image one of these names too.  Neighbouring scenes (open country and coast, bedroom and "
-        "living room) are mistaken for each other.  How sure it says to be is examined in "
-        "`evaluation/evaluation.ipynb`.  15-Scene is for research use; the photographs are not in this repository.  "
-        "The weights are under the MIT licence, as the code is.",
-        "",
-    ]
-    return "\n".join(lines)
+    """Return the text of a model card, in Markdown.
 
-
-def main(arguments=None) -> int:
-    """Answer the command line; a user's mistake gets one sentence and exit code 2."""
-    from runs import run_command
-
-    parser = argparse.ArgumentParser(prog="python -m evaluation.publish", description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="RUN", help="default: all that are published")
-    parser.add_argument("--source", default=FOLDER, metavar="FOLDER|URL", help="default: published/")
-    parser.add_argument("--make", action="store_true", help="make the files of runs that were trained here")
-    options = parser.parse_args(arguments)
-    return run_command(lambda: (_make if options.make else _place)(options))
-
-
-def _place(options):
-    for path in place(options.names, options.source, ROOT / "models" / "full"):
-        print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e6:.1f} MB")
-
-
-def place(names: list[str], source: str | Path, models: Path, folder: Path = FOLDER) -> list[Path]:
-    """Put published files under `models`, checked against the digests in `folder`; none is replaced by a broken one.
-
-    `source` is a folder or an address.  Without names, all are placed.  Raises ValueError for a name that is not
-    published or a file with another digest, FileNotFoundError or ConnectionError where there is none.
+    `result` is the run's result; `about` the description in the released file, which has `size` bytes and this SHA-256.
     """
-    from data.download import check_checksum, download
+    identity, labels = about["identity"], result["labels"]["test"]
+    settings, data = identity["settings"], identity["data"]
+    low, high = accuracy_interval(round(result["test_accuracy"] * len(labels)), len(labels))
+    worst = sorted(result["test_accuracy_by_class"].items(), key=lambda item: item[1])[:3]
+    return CARD.format(
+        **{key: settings[key] for key in ("network", "head", "stages", "image_size", "resize", "seed")},
+        **{key: result[key] for key in ("name", "epoch", "precision", "device")},
+        **{split: data["images"][split] for split in ("train", "val", "test")},
+        flip_tta=", horizontal-flip test-time augmentation" if settings["flip_tta"] else "",
+        classes=len(about["class_names"]),
+        class_names=", ".join(about["class_names"]),
+        data=data["name"],
+        initial_weights=_describe_initial_weights(identity["initial_weights"]),
+        trained=_describe_training(settings, identity.get("teachers", {})),
+        epochs=len(result["history"]["val_loss"]),
+        torch=result["versions"]["torch"],
+        accuracy=result["test_accuracy"],
+        low=low,
+        high=high,
+        measured=about["measured"]["test_accuracy"],
+        changed=about["measured"]["changed"],
+        worst_classes=", ".join(f"{name} {accuracy:.3f}" for name, accuracy in worst),
+        megabytes=size / 1e6,
+        digest=digest,
+    )
 
-    digests = json.loads((folder / DIGESTS).read_text())
+
+def place(names: Sequence[str], source: str | Path, models: Path, folder: Path = FOLDER) -> list[Path]:
+    """Copy released files from `source`, a folder or an address, to `models`; return the copies.
+
+    Each must have the digest listed in `folder`, otherwise the file that was there stays.  No names: all.
+    Raises ValueError for an unknown name or another digest, FileNotFoundError or ConnectionError for a missing file.
+    """
+    digests = _read_digests(folder)
     unknown = [name for name in names if name not in digests]
     if unknown:
-        raise ValueError(f"{unknown[0]} is not published; there are {', '.join(digests)}")
+        raise ValueError(f"there is no released model {unknown[0]}; there are {', '.join(digests)}")
     placed = []
     for name in names or digests:
-        target, file, checksum = models / f"{name}.safetensors", f"{name}.safetensors", f"sha256:{digests[name]}"
+        target, checksum = models / f"{name}{RELEASED}", f"sha256:{digests[name]}"
         if str(source).startswith(("http://", "https://")):
             target.parent.mkdir(parents=True, exist_ok=True)
-            fetched = target.with_name(f".{file}")  # beside what may lie there: it is replaced by a whole one only
-            download(f"{source}/{file}", fetched, checksum)
+            fetched = target.with_name(f".{target.name}")  # the old file stays until the new one is complete
+            download(f"{source}/{target.name}", fetched, checksum)
             fetched.replace(target)
         else:
-            origin = Path(source) / file
+            origin = Path(source) / target.name
             if not origin.is_file():
                 raise FileNotFoundError(f"there is no {origin}")
             check_checksum(origin, checksum, origin)
@@ -156,50 +185,50 @@ def place(names: list[str], source: str | Path, models: Path, folder: Path = FOL
     return placed
 
 
-def _make(options):
-    if not options.names:
+def main(arguments=None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation.publish", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="RUN", help="default: all released models")
+    parser.add_argument("--source", default=FOLDER, metavar="FOLDER|URL", help="default: published/")
+    parser.add_argument("--make", action="store_true", help="release runs that were trained here")
+    parser.add_argument("--cards", action="store_true", help="write all model cards again")
+    options = parser.parse_args(arguments)
+    return run_command(lambda: _publish(options))
+
+
+def _publish(options):
+    if options.cards:
+        written = write_cards()
+    elif not options.make:
+        written = place(options.names, options.source, root_folder() / "models" / "full")
+    elif options.names:
+        written = [make(name) for name in options.names]
+    else:
         raise ValueError("--make needs the names of runs that were trained here")
-    for name in options.names:
-        path = make(name)
-        print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e6:.1f} MB; {path.with_suffix('.md').name}")
+    for path in written:
+        print(path)
 
 
-def make(name: str, folder: Path = FOLDER) -> Path:
-    """Publish a row's run of the full profile: its file, its card and its digest in `folder`; returns the file.
+def _read_digests(folder: Path) -> dict[str, str]:
+    path = folder / DIGESTS
+    return json.loads(path.read_text()) if path.exists() else {}
 
-    Measures what half precision changes, on the row's test images.  Raises ValueError for an unknown row,
-    FileNotFoundError if there is no checkpoint.
-    """
-    from evaluation.checkpoints import load_trained
-    from helper_functions import predict
-    from runs import files_of, load_checkpoint
-    from self_supervised.dataloader import build_loaders
-    from self_supervised.settings import CLASSIFIER_EXPERIMENTS
-    from supervised.settings import ALL_EXPERIMENTS, configure, find
 
-    row = configure(find(name, {**ALL_EXPERIMENTS, **CLASSIFIER_EXPERIMENTS}), "full")
-    path = files_of(row, "full").checkpoint
-    run, saved = load_trained(str(path)), load_checkpoint(path)
-    loader = build_loaders(row, progress=False).test
-    precision = saved["result"]["precision"]  # measured as the result was
-    before, labels = predict(run.folded().model, loader, precision=precision)
-    published = halve(run.model)
-    run.model.load_state_dict(published)  # back in float32, with what half precision has left of it
-    after = predict(run.folded().model, loader, precision=precision)[0].argmax(dim=1)
-    measured = {
-        "test_accuracy": (after == labels).double().mean().item(),
-        "changed": int((after != before.argmax(dim=1)).sum()),
-    }
-    about = {"identity": saved["identity"], "class_names": saved["class_names"], "measured": measured}
-    target = folder / f"{name}.safetensors"
-    write_published(target, published, about)
-    digests = json.loads((folder / DIGESTS).read_text()) if (folder / DIGESTS).exists() else {}
-    digests[name] = hashlib.sha256(target.read_bytes()).hexdigest()
-    words = card(saved["result"], about, target.stat().st_size, digests[name])
-    write_atomically(target.with_suffix(".md"), lambda temporary: temporary.write_text(words))
-    listed = json.dumps(dict(sorted(digests.items())), indent=1) + "\n"
-    write_atomically(folder / DIGESTS, lambda temporary: temporary.write_text(listed))
-    return target
+def _describe_initial_weights(initial_weights: Mapping) -> str:
+    if "began_with" not in initial_weights:
+        return initial_weights["weights"]
+    return f"{initial_weights['weights']}, trained from {initial_weights['began_with']['weights']}"
+
+
+def _describe_training(settings: Mapping, teachers: Mapping) -> str:
+    if settings["freeze_features"]:
+        return "only the head was trained, on frozen features"
+    frozen = settings["frozen_stages"]
+    trained = f"all but the first {frozen} stages were trained" if frozen else "all layers were trained"
+    if not teachers:
+        return trained
+    runs = [run["weights"] for run in teachers["runs"]]
+    return f"{trained}, distilled from an ensemble of {len(runs)}: {'; '.join(runs)}"
 
 
 if __name__ == "__main__":

@@ -53,9 +53,17 @@ KEYS = {
     "course_accuracy": "earlier_protocol_accuracy",
     "course_predictions": "earlier_protocol_predictions",
 }
+FILES = {"judged.csv": "recognition.csv"}
+HEADERS = {  # of tables
+    "model,judge,class,probability": "model,evaluator,class,probability",
+    "row,checkpoint,largest difference": "experiment,checkpoint,largest difference",
+    "row,checkpoint,trained at,evaluated at,val accuracy": "experiment,checkpoint,trained at,evaluated at,val accuracy",
+}
 VALUES = {("head", "standardised"): "batchnorm_linear", ("format", 1): 2}  # (key, value)
 
-_NAMES = re.compile(r"\b(" + "|".join(sorted(EXPERIMENTS, key=len, reverse=True)) + r")\b")
+_PREFIXES = ("probes", "fractions")  # of file names, before the name of an experiment
+_BEGINNING = "|".join((r"\b", *(rf"(?<=\b{prefix}_)" for prefix in _PREFIXES)))
+_NAMES = re.compile(f"(?:{_BEGINNING})(" + "|".join(sorted(EXPERIMENTS, key=len, reverse=True)) + r")\b")
 
 
 def rename_text(text: str) -> str:
@@ -92,15 +100,16 @@ def migrate_model(path: Path):
 def migrate_folder(folder: Path):
     """Rename files and folders below `folder`, deepest first, and rewrite what is in them."""
     for path in sorted(folder.rglob("*"), key=lambda path: len(path.parts), reverse=True):
-        renamed = path.with_name(rename_text(path.name))
+        renamed = path.with_name(FILES.get(path.name) or rename_text(path.name))
         if renamed != path:
             path.rename(renamed)
     for path in sorted(folder.rglob("*")):
         if path.suffix == ".json" and '"format"' in path.read_text():
             migrate_json(path)
         elif path.suffix in (".csv", ".json") and path.name != "sha256.json":
-            text = path.read_bytes().decode()
-            write_atomically(path, lambda temporary, text=text: temporary.write_bytes(rename_text(text).encode()))
+            header, newline, lines = rename_text(path.read_bytes().decode()).partition("\n")
+            text = HEADERS.get(header, header) + newline + lines
+            write_atomically(path, lambda temporary, text=text: temporary.write_bytes(text.encode()))
         if path.suffix == ".safetensors":
             migrate_model(path)
     digests = {path.stem: digest_of_file(path) for path in sorted(folder.glob("*.safetensors"))}

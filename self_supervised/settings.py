@@ -518,30 +518,30 @@ def quick(experiment: Experiment) -> Experiment:
     """The same code path in a second on a CPU: tiny images, few of them, few epochs.  Never a number to report."""
     if experiment.data == "cifar10":
         return _quick_on_cifar10(experiment)
-    epochs = 8 if experiment.features_once else 1
-    if isinstance(experiment, PretextExperiment):
-        epochs = QUICK_PRETEXT_EPOCHS
+    epochs, images = (8 if experiment.features_once else 1), 6
+    if isinstance(experiment, PretextExperiment):  # shows each image under every label
+        epochs, images = QUICK_PRETEXT_EPOCHS, 1 if experiment.name.startswith("jigsaw") else 3
         experiment = replace(experiment, save_epochs=(epochs, "last"))
     if isinstance(experiment, ClassifierExperiment) and not isinstance(experiment.pretext_epoch, str):
         experiment = replace(experiment, pretext_epoch=QUICK_PRETEXT_EPOCHS)
     return replace(
         experiment,
         image_size=32,
-        images_per_class=1 if experiment.name.startswith("jigsaw") else 6,  # a jigsaw shows each image 24 times
-        batch_size=8,  # fits a folder of two classes
+        images_per_class=images,
+        batch_size=9,  # fits a folder of two classes, and leaves no last batch of one or two images
         train=replace(experiment.train, max_epochs=epochs),
     )
 
 
 def _quick_on_cifar10(experiment: Experiment) -> Experiment:
-    """Shorter still, since the report has about thirty of these runs."""
-    images = 4
+    """Shorter still, two steps of a training each, since the report has about thirty of them."""
+    images, batch_size = 2, 16
     if isinstance(experiment, PretextExperiment):  # shows each image four times
-        images = 1 if experiment.network.endswith("_cifar") else 2  # without pooling an image costs eight times as much
+        images, batch_size = 1, 32
     return replace(
         experiment,
         images_per_class=images,
         subset=1.0,  # a fraction of so few images may be none
-        batch_size=8,
+        batch_size=batch_size,
         train=replace(experiment.train, max_epochs=1, precision="auto"),  # bfloat16 is slow where a CPU emulates it
     )

@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from torchvision.transforms import v2
 
-from data.image_cache import Scenes, load_splits, locate
+from data.image_cache import Scenes, load_splits
+from data.prepare import locate
 from supervised.settings import BASE, Experiment
 
 EVALUATION_BATCH = 64  # images, at least: without gradients they need little memory, and small batches leave a GPU idle

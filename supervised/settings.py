@@ -530,11 +530,11 @@ def quick(experiment: Experiment) -> Experiment:
 
     `supervised_1` trains until it has visibly learned from random weights.  For the others it is enough that they run.
     """
-    size, images, max_epochs = 32, 6, 8 if experiment.features_once else 1
-    if experiment.name in NATURE_EXPERIMENTS:
-        size = max(size, experiment.image_size // 4)
+    size, images, batch_size, max_epochs = 32, 6, 9, 8 if experiment.features_once else 1
+    if experiment.name in NATURE_EXPERIMENTS:  # three sizes; two batches, of about as many images
+        size, images, batch_size = 24 + experiment.image_size // 10, 2, 16
     if experiment.name == BASE.name:
-        size, images, max_epochs = 64, 24, 12
+        size, images, max_epochs = 64, 24, 5
     if experiment.has_teachers:
         experiment = replace(experiment, teacher_seeds=(0,))  # which the report has trained anyway
     return replace(
@@ -542,6 +542,6 @@ def quick(experiment: Experiment) -> Experiment:
         image_size=size,
         crop_size=None,
         images_per_class=images,
-        batch_size=8,  # fits a folder of two classes
+        batch_size=batch_size,  # 9 fits a folder of two classes, and leaves no last batch of one or two images
         train=replace(experiment.train, max_epochs=max_epochs, precision="auto"),
     )

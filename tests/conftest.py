@@ -11,9 +11,10 @@ from PIL import Image
 from torch import nn
 
 from runs import FORMAT
-from supervised.models import SceneClassifier, calibrate_batchnorm
+from supervised.models import SceneClassifier, estimate_batchnorm
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("MPLBACKEND", "Agg")
 CLASSES = ("dark", "light", "striped")
 
 
@@ -28,6 +29,13 @@ def no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_here)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """The root folder of a test's own data, models and results."""
+    monkeypatch.setenv("SCENES_ROOT", str(tmp_path))
+    return tmp_path
 
 
 def draw(class_name: str, generator: np.random.Generator, height: int = 40, width: int = 48) -> Image.Image:
@@ -79,7 +87,7 @@ def tiny_run(tmp_path_factory) -> Path:
     """A checkpoint of three classes at 32 pixels, as runs.py writes it but without a training; copy it."""
     torch.manual_seed(0)
     model = SceneClassifier(3)
-    calibrate_batchnorm(model, [(torch.randn(16, 3, 32, 32), None)])  # else nothing depends on the image
+    estimate_batchnorm(model, [(torch.randn(16, 3, 32, 32), None)])  # else nothing depends on the image
     settings = {"head": "shallow", "freeze_features": False, "stages": [8], "image_size": 32, "resize": "imagenet"}
     checkpoint = {
         "format": FORMAT,

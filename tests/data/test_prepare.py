@@ -1,18 +1,11 @@
-"""Claims about data.prepare: what it accepts, what it refuses, and that nothing half-written is ever left behind."""
+"""What data.prepare accepts, what it refuses, and that nothing incomplete is ever left behind."""
 
 import csv
 import errno
 import hashlib
-import http.server
-import io
 import pickle
-import random
 import shutil
-import sys
 import tarfile
-import threading
-import types
-import zipfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -20,23 +13,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
-from data import archives
+from data import image_cache
 from data import prepare as prepare_module
-from data.download import download, unpack
-from data.prepare import (
-    CLASS_NAMES,
-    FOLDERS_OF_15SCENE,
-    MANIFEST,
-    ROOT,
-    duplicates_across_splits,
-    main,
-    make_manifest,
-    prepare,
-)
+from data.files import CODE
+from data.image_cache import load_splits
+from data.prepare import CLASS_NAMES, MANIFEST, Request, locate, main, make_manifest, prepare
+from data.splits import SPLITS, duplicates_across_splits
 
-REAL_15SCENE = ROOT.parent / "shared" / "data" / "15SceneData"
-ORIGINAL_FOLDERS = {FOLDERS_OF_15SCENE[folder]: folder for folder in FOLDERS_OF_15SCENE}  # the later one wins
+REAL_15SCENE = CODE.parent / "shared" / "data" / "15SceneData"
+ORIGINAL_FOLDERS = {"suburb": "CALsuburb", "office": "PARoffice"} | {
+    name: f"MIT{name}"
+    for name in ("coast", "forest", "highway", "insidecity", "mountain", "opencountry", "street", "tallbuilding")
+}
+
+
+def run(name, source, to, **options):
+    """Prepare without a word."""
+    return prepare(Request(name, source, to, progress=False, **options))
 
 
 def write_image(path, seed):
@@ -50,7 +45,7 @@ def files_below(folder):
 
 
 def write_nature(folder, counts):
-    """counts: {path of a split folder: images a class}.  All images and file names differ."""
+    """counts: {path of a split folder: images in each class}.  All images and file names differ."""
     seed = 0
     for split_folder, count in counts.items():
         for class_name in CLASS_NAMES["nature"]:
@@ -76,22 +71,6 @@ def scenes(tmp_path, monkeypatch):
     return source
 
 
-@pytest.fixture
-def out(tmp_path):
-    """An empty folder to prepare in: whatever is left behind can be seen there."""
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out"
-
-
-def original_layout(scenes, folder):
-    """The same images in the folders of the original archive."""
-    for path in scenes.rglob("*.jpg"):
-        copied = folder / ORIGINAL_FOLDERS[path.parent.name] / path.name
-        copied.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copied)
-    return folder
-
-
 def assert_refused(out, capsys, *arguments, words):
     """The command line ends with 2 and one sentence that has all words, and leaves nothing in `out`."""
     capsys.readouterr()
@@ -108,11 +87,11 @@ def assert_refused(out, capsys, *arguments, words):
 
 def test_committed_manifest_has_the_split_of_the_earlier_reports():
     with open(MANIFEST, newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len({(row["class"], row["file_name"]) for row in rows}) == 4485
-    assert sorted({row["class"] for row in rows}) == list(CLASS_NAMES["15scene"])
-    counts = Counter((row["class"], row["split"]) for row in rows)
-    assert Counter(row["split"] for row in rows) == {"train": 1500, "val": 894, "test": 2091}
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len({(line["class"], line["file_name"]) for line in lines}) == 4485
+    assert sorted({line["class"] for line in lines}) == list(CLASS_NAMES["15scene"])
+    counts = Counter((line["class"], line["split"]) for line in lines)
+    assert Counter(line["split"] for line in lines) == {"train": 1500, "val": 894, "test": 2091}
     for class_name in CLASS_NAMES["15scene"]:
         val, test = counts[class_name, "val"], counts[class_name, "test"]
         assert counts[class_name, "train"] == 100
@@ -122,10 +101,11 @@ def test_committed_manifest_has_the_split_of_the_earlier_reports():
 @pytest.mark.skipif(not REAL_15SCENE.exists(), reason=f"no real 15-Scene data in {REAL_15SCENE}")
 def test_real_data_gives_the_committed_manifest_and_1500_and_2985_images(tmp_path, monkeypatch, capsys):
     committed = MANIFEST.read_bytes()
-    folder = prepare("15scene", REAL_15SCENE, to=tmp_path / "15scene")
+    folder = prepare(Request("15scene", REAL_15SCENE, tmp_path / "15scene"))
     assert "15scene: 1,500 train, 2,985 validation (894 val + 2,091 test)" in capsys.readouterr().out
     assert len(list(folder.glob("train/*/*.jpg"))) == 1500
     assert len(list(folder.glob("val/*/*.jpg"))) + len(list(folder.glob("test/*/*.jpg"))) == 2985
+    assert len(duplicates_across_splits(folder)) == 13
     monkeypatch.setattr(prepare_module, "MANIFEST", tmp_path / "15scene.csv")
     make_manifest(REAL_15SCENE)
     assert (tmp_path / "15scene.csv").read_bytes() == committed
@@ -135,45 +115,42 @@ def test_real_data_gives_the_committed_manifest_and_1500_and_2985_images(tmp_pat
 
 
 def test_every_layout_and_archive_gives_the_same_tree(scenes, tmp_path):
-    original = original_layout(scenes, tmp_path / "scene_categories")
+    original = tmp_path / "scene_categories"
+    for path in scenes.rglob("*.jpg"):
+        copied = original / ORIGINAL_FOLDERS.get(path.parent.name, path.parent.name) / path.name
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copied)
     with tarfile.open(tmp_path / "flat.tar.gz", "w:gz") as tar:
         tar.add(original, "scene_categories")
     sources = [scenes, original, zip_folder(scenes, tmp_path / "split"), tmp_path / "flat.tar.gz"]
-    trees = [
-        files_below(prepare("15scene", source, to=tmp_path / f"result{index}", progress=False))
-        for index, source in enumerate(sources)
-    ]
+    trees = [files_below(run("15scene", source, tmp_path / f"result{index}")) for index, source in enumerate(sources)]
     assert len(trees[0]) == 15 * 12 + 1  # the images and split.csv
     assert trees[1:] == trees[:1] * 3
 
 
 def test_prepared_images_are_those_of_the_source_in_the_split_of_the_manifest(scenes, out):
-    folder = prepare("15scene", scenes, to=out / "result", progress=False)
+    for path in scenes.rglob("*.jpg"):
+        path.chmod(0o444)
+    folder = run("15scene", scenes, out / "result")
     for split, source_split, count in (("train", "train", 2), ("val", "validation", 3), ("test", "validation", 7)):
         for class_name in CLASS_NAMES["15scene"]:
             paths = list((folder / split / class_name).iterdir())
             assert len(paths) == count
             for path in paths:
                 assert path.read_bytes() == (scenes / source_split / class_name / path.name).read_bytes()
+                assert path.stat().st_mode & 0o200, "a copy of a read-only file can be written"
 
 
-def test_files_copied_from_a_read_only_source_can_be_written(scenes, out):
-    for path in scenes.rglob("*.jpg"):
-        path.chmod(0o444)
-    folder = prepare("15scene", scenes, to=out / "result", progress=False)
-    assert all(path.stat().st_mode & 0o200 for path in folder.rglob("*.jpg"))
-
-
-def test_hidden_files_and_files_that_are_no_images_are_passed_over(scenes, out):
+def test_hidden_files_and_files_that_are_no_images_are_ignored(scenes, out):
     for name in ("Thumbs.db", ".DS_Store", "._image_0001.jpg", "notes.txt"):
         (scenes / "train" / "coast" / name).write_text("no image")
     (scenes / "__MACOSX" / "coast").mkdir(parents=True)
     (scenes / "__MACOSX" / "coast" / "image_0099.jpg").write_text("no image")
-    folder = prepare("15scene", scenes, to=out / "result", progress=False)
+    folder = run("15scene", scenes, out / "result")
     assert len(list((folder / "train" / "coast").iterdir())) == 2
 
 
-def test_second_run_says_there_is_nothing_to_do_and_changes_nothing(scenes, out, capsys):
+def test_a_second_run_has_nothing_to_do_and_changes_nothing(scenes, out, capsys):
     arguments = ["15scene", "--source", str(scenes), "--to", str(out / "result")]
     assert main(arguments) == 0
     assert "15scene: 30 train, 150 validation (45 val + 105 test)" in capsys.readouterr().out
@@ -183,98 +160,94 @@ def test_second_run_says_there_is_nothing_to_do_and_changes_nothing(scenes, out,
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
-@pytest.mark.parametrize("damage", ["removed", "added", "cut", "emptied"])
-def test_damage_to_a_prepared_folder_is_named_and_nothing_is_deleted(scenes, out, capsys, damage):
-    folder = prepare("15scene", scenes, to=out / "result", progress=False)
-    path = folder / "train" / "coast" / "image_0001.jpg"
-    if damage == "removed":
-        path.unlink()
-        words = ["train/coast/image_0001.jpg is missing"]
-    elif damage == "added":
-        shutil.copyfile(path, path.with_name("mine.jpg"))
-        words = ["train/coast/mine.jpg does not belong here"]
-    elif damage == "cut":
-        path.write_bytes(path.read_bytes()[:50])
-        words = ["train/coast/image_0001.jpg has 50 bytes"]
-    else:
-        shutil.rmtree(path.parent)
-        words = ["class train/coast has no images, but should have 2"]
+def cut(path, count=100):
+    path.write_bytes(path.read_bytes()[:-count])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (Path.unlink, "train/coast/image_0001.jpg is missing"),
+        (lambda path: shutil.copyfile(path, path.with_name("mine.jpg")), "train/coast/mine.jpg does not belong here"),
+        (cut, "train/coast/image_0001.jpg has"),
+        (lambda path: shutil.rmtree(path.parent), "class train/coast has no images, but should have 2"),
+    ],
+    ids=["removed", "added", "cut", "emptied"],
+)
+def test_damage_to_a_prepared_folder_is_named_and_nothing_is_deleted(scenes, out, damage, words):
+    folder = run("15scene", scenes, out / "result")
+    damage(folder / "train" / "coast" / "image_0001.jpg")
     before = files_below(folder)
-    with pytest.raises(ValueError, match="delete this one") as raised:
-        prepare("15scene", scenes, to=folder, progress=False)
-    assert all(word in str(raised.value) for word in words)
+    with pytest.raises(ValueError, match=words) as raised:
+        run("15scene", scenes, folder)
+    assert "delete this one" in str(raised.value)
     assert files_below(folder) == before
 
 
-def test_a_folder_that_was_not_prepared_here_is_left_alone(scenes, out):
-    (out / "result").mkdir()
-    (out / "result" / "mine.txt").write_text("mine")
+def test_a_folder_of_something_else_is_left_alone(scenes, out):
+    (out / "mine").mkdir()
+    (out / "mine" / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="was not prepared here"):
-        prepare("15scene", scenes, to=out / "result", progress=False)
-    assert files_below(out) == {"result/mine.txt": b"mine"}
-
-
-def test_a_folder_of_another_data_set_is_not_taken_for_this_one(scenes, out):
-    folder = prepare("15scene", scenes, to=out / "result", progress=False)
+        run("15scene", scenes, out / "mine")
+    folder = run("15scene", scenes, out / "result")
     with pytest.raises(ValueError, match="another data set than nature"):
-        prepare("nature", scenes, to=folder, progress=False)
-
-
-def test_a_folder_split_by_another_manifest_is_not_taken_for_this_one(scenes, out):
-    folder = prepare("15scene", scenes, to=out / "result", progress=False)
+        run("nature", scenes, folder)
     manifest = prepare_module.MANIFEST
     manifest.write_text(manifest.read_text().replace("coast,image_0001.jpg,train", "coast,image_0001.jpg,val"))
     with pytest.raises(ValueError, match="is not split as"):
-        prepare("15scene", scenes, to=folder, progress=False)
+        run("15scene", scenes, folder)
+    assert files_below(out / "mine") == {"mine.txt": b"mine"}
 
 
-def test_truncated_image_is_refused_by_name(scenes, out, capsys):
-    path = scenes / "validation" / "forest" / "image_0005.jpg"
-    path.write_bytes(path.read_bytes()[:-100])
-    words = ["validation/forest/image_0005.jpg cannot be decoded", "--skip-bad-images"]
-    assert_refused(out, capsys, "15scene", "--source", scenes, words=words)
+def move_into_validation(scenes):
+    shutil.copyfile(scenes / "train/coast/image_0001.jpg", scenes / "validation/coast/image_0001.jpg")
 
 
-def test_renamed_image_is_refused_by_both_names(scenes, out, capsys):
-    (scenes / "train" / "coast" / "image_0001.jpg").rename(scenes / "train" / "coast" / "beach.jpg")
-    words = ["coast/image_0001.jpg is missing", "coast/beach.jpg does not belong here"]
-    assert_refused(out, capsys, "15scene", "--source", scenes, words=words)
-
-
-def test_emptied_class_is_refused_by_name(scenes, out, capsys):
-    for path in scenes.glob("*/kitchen/*"):
-        path.unlink()
-    words = ["class kitchen has no images, but should have 12"]
-    assert_refused(out, capsys, "15scene", "--source", scenes, words=words)
-
-
-def test_image_in_train_and_validation_is_refused(scenes, out, capsys):
-    path = scenes / "train" / "coast" / "image_0001.jpg"
-    shutil.copyfile(path, scenes / "validation" / "coast" / path.name)
-    assert_refused(out, capsys, "15scene", "--source", scenes, words=["coast/image_0001.jpg twice"])
+@pytest.mark.parametrize(
+    ("damage", "options", "words"),
+    [
+        (
+            lambda scenes: cut(scenes / "validation/forest/image_0005.jpg"),
+            [],
+            ["validation/forest/image_0005.jpg cannot be decoded", "--skip-bad-images"],
+        ),
+        (
+            lambda scenes: (scenes / "train/coast/image_0001.jpg").rename(scenes / "train/coast/beach.jpg"),
+            [],
+            ["coast/image_0001.jpg is missing", "coast/beach.jpg does not belong here"],
+        ),
+        (
+            lambda scenes: [path.unlink() for path in scenes.glob("*/kitchen/*")],
+            [],
+            ["class kitchen has no images, but should have 12"],
+        ),
+        (move_into_validation, [], ["coast/image_0001.jpg twice"]),
+        (
+            lambda scenes: [path.write_text("no image") for path in (scenes / "train/forest").iterdir()],
+            ["--skip-bad-images"],
+            ["class forest has no images for train"],
+        ),
+    ],
+    ids=["truncated image", "renamed image", "emptied class", "image in both splits", "class of bad images"],
+)
+def test_a_source_that_is_not_15_scene_is_refused_by_name(scenes, out, capsys, damage, options, words):
+    damage(scenes)
+    assert_refused(out, capsys, "15scene", "--source", scenes, *options, words=words)
 
 
 def test_skip_bad_images_leaves_them_out_names_them_and_remembers(scenes, out, capsys):
-    path = scenes / "train" / "forest" / "image_0001.jpg"
-    path.write_bytes(path.read_bytes()[:-100])
+    cut(scenes / "train" / "forest" / "image_0001.jpg")
     arguments = ["15scene", "--source", str(scenes), "--to", str(out / "result")]
     assert main([*arguments, "--skip-bad-images"]) == 0
-    told = capsys.readouterr().out
-    assert "left out as bad: train/forest/image_0001.jpg" in told
-    assert "29 train, 150 validation (45 val + 105 test), 1 left out as bad" in told
+    report = capsys.readouterr().out
+    assert "left out as bad: train/forest/image_0001.jpg" in report
+    assert "29 train, 150 validation (45 val + 105 test), 1 left out as bad" in report
     assert not (out / "result" / "train" / "forest" / "image_0001.jpg").exists()
     assert main(arguments) == 0
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_a_class_that_bad_images_empty_is_refused(scenes, out, capsys):
-    for path in (scenes / "train" / "forest").iterdir():
-        path.write_text("no image")
-    words = ["class forest has no images for train"]
-    assert_refused(out, capsys, "15scene", "--source", scenes, "--skip-bad-images", words=words)
-
-
-def test_full_disk_is_told_in_a_sentence_and_leaves_nothing(scenes, out, capsys, monkeypatch):
+def test_a_full_disk_is_reported_in_a_sentence_and_leaves_nothing(scenes, out, capsys, monkeypatch):
     def copyfile(source, to):
         Path(to).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -283,77 +256,26 @@ def test_full_disk_is_told_in_a_sentence_and_leaves_nothing(scenes, out, capsys,
     assert_refused(out, capsys, "15scene", "--source", scenes, words=["disk", "is full"])
 
 
+def test_ctrl_c_ends_with_130_and_leaves_nothing(scenes, out, monkeypatch):
+    def copyfile(source, to):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    assert main(["15scene", "--source", str(scenes), "--to", str(out / "result")]) == 130
+    assert list(out.iterdir()) == []
+
+
 # ------------------------------------------------------------------------------------------------------------- archives
 
 
-def write_tar(path, name, **attributes):
-    member = tarfile.TarInfo(name)
-    for attribute, value in attributes.items():
-        setattr(member, attribute, value)
-    with tarfile.open(path, "w") as tar:
-        good = tarfile.TarInfo("good.txt")
-        good.size = 4
-        tar.addfile(good, io.BytesIO(b"good"))
-        tar.addfile(member, io.BytesIO(b""))
-    return path
-
-
-def write_zip(path, name, mode=0o100644):
-    with zipfile.ZipFile(path, "w") as zipped:
-        zipped.writestr("good.txt", "good")
-        member = zipfile.ZipInfo(name)
-        member.create_system, member.external_attr = 3, mode << 16
-        zipped.writestr(member, "../../outside")
-    return path
-
-
-@pytest.mark.parametrize(
-    "write, name, attributes",
-    [
-        (write_zip, "../evil.jpg", {}),
-        (write_zip, "coast/../../evil.jpg", {}),
-        (write_zip, "/tmp/evil.jpg", {}),
-        (write_zip, "C:/evil.jpg", {}),
-        (write_zip, "link", {"mode": 0o120777}),
-        (write_tar, "../evil.jpg", {}),
-        (write_tar, "/tmp/evil.jpg", {}),
-        (write_tar, "link", {"type": tarfile.SYMTYPE, "linkname": "../../outside"}),
-        (write_tar, "link", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
-        (write_tar, "hard", {"type": tarfile.LNKTYPE, "linkname": "../../outside"}),
-        (write_tar, "device", {"type": tarfile.CHRTYPE}),
-    ],
-)
-def test_archive_that_leads_outside_is_refused_before_anything_is_written(
-    write, name, attributes, tmp_path, out, capsys
-):
-    archive = write(tmp_path / "archive", name, **attributes)
-    with pytest.raises(ValueError, match="is refused"):
-        unpack(archive, out / "unpacked")
-    assert list(out.iterdir()) == []
-    assert_refused(out, capsys, "15scene", "--source", archive, words=[str(archive), repr(name)])
-
-
-def test_archive_that_unpacks_to_too_much_is_refused(tmp_path, out, monkeypatch):
-    monkeypatch.setattr(archives, "UNPACKED_BYTES_LIMIT", 3)
-    with pytest.raises(ValueError, match="would unpack to"):
-        unpack(write_zip(tmp_path / "archive.zip", "more.txt"), out / "unpacked")
-    assert list(out.iterdir()) == []
-
-
 @pytest.mark.parametrize("kind", ["zip", "gztar"])
-def test_archive_cut_short_is_refused(kind, scenes, tmp_path, out, capsys):
+def test_an_archive_cut_short_is_refused(kind, scenes, tmp_path, out, capsys):
     archive = Path(shutil.make_archive(str(tmp_path / "archive"), kind, scenes))
-    archive.write_bytes(archive.read_bytes()[:-2000])
+    cut(archive, 2000)
     assert_refused(out, capsys, "15scene", "--source", archive, words=[str(archive), "get it again"])
 
 
-def test_file_that_is_no_archive_is_refused(tmp_path, out, capsys):
-    (tmp_path / "scenes.rar").write_bytes(b"Rar!" * 1000)
-    words = ["scenes.rar is neither a zip nor a tar archive"]
-    assert_refused(out, capsys, "15scene", "--source", tmp_path / "scenes.rar", words=words)
-
-
-def test_checksum_of_an_archive_is_compared(scenes, tmp_path, out, capsys):
+def test_the_checksum_of_an_archive_is_compared(scenes, tmp_path, out, capsys):
     archive = zip_folder(scenes, tmp_path / "archive")
     right = hashlib.sha256(archive.read_bytes()).hexdigest()
     arguments = ["15scene", "--source", archive, "--checksum"]
@@ -361,104 +283,58 @@ def test_checksum_of_an_archive_is_compared(scenes, tmp_path, out, capsys):
     assert_refused(out, capsys, *arguments, wrong, words=[str(archive), "wrong checksum", wrong])
     assert_refused(out, capsys, *arguments, "md5:12", words=["'md5:12'", "32 hex digits"])
     assert_refused(out, capsys, "15scene", "--source", scenes, "--checksum", wrong, words=["leave out --checksum"])
-    prepare("15scene", archive, to=out / "result", checksum=f"sha256:{right}", progress=False)
+    run("15scene", archive, out / "result", checksum=f"sha256:{right}")
 
 
-def test_bad_names_are_answered_with_the_right_ones(out, capsys):
+def test_bad_names_are_answered_with_the_right_ones(out, tmp_path, capsys):
+    (tmp_path / "scenes.rar").write_bytes(b"Rar!" * 1000)
+    words = ["scenes.rar is neither a zip nor a tar archive"]
+    assert_refused(out, capsys, "15scene", "--source", tmp_path / "scenes.rar", words=words)
     assert_refused(out, capsys, "15scenes", words=["'15scenes'", "15scene, nature, cifar10, synthetic"])
     assert_refused(out, capsys, "15scene", "--source", "/no/such", words=["there is no /no/such"])
     assert_refused(out, capsys, "nature", "--source", out.parent, words=["no images in folders", "buildings, forest"])
     assert_refused(out, capsys, "nature", words=["--source"])
+    assert_refused(out, capsys, "synthetic", "--source", "scenes", words=["leave out --source"])
 
 
 # ------------------------------------------------------------------------------------------------------------- download
 
 
-@pytest.fixture
-def server():
-    """A web server on this machine.  files: {path: bytes}; ranges: it knows Range; cut_at: where it breaks off."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            body = state.files.get(self.path)
-            start = 0
-            state.requests.append(self.headers.get("Range"))
-            if body is None:
-                return self.send_error(404)
-            if state.ranges and self.headers.get("Range"):
-                start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-                if start >= len(body):
-                    return self.send_error(416)
-                self.send_response(206)
-            else:
-                self.send_response(200)
-            self.send_header("Content-Length", str(len(body) - start))
-            self.end_headers()
-            self.wfile.write(body[start : state.cut_at])
-
-        def log_message(self, *arguments):
-            pass
-
-    state = types.SimpleNamespace(files={}, ranges=True, cut_at=None, requests=[])
-    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.address = f"http://127.0.0.1:{web.server_port}"
-    threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield state
-    web.shutdown()
-    web.server_close()
-
-
-BODY = random.Random(0).randbytes(300_000)
-BODY_CHECKSUM = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
-
-
-@pytest.mark.parametrize("ranges", [True, False])
-def test_broken_off_download_is_completed_by_the_next(ranges, server, out):
-    server.files, server.ranges, server.cut_at = {"/file": BODY}, ranges, 100_000
-    with pytest.raises(ConnectionError, match="broke off after 100,000 of 300,000 bytes"):
-        download(f"{server.address}/file", out / "file", BODY_CHECKSUM, progress=False)
-    assert files_below(out) == {"file.part": BODY[:100_000]}
-    server.cut_at = None
-    download(f"{server.address}/file", out / "file", BODY_CHECKSUM, progress=False)
-    assert files_below(out) == {"file": BODY}
-    assert server.requests == [None, "bytes=100000-"]
-
-
-def test_part_that_is_longer_than_the_file_is_begun_again(server, out):
-    server.files = {"/file": BODY}
-    (out / "file.part").write_bytes(b"x" * 400_000)
-    download(f"{server.address}/file", out / "file", BODY_CHECKSUM, progress=False)
-    assert files_below(out) == {"file": BODY}
-
-
-def test_download_with_a_wrong_checksum_leaves_nothing(server, out):
-    server.files = {"/file": BODY}
-    with pytest.raises(ValueError, match=f"{server.address}/file has the wrong checksum"):
-        download(f"{server.address}/file", out / "file", "md5:" + "0" * 32, progress=False)
-    assert list(out.iterdir()) == []
-
-
-def test_address_without_file_or_server_says_how_to_go_on(server, out, capsys):
+def test_an_address_without_file_or_server_says_what_to_do(server, out, capsys):
     words = ["HTTP 404", "--source", "figshare"]
     assert_refused(out, capsys, "15scene", "--source", f"{server.address}/none.zip", words=words)
     closed = "http://127.0.0.1:9/scenes.zip"
     assert_refused(out, capsys, "15scene", "--source", closed, words=[closed, "refused", "--source"])
 
 
-def test_data_set_is_downloaded_unpacked_and_the_archive_removed(server, scenes, tmp_path, out):
+def test_a_data_set_is_downloaded_unpacked_and_the_archive_removed(server, scenes, tmp_path, out):
     server.files = {"/scenes": zip_folder(scenes, tmp_path / "archive").read_bytes()}
     server.cut_at = 5000
     with pytest.raises(ConnectionError):
-        prepare("15scene", f"{server.address}/scenes", to=out / "result", progress=False)
-    assert [path.stat().st_size for path in out.iterdir()] == [5000]  # the part alone, to go on from
+        run("15scene", f"{server.address}/scenes", out / "result")
+    assert [path.stat().st_size for path in out.iterdir()] == [5000]  # the part alone, for the next run to complete
     server.cut_at = None
-    prepare("15scene", f"{server.address}/scenes", to=out / "result", progress=False)
+    run("15scene", f"{server.address}/scenes", out / "result")
     assert [path.name for path in out.iterdir()] == ["result"]
 
 
-def test_download_that_is_no_archive_is_not_kept(server, out, capsys):
+def test_a_download_that_is_no_archive_is_removed(server, out, capsys):
     server.files = {"/scenes.zip": b"<html>moved</html>"}
     assert_refused(out, capsys, "15scene", "--source", f"{server.address}/scenes.zip", words=["scenes.zip is neither"])
+
+
+def test_without_a_source_the_public_address_and_its_checksum_are_taken(server, scenes, tmp_path, out, monkeypatch):
+    body = zip_folder(scenes, tmp_path / "archive").read_bytes()
+    server.files = {"/public.zip": body}
+    for known, checksum in (
+        (hashlib.md5(b"other").hexdigest(), None),
+        (hashlib.md5(body).hexdigest(), "md5:" + 32 * "0"),
+    ):
+        monkeypatch.setitem(prepare_module.ADDRESSES, "15scene", (f"{server.address}/public.zip", f"md5:{known}"))
+        with pytest.raises(ValueError, match="wrong checksum"):
+            run("15scene", None, out / "result", checksum=checksum)
+    run("15scene", None, out / "result")
+    assert [path.name for path in out.iterdir()] == ["result"]
 
 
 # --------------------------------------------------------------------------------------------------------------- nature
@@ -469,7 +345,7 @@ def counts_of(folder):
 
 
 @pytest.mark.parametrize(
-    "source_counts, expected",
+    ("source_counts", "expected"),
     [
         ({"train": 12, "test": 5}, {"train": 10, "val": 2, "test": 5}),
         ({"seg_train/seg_train": 12, "seg_test/seg_test": 5}, {"train": 10, "val": 2, "test": 5}),
@@ -480,27 +356,24 @@ def counts_of(folder):
 def test_nature_is_split_by_class_and_disjoint_in_every_layout(source_counts, expected, tmp_path, out):
     write_nature(tmp_path / "nature", source_counts)
     write_image(tmp_path / "nature" / "seg_pred" / "seg_pred" / "1.jpg", seed=0)  # of no class
-    folder = prepare("nature", tmp_path / "nature", to=out / "result", progress=False)
+    folder = run("nature", tmp_path / "nature", out / "one")
     assert counts_of(folder) == {
         (split, class_name): count for split, count in expected.items() for class_name in CLASS_NAMES["nature"]
     }
     with open(folder / "split.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 6 * sum(expected.values()) == len({(row["class"], row["file_name"]) for row in rows})
-    for row in rows:
-        assert (folder / row["split"] / row["class"] / row["file_name"]).exists()
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 6 * sum(expected.values()) == len({(line["class"], line["file_name"]) for line in lines})
+    for line in lines:
+        assert (folder / line["split"] / line["class"] / line["file_name"]).exists()
     for source_test_image in (tmp_path / "nature").glob("**/*test/*/*.png"):
         assert (folder / "test" / source_test_image.parent.name / source_test_image.name).exists()
+    assert files_below(run("nature", tmp_path / "nature", out / "two")) == files_below(folder)
 
 
-def prepare_nature(source, to):
-    return prepare("nature", source, to=to, progress=False)
-
-
-def test_two_processes_that_prepare_the_same_folder_make_it_once_and_leave_nothing_else(tmp_path, out):
+def test_of_two_processes_one_prepares_and_nothing_else_is_left(tmp_path, out):
     write_nature(tmp_path / "nature", {".": 30})
     with ProcessPoolExecutor(2) as pool:
-        results = [pool.submit(prepare_nature, tmp_path / "nature", out / "result") for _ in range(2)]
+        results = [pool.submit(run, "nature", tmp_path / "nature", out / "result") for _ in range(2)]
         assert [each.result() for each in results] == [out / "result"] * 2
     assert [path.name for path in out.iterdir()] == ["result"]
 
@@ -509,45 +382,32 @@ def test_what_a_killed_preparation_left_is_removed_by_the_next(tmp_path, out):
     write_nature(tmp_path / "nature", {".": 20})
     for prepared_already in (False, True):
         (out / ".result.partial-abc" / "result").mkdir(parents=True)
-        prepare_nature(tmp_path / "nature", out / "result")
+        run("nature", tmp_path / "nature", out / "result")
         assert [path.name for path in out.iterdir()] == ["result"], prepared_already
 
 
-def test_nature_split_does_not_depend_on_where_or_when_it_is_made(tmp_path, out):
-    write_nature(tmp_path / "nature", {".": 20})
-    folders = [prepare("nature", tmp_path / "nature", to=out / name, progress=False) for name in ("one", "two")]
-    assert files_below(folders[0]) == files_below(folders[1])
-
-
-def test_nature_tells_one_name_and_one_image_in_two_splits_apart(tmp_path, out, capsys):
+def test_nature_separates_one_name_in_two_splits_and_reports_one_image_in_two_splits(tmp_path, out, capsys):
     write_nature(tmp_path / "nature", {"train": 6, "test": 2})
     write_image(tmp_path / "nature" / "train" / "sea" / "1.png", seed=1001)
     write_image(tmp_path / "nature" / "test" / "sea" / "1.png", seed=1002)
     shutil.copyfile(tmp_path / "nature/test/sea/1.png", tmp_path / "nature/test/sea/again.png")  # within a split: fine
     shutil.copyfile(tmp_path / "nature/test/sea/45.png", tmp_path / "nature/train/forest/same.png")
-    folder = prepare("nature", tmp_path / "nature", to=out / "result")
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("the same bytes")]
-    assert len(told) == 1 and "test/sea/45.png" in told[0] and "forest/same.png" in told[0]
-    assert [{image.class_name for image in same} for same in duplicates_across_splits(folder)] == [{"sea", "forest"}]
+    folder = prepare(Request("nature", tmp_path / "nature", out / "result"))
+    reported = [line for line in capsys.readouterr().out.splitlines() if line.startswith("the same bytes")]
+    assert len(reported) == 1 and "test/sea/45.png" in reported[0] and "forest/same.png" in reported[0]
     assert (folder / "test" / "sea" / "test_1.png").exists()
     assert len(list(folder.glob("*/sea/train_1.png"))) == 1
 
 
-@pytest.mark.parametrize(("val", "test"), [(11, 17), (0.11, 17), (0.11, 0.17)])
-def test_nature_is_split_into_exactly_the_sizes_asked_for_class_by_class(val, test, tmp_path, out):
-    write_nature(tmp_path / "nature", {"seg_train": 12, "seg_test": 4})
-    for number in range(4):  # classes of unequal size: 20 seas, 16 of the others, 100 in all
-        write_image(tmp_path / "nature" / "seg_train" / "sea" / f"more_{number}.png", seed=1000 + number)
-    folder = prepare("nature", tmp_path / "nature", to=out / "result", progress=False, val=val, test=test)
+def test_nature_is_split_into_exactly_the_sizes_asked_for(tmp_path, out):
+    write_nature(tmp_path / "nature", {"seg_train": 12, "seg_test": 4})  # 96 images
+    folder = run("nature", tmp_path / "nature", out / "result", val=0.125, test=18)
     counts = counts_of(folder)
-    sizes = {split: sum(counts[split, name] for name in CLASS_NAMES["nature"]) for split in ("train", "val", "test")}
-    assert sizes == {"train": 72, "val": 11, "test": 17}
-    for split, size in sizes.items():
-        for name in CLASS_NAMES["nature"]:
-            assert abs(counts[split, name] - size * (20 if name == "sea" else 16) / 100) < 1.5
-    assert prepare("nature", tmp_path / "nature", to=folder, progress=False, val=11, test=17) == folder
-    with pytest.raises(ValueError, match="has 11 images for val, and 12 are asked for"):
-        prepare("nature", tmp_path / "nature", to=folder, progress=False, val=12, test=17)
+    assert [sum(counts[split, name] for name in CLASS_NAMES["nature"]) for split in SPLITS] == [66, 12, 18]
+    assert {counts["test", name] for name in CLASS_NAMES["nature"]} == {3}
+    assert run("nature", None, folder, val=12, test=18) == folder
+    with pytest.raises(ValueError, match="has 12 images for val, and 13 are asked for"):
+        run("nature", None, folder, val=13, test=18)
 
 
 @pytest.mark.parametrize(
@@ -565,20 +425,20 @@ def test_sizes_that_make_no_sense_are_refused(name, sizes, words, tmp_path, out,
     assert_refused(out, capsys, name, "--source", tmp_path / "nature", *sizes, words=words)
 
 
-def test_nature_class_in_one_split_only_is_refused(tmp_path, out, capsys):
+def test_a_class_of_nature_in_one_split_only_is_refused(tmp_path, out, capsys):
     write_nature(tmp_path / "nature", {"train": 6, "test": 2})
     shutil.rmtree(tmp_path / "nature" / "test" / "sea")
     assert_refused(out, capsys, "nature", "--source", tmp_path / "nature", words=["class sea has no images for test"])
 
 
-# ----------------------------------------------------------------------------------------------- CIFAR-10 and synthetic
+# ------------------------------------------------------------------------------------------------------------- CIFAR-10
 
 
-def test_cifar10_png_tree_keeps_its_names_and_splits(tmp_path, out):
+def test_a_png_tree_of_cifar10_keeps_its_names_and_splits(tmp_path, out):
     for class_index, class_name in enumerate(CLASS_NAMES["cifar10"]):
         for split in ("train", "test"):
             write_image(tmp_path / "cifar" / split / class_name / f"{class_index:05d}.png", seed=class_index)
-    folder = prepare("cifar10", tmp_path / "cifar", to=out / "result", progress=False)
+    folder = run("cifar10", tmp_path / "cifar", out / "result")
     images = {name: content for name, content in files_below(folder).items() if name != "split.csv"}
     assert images == files_below(tmp_path / "cifar")
 
@@ -586,8 +446,6 @@ def test_cifar10_png_tree_keeps_its_names_and_splits(tmp_path, out):
 @pytest.fixture
 def cifar10_batches(tmp_path, monkeypatch):
     """A cifar-10-batches-py of one batch each for train and test, with the checksums that torchvision is to expect."""
-    from torchvision.datasets import CIFAR10
-
     folder = tmp_path / "official" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (10, 3072), dtype=np.uint8)
@@ -605,10 +463,10 @@ def cifar10_batches(tmp_path, monkeypatch):
     return pixels, folder
 
 
-def test_official_cifar10_archive_becomes_png(cifar10_batches, tmp_path, out, capsys):
+def test_the_official_archive_of_cifar10_becomes_png(cifar10_batches, tmp_path, out, capsys):
     pixels, batches = cifar10_batches
     archive = shutil.make_archive(str(tmp_path / "cifar-10-python"), "gztar", batches.parent)
-    folder = prepare("cifar10", archive, to=out / "result")
+    folder = prepare(Request("cifar10", archive, out / "result"))
     assert "cifar10: 10 train, 10 test" in capsys.readouterr().out
     assert not (folder / "val").exists()
     with Image.open(folder / "train" / "bird" / "00002.png") as image:
@@ -616,23 +474,63 @@ def test_official_cifar10_archive_becomes_png(cifar10_batches, tmp_path, out, ca
     assert (folder / "test" / "truck" / "00000.png").exists()
 
 
-def test_cifar10_batches_with_other_bytes_are_never_opened(cifar10_batches, out, capsys):
+def test_batches_of_cifar10_with_other_bytes_are_never_opened(cifar10_batches, out, capsys):
     _, batches = cifar10_batches
     (batches / "data_batch_1").write_bytes(b"cos\nsystem\n")
     assert_refused(out, capsys, "cifar10", "--source", batches, words=["is not the official CIFAR-10"])
 
 
-def test_synthetic_scenes_are_drawn_into_the_same_layout(out, monkeypatch, capsys):
+# -------------------------------------------------------------------------------------------- locating, decoding ahead
+
+
+@pytest.fixture
+def few_synthetic_scenes(monkeypatch):
+    """Two classes, so that drawing takes no time."""
+
     def write_scenes(folder):
         for split, count in (("train", 2), ("val", 1), ("test", 1)):
             for index in range(count):
                 for class_name in ("waves", "towers"):
                     write_image(folder / split / class_name / f"{index}.png", seed=index)
 
-    monkeypatch.setitem(sys.modules, "data.synthetic", types.SimpleNamespace(write_scenes=write_scenes))
-    prepare("synthetic", to=out / "result")
+    monkeypatch.setattr(prepare_module, "write_scenes", write_scenes)
+
+
+def test_synthetic_scenes_are_drawn_into_the_same_layout(few_synthetic_scenes, out, capsys):
+    prepare(Request("synthetic", to=out / "result"))
     assert "synthetic: 4 train, 4 validation (2 val + 2 test)" in capsys.readouterr().out
-    prepare("synthetic", to=out / "result")
+    prepare(Request("synthetic", to=out / "result"))
     assert "nothing to do" in capsys.readouterr().out
-    shutil.rmtree(out / "result")
-    assert_refused(out, capsys, "synthetic", "--source", "scenes", words=["leave out --source"])
+
+
+def test_synthetic_scenes_are_located_without_being_prepared(few_synthetic_scenes, root):
+    assert locate("synthetic") == locate("synthetic") == root / "data" / "synthetic"
+    assert len(list((root / "data" / "synthetic").glob("*/*/*.png"))) == 8
+
+
+def test_a_prepared_data_set_is_located_by_its_name(root):
+    with pytest.raises(FileNotFoundError, match=r"python -m data\.prepare nature"):
+        locate("nature")
+    (root / "data" / "nature").mkdir(parents=True)
+    assert locate("nature") == root / "data" / "nature"
+
+
+def test_other_data_are_located_by_their_path(scene_folder, monkeypatch):
+    monkeypatch.chdir(scene_folder.parent)
+    assert locate("scenes") == scene_folder.resolve()
+    with pytest.raises(FileNotFoundError, match="15scenes; known names are 15scene, nature"):
+        locate("15scenes")
+
+
+def test_a_data_set_can_be_decoded_ahead_and_a_training_decodes_nothing(few_synthetic_scenes, root, monkeypatch):
+    assert main(["synthetic", "--decode", "imagenet:32", "squash:48"]) == 0
+    assert len(list((root / "data" / "cache").glob("*.npy"))) == 6
+    monkeypatch.setattr(image_cache, "decode", lambda *_: pytest.fail("decoded again"))
+    for size, resize in ((32, "imagenet"), (48, "squash")):
+        splits = load_splits(root / "data" / "synthetic", size, resize, progress=False)
+        assert splits["train"].images.shape[-1] == size
+
+
+@pytest.mark.parametrize("rule", ["squash", "squash:0", "squash:-1", "crop:32", ":32"])
+def test_a_rule_to_decode_by_is_read_before_anything_is_prepared(few_synthetic_scenes, out, capsys, rule):
+    assert_refused(out, capsys, "synthetic", "--decode", rule, words=["squash or imagenet"])

@@ -1,16 +1,10 @@
-import matplotlib
-
-matplotlib.use("Agg")
 import pandas as pd
 import pytest
-import torch
 
-import runs
 from evaluation import inversion_search
 from evaluation.inversion_search import best_trials, inversion_loss, loss_curves, with_weight_decay
 from evaluation.model_inversion import InversionSettings, filter_mean, invert
-from hyperparameter_search import INVERSION, open_study, read_table, work
-from supervised.models import SceneClassifier, calibrate_batchnorm
+from hyperparameter_search import SPACES, Search, open_study, read_table, work
 
 HALF = (0.5, 0.5, 0.5)
 SHORT = InversionSettings(image_size=32, steps=20, jitter=2)
@@ -25,15 +19,16 @@ def test_a_weight_decay_takes_a_share_of_a_pixel_however_high_it_is(learning_rat
     assert settings.decay == pytest.approx(share, rel=1e-4)
 
 
-def search(storage, network, sampler="grid", trials=3):
-    study = open_study(storage, {"settings": {"name": "toy"}}, INVERSION, trials, sampler)
+def search(file, network, sampler="grid", trials=3):
+    searched = Search(file, {"settings": {"name": "toy"}}, "inversion", sampler)
+    study = open_study(searched, trials)
     objective = inversion_loss(network, filter_mean(network.features[2]), 1, SHORT, HALF, HALF)
-    work(study, storage, objective, INVERSION, progress=False)
+    work(searched, study, objective, progress=False)
     return study
 
 
 def test_a_trial_is_an_inversion_and_its_value_the_median_of_its_last_ten_losses(small_network, tmp_path):
-    study = search(str(tmp_path / "toy.journal"), small_network)
+    study = search(tmp_path / "toy.db", small_network)
     curves = loss_curves(study)
     assert curves.shape == (20, 3) and curves.index.tolist() == list(range(1, 21))
     for trial in study.trials:
@@ -45,11 +40,11 @@ def test_a_trial_is_an_inversion_and_its_value_the_median_of_its_last_ten_losses
 
 
 def test_parameters_lie_in_the_reports_range_and_the_grid_has_the_cells_it_reports(small_network, tmp_path):
-    study = search(str(tmp_path / "toy.journal"), small_network, "tpe", trials=4)
+    study = search(tmp_path / "toy.db", small_network, "tpe", trials=4)
     for trial in study.trials:
         assert all(1e-6 <= value <= 1e2 for value in trial.params.values())
     for cell in ({"learning_rate": 0.1, "weight_decay": 1.0}, {"learning_rate": 100.0, "weight_decay": 0.1}):
-        assert cell in INVERSION.cells
+        assert cell in SPACES["inversion"].cells
 
 
 def test_the_best_trial_and_the_best_of_those_that_converged_are_two():
@@ -61,28 +56,8 @@ def test_the_best_trial_and_the_best_of_those_that_converged_are_two():
     assert list(best_trials(trials.assign(converged=False))) == ["lowest"]
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    """A run's checkpoint as runs.py writes it, without a training."""
-    torch.manual_seed(0)
-    model = SceneClassifier(3)
-    calibrate_batchnorm(model, [(torch.randn(16, 3, 32, 32), None)])  # else nothing depends on the image
-    settings = {"head": "shallow", "freeze_features": False, "stages": [8], "image_size": 32, "resize": "imagenet"}
-    path = tmp_path / "tiny.pt"
-    torch.save(
-        {
-            "format": runs.FORMAT,
-            "identity": {"settings": settings},
-            "class_names": ["dark", "light", "striped"],
-            "model": model.state_dict(),
-        },
-        path,
-    )
-    return path
-
-
-def test_the_command_leaves_trials_curves_and_images_and_goes_on_where_it_was(checkpoint, tmp_path, capsys):
-    arguments = ["--model", str(checkpoint), "--steps", "20", "--output", str(tmp_path / "out")]
+def test_the_command_leaves_trials_curves_and_images_and_goes_on_where_it_was(tiny_run, tmp_path, capsys):
+    arguments = ["--model", str(tiny_run), "--steps", "20", "--output", str(tmp_path / "out")]
     assert inversion_search.main([*arguments, "--trials", "1"]) == 0
     assert inversion_search.main([*arguments, "--trials", "2"]) == 0
     stem = tmp_path / "out" / "inversion_tiny_filter70_grid_seed0"
@@ -94,8 +69,8 @@ def test_the_command_leaves_trials_curves_and_images_and_goes_on_where_it_was(ch
     assert f"lowest: loss {trials['value'].min():.4g} with" in capsys.readouterr().out
 
 
-def test_a_users_mistake_is_one_sentence_and_exit_code_2(checkpoint, tmp_path, capsys):
-    arguments = ["--model", str(checkpoint), "--steps", "20", "--output", str(tmp_path / "out")]
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(tiny_run, tmp_path, capsys):
+    arguments = ["--model", str(tiny_run), "--steps", "20", "--output", str(tmp_path / "out")]
     mistakes = {
         "there is no trained run nothing": [*arguments, "--model", "nothing"],
         "trials is 0; it must be at least 1": [*arguments, "--trials", "0"],

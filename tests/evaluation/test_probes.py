@@ -1,5 +1,8 @@
+"""Small classifiers on frozen features, and the cache of what the reports probe."""
+
 import warnings
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,21 +12,26 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 from torch import nn
 
-from evaluation.metrics import accuracy_interval, mean_and_interval
+from evaluation import probes, representation
 from evaluation.probes import (
-    draw_of_each_class,
+    collect_cifar10,
+    collect_scenes,
     label_fractions,
     linear_probe,
     mean_of_draws,
-    nearest_neighbours,
+    nearest_neighbors,
     probe_stages,
+    sample_of_each_class,
     stage_features,
 )
-from supervised.models import SceneClassifier, calibrate_batchnorm
+from evaluation.statistics import accuracy_interval, mean_and_interval
+from runs import build_model, configure, find, load_weights, read, run
+from self_supervised.dataloader import build_loaders
+from supervised.models import SceneClassifier, estimate_batchnorm
 
 
 def clouds(images, classes=3, channels=8, distance=6.0, seed=0):
-    """Features (images, channels) of classes that lie `distance` standard deviations from the middle, and labels."""
+    """Features (images, channels) and labels; class centers lie `distance` standard deviations from the origin."""
     generator = np.random.default_rng(seed)
     labels = np.arange(images) % classes
     return (generator.standard_normal((images, channels)) + distance * np.eye(channels)[labels]).astype("f4"), labels
@@ -37,7 +45,7 @@ def splits_of(images=(60, 30, 45), **options):
 
 
 class TwoStages(nn.Module):
-    """A first stage that keeps both channels, a second that keeps only the last; there is no need of a classifier."""
+    """A first stage that passes both channels on, a second that passes on only the last one; there is no classifier."""
 
     def __init__(self):
         super().__init__()
@@ -46,7 +54,7 @@ class TwoStages(nn.Module):
 
 
 def images_with_class_in_first_channel(count, seed):
-    """One batch a loader: the brightness of the first channel tells the class, the second is noise."""
+    """One batch: the brightness of the first channel gives the class, the second channel is noise."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 2
     images = torch.rand(count, 2, 4, 4, generator=generator)
@@ -54,11 +62,11 @@ def images_with_class_in_first_channel(count, seed):
     return [(images, labels)]
 
 
-def test_features_of_a_model_that_sees_mirror_images_too_are_those_of_its_head():
+def test_features_of_a_model_with_flip_tta_are_those_of_its_head():
     torch.manual_seed(0)
     model = SceneClassifier(2, stages=(2, 8), flip_tta=True)
     images = torch.randn(3, 3, 32, 32)
-    calibrate_batchnorm(model.features, [(images, None)])
+    estimate_batchnorm(model.features, [(images, None)])
     stages, _ = stage_features(model, [(images, torch.tensor([0, 1, 0]))])
     with torch.inference_mode():
         expected = model.eval().pooled_features(images).numpy()
@@ -66,7 +74,7 @@ def test_features_of_a_model_that_sees_mirror_images_too_are_those_of_its_head()
     np.testing.assert_allclose(np.concatenate([stages[2], stages[8]], axis=1), expected, atol=1e-5)
 
 
-def test_a_stage_is_the_mean_of_its_maps_over_the_whole_loader(small_network):
+def test_a_stage_is_the_mean_of_its_maps_for_each_image_of_the_loader(small_network):
     images, labels = torch.randn(7, 3, 16, 16), torch.arange(7)
     small_network.features[1].running_mean.fill_(0.5)
     stages, found = stage_features(small_network, [(images[:4], labels[:4]), (images[4:], labels[4:])])
@@ -97,7 +105,7 @@ def test_every_module_runs_in_eval_mode_and_is_left_in_its_own(small_network, br
 
     modes = []
     small_network.train()
-    small_network.features[1].eval()  # a mode of its own, which one call of train() would not put back
+    small_network.features[1].eval()  # a mode of its own, which one call of train() would not restore
     small_network.features[2].register_forward_hook(watch)
     with pytest.raises(RuntimeError, match="broken") if broken else nullcontext():
         stage_features(small_network, [(torch.randn(4, 3, 8, 8), torch.zeros(4))])
@@ -118,7 +126,7 @@ def test_a_loader_without_a_batch_is_refused(small_network):
         stage_features(small_network, [])
 
 
-def test_a_linear_probe_reads_separable_classes_and_says_nothing_of_shuffled_ones():
+def test_a_linear_probe_separates_separable_classes_and_not_shuffled_ones():
     splits = splits_of(images=(120, 200, 400), classes=4)
     probe = linear_probe(splits)
     assert probe.val_accuracy == probe.test_accuracy == 1.0
@@ -130,13 +138,13 @@ def test_a_linear_probe_reads_separable_classes_and_says_nothing_of_shuffled_one
 
 def test_the_accuracies_are_those_of_the_predictions():
     splits = splits_of(distance=1.0)
-    for probe in (linear_probe(splits), nearest_neighbours(splits, 5)):
+    for probe in (linear_probe(splits), nearest_neighbors(splits, 5)):
         assert 0.4 < probe.test_accuracy < 1.0
         assert probe.test_accuracy == np.mean(probe.test_predictions == splits["test"][1])
 
 
 def test_the_strength_is_chosen_on_val_and_the_test_images_change_nothing_else():
-    """Train labels are noisy, so clean images ask for a strong penalty, the training images themselves for none."""
+    """Training labels are noisy: clean images favor a strong penalty, the training images themselves none."""
     features, labels = clouds(90, channels=60, distance=2.0)
     noisy = np.where(np.arange(90) % 5 == 0, (labels + 1) % 3, labels)
     clean = clouds(90, channels=60, distance=2.0, seed=1)
@@ -152,7 +160,7 @@ def test_of_equally_good_strengths_the_smallest_is_chosen():
     assert probe.C == 1e-4
 
 
-def test_features_are_batchnorm_head_by_the_training_images_alone():
+def test_features_are_standardized_by_the_training_images_alone():
     splits = splits_of(distance=1.5)
     probe = linear_probe(splits)
     units = np.float32(10.0) ** np.arange(-3, 5)  # every channel in a unit of its own
@@ -165,7 +173,7 @@ def test_features_are_batchnorm_head_by_the_training_images_alone():
 
 
 @pytest.mark.parametrize("distance", [0.0, 1.0, 100.0])
-def test_the_linear_probe_warns_of_nothing(distance):
+def test_the_linear_probe_gives_no_warning(distance):
     splits = splits_of(images=(30, 30, 30), channels=200, distance=distance)
     splits["train"][0][:, 5] = 0  # a dead channel
     with warnings.catch_warnings():
@@ -173,12 +181,12 @@ def test_the_linear_probe_warns_of_nothing(distance):
         linear_probe(splits)
 
 
-def test_one_image_a_class_is_enough_for_a_linear_probe():
+def test_one_image_per_class_is_enough_for_a_linear_probe():
     assert linear_probe(splits_of(images=(3, 30, 45), channels=3)).test_accuracy > 0.9
 
 
-def by_hand(splits, neighbours):
-    """The vote of Wu et al. 2018, written out."""
+def by_hand(splits, neighbors):
+    """The vote of Wu et al. 2018, in plain loops."""
     train, test = (
         features / np.linalg.norm(features, axis=1, keepdims=True)
         for features in (splits["train"][0].astype(float), splits["test"][0].astype(float))
@@ -186,42 +194,42 @@ def by_hand(splits, neighbours):
     predictions = []
     for similarities in test @ train.T:
         votes = np.zeros(3)
-        for index in np.argsort(-similarities)[:neighbours]:
+        for index in np.argsort(-similarities)[:neighbors]:
             votes[splits["train"][1][index]] += np.exp(similarities[index] / 0.07)
         predictions.append(votes.argmax())
     return predictions
 
 
-@pytest.mark.parametrize("neighbours", [1, 7, 60])
-def test_the_neighbours_vote_by_their_similarity(neighbours):
+@pytest.mark.parametrize("neighbors", [1, 7, 60])
+def test_neighbors_vote_by_their_similarity(neighbors):
     splits = splits_of(distance=1.5)
-    assert nearest_neighbours(splits, neighbours).test_predictions.tolist() == by_hand(splits, neighbours)
+    assert nearest_neighbors(splits, neighbors).test_predictions.tolist() == by_hand(splits, neighbors)
 
 
-def test_with_one_neighbour_it_is_the_plain_nearest_one():
+def test_one_neighbor_is_the_nearest_one():
     splits = splits_of(distance=1.5)
     plain = KNeighborsClassifier(1).fit(normalize(splits["train"][0]), splits["train"][1])
     expected = plain.predict(normalize(splits["test"][0]))
-    assert nearest_neighbours(splits, 1).test_predictions.tolist() == expected.tolist()
+    assert nearest_neighbors(splits, 1).test_predictions.tolist() == expected.tolist()
 
 
-def test_a_near_neighbour_outvotes_two_far_ones():
+def test_a_near_neighbor_outvotes_two_far_ones():
     train = np.array([[1.0, 0.0], [0.6, 0.8], [0.6, 0.8]]), np.array([0, 1, 1])
     test = np.array([[1.0, 0.1]]), np.array([0])
-    assert nearest_neighbours({"train": train, "val": test, "test": test}, 3).test_predictions.tolist() == [0]
+    assert nearest_neighbors({"train": train, "val": test, "test": test}, 3).test_predictions.tolist() == [0]
 
 
-def test_the_length_of_a_row_changes_nothing_for_the_neighbours():
+def test_the_length_of_a_feature_vector_changes_nothing_for_the_neighbors():
     splits = splits_of(distance=1.5)
     lengths = np.random.default_rng(0).uniform(0.1, 10, 60).astype("f4")[:, None]
     scaled = {split: (features * lengths[: len(features)], labels) for split, (features, labels) in splits.items()}
-    expected = nearest_neighbours(splits, 20).test_predictions
-    assert nearest_neighbours(scaled, 20).test_predictions.tolist() == expected.tolist()
+    expected = nearest_neighbors(splits, 20).test_predictions
+    assert nearest_neighbors(scaled, 20).test_predictions.tolist() == expected.tolist()
 
 
-def test_more_neighbours_than_training_images_are_refused():
-    with pytest.raises(ValueError, match="200 neighbours .* there are 60"):
-        nearest_neighbours(splits_of(), 200)
+def test_more_neighbors_than_training_images_are_refused():
+    with pytest.raises(ValueError, match="200 neighbors .* there are 60"):
+        nearest_neighbors(splits_of(), 200)
 
 
 def test_the_stage_that_holds_the_information_is_found():
@@ -240,26 +248,26 @@ def test_the_stage_that_holds_the_information_is_found():
         assert (row[5], row[6]) == accuracy_interval(round(200 * row.test_accuracy), 200)
 
 
-def test_a_vote_of_more_neighbours_than_images_is_left_out_of_the_table():
+def test_a_vote_of_more_neighbors_than_images_is_left_out_of_the_table():
     splits = splits_of()
     table = probe_stages({split: ([features], labels) for split, (features, labels) in splits.items()})
     assert table["probe"].tolist() == ["linear", "20 nearest"]
 
 
-def test_draws_are_stratified_without_replacement_nested_and_seeded():
+def test_samples_are_stratified_without_replacement_nested_and_seeded():
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [10, 12, 20]))
-    few, many = draw_of_each_class(labels, 3, seed=4), draw_of_each_class(labels, 10, seed=4)
+    few, many = sample_of_each_class(labels, 3, seed=4), sample_of_each_class(labels, 10, seed=4)
     assert np.bincount(labels[few]).tolist() == [3, 3, 3]
     assert np.bincount(labels[many]).tolist() == [10, 10, 10]
     assert len(set(many)) == 30
     assert set(few) < set(many)
-    assert few.tolist() == draw_of_each_class(labels, 3, seed=4).tolist()
-    assert set(few) != set(draw_of_each_class(labels, 3, seed=5))
-    with pytest.raises(ValueError, match="11 images are to be drawn, but class 0 has 10"):
-        draw_of_each_class(labels, 11, seed=0)
+    assert few.tolist() == sample_of_each_class(labels, 3, seed=4).tolist()
+    assert set(few) != set(sample_of_each_class(labels, 3, seed=5))
+    with pytest.raises(ValueError, match="class 0 has 10 images, fewer than 11"):
+        sample_of_each_class(labels, 11, seed=0)
 
 
-def test_label_fractions_have_a_row_a_draw_and_leave_out_what_the_data_does_not_have():
+def test_label_fractions_have_a_line_per_draw_and_leave_out_numbers_that_the_data_do_not_have():
     table = label_fractions(splits_of(distance=2.0), draws=3)  # 20 training images a class
     assert table["images_per_class"].tolist() == [1] * 3 + [5] * 3 + [10] * 3
     assert table["draw"].tolist() == [0, 1, 2] * 3
@@ -270,7 +278,7 @@ def test_label_fractions_have_a_row_a_draw_and_leave_out_what_the_data_does_not_
 def test_a_fraction_is_the_linear_probe_of_its_draw_on_all_of_val_and_test():
     splits = splits_of(distance=1.0)
     (row,) = label_fractions(splits, images_per_class=[5], draws=1).itertuples()
-    drawn = draw_of_each_class(splits["train"][1], 5, seed=0)
+    drawn = sample_of_each_class(splits["train"][1], 5, seed=0)
     expected = linear_probe({**splits, "train": tuple(array[drawn] for array in splits["train"])})
     assert (row.val_accuracy, row.test_accuracy) == (expected.val_accuracy, expected.test_accuracy)
 
@@ -295,18 +303,18 @@ def spoiled(splits, split, features=None, labels=None):
     return {**splits, split: (old_features if features is None else features, old_labels if labels is None else labels)}
 
 
-@pytest.mark.parametrize("probe", [linear_probe, lambda splits: nearest_neighbours(splits, 5), label_fractions])
-def test_what_cannot_be_probed_is_refused_in_a_sentence(probe):
+@pytest.mark.parametrize("probe", [linear_probe, lambda splits: nearest_neighbors(splits, 5), label_fractions])
+def test_features_that_cannot_be_probed_are_refused(probe):
     splits = splits_of()
     infinite = splits["test"][0].copy()
     infinite[3, 2] = np.inf
-    with pytest.raises(ValueError, match="the features of val are of 29 images, but there are 30 labels"):
+    with pytest.raises(ValueError, match="the features of val belong to 29 images, but there are 30 labels"):
         probe(spoiled(splits, "val", features=splits["val"][0][1:]))
     with pytest.raises(ValueError, match="the features of test hold values that are not finite"):
         probe(spoiled(splits, "test", features=infinite))
-    with pytest.raises(ValueError, match="all of class 2"):
+    with pytest.raises(ValueError, match="all training images are of class 2"):
         probe(spoiled(splits, "train", labels=np.full(60, 2)))
-    with pytest.raises(ValueError, match="of val are of no image"):
+    with pytest.raises(ValueError, match="of val are empty"):
         probe(spoiled(splits, "val", features=splits["val"][0][:0], labels=splits["val"][1][:0]))
 
 
@@ -318,3 +326,73 @@ def test_the_stage_that_cannot_be_probed_is_named():
     features["val"] = (features["val"][0][:1], features["val"][1])
     with pytest.raises(ValueError, match="same stages; their numbers are {'train': 2, 'val': 1, 'test': 2}"):
         probe_stages(features)
+
+
+@pytest.fixture
+def scenes(scene_folder, root, monkeypatch):
+    """The random control of the scenes' report, on tiny images, with a result of its own."""
+    monkeypatch.setattr(probes, "SCENES", {"random": "random_classifier"})
+    experiment = configure(find("random_classifier"), "quick", data=str(scene_folder))
+    experiment = replace(experiment, images_per_class=6, batch_size=8)
+    results = {"random_classifier": {"initial_weights": {"weights": "random"}}}
+    monkeypatch.setattr(probes, "collect", lambda asked, _: results if list(asked) else {})
+    return {"random_classifier": experiment}, results
+
+
+def test_what_is_probed_is_cached_by_the_digest_of_its_weights(scenes, monkeypatch):
+    experiments, results = scenes
+    before = collect_scenes(experiments, "quick")
+    assert (before.missing, before.stale, before.by_stage) == (["random"], [], {})
+    probed = collect_scenes(experiments, "quick", compute=True)
+    assert (probed.missing, probed.stale) == ([], [])
+    table = probed.by_stage["random"]
+    assert table.query("probe == 'linear'")["stage"].tolist() == list(range(9))
+    assert probed.fractions["random"]["images_per_class"].tolist() == [1, 1, 5, 5]
+    assert probed.tried["stages 5 to 8 together"].tolist() == [table["last_four_val"][0]]
+
+    computed = []
+    monkeypatch.setattr(probes, "_probe_scenes", lambda *_: computed.append(1) or {"probes": table})
+    collect_scenes(experiments, "quick", compute=True)
+    assert not computed
+    results["random_classifier"]["initial_weights"]["sha256"] = "of other weights"
+    assert collect_scenes(experiments, "quick").stale == ["random"]
+    assert collect_scenes(experiments, "quick", compute=True).stale == []
+    assert len(computed) == 1
+
+
+def test_a_pretext_on_cifar10_is_probed_on_the_images_of_its_control(scene_folder, root, monkeypatch):
+    names = {"random": "cifar10_random_classifier", "rotation pretext": "cifar10_rotation"}
+    monkeypatch.setattr(probes, "CIFAR10", names)
+    monkeypatch.setattr(probes, "CIFAR10_PERPLEXITY", {"quick": 2.0})
+    monkeypatch.setattr(probes, "CIFAR10_IMAGES_PER_CLASS", {"quick": (1,)})
+    experiments = {name: configure(find(name), "quick", data=str(scene_folder)) for name in names.values()}
+    experiments = {name: replace(each, images_per_class=6, batch_size=8) for name, each in experiments.items()}
+    for experiment in experiments.values():
+        run(experiment, "quick", progress=False)
+    probed = collect_cifar10(experiments, "quick", compute=True)
+    assert (probed.missing, probed.stale) == ([], [])
+    assert probed.places["rotation pretext"]["label"].value_counts().tolist() == [6, 6, 6]
+    control = experiments["cifar10_random_classifier"]
+    loaders = build_loaders(control, progress=False)
+    model, _ = build_model(control, loaders, "quick")
+    model.features.load_state_dict(load_weights(experiments["cifar10_rotation"], "quick", prefix="features.")[0])
+    (*_, last), labels = stage_features(model, loaders.test)
+    purity = probed.places["rotation pretext"]["purity"].unique()
+    assert purity == pytest.approx(representation.neighbour_purity(last, labels, 5))
+    by_stage = probed.by_stage["rotation pretext"].query("probe == 'linear'").set_index("stage")["val_accuracy"]
+    assert probed.fractions["rotation pretext"]["stage"].unique().tolist() == [by_stage.idxmax()]
+
+
+def test_the_command_prints_what_is_missing(scenes, capsys, monkeypatch):
+    monkeypatch.setattr(probes, "collect", lambda *_: {})
+    assert probes.main(["scenes", "--profile", "quick"]) == 0
+    assert capsys.readouterr().out.startswith("Not probed yet: random.")
+
+
+@pytest.mark.parametrize(("report", "collect"), [("SCENES", collect_scenes), ("CIFAR10", collect_cifar10)])
+def test_committed_tables_are_of_the_weights_of_the_committed_results(report, collect):
+    experiments = {name: configure(find(name), "full") for name in getattr(probes, report).values()}
+    probed = collect(experiments, "full")
+    labels = getattr(probes, report)
+    assert probed.stale == []
+    assert probed.missing == [label for label, name in labels.items() if read(experiments[name], "full") is None]

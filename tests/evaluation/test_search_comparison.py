@@ -3,17 +3,18 @@ import pandas as pd
 import pytest
 
 from evaluation.search_comparison import best_losses, best_so_far, compare_samplers, rank_test, winners
+from evaluation.statistics import mean_difference
 
 
 def trials_of(**values) -> pd.DataFrame:
-    """Trials by sampler: one list of values a seed."""
+    """Trials by sampler: one list of values per seed."""
     rows = [
         {"sampler": sampler, "seed": seed, "trial": number, "value": value}
         for sampler, seeds in values.items()
         for seed, search in enumerate(seeds)
         for number, value in enumerate(search)
     ]
-    return pd.DataFrame(rows).sample(frac=1, random_state=0)  # the order of a table's rows means nothing
+    return pd.DataFrame(rows).sample(frac=1, random_state=0)  # the order of a table's rows must not matter
 
 
 def test_the_lowest_so_far_never_rises_and_a_pruned_trial_finds_nothing():
@@ -28,7 +29,7 @@ def test_samplers_are_compared_at_the_budget_of_the_shortest_search():
     assert losses.loc[0].to_dict() == {"grid": 4.0, "random": 5.5}
 
 
-def test_a_trial_that_was_run_again_under_another_number_leaves_no_gap():
+def test_a_trial_that_ran_again_under_another_number_leaves_no_gap():
     trials = trials_of(tpe=[[3.0, 2.0, 1.0]])
     trials.loc[trials["trial"] == 2, "trial"] = 7
     assert best_so_far(trials).loc[("tpe", 0)].tolist() == [3.0, 2.0, 1.0]
@@ -45,32 +46,34 @@ def seeds_with(difference: float, noise: float) -> pd.DataFrame:
     return pd.DataFrame({"tpe": level, "random": level + difference + wobble})
 
 
-def test_a_small_difference_in_every_seed_is_told_though_the_seeds_differ_far_more():
-    (row,) = compare_samplers(seeds_with(0.05, 0.01)).to_dict("records")
-    assert row["difference"] == pytest.approx(-0.05)
-    assert row["from"] < -0.05 < row["to"] < 0
-    assert (row["first lower in"], row["seeds"]) == (8, 8)
-    assert row["first is"] == "better"
+def test_a_small_difference_at_every_seed_is_found_though_the_seeds_differ_far_more():
+    (pair,) = compare_samplers(seeds_with(0.05, 0.01)).to_dict("records")
+    assert pair["difference"] == pytest.approx(-0.05)
+    assert pair["low"] < -0.05 < pair["high"] < 0
+    assert (pair["first lower in"], pair["seeds"], pair["verdict"]) == (8, 8, "better")
 
 
-def test_a_difference_within_the_noise_is_not():
-    (row,) = compare_samplers(seeds_with(0.001, 0.05)).to_dict("records")
-    assert row["from"] < 0 < row["to"]
-    assert row["first is"] == "cannot be told apart"
+def test_a_difference_within_the_noise_is_inconclusive():
+    (pair,) = compare_samplers(seeds_with(0.001, 0.05)).to_dict("records")
+    assert pair["low"] < 0 < pair["high"] and pair["p"] > 0.05
+    assert pair["verdict"] == "inconclusive"
 
 
-def test_equal_samplers_cannot_be_told_apart_and_one_seed_is_refused():
+def test_equal_samplers_are_inconclusive_and_one_seed_is_refused():
     losses = pd.DataFrame({"grid": [1.0, 2.0], "random": [1.0, 2.0]})
-    assert compare_samplers(losses)["first is"].tolist() == ["cannot be told apart"]
-    with pytest.raises(ValueError, match="there is 1 seed; a spread needs at least 2"):
+    assert compare_samplers(losses)["verdict"].tolist() == ["inconclusive"]
+    with pytest.raises(ValueError, match="at least two"):
         compare_samplers(losses[:1])
 
 
-def test_p_values_are_corrected_for_the_number_of_pairs():
+def test_intervals_and_p_values_are_those_of_a_family_of_all_pairs():
     losses = seeds_with(0.05, 0.01).assign(gp=lambda table: table["tpe"] + 0.02, grid=lambda table: table["tpe"] + 0.5)
     table = compare_samplers(losses)
     assert len(table) == 6
-    assert (table["p (Holm)"] >= table["p"]).all() and (table["p (Holm)"] > table["p"]).any()
+    for pair in table.to_dict("records"):
+        expected = mean_difference(losses[pair["first"]] - losses[pair["second"]], comparisons=6)
+        assert (pair["low"], pair["high"], pair["p"]) == (expected.low, expected.high, expected.p_value)
+        assert (pair["p"] < 0.05) == (pair["low"] > 0 or pair["high"] < 0) == (pair["verdict"] != "inconclusive")
 
 
 def test_winners_are_counted_and_ranks_tested():

@@ -1,0 +1,117 @@
+"""Splits: the names of images in a prepared folder, how they are divided, and the record that says so (split.csv)."""
+
+import csv
+import hashlib
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from data.files import digest_of_file
+
+SPLITS = ("train", "val", "test")
+SEED = 0  # of every split that is made here
+
+
+class ImageName(NamedTuple):
+    """What an image is called in a prepared folder: `<split>/<class_name>/<file_name>`."""
+
+    split: str | None  # None: not split yet
+    class_name: str
+    file_name: str
+
+    def __str__(self):
+        """Give the path below the prepared folder."""
+        return "/".join(part for part in self if part)
+
+
+def divide(images: Iterable[ImageName], shares: Mapping[str, float]) -> dict[ImageName, str]:
+    """Divide images over splits, stratified by class; returns {image: split}.
+
+    shares: {split: fraction}, adding up to 1.  The order is that of a hash of SEED and the name.  So the split is the
+    same on every machine and version, and one more image moves few others.
+    """
+    split_of = {}
+    for members in _shuffled_classes(images).values():
+        start, share_so_far = 0, 0.0
+        for split, share in shares.items():
+            share_so_far += share
+            stop = round(share_so_far * len(members))
+            split_of.update(dict.fromkeys(members[start:stop], split))
+            start = stop
+    return split_of
+
+
+def divide_by_number(
+    images: Collection[ImageName], sizes: Mapping[str, int | float], where: str = "the source"
+) -> dict[ImageName, str]:
+    """Divide images over val and test, of exactly the sizes asked for, and train, the rest; returns {image: split}.
+
+    sizes: {"val": images (int) or share of all (float below 1), "test": likewise}.  Stratified: each class gives its
+    part, rounded so that they add up.  Raises ValueError, naming `where`, if nothing is left to train on.
+    """
+    numbers = numbers_of_images(sizes, len(images))
+    if sum(numbers.values()) >= len(images):
+        asked = " and ".join(f"{number:,} for {split}" for split, number in numbers.items())
+        raise ValueError(f"{where} has {len(images):,} images, and {asked} are asked for: none would be left for train")
+    classes = _shuffled_classes(images)
+    split_of, start = dict.fromkeys(images, "train"), dict.fromkeys(classes, 0)
+    for split, number in numbers.items():
+        for class_name, part in _parts(number, {name: len(members) for name, members in classes.items()}).items():
+            stop = start[class_name] + part
+            split_of.update(dict.fromkeys(classes[class_name][start[class_name] : stop], split))
+            start[class_name] = stop
+    return split_of
+
+
+def numbers_of_images(sizes: Mapping[str, int | float], total: int) -> dict[str, int]:
+    """Sizes of splits in images: an int is one already, a float is a share of the total."""
+    return {split: size if isinstance(size, int) else round(size * total) for split, size in sizes.items()}
+
+
+def _shuffled_classes(images: Iterable[ImageName]) -> dict[str, list[ImageName]]:
+    """Return {class: its images}, each class in the order of a hash of SEED and the name."""
+    classes = defaultdict(list)
+    for image in images:
+        classes[image.class_name].append(image)
+    for members in classes.values():
+        members.sort(key=lambda image: hashlib.sha256(f"{SEED}/{image.class_name}/{image.file_name}".encode()).digest())
+    return classes
+
+
+def _parts(number: int, counts: Mapping[str, int]) -> dict[str, int]:
+    """Divide a number in proportion to counts, into integers that add up to it; the largest remainders round up."""
+    total = sum(counts.values())
+    parts = {name: number * count // total for name, count in counts.items()}
+    by_remainder = sorted(counts, key=lambda name: (-(number * counts[name] % total), name))
+    for name in by_remainder[: number - sum(parts.values())]:
+        parts[name] += 1
+    return parts
+
+
+def write_record(path: Path, more_columns: Sequence[str], images: Mapping[ImageName, Sequence]) -> None:
+    """Write {ImageName: values of more_columns} as CSV, sorted by class, file name and split."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("class", "file_name", "split", *more_columns))
+        writer.writerows(sorted((image.class_name, image.file_name, image.split, *images[image]) for image in images))
+
+
+def read_record(path: Path) -> dict[ImageName, list[str]]:
+    """Return {ImageName: values of further columns}; raises ValueError for a file that is not a complete record."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file, strict=True)
+        if header[:3] != ["class", "file_name", "split"] or any(len(row) != len(header) for row in rows):
+            raise ValueError("its columns must be class, file_name, split and those that data.prepare adds")
+    except (ValueError, csv.Error) as error:  # bytes that are no text are a ValueError
+        raise ValueError(f"{path} is not a complete record ({error}): delete its folder to prepare it anew") from error
+    return {ImageName(split, class_name, file_name): values for class_name, file_name, split, *values in rows}
+
+
+def duplicates_across_splits(folder: Path) -> list[list[ImageName]]:
+    """Images of a prepared folder that have the same bytes, in groups that do not lie in one split alone."""
+    same_bytes = defaultdict(list)
+    for image in sorted(read_record(folder / "split.csv")):
+        same_bytes[digest_of_file(folder / str(image))].append(image)
+    return [same for same in same_bytes.values() if len({image.split for image in same}) > 1]

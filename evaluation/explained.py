@@ -1,0 +1,273 @@
+"""What explain.py has cached about the compared models, read back, and the tables that are made of it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from scipy.stats import spearmanr
+from torch import nn
+
+from data.image_cache import Scenes
+from evaluation.faithfulness import LOWER_IS_BETTER, compare_maps
+from evaluation.metrics import confident_mistakes
+from evaluation.statistics import mean_and_interval
+
+AGREEMENT = 0.99  # of cached and reported predictions; below it they come from different weights
+INVERTED = ("classes", "filters")  # folders of images by model inversion
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Images by model inversion, of classes or of filters."""
+
+    table: pd.DataFrame  # name, final_loss, converged
+    pictures: torch.Tensor  # uint8 (N, 3, S, S)
+    losses: pd.DataFrame  # one column per image, by step
+    settings: dict
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The cache.  Dicts are by model and lack models that are not explained; tables that are not there are empty."""
+
+    scenes: Scenes  # test images, as the first model sees them
+    shown: np.ndarray  # numbers of the test images that heat maps are shown of
+    probabilities: dict[str, np.ndarray]  # of all test images (N, classes)
+    places: dict[str, np.ndarray]  # t-SNE of the last stage (N, 2)
+    agreement: pd.Series  # fraction of the test images whose cached prediction is that of the result
+    representation: dict[str, pd.DataFrame]  # stage, channels, neighbour_purity, rank_me
+    maps: dict[str, dict[str, torch.Tensor]]  # by layer: heat maps (images, S, S) in 0..1, of the first of `shown`
+    map_table: pd.DataFrame  # see `describe_maps`
+    faithfulness: pd.DataFrame  # of the first model, as `faithfulness.measure_faithfulness` returns it
+    randomisation: pd.DataFrame  # of the first model: part, image, correlation
+    inversions: dict[tuple[str, str], Inversion]  # by model and kind, see INVERTED
+    inversion_settings: pd.DataFrame  # see `explain.compare_settings`
+    recognition: pd.DataFrame  # see `explain.recognition_of_classes`
+    cka: pd.DataFrame  # see `representation.cka_table`
+    missing: list[str]  # models that are not explained
+    stale: list[str]  # models explained with other weights, or other images, than those of the results
+
+    @property
+    def note(self) -> str:
+        """What is missing and what is stale, in two sentences."""
+        return (
+            f"Not explained yet: {'; '.join(self.missing) or 'nothing'}.  "
+            f"Explained with other weights than those of the results: {'; '.join(self.stale) or 'nothing'}."
+        )
+
+
+def read_explanations(folder: Path, results: Mapping[str, dict], scenes: Scenes, shown: np.ndarray) -> Explained:
+    """Read the cache in `folder` of the models in `results`, whose test images are `scenes`.
+
+    `shown` are the numbers of the images that heat maps must be of.
+    """
+    described = _read_all(folder, results, "test.npz")
+    saved_maps = _read_all(folder, results, "scorecam.npz")
+    agreement = {
+        name: float(np.mean(saved["probabilities"].argmax(axis=1) == results[name]["predictions"]["test"]))
+        for name, saved in described.items()
+    }
+    shown_names = [scenes.names[number] for number in shown]
+    stale = {name for name, fraction in agreement.items() if fraction < AGREEMENT}
+    stale |= {name for name, saved in saved_maps.items() if list(saved["names"]) != shown_names[: len(saved["names"])]}
+    maps = {name: heat_maps(saved, scenes.images.shape[-1]) for name, saved in saved_maps.items()}
+    first = folder / next(iter(results))
+    return Explained(
+        scenes=scenes,
+        shown=shown,
+        probabilities={name: saved["probabilities"] for name, saved in described.items()},
+        places={name: saved["places"].astype(float) for name, saved in described.items()},
+        agreement=pd.Series(agreement, dtype=float),
+        representation={name: _read_table(folder / name / "representation.csv") for name in described},
+        maps=maps,
+        map_table=describe_maps(maps, {name: saved["constant_channels"] for name, saved in saved_maps.items()}),
+        faithfulness=_read_table(first / "faithfulness.csv"),
+        randomisation=_read_table(first / "randomisation.csv"),
+        inversions={
+            (name, kind): read_inversion(folder / name / kind)
+            for name in results
+            for kind in INVERTED
+            if (folder / name / kind / "settings.json").exists()
+        },
+        inversion_settings=_read_table(first / "inversion_settings.csv", index_col=0),
+        recognition=_read_table(folder / "recognition.csv"),
+        cka=_read_table(folder / "cka.csv", index_col=0),
+        missing=[name for name in results if name not in described],
+        stale=[name for name in results if name in stale],
+    )
+
+
+def heat_maps(saved: Mapping[str, np.ndarray], size: int) -> dict[str, torch.Tensor]:
+    """The heat maps of a scorecam.npz by layer, each (N, size, size) in 0..1."""
+    maps = torch.from_numpy(saved["maps"]).float() / 255
+    maps = nn.functional.interpolate(maps, size=(size, size), mode="bilinear")
+    return dict(zip(saved["layers"].tolist(), maps, strict=True))
+
+
+def describe_maps(
+    maps: Mapping[str, Mapping[str, torch.Tensor]], constant_channels: Mapping[str, np.ndarray]
+) -> pd.DataFrame:
+    """Count what is wrong with heat maps: one line per layer and model.
+
+    `constant_channels` (layers, images) are those of each model.  Columns: layer, model, images, constant channels (of
+    all images), empty maps, fraction above half (of the pixels: those above half of the maximum).
+    """
+    lines = []
+    for name, by_layer in maps.items():
+        for (layer, of_layer), constant in zip(by_layer.items(), constant_channels[name], strict=True):
+            empty = int((of_layer.amax(dim=(1, 2)) == 0).sum())
+            lines.append(
+                (layer, name, len(of_layer), int(constant.sum()), empty, (of_layer > 0.5).float().mean().item())
+            )
+    columns = ["layer", "model", "images", "constant channels", "empty maps", "fraction above half"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def compare_models(maps: Mapping[str, Mapping[str, torch.Tensor]]) -> pd.DataFrame:
+    """Whether models look at the same places: one line per layer and pair of models.
+
+    `maps` are those of each model by layer; the first images, of which all models have maps, are compared.  Columns:
+    layer, one, other, correlation: Spearman's, -1 to 1, of the two maps of an image, averaged over the images in which
+    neither map is empty; NaN if there is none.
+    """
+    lines = []
+    for one, other in combinations(maps, 2):
+        for layer in maps[one]:
+            pairs = zip(
+                maps[one][layer], maps[other][layer], strict=False
+            )  # the rest of an interrupted call is missing
+            pairs = [(first.flatten(), second.flatten()) for first, second in pairs if first.any() and second.any()]
+            values = [spearmanr(*pair).statistic for pair in pairs]
+            lines.append((layer, one, other, np.mean(values) if values else np.nan))
+    return pd.DataFrame(lines, columns=["layer", "one", "other", "correlation"])
+
+
+def faithfulness_table(measured: pd.DataFrame) -> pd.DataFrame:
+    """The mean of each measure of `measure_faithfulness` with its 95 % interval, "from" and "to": one line each.
+
+    Columns: measure, baseline, map, mean, from, to, images.
+    """
+    lines = []
+    for (baseline, name), group in measured.groupby(["baseline", "map"], sort=False):
+        for measure in LOWER_IS_BETTER:
+            lines.append((measure, baseline, name, *mean_and_interval(group[measure].tolist()), len(group)))
+    return pd.DataFrame(lines, columns=["measure", "baseline", "map", "mean", "from", "to", "images"])
+
+
+def faithfulness_text(measured: pd.DataFrame) -> pd.DataFrame:
+    """`faithfulness_table` as text: one line per measure and baseline, one column per map."""
+    if not len(measured):
+        return measured
+    table = faithfulness_table(measured)
+    values = table[["mean", "from", "to"]].values
+    table["text"] = [f"{mean:.3f} ({low:.3f} to {high:.3f})" for mean, low, high in values]
+    return table.pivot(index=["measure", "baseline"], columns="map", values="text")
+
+
+def faithfulness_verdicts(measured: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`faithfulness.compare_maps` of Score-CAM, and how many baselines give each verdict, by other map and measure."""
+    if not len(measured):
+        return measured, measured
+    compared = compare_maps(measured, "Score-CAM").drop(columns="map")
+    counts = compared.groupby(["compared_with", "measure"])["verdict"].value_counts()
+    return compared, counts.unstack(fill_value=0)
+
+
+def randomisation_table(correlations: pd.DataFrame) -> pd.DataFrame:
+    """Mean, lowest and highest rank correlation over the images, by the part down to which weights are randomized."""
+    if not len(correlations):
+        return correlations
+    return correlations.groupby("part", sort=False)["correlation"].agg(["mean", "min", "max"])
+
+
+def recognition_table(recognition: pd.DataFrame) -> pd.DataFrame:
+    """The probability of the class: one line per model and class of an image, one column per evaluator network."""
+    if not len(recognition):
+        return recognition
+    index = ["model", "class"]
+    return recognition.pivot_table(index=index, columns="evaluator", values="probability", sort=False)
+
+
+def representation_table(by_model: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Neighbor purity and RankMe: one line per stage, one column per measure and model."""
+    if not by_model:
+        return pd.DataFrame()
+    table = pd.concat(by_model, names=["model"])
+    return table.pivot_table(index="stage", columns="model", values=["neighbour_purity", "rank_me"], sort=False)
+
+
+def mistake_lines(explained: Explained, count: int = 8) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """The most confident mistakes of each model on the test images, as `plots.draw_image_lines` takes them."""
+    return {name: mistakes(explained.scenes, each, count) for name, each in explained.probabilities.items()}
+
+
+def mistakes(scenes: Scenes, probabilities: np.ndarray, count: int) -> tuple[np.ndarray, list[str]]:
+    """The most confident mistakes on the test images `scenes`: the images, and a title for each."""
+    worst = confident_mistakes(scenes.labels, probabilities)[:count]
+    predicted, confidences = probabilities[worst].argmax(axis=1), probabilities[worst].max(axis=1)
+    titles = [
+        f"{scenes.class_names[label]}, not\n{scenes.class_names[guess]} {confidence:.2f}"
+        for label, guess, confidence in zip(scenes.labels[worst], predicted, confidences, strict=True)
+    ]
+    return scenes.images[worst], titles
+
+
+def inversion_lines(explained: Explained, kind: str) -> dict[str, tuple[torch.Tensor, list[str]]]:
+    """The inversions of one kind of each model, as `plots.draw_image_lines` takes them."""
+    lines = {}
+    for (name, of_kind), inversion in explained.inversions.items():
+        if of_kind == kind:
+            converged = inversion.table[["name", "converged"]].values
+            titles = [str(each) if well else f"{each}\n(not converged)" for each, well in converged]
+            lines[name] = inversion.pictures, titles
+    return lines
+
+
+def inversion_table(explained: Explained) -> pd.DataFrame:
+    """Final loss and convergence of every inversion, by model and kind."""
+    tables = {key: inversion.table for key, inversion in explained.inversions.items()}
+    return pd.concat(tables, names=["model", "kind"]).droplevel(-1).reset_index() if tables else pd.DataFrame()
+
+
+def sheet(explained: Explained, name: str) -> tuple[np.ndarray, list[str], dict[str, torch.Tensor]]:
+    """Images, titles and heat maps by stage of a model, as `plots.draw_heat_map_sheet` takes them."""
+    maps = {f"features[{layer}]": each for layer, each in explained.maps[name].items()}
+    mapped = explained.shown[: len(next(iter(maps.values())))]  # an interrupted call has left maps of the first images
+    return explained.scenes.images[mapped], [explained.scenes.names[each] for each in mapped], maps
+
+
+def read_inversion(folder: Path) -> Inversion:
+    """What `model_inversion.save_inversion` wrote into a folder, with the settings beside it."""
+    table = pd.read_csv(folder / "inversion.csv")
+    return Inversion(
+        table=table,
+        pictures=read_pictures([folder / f"{name}.png" for name in table["name"]]),
+        losses=pd.read_csv(folder / "losses.csv", index_col="step"),
+        settings=json.loads((folder / "settings.json").read_text()),
+    )
+
+
+def read_pictures(paths: Sequence[Path]) -> torch.Tensor:
+    """Pictures of one size from files, uint8 (N, 3, H, W)."""
+    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def _read_all(folder: Path, names: Sequence[str], file: str) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays of the file of this name in the folder of each model that has it."""
+    arrays = {}
+    for name in names:
+        if (folder / name / file).exists():
+            with np.load(folder / name / file) as saved:
+                arrays[name] = dict(saved)
+    return arrays
+
+
+def _read_table(path: Path, **options) -> pd.DataFrame:
+    return pd.read_csv(path, **options) if path.exists() else pd.DataFrame()

@@ -1,0 +1,101 @@
+"""What the nature report shows of trained networks: computed from their checkpoints, and again if these change."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from evaluation import nature
+from evaluation.checkpoints import load_trained
+from evaluation.predict import class_probabilities
+from runs import configure, files_of, find, read, run
+from self_supervised.dataloader import build_loaders
+
+RESNET = "nature_resnet18_sgd_1e-2"
+
+
+@pytest.fixture
+def experiments(scene_folder, root, monkeypatch):
+    """Two experiments of the report, trained on tiny images."""
+    monkeypatch.setattr(nature, "LOOKED_AT", {"ResNet-18 from scratch": RESNET, nature.AFTER: nature.BEST})
+    monkeypatch.setattr(nature, "SPECTRUM_IMAGES", (5, 20))
+    experiments = {name: configure(find(name), "quick", data=str(scene_folder)) for name in (RESNET, nature.BEST)}
+    experiments = {name: replace(each, images_per_class=6, batch_size=8) for name, each in experiments.items()}
+    experiments[RESNET] = replace(experiments[RESNET], image_size=32)  # and two sizes to evaluate at
+    for experiment in experiments.values():
+        run(experiment, "quick", progress=False)
+    return experiments
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # maps of a network that has learned nothing
+def test_everything_is_computed_once_and_again_for_another_checkpoint(experiments):
+    found = nature.collect_nature(experiments, "quick", compute=True)
+    assert (found.missing, found.stale) == ([], [])
+    best = experiments[nature.BEST]
+    checkpoint = files_of(best, "quick").checkpoint
+    expected = class_probabilities(load_trained(checkpoint).model, build_loaders(best, progress=False).test)
+    np.testing.assert_allclose(found.scores[nature.BEST], expected, atol=1e-6)
+    assert found.scores_table["as in the result"].tolist() == [1, 1]
+    at_own_size = found.other_sizes.query("`trained at` == `evaluated at`").set_index("experiment")["val accuracy"]
+    assert at_own_size[nature.BEST] == pytest.approx(read(best, "quick")["val_accuracy"])
+    assert sorted(found.feature_maps) == [(label, number) for label in sorted(nature.LOOKED_AT) for number in (0, 2)]
+    assert found.non_positive["features"].nunique() == 3
+    sizes = found.spectra.groupby(["features", "images"]).size()
+    assert sizes.tolist() == [4, 19] * 2  # N images have at most N - 1 eigenvalues above zero
+
+    tables = [files_of(best, "quick").results / f"{name}.csv" for name in ("other_sizes", "non_positive", "spectra")]
+    before = [table.read_bytes() for table in tables]
+    again = nature.collect_nature(experiments, "quick", compute=True)
+    assert again.scores_table["largest difference"].max() < 1e-5
+    assert [table.read_bytes() for table in tables] == before
+
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["model"]["features.0.0.weight"] *= -1
+    torch.save(saved, checkpoint)
+    replace_scores(files_of(best, "quick").results / "scores.csv", nature.digest_of_file(checkpoint))
+    stale = nature.collect_nature(experiments, "quick").stale
+    assert {each.split(" in ")[1] for each in stale} == {*(table.name for table in tables), "feature maps"}
+    assert {each.split(" in ")[0] for each in stale} == {nature.BEST}
+    again = nature.collect_nature(experiments, "quick", compute=True)
+    assert again.stale == []
+    assert len(again.other_sizes) == len(found.other_sizes) and len(again.spectra) == len(found.spectra)
+
+
+def replace_scores(path, digest):
+    """As if the scores had been computed from a checkpoint of this digest."""
+    table = pd.read_csv(path, index_col="experiment")
+    table.loc[nature.BEST, "checkpoint"] = digest
+    table.to_csv(path)
+
+
+def test_only_parts_of_another_digest_are_computed_again(tmp_path):
+    calls = []
+
+    def compute(name):
+        calls.append(name)
+        return pd.DataFrame({"value": [1 / 3, len(calls)]})
+
+    path = tmp_path / "table.csv"
+    nature._refresh(path, ["name"], {("a",): "one", ("b",): "one"}, compute)
+    nature._refresh(path, ["name"], {("a",): "one", ("b",): "two"}, compute)
+    assert calls == ["a", "b", "b"]
+    nature._refresh(path, ["name"], {("c",): "one"}, compute)
+    table = pd.read_csv(path)
+    assert table["name"].tolist() == ["a", "a", "b", "b", "c", "c"]
+    assert table["value"].tolist() == [1 / 3, 1, 1 / 3, 3, 1 / 3, 4]
+
+
+def test_without_checkpoints_nothing_is_computed_and_the_command_names_what_is_missing(root, capsys):
+    assert nature.main(["--profile", "quick"]) == 0
+    assert capsys.readouterr().out.startswith("No scores yet: none are missing.")
+    assert not (root / "results").exists()
+
+
+def test_the_committed_files_belong_together():
+    experiments = {name: configure(find(name), "full") for name in nature.NATURE_EXPERIMENTS}
+    found = nature.collect_nature(experiments, "full")
+    assert (found.missing, found.stale) == ([], [])
+    assert (found.scores_table["as in the result"] > 0.99).all()
+    assert len(found.feature_maps) == 4
