@@ -1,62 +1,72 @@
-"""Search the settings of an experiment on Optuna (Akiba et al. 2019), with as many workers as are started.
+"""Search the settings of an experiment with Optuna (Akiba et al. 2019), in one process or several.
 
-    python -m hyperparameter_search supervised_1 --sampler tpe --profile full --subset 0.1
-    python -m supervised.train --from-study results/full/searches/supervised_1_tpe_subset0.1_seed0.csv --profile full
+    python -m hyperparameter_search supervised_1 --sampler tpe --subset 0.1 --workers 2
+    python train.py --from-study results/full/searches/supervised_1_tpe_subset0.1_seed0.csv
 
-All trials wait in the storage from the start; a worker takes one, trains it, and writes down its loss, so that workers
-share a search without dividing it beforehand, and none runs a trial twice.  A worker that is killed lets go of its
-trial's lock; whoever comes next marks that trial as failed and puts the same settings back into the queue.  What a
-search has found lies beside its journal as a table (.csv), a row a trial; both can be trained from.
+The trials of a search wait in a queue, an SQLite file.  A worker takes one at a time, so no trial runs twice; start as
+many workers on the machine as you like, at any time.  A worker locks the trial it runs.  The system releases the lock
+of a killed worker, and another worker runs the trial again with the same parameters.  (Optuna's own heartbeats miss a
+worker that is killed before the first one.)  Beside the file lies a table of the finished trials (.csv), which can be
+trained from.
 """
 
 import argparse
 import functools
 import itertools
 import json
+import multiprocessing
 import os
-import subprocess
+import re
+import sqlite3
 import sys
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
-from helper_functions import (
-    OPTIMIZERS,
-    SCHEDULES,
-    TrainSettings,
-    build_accelerator,
-    fold_batchnorm,
-    should_stop,
-    train,
+from data.files import locked, write_atomically
+from helper_functions import OPTIMIZERS, SCHEDULES, TrainSettings, build_accelerator, fold_batchnorm, should_stop, train
+from runs import (
+    add_common_options,
+    advice_on_memory,
+    build_model,
+    build_objective,
+    configure,
+    files_of,
+    find,
+    first_difference,
+    run_command,
+    settings_of,
 )
-from runs import files_of, first_difference, load_features, run_command, settings_of, write_atomically
+from self_supervised.dataloader import build_loaders
 
 SAMPLERS = ("grid", "random", "tpe", "gp")
 EARLIER_LOSSES = {"grid": 0.794, "random": 1.441, "tpe": 0.759}  # Deceuninck 2023, figure 1: one search each
-STUDY = "search"  # its name in a storage, which holds one
-MAX_EPOCHS = 25  # of a trial, which ends earlier by the second report's rule
+STUDY = "search"  # Optuna's name of the one study in a file
+MAX_EPOCHS = 25  # of a trial; the second report's stopping rule may end it earlier
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-HEARTBEAT_SECONDS = 60  # of a trial in a database; one that misses two is taken for killed
-UNFINISHED = (TrialState.WAITING, TrialState.RUNNING)
+POLL_SECONDS = 0.5  # between two looks at the trials of other workers
 
 
 @dataclass(frozen=True)
 class Space:
-    """What may vary, by the name of a field of Experiment or TrainSettings, and the values of a grid over it."""
+    """What a search varies: distributions by the name of a setting, and the values of a grid over some of them."""
 
     distributions: Mapping[str, BaseDistribution]
     grid: Mapping[str, tuple]
@@ -67,264 +77,232 @@ class Space:
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
 
-_LEARNING_RATE = FloatDistribution(1e-6, 1e-2, log=True)
-LARGEST_BATCH = 16
-_BATCH_SIZE = IntDistribution(4, LARGEST_BATCH)
-_GRID = {"learning_rate": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2), "batch_size": (4, 8, 12, 16)}
+_REPORT = Space(  # Deceuninck 2023
+    {"learning_rate": FloatDistribution(1e-6, 1e-2, log=True), "batch_size": IntDistribution(4, 16)},
+    {"learning_rate": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2), "batch_size": (4, 8, 12, 16)},
+)
+_WIDE = {
+    "optimizer": CategoricalDistribution(OPTIMIZERS),
+    "weight_decay": FloatDistribution(1e-6, 1e-1, log=True),
+    "schedule": CategoricalDistribution(SCHEDULES),
+    "augmentation": CategoricalDistribution(("basic", "crop", "advanced")),
+}
+_INVERSION = ("learning_rate", "weight_decay")
 SPACES = {
-    "report": Space({"learning_rate": _LEARNING_RATE, "batch_size": _BATCH_SIZE}, _GRID),  # Deceuninck 2023
-    "wide": Space(
-        {
-            "learning_rate": _LEARNING_RATE,
-            "batch_size": _BATCH_SIZE,
-            "optimizer": CategoricalDistribution(OPTIMIZERS),
-            "weight_decay": FloatDistribution(1e-6, 1e-1, log=True),
-            "schedule": CategoricalDistribution(SCHEDULES),
-            "augmentation": CategoricalDistribution(("basic", "crop", "advanced")),
-        },
-        _GRID,
+    "report": _REPORT,
+    "wide": Space({**_REPORT.distributions, **_WIDE}, _REPORT.grid),
+    "inversion": Space(  # model inversion, Deceuninck 2023: every other decade, and 0.1, which he reports on
+        dict.fromkeys(_INVERSION, FloatDistribution(1e-6, 1e2, log=True)),
+        dict.fromkeys(_INVERSION, (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 1e2)),
     ),
 }
 
-_DECADES = FloatDistribution(1e-6, 1e2, log=True)
-INVERSION = Space(  # model inversion's, Deceuninck 2023: every other decade, and 0.1, which he reports on
-    {"learning_rate": _DECADES, "weight_decay": _DECADES},
-    dict.fromkeys(("learning_rate", "weight_decay"), (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 1e2)),
-)
+
+# ----------------------------------------------------------------------------------------------------- studies in files
 
 
-def open_study(
-    storage: str, identity: dict, space: Space, trials: int, sampler: str, seed: int = 0, pruning: bool = False
-) -> optuna.Study:
-    """The study in a journal file (or at a database's URL), made if there is none, with so many trials queued in all.
+@dataclass(frozen=True)
+class Search:
+    """One search: its file, what it searches and how.  Raises ValueError for an unknown sampler or an unusable file.
 
-    `identity` (plain types) says what is searched (under "settings", with its "name"), and with what; a study of
-    anything else is refused.  Asking for more trials than a study has adds the rest.  Trials of a grid have its cells,
-    in an order drawn by seed; others are left to the sampler.
-    Raises ValueError for an unknown sampler, fewer than 1 trial, more than a grid has cells, or a storage that holds
-    another study, naming the field.
+    `subject` (plain types) holds the "settings" that are searched, with their "name", and whatever else must stay the
+    same for all trials, such as a fingerprint of the data.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler is {sampler!r}; it must be one of {', '.join(SAMPLERS)}")
+
+    file: Path
+    subject: Mapping
+    space: str = "report"  # one of SPACES
+    sampler: str = "tpe"  # one of SAMPLERS
+    seed: int = 0  # of the sampler
+
+    def __post_init__(self):
+        """Refuse what cannot be searched."""
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler is {self.sampler!r}; it must be one of {', '.join(SAMPLERS)}")
+        if re.match(r"[\w+]{2,}:/", str(self.file)) or self.table == self.file:
+            raise ValueError(f"storage is {self.file}; it must be a file, not a .csv and not an address")
+
+    @property
+    def table(self) -> Path:
+        """The file of its table."""
+        return self.file.with_suffix(".csv")
+
+    @property
+    def identity(self) -> dict:
+        """What a study must agree with."""
+        identity = {**self.subject, "space": self.space, "sampler": self.sampler, "seed": self.seed}
+        return json.loads(json.dumps(identity))
+
+    def lock(self, name: str = "queue", timeout: float = -1):
+        """A context that one worker at a time can be in: of the queue, where trials are taken, or of one trial."""
+        return locked(self.file.with_name(f"{self.file.name}.{name}.lock"), timeout)
+
+
+@contextmanager
+def _quiet(file: Path) -> Iterator[None]:
+    """Silence Optuna's log and its notes on experimental features; name the file in errors of the database."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        cause = error if isinstance(error, SQLAlchemyError) else error.__cause__
+        reason = getattr(cause, "orig", cause)
+        raise OSError(f"{file} cannot be used as the file of a search ({reason})") from error
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def open_study(search: Search, trials: int) -> optuna.Study:
+    """Open the study of a search, or create it, so that `trials` trials in all are finished, running or queued.
+
+    Trials of a grid are its cells, in an order that depends on the seed.  The parameters of other trials are left to
+    the sampler.  Raises ValueError for fewer than 1 trial, for more than a grid has cells, and for the file of another
+    search, naming the first field that differs; OSError for a file that cannot be used.
+    """
+    cells = SPACES[search.space].cells
     if trials < 1:
         raise ValueError(f"trials is {trials}; it must be at least 1")
-    cells = space.cells if sampler == "grid" else None
-    if cells is not None and trials > len(cells):
+    if search.sampler == "grid" and trials > len(cells):
         raise ValueError(f"trials is {trials}, but the grid has {len(cells)} cells, and none is run twice")
-    if storage.endswith(".csv"):
-        raise ValueError(f"{storage} is where the table of a search would be written; name the journal otherwise")
-    _check_journal(storage)
-    identity = json.loads(json.dumps({**identity, "sampler": sampler, "seed": seed, "pruning": pruning}))
-    with _alone(storage):
-        opened = _open_storage(storage)
-        pruner = optuna.pruners.MedianPruner() if pruning else optuna.pruners.NopPruner()
-        try:
-            study = optuna.load_study(study_name=STUDY, storage=opened, pruner=pruner)
-        except KeyError:
-            study = optuna.create_study(study_name=STUDY, storage=opened, pruner=pruner, direction="minimize")
-        found = study.user_attrs.get("identity")
-        if found is None:
-            study.set_user_attr("identity", identity)
-        searched, asked = (each["settings"]["name"] for each in (found or identity, identity))
-        if searched != asked:
-            raise ValueError(
-                f"{storage} is a search of {searched}, but {asked} is asked for; name another with --storage"
-            )
-        difference = first_difference(identity, found or identity)
+    with _quiet(search.file), search.lock():
+        if not search.file.exists():
+            write_atomically(search.file, lambda temporary: _storage_of(temporary, new=True))
+        study = optuna.create_study(study_name=STUDY, storage=_storage_of(search.file), load_if_exists=True)
+        if "identity" not in study.user_attrs:
+            study.set_user_attr("identity", search.identity)
+        difference = first_difference(search.identity, study.user_attrs["identity"])
         if difference is not None:
-            raise ValueError(f"{storage} is a search with {difference}; name another file with --storage")
-        queued = sum(trial.state in (*FINISHED, *UNFINISHED) for trial in study.trials)
-        order = np.random.default_rng(seed).permutation(len(cells)) if cells is not None else None
-        for number in range(queued, trials):
-            _queue(study, cells[order[number]] if cells is not None else {})
+            raise ValueError(f"{search.file} is a search with {difference}; name another file")
+        order = np.random.default_rng(search.seed).permutation(len(cells))
+        for number in range(len(study.trials) - len(_retried(study)), trials):
+            study.enqueue_trial(cells[order[number]] if search.sampler == "grid" else {})
     return study
 
 
-def read_study(storage: str) -> optuna.Study:
-    """A study that is there already.  Raises FileNotFoundError or ValueError if there is none."""
-    if not _is_url(storage) and not Path(storage).is_file():
-        raise FileNotFoundError(f"there is no study file {storage}")
-    try:
-        study = optuna.load_study(study_name=STUDY, storage=_open_storage(storage))
-        study.user_attrs["identity"]
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{storage} holds no search of ours ({error})") from error
-    return study
+def _storage_of(file: Path, new: bool = False) -> RDBStorage:
+    address = f"{file.resolve().as_uri()}?mode={'rwc' if new else 'rw'}"  # only a new search may create a file
+    connect = functools.partial(sqlite3.connect, address, uri=True, timeout=60, check_same_thread=False)
+    return RDBStorage(
+        "sqlite://",  # SQLAlchemy's own addresses do not take every path
+        engine_kwargs={"creator": connect, "poolclass": NullPool},
+        skip_table_creation=not new,  # nothing is written to a file that is not ours
+    )
 
 
-def work(study: optuna.Study, storage: str, objective: Callable, space: Space, progress: bool = True) -> None:
-    """Run trials of a study until none waits.  Start it as often as you like, anywhere that sees the storage.
+def work(search: Search, study: optuna.Study, objective: Callable, progress: bool = True) -> None:
+    """Run trials until all are finished, by this worker or by others, and write the table.
 
-    `objective(trial)` gives the value to be small, and may raise optuna.TrialPruned.  What it raises otherwise ends
-    this worker, and the trial goes back into the queue when the next one starts.
+    `objective(trial)` returns the value to minimize, and may raise optuna.TrialPruned.  Any other exception ends this
+    worker and puts the trial back into the queue.
     """
-    identity = study.user_attrs["identity"]
-    while True:
-        with ExitStack() as held:
-            with _alone(storage):
-                _queue_again_what_was_killed(study, storage)
-                waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-                if not waiting:
-                    return
-                # Seeded by the trial: what it draws depends on the trials finished before it, not on who runs it.
-                study.sampler = build_sampler(identity["sampler"], identity["seed"], waiting[0].number)
-                trial = study.ask(dict(space.distributions))
-                held.enter_context(_marked_as_alive(study, storage, trial))
-            if "given" not in trial.user_attrs:  # not from the queue: another machine was faster
-                study.tell(trial, state=TrialState.FAIL)
-                continue
-            try:
-                value, state = objective(trial), TrialState.COMPLETE
-            except optuna.TrialPruned:
-                value, state = None, TrialState.PRUNED
-            study.tell(trial, value, state)
+
+    def record(study, trial):
+        _write_table(search, study)
         if progress:
-            words = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
+            parameters = format_parameters(trial.params)
+            value = f"{trial.value:.4f}" if trial.state == TrialState.COMPLETE else "pruned"
             done = len(study.get_trials(deepcopy=False, states=FINISHED))
-            print(f"trial {trial.number}: {'pruned' if value is None else f'{value:.4f}'} ({words}); {done} done")
+            print(f"trial {trial.number}: {value} ({parameters}); {done} done", flush=True)
+
+    with _quiet(search.file):
+        while _run_next(search, study, objective, record):
+            pass
+        _write_table(search, study)
+
+
+def _run_next(search: Search, study: optuna.Study, objective: Callable, record: Callable) -> bool:
+    """Run the first trial of the queue, or wait while others run theirs; False if all are finished."""
+    space = SPACES[search.space].distributions
+    with ExitStack() as trial_lock, ExitStack() as queue_lock:
+        queue_lock.enter_context(search.lock())  # SQLite alone would let two workers take the same trial
+        _retry_killed(search, study)
+        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if not waiting:
+            running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            queue_lock.close()
+            time.sleep(POLL_SECONDS if running else 0)  # a worker that runs one of them may be killed
+            return bool(running)
+        trial_lock.enter_context(search.lock(f"trial{waiting[0].number}"))
+        # Seeded by the trial: its parameters depend on the trials finished before it, not on who runs it.
+        study.sampler = build_sampler(search.sampler, search.seed, waiting[0].number)
+
+        def run(trial):
+            for name, distribution in space.items():
+                _suggest(trial, name, distribution)
+            queue_lock.close()  # only now, so that the next trial's sampler knows these parameters
+            return objective(trial)
+
+        study.optimize(run, n_trials=1, callbacks=[record])
+    return True
+
+
+def _retry_killed(search: Search, study: optuna.Study):
+    """Queue again every trial whose worker was killed or ended by an error.  The queue must be locked."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        with suppress(Timeout), search.lock(f"trial{trial.number}", timeout=0):  # else its worker is alive
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+    retried = _retried(study)
+    for trial in study.get_trials(states=(TrialState.FAIL,)):
+        if trial.number not in retried:
+            RetryHeartbeatStaleTrialCallback()(study, trial)
+
+
+def _retried(study: optuna.Study) -> set[int]:
+    """The numbers of the failed trials that were queued again."""
+    history = RetryHeartbeatStaleTrialCallback.retry_history
+    return {number for trial in study.get_trials(deepcopy=False) for number in history(trial)}
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution):
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    suggest = trial.suggest_int if isinstance(distribution, IntDistribution) else trial.suggest_float
+    return suggest(name, distribution.low, distribution.high, log=distribution.log)
 
 
 def build_sampler(name: str, seed: int, trial: int) -> BaseSampler:
-    """Optuna's sampler for one trial.  The first ten trials of "tpe" and "gp" are random, as by Optuna's defaults."""
+    """Optuna's sampler for one trial.  The first ten trials of "tpe" and "gp" are random, Optuna's default."""
     seed = int(np.random.SeedSequence([seed, trial]).generate_state(1)[0])
     if name == "tpe":
-        return TPESampler(seed=seed, constant_liar=True)  # running trials count as bad ones: others look elsewhere
+        return TPESampler(seed=seed, constant_liar=True)  # running trials count as bad, so others look elsewhere
     if name == "gp":
         return GPSampler(seed=seed)
-    return RandomSampler(seed=seed)  # a grid's values are given with its trials
+    return RandomSampler(seed=seed)  # the trials of a grid have their values from the queue
 
 
-def with_parameters(experiment, parameters: Mapping):
-    """The row with these values, by the names of fields of Experiment or of its TrainSettings."""
-    names = {field.name for field in fields(TrainSettings)}
-    training = {name: value for name, value in parameters.items() if name in names}
-    others = {name: value for name, value in parameters.items() if name not in names}
-    return replace(experiment, **others, train=replace(experiment.train, **training))
-
-
-def validation_loss(experiment, build_model: Callable, build_loaders: Callable, device: str = "auto") -> Callable:
-    """The objective of an experiment: the lowest val_loss of a training with a trial's parameters (nats an image).
-
-    At most MAX_EPOCHS epochs, ended by the "two_worse" rule.  Images are decoded, and features that are frozen are
-    computed, once for all trials.  A training that diverges counts as pruned.  A trial also keeps, as user attributes,
-    its epochs, its highest val_accuracy, and what the second report took for its loss: the last one, or, when the rule
-    has ended it, the higher of the two that were worse.
-    Raises ValueError for a row that learns from teachers.
-    """
-    if experiment.has_teachers:
-        raise ValueError(f"{experiment.name} learns from teachers, and a search trains on labels; search another row")
-    experiment = replace(
-        experiment,
-        train=replace(experiment.train, max_epochs=min(MAX_EPOCHS, experiment.train.max_epochs), stopping="two_worse"),
+def format_parameters(parameters: Mapping) -> str:
+    """Parameters in one line."""
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in parameters.items()
     )
 
-    @functools.cache
-    def loaders_of(row):
-        images = build_loaders(row)
-        if not row.features_once:
-            return images, images
-        torch.manual_seed(row.seed)
-        model, _ = build_model(row, images)
-        at = build_accelerator(device).device
-        without_test = replace(images, test=None)  # nothing is chosen by the test images: spare their features
-        return images, without_test.of_features(fold_batchnorm(model.to(at)).pooled_features, at)
 
-    def objective(trial):
-        row = with_parameters(experiment, trial.params)
-        images, batches = loaders_of(replace(row, batch_size=LARGEST_BATCH, train=experiment.train))
-        batches = batches.in_batches_of(row.batch_size)
-        torch.manual_seed(row.seed)
-        model, _ = build_model(row, images)
-
-        def report(training):
-            losses = training["history"]["val_loss"]
-            trial.report(losses[-1], len(losses))
-            if trial.should_prune():
-                raise optuna.TrialPruned
-
-        try:
-            history = train(
-                model.classifier if row.features_once else model,
-                batches.train,
-                batches.val,
-                row.train,
-                class_weights=images.class_weights,
-                device=device,
-                save_state=report,
-                progress=False,
-            )
-        except FloatingPointError as error:
-            raise optuna.TrialPruned from error
-        stopped = should_stop(history.val_loss, row.train)
-        trial.set_user_attr("epochs", history.epochs)
-        trial.set_user_attr("val_accuracy", max(history.val_accuracy))
-        trial.set_user_attr("report_loss", max(history.val_loss[-2:]) if stopped else history.val_loss[-1])
-        return min(history.val_loss)
-
-    return objective
-
-
-def open_search(row, storage: str, sampler: str, trials: int, space: str = "report", pruning: bool = False):
-    """The study of an experiment's row, seeded as the row is; `space` names one of SPACES.  Raises as `open_study`."""
-    identity = {"settings": settings_of(row), "space": space}
-    return open_study(storage, identity, SPACES[space], trials, sampler, row.seed, pruning)
-
-
-def default_journal(row, sampler: str) -> str:
-    """The name of the journal file of a row's search."""
-    return f"{_name_of_search(row.name, sampler, row.subset)}_seed{row.seed}.journal"
-
-
-def collect_searches(
-    rows: Iterable,
-    objective_of: Callable,
-    folder: Path,
-    trials: int,
-    samplers: Sequence[str] = SAMPLERS,
-    search_missing: bool = True,
-) -> pd.DataFrame:
-    """The trials of every row's search by every sampler (`trials_table`): read where there is a table of so many.
-
-    Others are searched with `objective_of(row)`, which all samplers share, or with `search_missing` off taken as far
-    as they are there.  Rows may be one experiment under several seeds.
-    """
-    tables = []
-    for row in rows:
-        objective = functools.cache(functools.partial(objective_of, row))
-        for sampler in samplers:
-            journal = folder / default_journal(row, sampler)
-            table = journal.with_suffix(".csv")
-            if search_missing and (not table.exists() or len(read_table(str(table))) < trials):
-                study = open_search(row, str(journal), sampler, trials)
-                work(study, str(journal), objective(), SPACES["report"], progress=False)
-                write_table(study, str(journal))
-            if table.exists():
-                tables.append(read_table(str(table)))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+# --------------------------------------------------------------------------------------------------------------- tables
 
 
 def trials_table(study: optuna.Study) -> pd.DataFrame:
-    """One row a finished trial: what was searched and how, the parameters, the value, and what the trial has kept.
+    """One row per finished trial: what is searched and how, the parameters, the value, and numbers the trial stored.
 
-    `started` is in seconds after the search's first trial, `seconds` is how long the trial took.
+    A pruned trial has no value.  `started` is in seconds after the search's first trial; `seconds` is a duration.
     """
     identity = study.user_attrs["identity"]
     settings = identity["settings"]
+    searched = {"experiment": settings["name"], "image_size": settings.get("image_size")}
+    searched |= {"subset": settings.get("subset", 1.0), "sampler": identity["sampler"], "seed": identity["seed"]}
     trials = study.get_trials(deepcopy=False, states=FINISHED)
     first = min((trial.datetime_start for trial in trials), default=None)
     return pd.DataFrame(
         [
             {
-                "experiment": settings["name"],
-                "image_size": settings.get("image_size"),
-                "subset": settings.get("subset", 1.0),
-                "sampler": identity["sampler"],
-                "seed": identity["seed"],
+                **searched,
                 "trial": trial.number,
                 "state": trial.state.name,
                 **trial.params,
-                "value": trial.value,
-                **{name: value for name, value in trial.user_attrs.items() if name != "given"},
+                "value": trial.value if trial.state == TrialState.COMPLETE else None,
+                **{name: value for name, value in sorted(trial.user_attrs.items()) if not isinstance(value, list)},
                 "started": round((trial.datetime_start - first).total_seconds(), 1),
                 "seconds": round(trial.duration.total_seconds(), 1),
             }
@@ -333,310 +311,220 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
     )
 
 
-def write_table(study: optuna.Study, storage: str) -> None:
-    """Write the trials beside a journal file, under its name with .csv; a database has no place beside it."""
-    if not _is_url(storage):
+def _write_table(search: Search, study: optuna.Study):
+    with search.lock():  # several workers may end at once
         table = trials_table(study)
-        with _alone(storage):  # several workers may end at once
-            write_atomically(Path(storage).with_suffix(".csv"), lambda temporary: table.to_csv(temporary, index=False))
+        write_atomically(search.table, lambda temporary: table.to_csv(temporary, index=False))
 
 
-def study_of_table(table: pd.DataFrame, space: Space) -> optuna.Study:
-    """The trials of a table as a study in memory, for Optuna's plots and importances; numbered from 0 by its rows."""
-    study = optuna.create_study()
-    for number, row in enumerate(table.to_dict("records")):
-        started = datetime.fromtimestamp(row["started"], UTC).replace(tzinfo=None)
-        pruned = pd.isna(row["value"])
-        study.add_trial(
-            FrozenTrial(
-                number=number,
-                trial_id=number,
-                state=TrialState[row["state"]],
-                value=None if pruned else row["value"],
-                params={name: row[name] for name in space.distributions},
-                distributions=dict(space.distributions),
-                datetime_start=started,
-                datetime_complete=started + timedelta(seconds=row["seconds"]),
-                user_attrs={},
-                system_attrs={},
-                intermediate_values={},
-            )
-        )
-    return study
-
-
-def row_of_study(storage: str, find: Callable):
-    """The searched experiment with the best trial's parameters, on all of its data; `find(name)` gives its row.
-
-    `storage` may also be the table of a search (.csv).  Raises what `read_study` raises, and ValueError if no trial is
-    complete or the row has changed since.
-    """
-    table = read_table(storage) if storage.endswith(".csv") else trials_table(read_study(storage))
-    if table.empty or table["value"].isna().all():
-        raise ValueError(f"{storage} has no finished trial yet")
-    best = table.loc[[table["value"].idxmin()]].to_dict("records")[0]
-    parameters = {name: best[name] for name in SPACES["wide"].distributions if name in best}
-    row = with_parameters(find(best["experiment"]), parameters)
-    return replace(row, name=_name_of_search(best["experiment"], best["sampler"], best["subset"]))
-
-
-def rows_asked_for(names: list[str], study: str | None, find: Callable) -> list:
-    """The rows that a training script's command line names, and the best trial of a study's file if it names one.
-
-    Raises ValueError if it names none, and what `find(name)` and `row_of_study` raise.
-    """
-    if not names and not study:
-        raise ValueError("name at least one experiment; --list shows them")
-    return [*map(find, names), *([row_of_study(study, find)] if study else [])]
-
-
-def read_table(path: str) -> pd.DataFrame:
-    """The trials of a search from its .csv.  Raises FileNotFoundError or ValueError if it is not there or none."""
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read the table of a search.  Raises FileNotFoundError if it is not there and ValueError if it is none."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no study file {path}")
-    table = pd.read_csv(path)
-    missing = {"experiment", "sampler", "subset", "value"} - set(table)
-    if missing:
-        raise ValueError(f"{path} is not the table of a search; it has no column {min(missing)}")
+        raise FileNotFoundError(f"there is no table {path} of a search")
+    try:
+        table = pd.read_csv(path)
+        table[["experiment", "sampler", "subset", "value"]]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not the table of a search ({error})") from error
     return table
 
 
-def settings_row(study: optuna.Study) -> str:
-    """The best trial as a row of settings.py, ready to paste."""
-    identity = study.user_attrs["identity"]
-    base = f'EXPERIMENTS["{identity["settings"]["name"]}"]'
+def best_of_table(path: str | Path) -> dict:
+    """The row of the lowest value in the table of a search.  Raises as `read_table`, and if no trial is complete."""
+    table = read_table(path)
+    if table["value"].isna().all():
+        raise ValueError(f"{path} has no complete trial")
+    return table.loc[[table["value"].idxmin()]].to_dict("records")[0]
+
+
+def study_of_table(table: pd.DataFrame, space: str = "report") -> optuna.Study:
+    """The trials of a table as a study in memory, numbered from 0, for Optuna's plots and importances."""
+    distributions = dict(SPACES[space].distributions)
+    storage = optuna.storages.InMemoryStorage()
+    storage.create_new_study([StudyDirection.MINIMIZE], "table")  # optuna.create_study would write a line to the log
+    study = optuna.load_study(study_name="table", storage=storage)
+    for row in table.to_dict("records"):
+        state = TrialState[row["state"]]
+        params, value = {name: row[name] for name in distributions}, row["value"]
+        trial = optuna.create_trial(
+            state=state, value=None if pd.isna(value) else value, params=params, distributions=distributions
+        )
+        trial.datetime_start = datetime(1970, 1, 1) + timedelta(seconds=row["started"])
+        trial.datetime_complete = trial.datetime_start + timedelta(seconds=row["seconds"])
+        study.add_trial(trial)
+    return study
+
+
+# ---------------------------------------------------------------------------------------------- searches of experiments
+
+
+def with_parameters(experiment, parameters: Mapping):
+    """The experiment with these values, by the names of fields of Experiment or of its TrainSettings."""
     names = {field.name for field in fields(TrainSettings)}
-    best = {
-        key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in study.best_params.items()
-    }
-    training = ", ".join(f"{key}={value!r}" for key, value in best.items() if key in names)
-    others = "".join(f"    {key}={value!r},\n" for key, value in best.items() if key not in names)
-    settings = identity["settings"]
-    name = _name_of_search(settings["name"], identity["sampler"], settings.get("subset", 1.0))
-    searched = f"{identity['sampler']} found in {len(study.trials)} trials (loss {study.best_value:.4f})"
-    return (
-        f"replace(\n    {base},\n"
-        f'    name="{name}",\n'
-        f'    question="How good is what {searched}?",\n'
-        f"{others}    train=replace({base}.train, {training}),\n)"
-    )
+    training = {name: value for name, value in parameters.items() if name in names}
+    others = {name: value for name, value in parameters.items() if name not in names}
+    return replace(experiment, **others, train=replace(experiment.train, **training))
+
+
+def experiment_of_study(path: str | Path):
+    """The searched experiment with the parameters of the best trial in a table (.csv), on all of its data.
+
+    Raises as `best_of_table`, and ValueError if the experiment no longer exists.
+    """
+    best = best_of_table(path)
+    parameters = {name: best[name] for name in SPACES["wide"].distributions if name in best}
+    experiment = with_parameters(find(best["experiment"]), parameters)
+    return replace(experiment, name=_name_of_search(best["experiment"], best["sampler"], best["subset"]))
 
 
 def _name_of_search(experiment: str, sampler: str, subset: float) -> str:
-    """What was found on a subset is not what was found on all images."""
     return f"{experiment}_{sampler}" + (f"_subset{subset:g}" if subset < 1 else "")
 
 
-class _JournalLock:
-    """A lock that the system takes from a killed process; Optuna's own would be waited for half a minute.
+def default_file(experiment, profile: str, sampler: str) -> Path:
+    """The file of an experiment's search, in results/<profile>/searches/ (of other data in a folder between)."""
+    name = f"{_name_of_search(experiment.name, sampler, experiment.subset)}_seed{experiment.seed}.db"
+    return files_of(experiment, profile).results / "searches" / name
 
-    Half a line, which a process killed in the middle of writing has left, is cut off: Optuna could not read past it.
+
+def subject_of(experiment, profile: str = "full") -> dict:
+    """What a search of the experiment is about: settings, data, initial weights.  Raises if one cannot be loaded."""
+    loaders = build_loaders(experiment, progress=False)
+    _, initial_weights = _build_model(experiment, loaders, profile)
+    _, teachers = build_objective(experiment, loaders, profile)
+    subject = {"settings": settings_of(experiment), "data": loaders.data, "initial_weights": initial_weights}
+    return {**subject, "teachers": teachers}
+
+
+def _build_model(experiment, loaders, profile):
+    torch.manual_seed(experiment.seed)
+    # The features of a pretext are those of its first seed: the seed of a search must not change what is searched.
+    return build_model(replace(experiment, seed=0), loaders, profile)
+
+
+def validation_loss(experiment, profile: str = "full", device: str = "auto") -> Callable:
+    """The objective of an experiment: the lowest val_loss (nats per image) of a training with a trial's parameters.
+
+    A training has at most MAX_EPOCHS epochs and ends early by the "two_worse" rule; one that diverges is pruned.  All
+    trials share the decoded images and the features of a frozen backbone.  Each trial stores its epochs, its highest
+    val_accuracy, and `report_loss`, the loss by the second report's definition: the last one, or, if the rule ended the
+    training, the higher of the last two.
     """
+    max_epochs = min(MAX_EPOCHS, experiment.train.max_epochs)
+    experiment = replace(experiment, train=replace(experiment.train, max_epochs=max_epochs, stopping="two_worse"))
+    shared_loaders = functools.cache(functools.partial(_build_loaders, profile=profile, device=device))
 
-    def __init__(self, journal: Path):
-        self._journal, self._lock = journal, FileLock(f"{journal}.lock")
-
-    def acquire(self) -> bool:
-        self._lock.acquire()
-        with self._journal.open("rb+") as file:
-            content = file.read()
-            if content and not content.endswith(b"\n"):
-                file.truncate(content.rfind(b"\n") + 1)
-        return True
-
-    def release(self) -> None:
-        self._lock.release()
-
-
-def _is_url(storage: str) -> bool:
-    return "://" in storage
-
-
-def _check_journal(storage: str):
-    """Raise ValueError for a file that is no journal, before anything is written beside it."""
-    if _is_url(storage) or not Path(storage).is_file():
-        return
-    with Path(storage).open() as file:
+    def objective(trial):
+        variant = with_parameters(experiment, trial.params)
+        images, batches = shared_loaders(replace(variant, batch_size=experiment.batch_size, train=experiment.train))
+        batches = batches.in_batches_of(variant.batch_size)
+        model, _ = _build_model(variant, images, profile)
+        model = model.classifier if variant.features_once else model
+        loss, _ = build_objective(variant, images, profile)
+        options = {"objective": loss, "device": device, "progress": False}
         try:
-            line = file.readline()
-            if line.endswith("\n"):  # Optuna would write below a single line that it cannot read
-                json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{storage} is not a study's journal ({error}); name another with --storage") from error
+            with advice_on_memory(variant):
+                history = train(model, batches.train, batches.val, variant.train, **options)
+        except FloatingPointError as error:
+            raise optuna.TrialPruned from error
+        ended_early = should_stop(history.val_loss, variant.train)
+        trial.set_user_attr("epochs", history.epochs)
+        trial.set_user_attr("val_accuracy", max(history.val_accuracy))
+        trial.set_user_attr("report_loss", max(history.val_loss[-2:]) if ended_early else history.val_loss[-1])
+        return min(history.val_loss)
+
+    return objective
 
 
-def _open_storage(storage: str):
-    if _is_url(storage):
-        return RDBStorage(
-            storage,
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-        )
-    Path(storage).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return JournalStorage(JournalFileBackend(storage, lock_obj=_JournalLock(Path(storage))))
-    except ValueError as error:
-        raise ValueError(f"{storage} is not a study's journal ({error}); name another file with --storage") from error
+def _build_loaders(experiment, profile, device):
+    """Loaders of images, and the loaders to train with, which are of features where these stay the same."""
+    images = build_loaders(experiment, progress=False)
+    if not experiment.features_once:
+        return images, images
+    model, _ = _build_model(experiment, images, profile)
+    at = build_accelerator(device).device
+    without_test = replace(images, test=None)  # nothing is chosen on the test images: spare their features
+    return images, without_test.of_features(fold_batchnorm(model.to(at)).pooled_features, at)
 
 
-@contextmanager
-def _alone(storage: str):
-    """Within the block no other worker on a journal file takes a trial; a database needs no such help."""
-    if _is_url(storage):
-        yield
-    else:
-        with FileLock(_lock_folder(storage) / "queue.lock"):
-            yield
+def collect_searches(
+    experiments: Iterable, profile: str, trials: int, samplers: Sequence[str] = SAMPLERS, search_missing: bool = True
+) -> pd.DataFrame:
+    """The tables of every experiment's searches, one by each sampler, below each other.
 
-
-@contextmanager
-def _marked_as_alive(study, storage: str, trial):
-    """Within the block others can see that somebody runs the trial: by a lock, or by a database's heartbeat."""
-    if _is_url(storage):
-        stop = threading.Event()
-        records = study._storage  # public methods of RDBStorage; optuna.Study.optimize does the same
-
-        def beat():
-            records.record_heartbeat(trial._trial_id)
-            while not stop.wait(HEARTBEAT_SECONDS):
-                records.record_heartbeat(trial._trial_id)
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-        return
-    with _lock_of_trial(storage, trial.number):
-        yield
-
-
-def _queue_again_what_was_killed(study, storage: str):
-    """Trials marked as running that nobody runs: they failed, and the same parameters wait again."""
-    if _is_url(storage):
-        optuna.storages.fail_stale_trials(study)
-        return
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        try:
-            with _lock_of_trial(storage, trial.number, timeout=0):
-                if study.trials[trial.number].state == TrialState.RUNNING:  # else it has just been finished
-                    study.tell(trial.number, state=TrialState.FAIL)
-                    _queue(study, trial.user_attrs["given"] | trial.params)
-        except Timeout:
-            continue  # somebody is at it
-
-
-def _queue(study, parameters: dict):
-    """Add a trial of these parameters; what they do not name is left to the sampler."""
-    study.enqueue_trial(parameters, user_attrs={"given": parameters})
-
-
-def _lock_folder(storage: str) -> Path:
-    folder = Path(f"{storage}.locks")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@contextmanager
-def _lock_of_trial(storage: str, number: int, timeout: float = -1):
-    """Within the block nobody else holds the trial.  To ask for a lock makes its file, so whoever gets it removes it.
-
-    Raises Timeout where somebody holds it for longer than the timeout (seconds; -1: waits).
+    Searches with fewer trials are run, or with `search_missing` off taken as far as they are there.  Experiments may
+    be one under several seeds; all samplers share the images of an experiment.
     """
-    lock = FileLock(_lock_folder(storage) / f"trial{number}.lock", timeout=timeout)
-    with lock:
-        yield
-        Path(lock.lock_file).unlink(missing_ok=True)
+    tables = []
+    for experiment in experiments:
+        subject = functools.cache(functools.partial(subject_of, experiment, profile))
+        objective = functools.cache(functools.partial(validation_loss, experiment, profile))
+        for sampler in samplers:
+            file = default_file(experiment, profile, sampler)
+            table = file.with_suffix(".csv")
+            if search_missing and (not table.exists() or len(read_table(table)) < trials):
+                search = Search(file, subject(), sampler=sampler, seed=experiment.seed)
+                work(search, open_study(search, trials), objective(), progress=False)
+            if table.exists():
+                tables.append(read_table(table))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _short(value):
-    return f"{value:.3g}" if isinstance(value, float) else value
+# ------------------------------------------------------------------------------------------------------------- commands
 
 
 def main(arguments=None) -> int:
-    """Answer the command line; a user's mistake gets one sentence and exit code 2."""
+    """Run the command line; a user's mistake gets one sentence and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m hyperparameter_search", description=__doc__)
-    parser.add_argument(
-        "experiment", metavar="EXPERIMENT", help="a row of either task, see the training scripts' --list"
-    )
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="any experiment; python train.py --list shows them")
     parser.add_argument("--sampler", choices=SAMPLERS, default="tpe")
     parser.add_argument("--trials", type=int, default=20, help="in all, by all workers")
-    parser.add_argument("--space", choices=SPACES, default="report", help="wide opens optimizer, schedule and more")
-    parser.add_argument("--subset", type=float, default=1.0, help="share of the images of each class of train and val")
-    parser.add_argument("--image-size", type=int, help="pixels, if the row's own are too many to search with")
-    parser.add_argument("--profile", choices=("quick", "full"), default="quick")
+    parser.add_argument("--space", choices=("report", "wide"), default="report", help="wide: also optimizer and others")
+    parser.add_argument("--subset", type=float, default=1.0, help="fraction of each class of train and val")
+    parser.add_argument("--image-size", type=int, help="pixels, where the experiment's own are too many to search with")
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine")
-    parser.add_argument("--storage", help="a journal file or a database's URL; default: in results/<profile>/searches/")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn: subset, trainings, sampler")
-    parser.add_argument("--pruning", action="store_true", help="end trials worse than the median; not when comparing")
-    parser.add_argument("--write-row", action="store_true", help="print the best trial as a row of settings")
-    parser.add_argument("--data", help="a prepared data set's name or a folder <split>/<class>/<image>")
-    parser.add_argument("--weights", help="imagenet (full), random (quick), or the file of a state dict")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--storage", help="file of the search; default: in results/<profile>/searches/")
+    parser.add_argument("--seed", type=int, default=0, help="of subset, trainings and sampler")
+    add_common_options(parser)
     options = parser.parse_args(arguments)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return run_command(lambda: _search(options, sys.argv[1:] if arguments is None else arguments))
+    return run_command(lambda: _search(options))
 
 
-def _search(options, arguments) -> int | None:
-    from self_supervised import settings as self_supervised
-    from supervised import settings as supervised
-
-    room = self_supervised if options.experiment in self_supervised.EXPERIMENTS else supervised
-    known = {**supervised.ALL_EXPERIMENTS, **self_supervised.EXPERIMENTS}
-    row = supervised.find(options.experiment, known)
-    row = room.configure(row, options.profile, options.data, options.weights)
-    row = replace(
-        row,
-        subset=options.subset,
-        image_size=row.image_size if options.image_size is None else options.image_size,
-        seed=options.seed,
-        save_epochs=(),
-    )
+def _search(options):
     if options.workers < 1:
         raise ValueError(f"workers is {options.workers}; there must be at least 1")
-    folder = files_of(row, options.profile).results / "searches"
-    storage = options.storage or str(folder / default_journal(row, options.sampler))
-    objective = _objective_of_row(row, options)
-    study = open_search(row, storage, options.sampler, options.trials, options.space, options.pruning)
+    experiment = find(options.experiment)
+    experiment = configure(experiment, options.profile, data=options.data, weights=options.weights, seed=options.seed)
+    image_size = experiment.image_size if options.image_size is None else options.image_size
+    experiment = replace(experiment, subset=options.subset, image_size=image_size, save_epochs=())
+    file = Path(options.storage or default_file(experiment, options.profile, options.sampler))
+    search = Search(file, {}, options.space, options.sampler, options.seed)  # a wrong file is refused first
+    search = replace(search, subject=subject_of(experiment, options.profile))
+    open_study(search, options.trials)
+    context = multiprocessing.get_context("spawn")
+    others = [
+        context.Process(target=_other_worker, args=(search, experiment, options)) for _ in range(1, options.workers)
+    ]
+    for other in others:
+        other.start()
+    _work(search, experiment, options)
+    for other in others:
+        other.join()
+    best = best_of_table(search.table)
+    names = SPACES[options.space].distributions
+    parameters = format_parameters({name: best[name] for name in names})
+    print(f"best: loss {best['value']:.4f} with {parameters}; {search.table}")
+
+
+def _work(search: Search, experiment, options):
     if options.workers > 1:
-        code = _run_workers(options.workers, arguments)
-        if code:
-            return code
-    else:
-        work(study, storage, objective, SPACES[options.space])
-    write_table(study, storage)
-    best = study.best_trial
-    words = ", ".join(f"{key} {_short(value)}" for key, value in best.params.items())
-    print(f"best of {len(study.get_trials(states=FINISHED))}: loss {best.value:.4f} with {words}; {storage}")
-    if options.write_row:
-        print(settings_row(study))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.workers))
+    objective = validation_loss(experiment, options.profile, options.device)
+    work(search, open_study(search, options.trials), objective)
 
 
-def _objective_of_row(row, options):
-    """The objective of a row of either room; raises what is wrong with its data or weights before a study begins."""
-    from self_supervised import dataloader, models, settings
-
-    def load_pretext(name, seed, epoch):
-        # Of seed 0, whatever the search's: it is what is searched on, not what is drawn.
-        pretext = settings.configure(settings.find(name), options.profile, options.data, options.weights)
-        return load_features(pretext, files_of(pretext, options.profile), epoch)
-
-    build_model = functools.partial(models.build_model, load_pretext=load_pretext)
-    build_loaders = functools.partial(dataloader.build_loaders, progress=False)
-    build_model(row, build_loaders(replace(row, batch_size=LARGEST_BATCH)))
-    return validation_loss(row, build_model, build_loaders, options.device)
-
-
-def _run_workers(number: int, arguments) -> int:
-    """The same command in so many processes that share the machine's cores; the worst exit code."""
-    threads = max(1, (os.cpu_count() or 1) // number)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "hyperparameter_search", *arguments, "--workers", "1"]
-    workers = [subprocess.Popen(command, env=environment) for _ in range(number)]
-    return max(abs(worker.wait()) for worker in workers)
+def _other_worker(*arguments):
+    sys.exit(run_command(lambda: _work(*arguments)))
 
 
 if __name__ == "__main__":

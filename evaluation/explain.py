@@ -67,6 +67,8 @@ STEPS = 8  # of deletion and insertion: an eighth of the pixels each
 CKA_STAGES = (2, 4, 6, 8)
 RANDOMISED = ("classifier", "features.8", "features.7", "features.6", "features.5", "features.4")
 RANDOMISED_IMAGES = 4
+PERPLEXITY = 30.0  # of the t-SNE, lower for fewer than 90 images
+NEIGHBORS = 20  # of the k-NN purity, all others where there are fewer
 MAP_SIZE = 112  # pixels, square, at most: cached maps are for looking
 
 _TRIED = InversionSettings(steps=80, learning_rate=0.03, blur_sigma=1.0)
@@ -225,13 +227,14 @@ def describe_test_images(model: nn.Module, features: Sequence[np.ndarray], label
     if not (folder / "test.npz").exists():
         pooled = np.concatenate([features[stage] for stage in sorted(model.stages)], axis=1)
         probabilities = model.classifier(torch.from_numpy(pooled)).softmax(dim=1).numpy()
-        places = representation.tsne(features[-1]).astype(np.float16)
+        places = representation.tsne(features[-1], min(PERPLEXITY, len(labels) / 3)).astype(np.float16)
         contents = {"labels": labels, "probabilities": probabilities, "places": places}
         write_atomically(folder / "test.npz", lambda path: np.savez_compressed(path, **contents))
     if not (folder / "representation.csv").exists():
+        neighbors = min(NEIGHBORS, len(labels) - 1)
+        purity = [representation.neighbour_purity(each, labels, neighbors) for each in features]
         lines = [
-            (stage, each.shape[1], representation.neighbour_purity(each, labels), representation.rank_me(each))
-            for stage, each in enumerate(features)
+            (stage, each.shape[1], purity[stage], representation.rank_me(each)) for stage, each in enumerate(features)
         ]
         table = pd.DataFrame(lines, columns=["stage", "channels", "neighbour_purity", "rank_me"])
         _write_table(table, folder / "representation.csv")

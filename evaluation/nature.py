@@ -56,7 +56,7 @@ DRAWN_STAGES = {
 }
 DRAWN_CHANNELS = 7
 DRAWN_CLASSES = (0, 3)
-SPECTRUM_IMAGES = (25, 50, 100, 200)
+SPECTRUM_IMAGES = {"quick": (5, 20), "full": (25, 50, 100, 200)}  # of each source, nested
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -203,11 +203,11 @@ class Study:
     def compute_spectrum(self, label: str, source: str) -> pd.DataFrame:
         """The eigenvalues above zero of the covariance of pooled features, of sampled images of a source."""
         size = 224 if self.profile == "full" else self.experiments[BEST].image_size
-        files = self._photographs_of()[source]
-        sample = np.random.default_rng(0).choice(files, SPECTRUM_IMAGES[-1], replace=False)
+        files, numbers = self._photographs_of()[source], SPECTRUM_IMAGES[self.profile]
+        sample = np.random.default_rng(0).choice(files, numbers[-1], replace=False)
         _, images = replace(self.load(BEST), image_size=size).read(sample)
         features = _pooled_features(self.networks[label][0], images)
-        spectrum = spectrum_by_images(features, SPECTRUM_IMAGES).query("eigenvalue > 0")
+        spectrum = spectrum_by_images(features, numbers).query("eigenvalue > 0")
         return spectrum.assign(eigenvalue=[float(f"{value:.6g}") for value in spectrum["eigenvalue"]], pixels=size)
 
     def read(self, results: Mapping[str, dict]) -> NatureStatistics:
@@ -259,7 +259,7 @@ class Study:
             source: sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
             for source, folder in folders.items()
         }
-        return {source: found for source, found in files.items() if len(found) >= SPECTRUM_IMAGES[-1]}
+        return {source: found for source, found in files.items() if len(found) >= SPECTRUM_IMAGES[self.profile][-1]}
 
 
 def main(arguments=None) -> int:

@@ -101,6 +101,14 @@ def ranking_lines(
     return lines
 
 
+def accuracies_by_size(other_sizes: pd.DataFrame) -> pd.DataFrame:
+    """Val accuracy of each network at every image size, beside the one it was trained at."""
+    if other_sizes.empty:
+        return pd.DataFrame()
+    index = ["experiment", "trained at"]
+    return other_sizes.pivot_table(index=index, columns="evaluated at", values="val accuracy", sort=False)
+
+
 def non_positive_shares(non_positive: pd.DataFrame, network: str) -> pd.DataFrame:
     """The fraction of values that are not positive by hook point, with a column for each of a network's features.
 

@@ -201,6 +201,7 @@ def plot_probe_by_stage(tables: dict, ax=None):
     Each table has rows of `probes.probe_stages`, one per stage, for example of one probe.
     """
     ax = _plot_accuracies_with_bands(tables, "stage", ax)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("stage of the network")
     return ax
 
@@ -434,10 +435,9 @@ def draw_spectra(spectra, tuned: str):
 
     `spectra` is a table of images (their number), place, eigenvalue, features and images_of (their source).
     """
-    sources = list(dict.fromkeys(spectra["images_of"]))
-    size = (4.5 * max(len(sources), 1), 7)
-    figure, axes = plt.subplots(2, max(len(sources), 1), figsize=size, squeeze=False, layout="constrained")
-    for (above, below), source in zip(axes.T, sources, strict=True):
+    sources = list(dict.fromkeys(spectra["images_of"])) if len(spectra) else []
+    figure, axes = panels(2 * len(sources), max(len(sources), 1), (4.5, 3.5))
+    for above, below, source in zip(axes[: len(sources)], axes[len(sources) :], sources, strict=True):
         of_source = spectra[spectra["images_of"] == source]
         most = of_source["images"].max()
         by_features = of_source[of_source["images"] == most].groupby("features", sort=False)["eigenvalue"]

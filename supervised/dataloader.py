@@ -75,7 +75,7 @@ class SceneDataset(Dataset):
 
 
 def augment(image: torch.Tensor, augmentation: Callable, seed: int) -> torch.Tensor:
-    """Augment the bytes of one image (C, S, S) by its seed; torchvision draws once for a batch, so it gets one image."""
+    """Augment the bytes of one image (C, S, S) by its seed; for a batch torchvision would draw once."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return augmentation(image)

@@ -1,22 +1,19 @@
-"""A small training in a process of its own, which can kill itself: `python killed_run.py FOLDER`, KILL_AT=passes.
+"""A training that can kill its process: `KILL_AT=passes SCENES_ROOT=folder python -m tests.killed_run SCENES`.
 
-Everything that makes resuming hard is in it: shuffling, augmentation, dropout, BatchNorm, Adam, a schedule, averages.
+What makes resuming hard is in it: shuffling, augmentation, dropout, BatchNorm, Adam, a schedule, EMA.
 """
 
 import os
 import signal
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from conftest import SmallNetwork
+import torch
 
-from data import scenes
-from helper_functions import TrainSettings
-from runs import files_of, run_experiment
-from supervised import dataloader
+from helper_functions import CrossEntropy, TrainSettings
+from runs import Job, files_of, train_job
+from supervised.dataloader import build_loaders
 from supervised.settings import Experiment
+from tests.conftest import SmallNetwork
 
 KILL_AT = int(os.environ.get("KILL_AT", "0"))
 
@@ -33,35 +30,24 @@ class KilledNetwork(SmallNetwork):
         return super().forward(images)
 
 
-@dataclass(frozen=True)
-class SmallExperiment(Experiment):
-    """A row for images smaller than EfficientNet-B0 takes."""
-
-    def __post_init__(self):
-        pass
-
-
-def main(folder: Path):
-    """Train to the end, or go on where the last process was killed."""
-    scenes.STORES = folder / "stores"
-    row = SmallExperiment(
-        "row",
-        "Does it end the same?",
-        data=str(folder / "scenes"),
+def main(scenes: str):
+    """Train to the end, or continue where the last process was killed."""
+    experiment = Experiment(
+        "killed",
+        "?",
+        data=scenes,
+        initial_weights="random",
         augmentation="advanced",
-        image_size=24,
+        image_size=32,
         batch_size=8,
         train=TrainSettings(max_epochs=6, learning_rate=0.01, step_epochs=3, ema_decay=0.8),
     )
-    run_experiment(
-        row,
-        lambda row, loaders: (KilledNetwork(len(loaders.class_names)), {"weights": "random"}),
-        lambda row: dataloader.build_loaders(row, progress=False),
-        files_of(row, "full", own_data=row.data, root=folder),
-        device="cpu",
-        progress=False,
-    )
+    loaders = build_loaders(experiment, progress=False)
+    torch.manual_seed(experiment.seed)
+    model, provenance = KilledNetwork(len(loaders.class_names)), {"initial_weights": {"weights": "random"}}
+    files = files_of(experiment, "full")
+    train_job(Job(experiment, files, model, loaders, CrossEntropy(), provenance, device="cpu", progress=False))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1])

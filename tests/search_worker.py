@@ -1,24 +1,29 @@
-"""A worker on a toy search, to be started or killed by tests: STORAGE SAMPLER TRIALS LOG [TRIAL TO HANG IN]."""
+"""A worker on a toy search, to be started and killed by tests: FILE SAMPLER TRIALS LOG [hang].
+
+It begins when it reads a line.  With "hang" it runs two trials and hangs in the third.
+"""
 
 import sys
 import time
 from pathlib import Path
 
-from hyperparameter_search import SPACES, open_study, work
+from hyperparameter_search import Search, open_study, work
 
-storage, sampler, trials, log = sys.argv[1:5]
-hang_in = int(sys.argv[5]) if len(sys.argv) > 5 else None
+file, sampler, trials, log = sys.argv[1:5]
+runs = []
 
 
 def objective(trial):
-    with Path(log).open("a") as file:
-        file.write(f"{trial.number}\n")
-    if trial.number == hang_in:
-        print("hanging", flush=True)
+    runs.append(trial.number)
+    with Path(log).open("a") as lines:
+        lines.write(f"{trial.number}\n")
+    if "hang" in sys.argv and len(runs) == 3:
+        print(trial.number, flush=True)
         time.sleep(600)
-    time.sleep(0.02)
     return abs(trial.params["learning_rate"] - 1e-3) + trial.params["batch_size"] / 100
 
 
-space = SPACES["report"]
-work(open_study(storage, {"settings": {"name": "toy"}}, space, int(trials), sampler), storage, objective, space)
+print("ready", flush=True)
+sys.stdin.readline()
+search = Search(Path(file), {"settings": {"name": "toy"}}, sampler=sampler)
+work(search, open_study(search, int(trials)), objective, progress=False)

@@ -1,98 +1,124 @@
-"""The house: who may import whom (design: data and the loop at the bottom, scripts and notebooks at the top)."""
+"""The house: every import at the top of its file, no circle, and arrows in one direction (design.md, section 2)."""
 
 import ast
 import json
 import os
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("data", "supervised", "self_supervised", "evaluation", "helper_functions", "runs", "hyperparameter_search")
+from data.files import CODE
+
+OPTIONAL_EXTRAS = ()  # packages that may be missing, and be imported elsewhere than at the top of a file
+LEVELS = (  # each may import itself and the levels before it
+    ("data", "helper_functions"),
+    ("supervised",),
+    ("self_supervised",),
+    ("runs",),
+    ("hyperparameter_search",),
+    ("train", "evaluation"),
+    ("benchmarks",),
+)
 MAY_IMPORT = {
-    "data": {"data"},
-    "helper_functions": set(),
-    "runs": {"helper_functions"},
-    "hyperparameter_search": {"runs", "helper_functions"},
-    "supervised": {"supervised", "data", "helper_functions"},
-    "self_supervised": {"self_supervised", "supervised", "data", "helper_functions"},
-    "evaluation": {"evaluation", "data"},
-}
-OURS = [path for path in sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("*/*.py")) if path.parent.name != "tests"]
-SCRIPTS = {"train"}  # may use every room, imported by none
-TRAINED = ROOT / "evaluation" / "trained.py"  # how evaluation's scripts come to a model; may use every room
+    room: {room, *(below for earlier in LEVELS[:number] for below in earlier)}
+    for number, level in enumerate(LEVELS)
+    for room in level
+} | {"migrations": {"data"}}
+FOLDERS = [CODE / room for room in MAY_IMPORT if (CODE / room).is_dir()]
+PRODUCT = sorted(CODE.glob("*.py")) + sorted(path for folder in FOLDERS for path in folder.rglob("*.py"))
+TESTS = sorted((CODE / "tests").rglob("*.py"))
+NOTEBOOKS = sorted(CODE.glob("*/*.ipynb"))
 
 
-class WithoutMain(ast.NodeTransformer):
-    """Leaves out what only runs when a module is a script: its `main`, and what stands below it."""
-
-    def visit_Module(self, module):
-        names = [getattr(node, "name", None) for node in module.body]
-        module.body = module.body[: names.index("main")] if "main" in names else module.body
-        return module
+def name_of(path: Path) -> str:
+    """The full name of a module, a folder's for its __init__.py."""
+    parts = path.relative_to(CODE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path: Path, script: bool = True) -> set[str]:
-    """Full names of the modules of ours that a file imports, as a script or (`script` off) as a module."""
+MODULES = {name_of(path): path for path in PRODUCT + TESTS}
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+by_module = pytest.mark.parametrize("module", MODULES)
+
+
+def imports_of(tree: ast.AST) -> set[str]:
+    """Full names of all that is imported anywhere in a file, modules and what is taken from them."""
     names = set()
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree if script else WithoutMain().visit(tree)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: import by full name"
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {f"{'.' * node.level}{node.module}"} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-def room_of(path: Path) -> str:
-    return path.stem if path.parent == ROOT else path.parent.name
+def top_of(tree: ast.Module) -> list[ast.stmt]:
+    """The docstring and the imports that a file begins with."""
+    kinds = (ast.Import, ast.ImportFrom)
+    others = [number for number, node in enumerate(tree.body) if not isinstance(node, kinds) and number > 0]
+    return tree.body[: others[0]] if others else tree.body
 
 
-@pytest.mark.parametrize("path", OURS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_imports_point_one_way(path):
-    """What only the `main` of a script imports is its own business: notebooks and scripts may use every room."""
-    imported = {name for name in imports_of(path, script=False) if name.split(".")[0] in ROOMS}
-    assert not {name for name in imported if name.split(".")[-1] in SCRIPTS and name != "helper_functions.train"}
-    if path.stem not in SCRIPTS and room_of(path) != "benchmarks" and path != TRAINED:
-        assert {name.split(".")[0] for name in imported} <= MAY_IMPORT[room_of(path)]
+@by_module
+def test_every_import_stands_at_the_top_of_its_file_by_its_full_name(module):
+    tree = TREES[module]
+    top = {id(node) for node in top_of(tree)}
+    imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    below = [ast.unparse(node) for node in imports if id(node) not in top]
+    assert not [each for each in below if each.split()[1].split(".")[0] not in OPTIONAL_EXTRAS]
+    assert not [name for name in imports_of(tree) if name.startswith(".")]
+    calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert not {"__import__", "import_module", "importlib.import_module"} & set(calls)
 
 
-@pytest.mark.parametrize("path", OURS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_nothing_is_imported_by_a_short_name_that_two_rooms_share(path):
-    assert not imports_of(path) & {"models", "settings", "dataloader", "train"}
+@pytest.mark.parametrize("module", [name_of(path) for path in PRODUCT])
+def test_arrows_point_one_way(module):
+    rooms = {name.split(".")[0] for name in imports_of(TREES[module])} & {*MAY_IMPORT, "tests"}
+    room = module.split(".")[0]
+    assert rooms <= MAY_IMPORT[room]
+    assert room != "helper_functions" or not rooms
 
 
+def test_no_modules_import_each_other_in_a_circle():
+    def ancestors(name):
+        parts = name.split(".")
+        return {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+
+    graph = {
+        name: {each for imported in imports_of(tree) for each in ancestors(imported) & MODULES.keys()} - ancestors(name)
+        for name, tree in TREES.items()
+    }
+    assert sum(map(len, graph.values())) > 300
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("room", ["supervised", "self_supervised"])
 @pytest.mark.parametrize(
     ("name", "others"), [("settings", {"dataloader", "models"}), ("dataloader", {"models"}), ("models", {"dataloader"})]
 )
-@pytest.mark.parametrize("room", ["supervised", "self_supervised"])
 def test_settings_know_neither_data_nor_model_and_these_not_each_other(room, name, others):
-    path = ROOT / room / f"{name}.py"
-    if path.exists():
-        assert not imports_of(path) & {f"{room}.{other}" for other in others}
+    rooms = {"settings": ("supervised", "self_supervised"), "models": (room,), "dataloader": (room,)}[name]
+    assert not imports_of(TREES[f"{room}.{name}"]) & {f"{each}.{other}" for each in rooms for other in others}
 
 
 def test_there_is_no_drawer():
-    assert not [path for path in OURS if path.stem in ("utils", "misc", "common", "helpers")]
+    assert not [path for path in PRODUCT if path.stem in ("utils", "misc", "common", "helpers", "util")]
 
 
 def test_the_code_can_be_imported_from_a_notebook_in_any_folder(tmp_path):
-    code = (
-        "from helper_functions import train; from supervised.models import SceneClassifier;"
-        "from data.image_cache import load_splits; import evaluation.plots, runs, self_supervised; print('fine')"
-    )
+    code = "import evaluation.plots, runs; from helper_functions import train; print('fine')"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout == "fine\n", done.stderr
 
 
-NOTEBOOKS = sorted(ROOT.glob("*/*.ipynb"))
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(CODE).as_posix())
 def test_notebooks_are_thin_and_committed_as_executed(path):
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     assert cells

@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 
 
 def licence_of(name: str) -> str:
-    """A package's own words for its licence: the short expression, or the classifiers, or the first line."""
+    """A licence as the package names it: the short expression, or the classifiers, or the first line."""
     about = metadata.metadata(name)
     classified = [each.split(" :: ")[-1] for each in about.get_all("Classifier", []) if each.startswith("License ::")]
     return about["License-Expression"] or "; ".join(classified) or (about["License"] or "").split("\n")[0]
@@ -34,8 +34,8 @@ LICENCES = {
 
 
 @pytest.mark.parametrize("name", sorted(LICENCES))
-def test_a_dependencys_licence_is_told_and_is_not_the_gpl(name):
+def test_a_dependency_names_its_licence_which_is_not_the_gpl(name):
     licence = LICENCES[name]
-    assert licence, f"{name} does not tell its licence"
+    assert licence, f"{name} names no licence"
     choices = licence.split(" OR ")  # of several, one may choose
     assert not all(re.search(r"\bA?GPL|(?<!Lesser )General Public License", choice) for choice in choices), licence

@@ -1,4 +1,4 @@
-"""What holds for every input of a kind: hypothesis draws the inputs, and shows the smallest that breaks a rule."""
+"""What holds for every input of a kind: hypothesis samples inputs, and shows the smallest that breaks a rule."""
 
 from collections import Counter
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from data.prepare import ImageName, divide, divide_by_number
 from data.image_cache import Scenes, decode
+from data.splits import ImageName, divide, divide_by_number
 from evaluation.scorecam import scale_to_unit, score_cam
 from self_supervised.dataloader import PRETEXTS
 from supervised.dataloader import MEAN, STD, SeededShuffle, normalise
@@ -28,11 +28,11 @@ def images_of(sizes: dict[str, int]) -> list[ImageName]:
     return [ImageName(None, name, f"{number}.jpg") for name, size in sizes.items() for number in range(size)]
 
 
-# --- splits ----------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------- splits
 
 
 @given(CLASS_SIZES, st.floats(0.05, 0.9))
-def test_a_split_by_shares_takes_every_image_once_and_its_share_of_each_class(sizes, share):
+def test_a_split_by_shares_has_every_image_once_and_is_stratified(sizes, share):
     images = images_of(sizes)
     split_of = divide(images, {"train": share, "test": 1 - share})
     assert split_of.keys() == set(images)
@@ -42,7 +42,7 @@ def test_a_split_by_shares_takes_every_image_once_and_its_share_of_each_class(si
 
 
 @given(CLASS_SIZES, st.data())
-def test_a_split_by_numbers_has_exactly_these_and_takes_from_each_class_in_proportion(sizes, data):
+def test_a_split_by_numbers_has_exactly_these_and_is_stratified(sizes, data):
     images = images_of(sizes)
     val = data.draw(st.integers(0, len(images) - 1))
     test = data.draw(st.integers(0, len(images) - 1 - val))
@@ -55,7 +55,7 @@ def test_a_split_by_numbers_has_exactly_these_and_takes_from_each_class_in_propo
 
 
 @given(CLASS_SIZES)
-def test_the_order_in_which_a_disk_lists_images_moves_none_to_another_split(sizes):
+def test_a_split_does_not_depend_on_the_order_in_which_a_disk_lists_images(sizes):
     images = images_of(sizes)
     shares = {"train": 0.7, "val": 0.15, "test": 0.15}
     assert divide(images, shares) == divide(images[::-1], shares)
@@ -69,7 +69,7 @@ def scenes_of(sizes: dict[str, int]) -> Scenes:
 
 
 @given(st.dictionaries(st.sampled_from("abcd"), st.integers(4, 40), min_size=2), st.floats(0.3, 1), st.integers(0, 9))
-def test_a_share_of_each_class_keeps_image_label_and_name_together(sizes, share, seed):
+def test_a_share_of_each_class_is_stratified_and_image_label_and_name_stay_together(sizes, share, seed):
     scenes = scenes_of(sizes)
     part = scenes.share_of_each_class(share, seed)
     for label, (name, size) in enumerate(sizes.items()):
@@ -81,11 +81,11 @@ def test_a_share_of_each_class_keeps_image_label_and_name_together(sizes, share,
     assert len(set(part.names)) == len(part)
 
 
-# --- loaders ---------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------- loaders
 
 
 @given(st.integers(1, 300), st.integers(0, 2**31 - 1), st.integers(0, 3))
-def test_every_epoch_shows_every_image_once_and_goes_on_from_its_state(length, seed, epochs_before):
+def test_every_epoch_shows_every_image_once_and_continues_from_the_generators_state(length, seed, epochs_before):
     sampler = SeededShuffle(length, seed)
     for _ in range(epochs_before):
         assert sorted(index for index, _ in sampler) == list(range(length))
@@ -95,12 +95,12 @@ def test_every_epoch_shows_every_image_once_and_goes_on_from_its_state(length, s
 
 
 @given(st.sampled_from(sorted(MEAN)), st.integers(1, 4), st.sampled_from([1, 3]), st.integers(0, 10**6))
-def test_what_the_network_takes_can_be_turned_back_into_the_bytes(resize, count, channels, seed):
+def test_normalized_images_can_be_converted_back_to_their_bytes(resize, count, channels, seed):
     images = torch.randint(0, 256, (count, channels, 8, 8), generator=torch.Generator().manual_seed(seed))
-    taken = normalise(images.to(torch.uint8), resize)
-    assert taken.shape == (count, 3, 8, 8) and taken.dtype == torch.float32
+    normalized = normalise(images.to(torch.uint8), resize)
+    assert normalized.shape == (count, 3, 8, 8) and normalized.dtype == torch.float32
     mean, std = (torch.tensor(each[resize]).view(3, 1, 1) for each in (MEAN, STD))
-    assert torch.equal((255 * (taken * std + mean)).round().long(), images.expand(-1, 3, -1, -1))
+    assert torch.equal((255 * (normalized * std + mean)).round().long(), images.expand(-1, 3, -1, -1))
 
 
 @given(
@@ -118,20 +118,20 @@ def test_an_image_of_any_mode_and_shape_becomes_a_square_of_bytes(tmp_path, mode
     assert found.shape == (1 if mode in ("L", "LA", "1") else 3, size, size)
 
 
-# --- pretexts --------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------ pretexts
 
 
 @given(st.integers(6, 20), st.sampled_from([1, 3]), st.integers(0, 10**6))
-def test_a_turn_is_undone_by_turning_back(half, channels, seed):
+def test_a_rotation_is_undone_by_rotating_back(half, channels, seed):
     image = torch.randint(0, 256, (channels, 2 * half, 2 * half), generator=torch.Generator().manual_seed(seed))
     dataset = PRETEXTS["rotation"](image[None].to(torch.uint8).numpy(), "squash")
     for label in range(4):
-        turned = dataset.transform(image, label, None)
-        assert torch.equal(turned.rot90(-label, dims=(1, 2)), image)
+        rotated = dataset.transform(image, label, None)
+        assert torch.equal(rotated.rot90(-label, dims=(1, 2)), image)
 
 
 @given(st.integers(10, 40), st.sampled_from([1, 3]), st.integers(0, 10**6))
-def test_a_square_is_of_one_value_and_a_hundred_pixels_wherever_it_lies(size, channels, seed):
+def test_a_square_has_one_value_and_a_hundred_pixels_wherever_it_lies(size, channels, seed):
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(1, 255, (channels, size, size), generator=generator).to(torch.uint8)  # neither 0 nor 255
     dataset = PRETEXTS["perturbation"](image[None].numpy(), "squash")
@@ -155,7 +155,7 @@ def test_a_jigsaw_moves_quadrants_and_loses_none(half, seed):
         assert quadrants(dataset.transform(image, label, None)) == quadrants(image)
 
 
-# --- Score-CAM -------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------- Score-CAM
 
 
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(0, 10**6), st.floats(1e-3, 1e3))
@@ -178,7 +178,7 @@ def network():
 
 @settings(max_examples=25)
 @given(st.integers(1, 4), st.sampled_from(["softmax", "probability"]), st.integers(1, 7), st.integers(0, 10**6))
-def test_a_map_depends_on_its_image_alone_not_on_batch_or_company(network, count, weighting, batch_size, seed):
+def test_a_map_depends_on_its_image_alone_and_not_on_the_batch(network, count, weighting, batch_size, seed):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 3, 24, 24, generator=generator)
     targets = torch.randint(0, 4, (count,), generator=generator).tolist()

@@ -20,7 +20,6 @@ RESNET = "nature_resnet18_sgd_1e-2"
 def experiments(scene_folder, root, monkeypatch):
     """Two experiments of the report, trained on tiny images."""
     monkeypatch.setattr(nature, "LOOKED_AT", {"ResNet-18 from scratch": RESNET, nature.AFTER: nature.BEST})
-    monkeypatch.setattr(nature, "SPECTRUM_IMAGES", (5, 20))
     experiments = {name: configure(find(name), "quick", data=str(scene_folder)) for name in (RESNET, nature.BEST)}
     experiments = {name: replace(each, images_per_class=6, batch_size=8) for name, each in experiments.items()}
     experiments[RESNET] = replace(experiments[RESNET], image_size=32)  # and two sizes to evaluate at

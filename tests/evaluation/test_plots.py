@@ -235,3 +235,37 @@ def test_randomisation_is_plotted_as_mean_and_range():
     (interval,) = ax.containers
     assert interval.lines[2][0].get_segments()[0][:, 1].tolist() == pytest.approx([0.2, 0.6])
     plots.plot_randomisation(pd.DataFrame(), plt.figure().gca())
+
+
+def test_histories_and_groups_plot_the_quantity_that_is_asked_for():
+    results = {"a": {"history": {"val_loss": [2.0], "val_accuracy": [0.2], "test_loss": [3.0]}, "epoch": 1}}
+    (ax,) = plots.draw_histories(results, quantity="loss").axes
+    assert [line.get_ydata().tolist() for line in ax.lines[:2]] == [[2.0], [3.0]]
+    (ax,) = plots.draw_curve_groups({"one": ["a"]}, results, quantity="test_loss").axes
+    assert ax.lines[0].get_ydata().tolist() == [3.0] and ax.get_ylabel() == "test loss"
+
+
+def test_spectra_stand_by_source_above_those_of_fewer_images():
+    spectra = pd.DataFrame(
+        {
+            "images": [2, 4, 4, 2, 4, 4],
+            "eigenvalue": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            "features": ["after", "before", "after"] * 2,
+            "images_of": ["sea"] * 3 + ["sky"] * 3,
+        }
+    )
+    axes = plots.draw_spectra(spectra, tuned="after").axes
+    values = [{line.get_label(): line.get_ydata().tolist() for line in ax.lines} for ax in axes]
+    assert values[:2] == [{"before": [2.0], "after": [3.0]}, {"before": [5.0], "after": [6.0]}]
+    assert values[2:] == [{"2 images": [1.0], "4 images": [3.0]}, {"2 images": [4.0], "4 images": [6.0]}]
+    plots.draw_spectra(pd.DataFrame(), tuned="after")
+
+
+def test_differences_are_plotted_with_their_intervals_and_a_mark():
+    table = pd.DataFrame({"experiment": ["a", "b"], "compared_with": ["c", "c"], "difference": [0.1, -0.2]})
+    table = table.assign(low=table["difference"] - 0.1, high=table["difference"] + 0.2)
+    ax = plots.plot_differences(table, {"earlier": 0.03}, plt.figure().gca())
+    (interval,) = ax.containers
+    assert interval.lines[2][0].get_segments()[0].tolist() == [[0.0, 1.0], [pytest.approx(0.3), 1.0]]
+    assert [line.get_xdata()[0] for line in ax.lines[-2:]] == [0, 0.03]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a\nminus c", "b\nminus c"]

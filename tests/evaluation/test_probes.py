@@ -360,6 +360,14 @@ def test_what_is_probed_is_cached_by_the_digest_of_its_weights(scenes, monkeypat
     assert len(computed) == 1
 
 
+def test_the_best_stage_is_chosen_on_val_by_the_linear_probe():
+    columns = {"stage": [0, 1, 2], "val_accuracy": [0.5, 0.7, 0.6], "test_accuracy": [0.9, 0.6, 0.4]}
+    linear = pd.DataFrame(columns).assign(probe="linear")
+    nearest = linear.assign(probe="20 nearest", val_accuracy=1.0)
+    table = probes.best_stages({"a": pd.concat([nearest, linear])})
+    assert table.values.tolist() == [["a", 1, 0.6, 0.4]]
+
+
 def test_a_pretext_on_cifar10_is_probed_on_the_images_of_its_control(scene_folder, root, monkeypatch):
     names = {"random": "cifar10_random_classifier", "rotation pretext": "cifar10_rotation"}
     monkeypatch.setattr(probes, "CIFAR10", names)

@@ -1,9 +1,9 @@
 """Kill a job with SIGKILL at random moments, start it again, and compare its end with that of one never disturbed.
 
-    python tests/faults/kill_at_random.py JOB MOMENTS SEED
+    python -m tests.faults.kill_at_random JOB MOMENTS SEED
 
-Prints one line of JSON: how often it was killed in the middle of its work, and what differs at the end.
-Jobs are children of this process (fork), so that each begins with everything imported: a kill falls into the work.
+Prints one line of JSON: how often it was killed in the middle of its work, and what differs at the end.  Jobs are
+children of this process (fork), so each begins with everything imported, and a kill falls into the work.
 """
 
 import hashlib
@@ -18,34 +18,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from optuna.trial import TrialState
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import killed_run
-
-from data import scenes
-from data.prepare import CLASS_NAMES, prepare
+import hyperparameter_search
+from data.image_cache import load_splits
+from data.prepare import CLASS_NAMES, Request, prepare
 from evaluation.explain import describe_test_images, features_of, open_folder
-from hyperparameter_search import SPACES, open_study, work, write_table
+from hyperparameter_search import Search, open_study, read_table, work
 from runs import load_checkpoint
 from supervised.models import SceneClassifier
+from tests import killed_run
 
-KILLS_A_JOB = 3  # before it is left to end
+KILLS_PER_JOB = 3  # before it is left to end
 
 
-def draw_images(folder: Path, classes, count: int):
+def write_images(folder: Path, classes, count: int):
     """Small images of noise, the same every time."""
     generator = np.random.default_rng(0)
     for class_name in classes:
         (folder / class_name).mkdir(parents=True)
         for number in range(count):
-            Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(
-                folder / class_name / f"{number:03d}.jpg"
-            )
+            pixels = generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / class_name / f"{number:03d}.jpg")
 
 
-def digest_of_files(folder: Path, pattern: str = "*") -> dict[str, str]:
+def digests(folder: Path, pattern: str = "*") -> dict[str, str]:
     """SHA-256 of each file below a folder."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -55,88 +52,79 @@ def digest_of_files(folder: Path, pattern: str = "*") -> dict[str, str]:
 
 
 class Training:
-    """Six epochs with everything that makes resuming hard: shuffling, dropout, BatchNorm, a schedule, averages."""
+    """Six epochs with everything that makes resuming hard: shuffling, dropout, BatchNorm, a schedule, EMA."""
 
     def set_up(self, folder: Path):
         """Scenes of three classes in three splits."""
         for split, count in (("train", 12), ("val", 6), ("test", 8)):
-            draw_images(folder / "scenes" / split, ("dark", "light", "striped"), count)
+            write_images(folder / "scenes" / split, ("dark", "light", "striped"), count)
 
     def work(self, folder: Path):
-        """Train, or go on."""
-        killed_run.main(folder)
+        """Train, or continue."""
+        killed_run.main(str(folder / "scenes"))
 
     def end(self, folder: Path) -> dict:
         """History and weights, bit for bit, and which files there are."""
-        saved = load_checkpoint(folder / "models/full/row.pt")
+        saved = load_checkpoint(folder / "models/full/scenes/killed.pt")
         weights = {name: tensor.numpy().tobytes().hex() for name, tensor in saved["model"].items()}
-        files = sorted(digest_of_files(folder / "models")) + sorted(digest_of_files(folder / "results"))
+        files = {part: len(digests(folder / part)) for part in ("models", "results", "data")}
         return {"history": {**saved["history"], "seconds": None}, "weights": weights, "files": files}
 
 
 class Preparing:
-    """A data set prepared from a folder, and the store of its decoded images built."""
+    """A data set is prepared from a folder, and its images are cached."""
 
     def set_up(self, folder: Path):
         """A source without splits."""
-        draw_images(folder / "source", CLASS_NAMES["nature"], 40)
+        write_images(folder / "source", CLASS_NAMES["nature"], 40)
 
     def work(self, folder: Path):
         """Prepare and decode."""
-        prepare("nature", folder / "source", folder / "data" / "nature", progress=False)
-        scenes.load_splits(folder / "data" / "nature", 32, stores=folder / "stores", progress=False)
+        prepared = prepare(Request("nature", folder / "source", progress=False))
+        load_splits(prepared, 32, progress=False)
 
     def end(self, folder: Path) -> dict:
-        """Every file of the data set, the decoded images, and how many files the stores are."""
-        splits = scenes.load_splits(folder / "data" / "nature", 32, stores=folder / "stores", progress=False)
-        return {
-            "files": digest_of_files(folder / "data"),
-            "images": {
-                name: hashlib.sha256(np.asarray(split.images).tobytes()).hexdigest() for name, split in splits.items()
-            },
-            "names": {name: split.names for name, split in splits.items()},
-            "stores": sorted(path.suffix for path in (folder / "stores").iterdir()),
-        }
+        """Every file of the data set, the cached images, and all that lies beside them."""
+        splits = load_splits(folder / "data/nature", 32, progress=False)
+        images = {name: hashlib.sha256(np.asarray(each.images).tobytes()).hexdigest() for name, each in splits.items()}
+        beside = sorted(path.name for path in (folder / "data").iterdir())
+        cached = sorted(path.suffix for path in (folder / "data/cache").iterdir())
+        return {"files": digests(folder / "data/nature"), "images": images, "beside": beside, "cached": cached}
 
 
 class Searching:
-    """A search of twenty trials on a toy objective, in a journal file."""
+    """A search of twenty trials on a toy objective."""
 
     def set_up(self, folder: Path):
-        """Nothing is needed."""
+        """Nothing is needed; a killed worker shall be noticed soon."""
+        hyperparameter_search.HEARTBEAT_SECONDS = 1
+        hyperparameter_search.MISSED_HEARTBEATS = 2
 
     def work(self, folder: Path):
         """Run what trials are left."""
 
         def objective(trial):
-            time.sleep(0.01)
+            time.sleep(0.02)
             return abs(trial.params["learning_rate"] - 1e-3) + trial.params["batch_size"] / 100
 
-        storage, space = str(folder / "toy.journal"), SPACES["report"]
-        study = open_study(storage, {"settings": {"name": "toy"}}, space, 20, "grid")
-        work(study, storage, objective, space, progress=False)
-        write_table(study, storage)
+        search = Search(folder / "toy.db", {"settings": {"name": "toy"}}, sampler="grid")
+        work(search, open_study(search, 20), objective, progress=False)
 
     def end(self, folder: Path) -> dict:
         """What was tried and found, in whatever order, and which files there are."""
-        study = open_study(str(folder / "toy.journal"), {"settings": {"name": "toy"}}, SPACES["report"], 20, "grid")
-        finished = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
-        numbers = [trial.number for trial in finished]
-        return {
-            "trials": sorted([*trial.params.values(), trial.value] for trial in finished),
-            "doubled": len(numbers) - len(set(numbers)),
-            "files": sorted(path.name for path in folder.iterdir() if path.is_file()),
-        }
+        table = read_table(folder / "toy.csv")
+        trials = sorted(table[["learning_rate", "batch_size", "value"]].to_numpy().tolist())
+        return {"trials": trials, "files": sorted(digests(folder))}
 
 
-class CachingFeatures:
-    """The features of every stage of a frozen network, kept in a file, and what is written from them."""
+class Caching:
+    """The features of every stage of a frozen network are cached, and tables are written from them."""
 
     def set_up(self, folder: Path):
         """Nothing is needed."""
 
     def work(self, folder: Path):
-        """Compute and write what is lacking."""
+        """Compute and write what is missing."""
         torch.manual_seed(0)
         model = SceneClassifier(3, freeze_features=True).eval()
         images, labels = torch.randn(96, 3, 32, 32), torch.arange(96) % 3
@@ -151,10 +139,10 @@ class CachingFeatures:
         for path in folder.rglob("*.npz"):
             with np.load(path) as saved:
                 arrays |= {f"{path.name}/{name}": hashlib.sha256(saved[name].tobytes()).hexdigest() for name in saved}
-        return {"arrays": arrays, "tables": digest_of_files(folder, "*.csv"), "files": sorted(digest_of_files(folder))}
+        return {"arrays": arrays, "tables": digests(folder, "*.csv"), "files": sorted(digests(folder))}
 
 
-JOBS = {"training": Training, "preparing": Preparing, "searching": Searching, "caching": CachingFeatures}
+JOBS = {"training": Training, "preparing": Preparing, "searching": Searching, "caching": Caching}
 
 
 def start(job, folder: Path) -> int:
@@ -162,6 +150,7 @@ def start(job, folder: Path) -> int:
     child = os.fork()
     if child:
         return child
+    os.environ["SCENES_ROOT"] = str(folder)
     try:
         job.work(folder)
         os._exit(0)
@@ -179,6 +168,12 @@ def run_to_its_end(job, folder: Path) -> float:
     return time.perf_counter() - started
 
 
+def end_of(job, folder: Path) -> dict:
+    """What the job left, as JSON has it."""
+    os.environ["SCENES_ROOT"] = str(folder)
+    return json.loads(json.dumps(job.end(folder)))
+
+
 def main(name: str, moments: int, seed: int):
     """Kill the job at so many moments, in new folders."""
     torch.set_num_threads(1)  # a forked child must not find another thread holding a lock
@@ -189,19 +184,19 @@ def main(name: str, moments: int, seed: int):
         undisturbed.mkdir(parents=True)
         job.set_up(undisturbed)
         seconds = run_to_its_end(job, undisturbed)
-        expected = json.loads(json.dumps(job.end(undisturbed)))
+        expected = end_of(job, undisturbed)
         while killed < moments:
             folder = Path(tempfile.mkdtemp(dir=temporary)) / "place"
             folder.mkdir()
             job.set_up(folder)
-            for _ in range(min(KILLS_A_JOB, moments - killed)):
+            for _ in range(min(KILLS_PER_JOB, moments - killed)):
                 child = start(job, folder)
                 time.sleep(generator.uniform(0, seconds))
                 os.kill(child, signal.SIGKILL)
                 _, status = os.waitpid(child, 0)
                 killed += os.WIFSIGNALED(status)  # else it was faster
             run_to_its_end(job, folder)
-            found = json.loads(json.dumps(job.end(folder)))
+            found = end_of(job, folder)
             differing += [key for key in expected if found[key] != expected[key]]
     print(json.dumps({"job": name, "killed": killed, "differing": differing}))
 

@@ -1,136 +1,162 @@
-"""Break load-bearing lines one at a time and see that a test fails: python tests/faults/mutations.py
+"""Lines that matter are broken one at a time, in a copy of the project: a fast test must notice each."""
 
-Each is broken in a copy of the project, in a temporary folder.  Prints a table, and ends with 1 if a broken line went
-unnoticed.
-"""
-
-import os
 import shutil
 import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-MUTATIONS = (  # what breaks, file, line as it is, as it is broken, tests that must notice
-    (
-        "frozen features leave eval mode in training",
+import pytest
+
+from tests.project_copy import CODE, copy_project
+
+DATA, MODELS, EVALUATION = "tests/data/test_", "tests/supervised/test_", "tests/evaluation/test_"
+MUTATIONS = {  # what breaks: file, line as it is, as it is broken, test that must notice
+    "frozen stages leave eval mode in training": (
         "supervised/models.py",
-        "        self.features[: self.frozen_stages].eval()",
-        "        pass",
-        "tests/supervised/test_models.py -k frozen",
+        "        self.features[: self.frozen_stages].eval()\n",
+        "",
+        f"{MODELS}models.py::test_of_partly_frozen_features_the_first_stages_are_bit_identical_and_the_others_are_not",
     ),
-    (
-        "val and test share their images",
-        "data/scenes.py",
-        "scenes.subset(np.flatnonzero(~chosen))",
-        "scenes.subset(np.flatnonzero(chosen))",
-        "tests/data/test_scenes.py -k divided",
+    "validation images are augmented": (
+        "supervised/dataloader.py",
+        "split: SceneDataset(scenes, experiment.resize) for",
+        "split: SceneDataset(scenes, experiment.resize, augmentation) for",
+        f"{MODELS}dataloader.py::test_validation_and_test_images_are_never_augmented",
     ),
-    (
-        "a loss is the mean of the means of batches",
+    "val and test share their images": (
+        "data/image_cache.py",
+        "scenes.subset(np.flatnonzero(~in_val))",
+        "scenes.subset(np.flatnonzero(in_val))",
+        f"{DATA}image_cache.py::test_one_folder_besides_train_is_divided_into_val_and_test",
+    ),
+    "a changed image is read from the cache": (
+        "data/image_cache.py",
+        "{name}|{status.st_size}|{status.st_mtime_ns}",
+        "{name}",
+        f"{DATA}image_cache.py::test_a_changed_file_is_noticed_and_the_old_images_are_removed",
+    ),
+    "an archive may write outside its folder": (
+        "data/download.py",
+        'if path.anchor or ".." in path.parts:',
+        "if path.anchor:",
+        f"{DATA}download.py::test_an_archive_that_leads_outside_is_refused_before_anything_is_written",
+    ),
+    "a failed write leaves a partial file": (
+        "data/files.py",
+        "        temporary.unlink(missing_ok=True)\n",
+        "        pass\n",
+        f"{DATA}files.py::test_a_write_that_fails_leaves_the_old_file_and_nothing_else",
+    ),
+    "a checkpoint may run code": (
+        "data/files.py",
+        "weights_only=True)",
+        "weights_only=False)",
+        "tests/test_runs.py::test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run",
+    ),
+    "a mistake has the exit code of a defect": (
+        "data/files.py",
+        "        return 2\n",
+        "        return 1\n",
+        "tests/faults/test_bad_input.py::test_a_folder_that_is_no_data_set",
+    ),
+    "a loss is the mean of the means of batches": (
         "helper_functions.py",
         'loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum").item()',
         "loss_sum += nn.functional.cross_entropy(logits, labels).item() * 16",
-        "tests/test_helper_functions.py -k train_loss",
+        "tests/test_helper_functions.py::"
+        "test_the_train_loss_is_plain_cross_entropy_over_all_images_whatever_is_minimized",
     ),
-    (
-        "the epoch is chosen on the test images",
+    "a continued training shuffles anew": (
+        "helper_functions.py",
+        "        _set_generators(self.sampler_generator, state",
+        "        _set_generators(None, state",
+        "tests/test_runs.py::test_an_interrupted_run_ends_with_the_history_and_weights_of_an_uninterrupted_one",
+    ),
+    "the epoch is chosen on the test images": (
         "runs.py",
         "    epoch = history.best_epoch\n",
-        "    epoch = earlier_protocol_epoch\n",
-        "tests/test_runs.py -k chosen",
+        "    epoch = earlier_epoch\n",
+        "tests/test_runs.py::test_the_epoch_is_chosen_on_val_and_under_the_earlier_protocol_on_all_images",
     ),
-    (
-        "turns go the other way round",
+    "a finished run is read back whatever its settings": (
+        "runs.py",
+        "    if difference is None:\n        job.model",
+        "    if True:\n        job.model",
+        "tests/test_runs.py::test_a_run_of_other_settings_is_refused_by_the_field_and_replaced_with_overwrite",
+    ),
+    "two commands train the same run": (
+        "runs.py",
+        "with locked(files.lock, timeout=-1 if job.wait else 0):",
+        "with locked(files.lock.with_name(str(os.getpid()))):",
+        "tests/test_runs.py::test_a_run_that_another_process_trains_is_refused_with_the_process",
+    ),
+    "rotations are clockwise": (
         "self_supervised/dataloader.py",
         "torch.rot90(image, label, dims=(-2, -1))",
         "torch.rot90(image, -label, dims=(-2, -1))",
-        "tests/self_supervised/test_dataloader.py tests/test_properties.py -k turn",
+        "tests/self_supervised/test_dataloader.py::test_rotations_are_counter_clockwise",
     ),
-    (
-        "the white square is not white",
+    "the white square is not white": (
         "self_supervised/dataloader.py",
-        "left : left + self.square] = 255 * label",
-        "left : left + self.square] = 250 * label",
-        "tests/self_supervised/test_dataloader.py -k square",
+        "= 255 * label",
+        "= 250 * label",
+        "tests/self_supervised/test_dataloader.py::test_a_perturbation_changes_exactly_10_by_10_pixels_to_black_or_white",
     ),
-    (
-        "validation images are augmented",
-        "supervised/dataloader.py",
-        "in_order={split: SceneDataset(scenes, experiment.resize) for",
-        "in_order={split: SceneDataset(scenes, experiment.resize, augmentation) for",
-        "tests/supervised/test_dataloader.py -k augmented",
+    "the trial of a killed worker is lost": (
+        "hyperparameter_search.py",
+        "            RETRY()(study, trial)\n",
+        "            pass\n",
+        "tests/test_hyperparameter_search.py::test_a_worker_killed_before_its_first_heartbeat_loses_no_trial",
     ),
-    (
-        "an archive may write outside its folder",
-        "data/archives.py",
-        'if path.anchor or ".." in path.parts:',
-        "if path.anchor:",
-        "tests/faults/test_bad_input.py -k climbs",
-    ),
-    (
-        "a checkpoint may run code",
-        "helper_functions.py",
-        'torch.load(path, map_location="cpu", weights_only=True)',
-        'torch.load(path, map_location="cpu", weights_only=False)',
-        "tests/test_runs.py -k code",
-    ),
-    (
-        "Score-CAM masks nothing",
+    "Score-CAM masks nothing": (
         "evaluation/scorecam.py",
-        "masked = images[image_numbers] * masks[:, None]",
-        "masked = images[image_numbers] * (0 * masks[:, None] + 1)",
-        "tests/evaluation/test_scorecam.py -k 'half or equal'",
+        "masked = self.images[images] * masks[:, None]",
+        "masked = self.images[images] * (0 * masks[:, None] + 1)",
+        f"{EVALUATION}scorecam.py::test_the_map_highlights_the_half_that_determines_the_class",
     ),
-    (
-        "the gradient of the image is not clipped",
+    "the gradient of an inverted image is not clipped": (
         "evaluation/model_inversion.py",
         "parameters.grad = clip_gradient(gradient, settings.gradient_clip)",
         "parameters.grad = gradient",
-        "tests/evaluation/test_model_inversion.py -k clip",
+        f"{EVALUATION}model_inversion.py::test_every_regulariser_changes_the_image",
     ),
-    (
-        "a killed worker's trial is lost",
-        "hyperparameter_search.py",
-        '                    _queue(study, trial.user_attrs["given"] | trial.params)\n',
-        "",
-        "tests/test_hyperparameter_search.py -k killed",
+    "a comparison leaves out seed variance": (
+        "evaluation/statistics.py",
+        "if len(side) > 1 and not fixed]",
+        "if False]",
+        f"{EVALUATION}statistics.py::test_the_interval_covers_the_true_difference_over_random_images_and_three_random_seeds",
     ),
-)
+    "p is not corrected for the family": (
+        "evaluation/statistics.py",
+        "min(1.0, 2 * comparisons *",
+        "min(1.0, 2 *",
+        f"{EVALUATION}statistics.py::test_a_family_divides_the_level_and_multiplies_p",
+    ),
+}
 
 
-def notices(folder: Path, tests: str) -> bool:
-    """Whether one of the tests fails in the folder."""
-    command = f"{sys.executable} -m pytest -q -x -p no:cacheprovider {tests}"
-    environment = {**os.environ, "PYTHONPATH": str(folder)}  # processes that a test starts import the copy too
-    done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode not in (0, 1):
-        raise RuntimeError(f"the tests could not be run: {tests}\n{done.stdout}\n{done.stderr}")
-    return done.returncode == 1
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project, and how to run pytest in it."""
+    folder = tmp_path_factory.mktemp("project")
+    environment = copy_project(folder)
+
+    def run(test: str) -> subprocess.CompletedProcess:
+        command = ["python", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", test]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+    return folder, run
 
 
-def main() -> int:
-    """Break each line in turn."""
-    unnoticed = 0
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for name in listed.stdout.splitlines():
-            if not name.startswith("results/"):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, folder / name)
-        for what, file, line, broken, tests in MUTATIONS:
-            whole = (folder / file).read_text()
-            if whole.count(line) != 1:
-                raise ValueError(f"{file} does not have this line once: {line}")
-            (folder / file).write_text(whole.replace(line, broken))
-            noticed = notices(folder, tests)
-            (folder / file).write_text(whole)
-            unnoticed += not noticed
-            print(f"{'noticed' if noticed else 'NOT NOTICED':12} {what} ({file})", flush=True)
-    return 1 if unnoticed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MUTATIONS.values(), ids=MUTATIONS)
+def test_a_broken_line_is_noticed(project, case):
+    file, line, broken, test = case
+    folder, run = project
+    whole = (folder / file).read_text()
+    assert whole.count(line) == 1
+    (folder / file).write_text(whole.replace(line, broken))
+    try:
+        done = run(test)
+    finally:
+        shutil.copy2(CODE / file, folder / file)
+    assert done.returncode == 1, done.stdout + done.stderr  # 1: a test failed; others: it could not be run
+    assert " failed" in done.stdout and "error" not in done.stdout.splitlines()[-1]

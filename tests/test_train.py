@@ -1,0 +1,185 @@
+"""The training command as a user calls it, on EfficientNet-B0 and ResNet-18 with tiny images."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torchvision.models import resnet18
+
+import train as script
+from data.files import CODE
+from runs import EXPERIMENTS, configure, files_of, load_checkpoint, read, settings_of
+from supervised.settings import BASE
+
+QUICK = ("--profile", "quick", "--device", "cpu")
+
+
+@pytest.fixture
+def call(capsys, root):
+    """The exit code, output and errors of a command."""
+
+    def call(*arguments):
+        code = script.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What a command would run, as (experiment, profile, options): nothing is trained."""
+    found = []
+
+    def run(experiment, profile, **options):
+        found.append((experiment, profile, options))
+        numbers = dict.fromkeys(("test_accuracy", "epoch", "earlier_protocol_accuracy", "earlier_protocol_epoch"), 1)
+        return None, {"name": files_of(experiment, profile).name, "initial_weights": {"weights": "?"}, **numbers}
+
+    monkeypatch.setattr(script, "run", run)
+    return found
+
+
+def result_of(root, name):
+    return json.loads((root / f"results/quick/scenes/{name}.json").read_text())
+
+
+def test_seeds_are_trained_on_a_folder_of_the_users_own_and_each_is_reported(call, scene_folder, root):
+    arguments = ("imagenet_classifier", "--data", scene_folder, "--epochs", 2, "--seeds", 0, 1, *QUICK)
+    code, output, error = call(*arguments)
+    assert code == 0, error
+    for name, line in zip(("imagenet_classifier", "imagenet_classifier.seed1"), output.splitlines(), strict=True):
+        result = result_of(root, name)
+        assert line.startswith(f"{name}: ") and f"{result['test_accuracy']:.4f}" in line
+        assert result["class_names"] == ["dark", "light", "striped"]
+        assert len(result["history"]["val_loss"]) == 2
+        assert len(result["predictions"]["test"]) == 18
+    assert call(*arguments)[:2] == (0, output)  # read back
+
+
+def test_a_missing_pretext_is_trained_first_and_its_epoch_is_frozen_bit_identical(call, scene_folder, root):
+    code, output, error = call("perturbation_classifier_tuned_3", "--data", scene_folder, *QUICK)
+    assert code == 0, error
+    assert "perturbation_tuned, epoch 2" in output
+    pretext, classifier = (
+        load_checkpoint(root / f"models/quick/scenes/{name}.pt")["model"]
+        for name in ("perturbation_tuned.epoch2", "perturbation_classifier_tuned_3")
+    )
+    features = [name for name in pretext if name.startswith("features.")]  # parameters and BatchNorm's statistics
+    assert all(torch.equal(pretext[name], classifier[name]) for name in features)
+    before = (root / "models/quick/scenes/perturbation_tuned.pt").stat().st_mtime_ns
+    code, output, _ = call(
+        "perturbation_classifier_tuned_10", "--data", scene_folder, *QUICK, "--precision", "bfloat16", "--epochs", 1
+    )
+    assert code == 0 and len(output.splitlines()) == 1
+    assert result_of(root, "perturbation_classifier_tuned_10")["precision"] == "bfloat16"
+    assert (root / "models/quick/scenes/perturbation_tuned.pt").stat().st_mtime_ns == before
+
+
+def test_missing_teachers_are_trained_first_and_named(call, scene_folder, root):
+    code, _, error = call("distilled", "--data", scene_folder, *QUICK)
+    assert code == 0, error
+    assert result_of(root, "distilled")["teachers"]["of_seeds"] == [0]
+    assert result_of(root, "supervised_short")["settings"]["frozen_stages"] == 4
+
+
+def test_a_resnet_is_fine_tuned_from_a_local_file_of_torchvisions_weights(call, scene_folder, root):
+    torch.manual_seed(0)
+    for class_folder in list(scene_folder.glob("*/*")):  # six classes, enough for a batch
+        shutil.copytree(class_folder, class_folder.with_name(f"{class_folder.name}_again"))
+    weights = resnet18(weights=None).state_dict()  # torchvision's names and shapes, with 1,000 classes
+    torch.save(weights, root / "resnet18.pth")
+    name = "nature_resnet18_imagenet_sgd_1e-3"
+    code, _, error = call(name, "--data", scene_folder, "--weights", root / "resnet18.pth", *QUICK)
+    assert code == 0, error
+    assert result_of(root, name)["initial_weights"]["file"] == "resnet18.pth"
+    trained = load_checkpoint(root / f"models/quick/scenes/{name}.pt")["model"]["features.stem.conv1.weight"]
+    change = (trained - weights["conv1.weight"]).abs().max()
+    assert 0 < change < 0.02  # a few steps of SGD away from the file; new weights would differ by 0.1
+
+
+def test_options_reach_the_experiments_in_the_order_of_names_and_seeds(call, asked):
+    names = ("supervised_1", "rotation_classifier_1")
+    options = ("--data", "flowers", "--weights", "a.pth", "--epochs", 3, "--seeds", 2, 5)
+    assert call(*names, *options, "--precision", "bfloat16", "--skip-bad-images", "--overwrite")[0] == 0
+    assert [(each.name, each.seed) for each, _, _ in asked] == [(name, seed) for name in names for seed in (2, 5)]
+    for experiment, profile, given in asked:
+        assert (experiment.data, experiment.initial_weights, profile) == ("flowers", "a.pth", "full")
+        assert experiment.train.max_epochs == 3
+        assert given == {"device": "auto", "precision": "bfloat16", "overwrite": True, "skip_bad_images": True}
+
+
+def test_the_best_trial_of_a_study_is_trained(call, asked):
+    table = CODE / "results/full/searches/supervised_tuned_tpe_subset0.1_seed0.csv"
+    assert call("--from-study", table)[0] == 0
+    [(experiment, _, _)] = asked
+    assert experiment.name == "supervised_tuned_tpe_subset0.1"
+    assert experiment.train.learning_rate != EXPERIMENTS["supervised_tuned"].train.learning_rate
+    assert experiment.subset == 1.0  # of all data
+
+
+def test_list_shows_every_experiment_with_its_question_and_the_accuracy_of_a_finished_run(call, root):
+    result = {"format": 2, "settings": settings_of(BASE), "test_accuracy": 0.87654}
+    files_of(BASE, "full").result.parent.mkdir(parents=True)
+    files_of(BASE, "full").result.write_text(json.dumps(result))
+    stale = replace(EXPERIMENTS["supervised_2"], head="deep")
+    files_of(stale, "full").result.write_text(json.dumps({**result, "settings": settings_of(stale)}))
+    code, output, _ = call("--list")
+    lines = {line.split()[0]: line for line in output.splitlines()}
+    assert code == 0 and list(lines) == list(EXPERIMENTS)
+    assert all(each.question in lines[name] for name, each in EXPERIMENTS.items())
+    accuracies = {name: line.split()[1] for name, line in lines.items()}
+    assert (accuracies.pop("supervised_1"), accuracies.pop("supervised_2")) == ("0.8765", "stale")
+    assert set(accuracies.values()) == {"-"}
+
+
+@pytest.mark.parametrize(
+    ("name", "marked"),
+    [
+        ("supervised_3", {"name", "head"}),
+        ("rotation_gentle_classifier_own_batchnorm", {"name", "batchnorm"}),
+        ("supervised_1", set()),
+    ],
+)
+def test_show_marks_the_settings_that_differ_and_names_a_command_that_reproduces_them(call, asked, name, marked):
+    code, output, _ = call("--show", name)
+    settings = settings_of(configure(EXPERIMENTS[name], "full"))
+    lines = [line for line in output.splitlines() if " = " in line]
+    assert code == 0 and len(lines) == len(settings) - 1 + len(settings["train"])
+    assert {line.split()[1] for line in lines if line.startswith("*")} == marked
+    command = output.splitlines()[-1].partition("python train.py ")[2]
+    assert call(*command.split())[0] == 0
+    [(experiment, profile, _)] = asked
+    assert (settings_of(experiment), profile) == (settings, "full")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "--list"),
+        (["supervised_9"], "supervised_9"),
+        (["--show", "rotation_9"], "rotation_1"),
+        (["supervised_1", "--data", "nowhere"], "nowhere"),
+        (["supervised_1", "--weights", "nowhere.pth"], "nowhere.pth"),
+        (["rotation_1", "--epochs", "0"], "max_epochs"),
+        (["supervised_4"], "coast"),
+        (["supervised_1", "--from-study", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2_and_leaves_no_file(call, scene_folder, root, arguments, named):
+    data = [] if "--data" in arguments else ["--data", scene_folder]
+    code, output, error = call(*arguments, *data, *QUICK)
+    assert (code, output) == (2, "")
+    assert error.splitlines()[-1].startswith("error: ") and named in error.splitlines()[-1]
+    assert not [path for path in root.rglob("*") if path.suffix in (".pt", ".json") and "cache" not in path.parts]
+
+
+def test_a_run_of_other_settings_is_replaced_only_with_overwrite(call, scene_folder, root):
+    arguments = ("random_classifier", "--data", scene_folder, *QUICK, "--epochs")
+    assert call(*arguments, 1)[0] == 0
+    code, _, error = call(*arguments, 2)
+    assert code == 2 and "max_epochs" in error
+    assert call(*arguments, 2, "--overwrite")[0] == 0
+    experiment = configure(EXPERIMENTS["random_classifier"], "quick", data=str(scene_folder), max_epochs=2)
+    assert len(read(experiment, "quick")["history"]["val_loss"]) == 2
