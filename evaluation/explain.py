@@ -430,8 +430,9 @@ def _subject(experiment: Experiment, profile: str, folder: Path) -> Subject | No
 
 
 def _classes(run: TrainedRun) -> dict[str, int]:
-    """The classes to be inverted that the run knows, with their numbers."""
-    return {name: run.class_names.index(name) for name in CLASSES if name in run.class_names}
+    """The classes to be inverted, with their numbers: those of CLASSES, or the first ones of a user's own data."""
+    known = [name for name in CLASSES if name in run.class_names] or run.class_names[: len(CLASSES)]
+    return {name: run.class_names.index(name) for name in known}
 
 
 def _fitted(settings: InversionSettings, run: TrainedRun, effort: Effort) -> InversionSettings:

@@ -531,8 +531,8 @@ def quick(experiment: Experiment) -> Experiment:
     `supervised_1` trains until it has visibly learned from random weights.  For the others it is enough that they run.
     """
     size, images, batch_size, max_epochs = 32, 6, 9, 8 if experiment.features_once else 1
-    if experiment.name in NATURE_EXPERIMENTS:  # three sizes; two batches, of about as many images
-        size, images, batch_size = 24 + experiment.image_size // 10, 2, 16
+    if experiment.name in NATURE_EXPERIMENTS:  # three sizes; few batches, of which one fits the study's six classes
+        size, images, batch_size = 24 + experiment.image_size // 10, 2, 12
     if experiment.name == BASE.name:
         size, images, max_epochs = 64, 24, 5
     if experiment.has_teachers:

@@ -68,12 +68,23 @@ def complete(study):
 # --- many workers ----------------------------------------------------------------------------------------------------
 
 
-def start(*arguments):
-    command, pipes = [sys.executable, str(WORKER), *map(str, arguments)], {"stdin": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=CODE, stdout=subprocess.PIPE, **pipes)
+@pytest.fixture
+def start():
+    """Start a toy worker; whatever still runs after the test is killed."""
+    workers = []
+
+    def start(*arguments):
+        command, pipe = [sys.executable, str(WORKER), *map(str, arguments)], subprocess.PIPE
+        workers.append(subprocess.Popen(command, cwd=CODE, stdin=pipe, stdout=pipe, text=True))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.kill()
+        worker.wait()
 
 
-def test_two_workers_run_every_trial_once_and_that_of_a_killed_worker_again(file, tmp_path):
+def test_two_workers_run_every_trial_once_and_that_of_a_killed_worker_again(file, tmp_path, start):
     log = tmp_path / "log"
     killed, other = workers = start(file, "grid", 20, log, "hang"), start(file, "grid", 20, log)
     for worker in workers:

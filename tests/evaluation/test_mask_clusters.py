@@ -1,6 +1,3 @@
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
 import pytest
 import torch

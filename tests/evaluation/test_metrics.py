@@ -52,6 +52,8 @@ def test_the_report_of_classes_has_recall_as_their_accuracy_and_nothing_for_a_cl
 
 def test_top_k_counts_the_true_class_among_the_k_most_probable():
     assert [top_k_accuracy(LABELS, PROBABILITIES, k) for k in (1, 2)] == [0.5, 0.75]
+    of_two_classes = [[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]]
+    assert [top_k_accuracy([0, 1, 1], of_two_classes, k) for k in (1, 2, 3)] == [pytest.approx(2 / 3), 1, 1]
 
 
 def test_average_precision_is_over_all_images_and_not_over_a_batch():

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import normalize
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler, normalize
 from torch import nn
 
 from evaluation import probes, representation
@@ -179,6 +181,15 @@ def test_the_linear_probe_gives_no_warning(distance):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         linear_probe(splits)
+
+
+def test_a_linear_probe_of_more_features_than_images_is_that_of_all_features():
+    splits = splits_of(images=(30, 30, 60), channels=200, distance=3.0)
+    probe = linear_probe(splits)
+    plain = make_pipeline(StandardScaler(), LogisticRegression(C=probe.C, tol=1e-5, max_iter=10_000))
+    plain.fit(splits["train"][0].astype(float), splits["train"][1])
+    assert plain.score(*splits["val"]) == probe.val_accuracy
+    assert plain.predict(splits["test"][0]).tolist() == probe.test_predictions.tolist()
 
 
 def test_one_image_per_class_is_enough_for_a_linear_probe():

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-import hyperparameter_search
 from data.image_cache import load_splits
 from data.prepare import CLASS_NAMES, Request, prepare
 from evaluation.explain import describe_test_images, features_of, open_folder
@@ -96,9 +95,7 @@ class Searching:
     """A search of twenty trials on a toy objective."""
 
     def set_up(self, folder: Path):
-        """Nothing is needed; a killed worker shall be noticed soon."""
-        hyperparameter_search.HEARTBEAT_SECONDS = 1
-        hyperparameter_search.MISSED_HEARTBEATS = 2
+        """Nothing is needed."""
 
     def work(self, folder: Path):
         """Run what trials are left."""

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from data.files import CODE, digest_of_file, digest_of_tensors
-from migrations.second_edition import EXPERIMENTS, KEYS, VALUES, migrate_folder, rename_text
+from migrations.second_edition import EXPERIMENTS, FILES, HEADERS, KEYS, VALUES, migrate_folder, rename_text
 
 FIRST_EDITION = "8f198b9"  # the last commit with the old names
 
@@ -49,7 +49,8 @@ def renamed(folder: Path, pattern: str):
     """(old file, file of today) for each of a pattern; files that are no longer there are left out."""
     pairs = []
     for path in sorted(folder.rglob(pattern)):
-        today = CODE / "/".join(map(rename_text, path.relative_to(folder).parts))
+        *folders, name = map(rename_text, path.relative_to(folder).parts)
+        today = CODE.joinpath(*folders, FILES.get(name, name))
         if today.exists():
             pairs.append((path, today))
     return pairs
@@ -74,7 +75,8 @@ def test_every_table_is_what_it_was(first_edition):
     pairs = renamed(first_edition, "results/**/*.csv")
     assert len(pairs) > 80
     for old, today in pairs:
-        assert rename_text(old.read_text()) == today.read_text(), today
+        header, *lines = rename_text(old.read_text()).splitlines()
+        assert [HEADERS.get(header, header), *lines] == today.read_text().splitlines(), today
 
 
 def test_every_map_and_image_is_what_it_was(first_edition):
@@ -127,12 +129,15 @@ def test_a_folder_is_renamed_inside_and_out_and_a_second_time_nothing_changes(tm
     (folder / "probes_rotation_best_classifier.csv").write_text("name,accuracy\nbest_longer,0.1\nthe best,1\n")
     weights = torch.tensor([0.0, -0.0, float("nan"), 1e-40])
     save_file({"weight": weights}, folder / "best_longer.safetensors", {"about": json.dumps(OLD_RESULT)})
+    (folder / "judged.csv").write_text("model,judge,class,probability\nsupervised_best,best_longer,judge,1\n")
     migrate_folder(folder)
     assert json.loads((folder / "supervised_short.seed1.json").read_text()) == NEW_RESULT
     assert differences(OLD_RESULT, NEW_RESULT) == []
     assert (folder / "explanations/rotation_gentle_classifier/map.png").read_bytes() == b"best_longer"
     table = (folder / "probes_rotation_gentle_classifier.csv").read_text()
     assert table == "name,accuracy\nsupervised_long,0.1\nthe best,1\n"
+    table = (folder / "recognition.csv").read_text()
+    assert table == "model,evaluator,class,probability\nsupervised_short,supervised_long,judge,1\n"
     model = folder / "supervised_long.safetensors"
     assert torch.equal(load_file(model)["weight"].view(torch.uint8), weights.view(torch.uint8))
     assert json.loads((folder / "sha256.json").read_text()) == {"supervised_long": digest_of_file(model)}
