@@ -17,8 +17,10 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import sqlite3
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -169,7 +171,10 @@ def open_study(search: Search, trials: int) -> optuna.Study:
         raise ValueError(f"trials is {trials}, but the grid has {len(cells)} cells, and none is run twice")
     with _quiet(search.file), search.lock():
         if not search.file.exists():
-            write_atomically(search.file, lambda temporary: _storage_of(temporary, new=True))
+            with tempfile.TemporaryDirectory() as folder:  # Optuna would not complete tables that a kill interrupted
+                complete = Path(folder) / "search.db"
+                _storage_of(complete, new=True)
+                write_atomically(search.file, lambda temporary: shutil.copy(complete, temporary))
         study = optuna.create_study(study_name=STUDY, storage=_storage_of(search.file), load_if_exists=True)
         if "identity" not in study.user_attrs:
             study.set_user_attr("identity", search.identity)
@@ -221,10 +226,12 @@ def _run_next(search: Search, study: optuna.Study, objective: Callable, record: 
         _retry_killed(search, study)
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         if not waiting:
-            running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                _remove_locks(search)
+                return False
             queue_lock.close()
-            time.sleep(POLL_SECONDS if running else 0)  # a worker that runs one of them may be killed
-            return bool(running)
+            time.sleep(POLL_SECONDS)  # the worker of a running trial may be killed
+            return True
         trial_lock.enter_context(search.lock(f"trial{waiting[0].number}"))
         # Seeded by the trial: its parameters depend on the trials finished before it, not on who runs it.
         study.sampler = build_sampler(search.sampler, search.seed, waiting[0].number)
@@ -248,6 +255,13 @@ def _retry_killed(search: Search, study: optuna.Study):
     for trial in study.get_trials(states=(TrialState.FAIL,)):
         if trial.number not in retried:
             RetryHeartbeatStaleTrialCallback()(study, trial)
+
+
+def _remove_locks(search: Search):
+    """Remove the lock files of workers that were killed just after their trial had finished."""
+    for path in search.file.parent.iterdir():
+        if path.name.startswith(f"{search.file.name}.trial"):
+            path.unlink(missing_ok=True)
 
 
 def _retried(study: optuna.Study) -> set[int]:
