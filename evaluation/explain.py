@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional
 
 from data.files import write_atomically
+from data.prepare import locate
 from evaluation import faithfulness, plots, representation
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained
 from evaluation.explained import Explained, read_explanations, read_inversion
@@ -403,6 +404,8 @@ def main(arguments=None) -> int:
 
 
 def _explain(options):
+    if options.data is not None:
+        locate(options.data)  # a mistyped folder would look like one without results
     experiments = {
         name: configure(find(name), options.profile, data=options.data, weights=options.weights)
         for name in (*COMPARED, CONTROL)

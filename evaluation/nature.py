@@ -274,6 +274,8 @@ def main(arguments=None) -> int:
 
 
 def _compute(options):
+    if options.data is not None:
+        locate(options.data)  # a mistyped folder would look like one without results
     experiments = {}
     for name in NATURE_EXPERIMENTS:
         experiment = find(name)

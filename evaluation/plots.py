@@ -15,7 +15,8 @@ def plot_curves(curves: dict[str, list[float]], ylabel: str, ax=None):
     """One line per name, against the epoch, which counts from 1."""
     ax = ax or plt.gca()
     for name, values in curves.items():
-        ax.plot(range(1, len(values) + 1), values, label=name)
+        marker = "o" if len(values) == 1 else None  # a line of one point is not visible
+        ax.plot(range(1, len(values) + 1), values, marker=marker, label=name)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("epoch")
     ax.set_ylabel(ylabel)

@@ -30,6 +30,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from data.files import write_atomically
+from data.prepare import locate
 from evaluation import plots, representation
 from evaluation.hooks import eval_mode
 from evaluation.results import PRETEXTS_BY_EPOCH, pretext_epochs_table
@@ -389,6 +390,8 @@ def main(arguments=None) -> int:
 
 
 def _probe(options):
+    if options.data is not None:
+        locate(options.data)  # a mistyped folder would look like one without results
     names, collect_report = {
         "scenes": ((*SCENES.values(), *CLASSIFIER_EXPERIMENTS), collect_scenes),
         "cifar10": (CIFAR10.values(), collect_cifar10),

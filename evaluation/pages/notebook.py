@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from IPython.display import Markdown, display
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from data.files import root_folder
 from data.prepare import DATA_SETS, locate
@@ -37,14 +38,15 @@ class Report:
     path: str
     title: str
     data: str = OWN_DATA
+    photographs: bool = False  # figures are JPEGs, a fifth of the size of PNGs
 
 
 REPORTS = {
     "supervised": Report("supervised/report.ipynb", "Fully supervised"),
     "self_supervised": Report("self_supervised/report.ipynb", "Self-supervised features"),
-    "evaluation": Report("evaluation/evaluation.ipynb", "What the models see and have encoded"),
+    "evaluation": Report("evaluation/evaluation.ipynb", "What the models see and have encoded", photographs=True),
     "search": Report("supervised/hyperparameter_search.ipynb", "Hyper-parameter search"),
-    "nature": Report("supervised/nature_report.ipynb", "Six classes of nature scenes", "nature"),
+    "nature": Report("supervised/nature_report.ipynb", "Six classes of nature scenes", "nature", photographs=True),
     "cifar10": Report("self_supervised/cifar10_report.ipynb", "The rotation pretext on CIFAR-10", "cifar10"),
 }
 
@@ -146,6 +148,8 @@ def open(name: str, environment: Mapping[str, str] = os.environ) -> Study:
         compute=(environment.get("COMPUTE") or {"quick": "1", "full": "0"}[profile]) == "1",
     )
     keep_freed_memory()
+    if REPORTS[name].photographs:
+        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
     plt.rcParams.update({"figure.dpi": 80, "figure.constrained_layout.use": True})
     quick = " (small and short: it shows that everything runs; its numbers mean nothing)" if study.quick else ""
     synthetic = " (synthetic scenes, not photographs)" if study.data == SYNTHETIC else ""

@@ -25,7 +25,7 @@ import train
 from data import prepare
 from data.image_cache import load_splits
 from data.prepare import CLASS_NAMES
-from evaluation import explain, inversion_search, model_inversion, predict, probes, publish, scorecam
+from evaluation import explain, inversion_search, model_inversion, nature, predict, probes, publish, scorecam
 from evaluation.pages import report
 from runs import configure, find
 from supervised.models import SceneClassifier
@@ -42,6 +42,7 @@ COMMANDS = {
     "publish": publish.main,
     "explain": explain.main,
     "probes": probes.main,
+    "nature": nature.main,
     "report": report.main,
 }
 TRAIN = "train imagenet_classifier --profile quick --data scenes"
@@ -202,7 +203,8 @@ LINES = {  # a command line: what its answer must name
     "publish --make": ["--make"],
     "explain --profile quick --data scenes": ["supervised_short"],
     "explain --data nowhere": ["nowhere"],
-    "probes --profile quick --data nowhere": ["nowhere"],
+    "probes --data nowhere": ["nowhere"],
+    "nature --data nowhere": ["nowhere"],
     "report gone.ipynb": ["gone.ipynb", "supervised/report.ipynb"],
 }
 
