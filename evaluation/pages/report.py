@@ -24,7 +24,7 @@ from data.files import CODE, root_folder, run_command, write_atomically
 from evaluation.pages import front_page
 from evaluation.pages.notebook import REPORTS, Report, data_of, profile_of, reason_to_leave_out
 
-PATHS = ("WEIGHTS", "RESNET18_WEIGHTS", "DATA", "PHOTOGRAPHS", "SCENES_ROOT")  # variables that may name a file
+PATHS = ("WEIGHTS", "RESNET18_WEIGHTS", "DATA", "SCENES_ROOT")  # variables that may name a file
 
 
 def execute(path: Path, html_folder: Path, in_place: bool = False) -> Path:
