@@ -244,15 +244,16 @@ def cascading_randomisation(
         if part not in copies:
             raise ValueError(f"a part ({type(part).__name__}) is not a module of the model ({type(model).__name__})")
     original = score_cam(model, images, layer, target_classes, batch_size=batch_size).maps
-    correlations = np.empty((len(parts), len(images)))
+    correlations = np.full((len(parts), len(images)), np.nan)
     norms = []
     for step, part in enumerate(parts):
         _initialise(copies[part], seed + step)
         norms += [module for module in copies[part].modules() if isinstance(module, nn.BatchNorm2d)]
         estimate_batchnorm(randomised, images.split(batch_size), norms)
         maps = score_cam(randomised, images, copies[layer], target_classes, batch_size=batch_size).maps
-        for number in range(len(images)):
-            correlations[step, number] = spearmanr(original[number].flatten(), maps[number].flatten()).statistic
+        for number, (before, after) in enumerate(zip(original.flatten(1), maps.flatten(1), strict=True)):
+            if before.min() < before.max() and after.min() < after.max():
+                correlations[step, number] = spearmanr(before, after).statistic
     return correlations
 
 

@@ -344,6 +344,7 @@ def draw_pretext_epochs(table, losses: dict, control: float | None = None):
     axes[0].set_yscale("log")
     if control is not None:
         axes[1].axhline(control, color="grey", linestyle=":", label="no pretext")
+    axes[1].xaxis.get_major_locator().set_params(integer=True)
     axes[1].set_xlabel("epochs of the pretext")
     axes[1].set_ylabel("scene test accuracy, 95 % interval")
     axes[1].grid(alpha=0.3)

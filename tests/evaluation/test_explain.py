@@ -178,12 +178,38 @@ def test_all_models_are_explained_in_one_call_and_read_back(subjects, tmp_path, 
     own = explain.score_by_another(run.model, pictures, [1], run.mean, run.std)
     assert recognition["one", "one"] == pytest.approx(own.item(), abs=1e-4)
 
+    images, titles, maps = explained.sheet(found, "other")
+    assert titles == scenes.names[:2] and len(images) == 2 and list(maps) == [f"features[{n}]" for n in explain.LAYERS]
+    assert explained.inversion_table(found)["name"].tolist()[:1] == ["light"]
+    _, titles = explained.inversion_lines(found, "filters")["other"]
+    assert [title.split("\n")[0] for title in titles] == found.inversions["other", "filters"].table["name"].tolist()
+    assert explained.representation_table(found.representation).shape == (9, 6)
+    assert explained.recognition_table(found.recognition).shape == (2, 3)
+    worst, titles = explained.mistake_lines(found, count=3)["one"]
+    assert len(worst) == len(titles) == 3 and all(", not\n" in title for title in titles)
+
     explain.draw_last_maps(found, tmp_path / "sheet.jpg")
     assert (tmp_path / "sheet.jpg").stat().st_size > 1000
     stale = explained.read_explanations(folder, results, scenes, np.array([1, 0])).stale
     assert stale == ["one", "other"]  # their maps are of other images; the control has none
     results["other"]["predictions"]["test"] = [(label + 1) % 3 for label in predictions["other"]]
     assert explained.read_explanations(folder, results, scenes, np.array([0, 1])).stale == ["other"]
+
+
+def test_a_few_test_images_of_other_classes_are_enough(tmp_path):
+    run, features = a_run(), [np.random.default_rng(stage).random((6, 1280), np.float32) for stage in range(9)]
+    explain.describe_test_images(run.model, features, np.arange(6) % 3, tmp_path)
+    with np.load(tmp_path / "test.npz") as saved:
+        assert np.isfinite(saved["places"]).all() and saved["probabilities"].shape == (6, 3)
+    assert pd.read_csv(tmp_path / "representation.csv")["neighbour_purity"].tolist() == pytest.approx([0.2] * 9)
+    assert explain._classes(run) == {name: number for number, name in enumerate(CLASSES)}
+
+
+def test_tables_of_an_empty_cache_are_empty():
+    empty = pd.DataFrame()
+    assert explained.faithfulness_text(empty).empty and explained.recognition_table(empty).empty
+    assert explained.randomisation_table(empty).empty and explained.representation_table({}).empty
+    assert all(table.empty for table in explained.faithfulness_verdicts(empty))
 
 
 def test_models_that_look_at_the_same_places_correlate():

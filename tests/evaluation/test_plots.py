@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from evaluation import plots
+from self_supervised.dataloader import PRETEXTS
 
 
 @pytest.fixture(autouse=True)
@@ -217,6 +218,30 @@ def test_pretext_epochs_are_plotted_with_the_losses_and_the_control():
     (interval,) = accuracies.containers
     assert interval.lines[2][0].get_segments()[0].tolist() == [[3, pytest.approx(0.4)], [3, pytest.approx(0.7)]]
     assert accuracies.lines[-1].get_ydata() == [0.9, 0.9]
+
+
+def test_pretexts_show_as_many_images_as_fit_under_all_their_labels():
+    images = np.random.default_rng(0).integers(0, 255, (8, 1, 16, 16), dtype=np.uint8)
+    axes = plots.draw_pretexts({name: PRETEXTS[name](images) for name in ("rotation", "perturbation")}, columns=5).axes
+    titles = [ax.get_title() for ax in axes]
+    assert titles == [*(f"{angle} degrees" for angle in (0, 90, 180, 270)), "", *["black", "white"] * 2, ""]
+    shown = [np.asarray(ax.images[0].get_array()) for ax in axes if ax.images]
+    assert np.array_equal(shown[1], np.rot90(shown[0]))
+    assert (shown[4] != shown[5]).sum() == 100 and not np.array_equal(shown[4], shown[6])
+
+
+def test_lines_of_images_have_their_names_and_titles():
+    images = np.zeros((3, 1, 8, 8), dtype=np.uint8)
+    axes = plots.draw_image_lines({"a": (images, ["x", "y", "z"]), "b": (images[:1], ["w"])}).axes
+    assert [ax.get_title() for ax in axes] == ["x", "y", "z", "w", "", ""]
+    assert [ax.texts[0].get_text() for ax in axes[::3]] == ["a", "b"]
+    assert plots.draw_image_lines({}).axes
+
+
+def test_columns_by_stage_have_a_panel_each():
+    table = pd.DataFrame({"stage": [0, 1], "rank_me": [1.0, 2.0], "purity": [0.1, 0.2]})
+    axes = plots.draw_columns_by_stage({"a": table, "b": table}, ["rank_me", "purity"]).axes
+    assert [[line.get_ydata().tolist() for line in ax.lines] for ax in axes] == [[[1.0, 2.0]] * 2, [[0.1, 0.2]] * 2]
 
 
 def test_embeddings_share_one_legend():

@@ -18,6 +18,7 @@ from evaluation.results import (
     machines,
     of_experiments,
     pairs_to_compare,
+    pretext_epochs_table,
     read_claims,
     read_profile,
     read_results,
@@ -105,6 +106,22 @@ def test_the_table_of_seeds_leaves_out_single_runs():
     assert table.index.tolist() == ["one"]
     columns = ["runs", "test", "test, standard deviation", "test, lowest", "test, highest"]
     assert table.loc["one", columns].tolist() == pytest.approx([2, 0.85, np.std([0.8, 0.9], ddof=1), 0.8, 0.9])
+
+
+def test_table_3_has_the_pretext_after_the_epochs_that_each_classifier_is_on():
+    history = {"val_accuracy": [0.3, 0.4, 0.5], "val_loss": [3.0, 2.0, 1.0]}
+    pretexts = {"rotation_tuned": {"history": history}, "rotation_1": {"history": history}}
+    on = {"a": ("rotation_tuned", "last"), "b": ("rotation_tuned", 2), "c": ("rotation_1", 2)}
+    classifiers = {
+        name: result(name, range(len(on[name][0])), pretext_run=on[name][0], pretext_epoch=on[name][1]) for name in on
+    }
+    table = pretext_epochs_table({**classifiers, "d": result("d")}, pretexts)
+    columns = ["pretext", "epochs", "pretext accuracy", "pretext loss", "test"]
+    assert table[columns].values.tolist() == [
+        ["rotation_tuned", 2, 0.4, 2.0, 0.86],
+        ["rotation_tuned", 3, 0.5, 1.0, 0.86],
+    ]
+    assert pretext_epochs_table({}, {}).empty
 
 
 def test_settings_that_all_results_share_are_text_and_the_others_a_table():
