@@ -195,8 +195,8 @@ def run(
         experiment = replace(experiment, train=replace(experiment.train, precision=precision))
     loaders = build_loaders(experiment, skip_bad_images, progress)
     torch.manual_seed(experiment.seed)  # before the head draws its weights
-    model, initial_weights = build_model(experiment, loaders, profile)
     with advice_on_memory(experiment):
+        model, initial_weights = build_model(experiment, loaders, profile)
         objective, teachers = build_objective(experiment, loaders, profile)
         provenance = {"initial_weights": initial_weights, **({"teachers": teachers} if teachers else {})}
         files = files_of(experiment, profile)
@@ -382,8 +382,11 @@ def _sole_process(job: Job, accelerator) -> Iterator[None]:
             files.lock.write_text(str(os.getpid()))
             yield
     except Timeout as error:
-        process = files.lock.read_text()
-        raise ValueError(f"{files.name} is being trained by process {process}; wait for it or stop it") from error
+        try:
+            process = f"process {files.lock.read_text()}"
+        except FileNotFoundError:  # it has just ended
+            process = "another process"
+        raise ValueError(f"{files.name} is being trained by {process}; wait for it or stop it") from error
 
 
 @contextmanager

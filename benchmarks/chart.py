@@ -27,7 +27,7 @@ MACHINES = 100
 WORK = {  # what is done: in which table, of which comparison (None: its only one), by which implementation
     "a training epoch": ("training_step", None, "ours"),
     "a pass for logits or features": ("evaluation", None, "ours"),
-    "decoding into the store": ("data", "decoding and resizing once", "ours"),
+    "decoding into the image cache": ("data", "decoding and resizing once", "ours"),
     "reading an augmented epoch": ("data", "reading an augmented epoch", "ours"),
     "Score-CAM, 16 masks": ("scorecam", "Score-CAM, features[1], 16 masks", "ours"),
     "Score-CAM, 1,280 masks": ("scorecam", "Score-CAM, features[8], 1,280 masks", "ours"),

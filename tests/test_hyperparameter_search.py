@@ -1,7 +1,6 @@
 import math
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -359,10 +358,14 @@ def test_two_workers_on_real_trainings_end_with_all_trials_though_one_is_killed(
     killed, other = (
         subprocess.Popen(command, cwd=CODE, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
     )
-    assert killed.stdout.readline().startswith("trial ")
-    killed.send_signal(signal.SIGKILL)  # while it is at its next trial
-    killed.wait()
-    assert "best: loss" in other.communicate(timeout=300)[0]
+    try:
+        assert killed.stdout.readline().startswith("trial ")
+        killed.kill()  # SIGKILL, while it is at its next trial
+        assert "best: loss" in other.communicate(timeout=300)[0]
+    finally:
+        for worker in (killed, other):
+            worker.kill()
+            worker.communicate()
     table = read_table(file.with_suffix(".csv"))
     assert len(table) == len({*zip(table["learning_rate"], table["batch_size"], strict=True)}) == 20
     assert table["trial"].max() <= 20

@@ -25,7 +25,7 @@ PAGES = {
     "docs/reproduction.md": "The earlier reports' numbers beside ours",
 }
 PICTURES = {
-    "pretext_epochs.png": "Accuracy on the pretext, and accuracy on scenes of its frozen features, by epoch of the "
+    "pretext_epochs.png": "Val loss of the pretext, and accuracy on scenes of its frozen features, by epoch of the "
     "pretext.  The grey line is the same classifier on ImageNet features without a pretext.",
     "scorecam.jpg": "Where the models look: Score-CAM after the last stage, on the same images, for the true class.",
 }

@@ -277,7 +277,7 @@ FOLDERS = {
     "a class of another case": (lambda scenes: (scenes / "val/dark").rename(scenes / "val/Dark"), "'Dark'", "val"),
     "one class": (remove("*/light", "*/striped"), "train", "1", "2"),
     "no image at all": (remove("*/*/*"), "scenes/train"),
-    "fewer images than a batch": (remove("train/*/image_000[1-9].jpg", "train/*/image_001*.jpg"), "scenes", "3", "8"),
+    "fewer images than a batch": (remove("train/*/image_000[1-9].jpg", "train/*/image_001*.jpg"), "scenes", "3", "9"),
     "one image to choose and report by": (remove("test", "val/dark/*[1-9].jpg"), "'dark'"),
 }
 
@@ -381,7 +381,7 @@ RESULTS = {
     "cut in the middle": (lambda text: text[: len(text) // 2],),
     "empty": (lambda text: "",),
     "of a later format": (lambda text: text.replace(f'"format": {runs.FORMAT}', '"format": 99'), "99"),
-    "of other settings": (lambda text: text.replace('"batch_size": 8', '"batch_size": 16'), "batch_size = 16"),
+    "of other settings": (lambda text: text.replace('"batch_size": 9', '"batch_size": 16'), "batch_size = 16"),
 }
 
 
