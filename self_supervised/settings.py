@@ -13,7 +13,7 @@ from helper_functions import TrainSettings
 from supervised import settings as supervised
 from supervised.settings import Experiment
 
-QUICK_PRETEXT_EPOCHS = 2
+QUICK_PRETEXT_EPOCHS = 1
 BATCHNORM_STATISTICS = ("pretext", "initial")
 
 
