@@ -7,8 +7,9 @@ It knows no scene, no rotation and no EfficientNet.  It touches no file and plot
 import copy
 import ctypes
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 
 import torch
@@ -21,6 +22,8 @@ from tqdm.auto import tqdm
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("step", "plateau", "cosine", "none")
 STOPPING_RULES = ("none", "patience", "two_worse")
+KEPT_EPOCHS = ("best", "last")
+LAUNCHER = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets for each process
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -36,12 +39,13 @@ class TrainSettings:
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     schedule: str = "step"  # "plateau" follows val_loss, "cosine" falls to 0 in the last epoch
-    step_epochs: int = 10  # "step": epochs between two steps; "plateau": epochs without a lower val_loss
+    step_epochs: int = 10  # "step": epochs between two steps; "plateau": see `build_scheduler`
     step_factor: float = 0.1  # each step multiplies the learning rate by this
     warmup_epochs: int = 0  # "cosine": epochs of linear warm-up
     stopping: str = "none"  # see `should_stop`
+    keep: str = "best"  # the weights of which epoch: "best" (`History.best_epoch`) or "last"
     patience_epochs: int = 10  # for "patience"
-    gradient_accumulation_steps: int = 1  # batches per optimizer step
+    gradient_accumulation_steps: int = 1  # batches per optimizer step, see `train_one_epoch`
     ema_decay: float = 0.0  # decay per step of the exponential moving average of the weights; 0: none
     precision: str = "auto"  # see `resolve_precision`
 
@@ -51,6 +55,7 @@ class TrainSettings:
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("stopping", STOPPING_RULES),
+            ("keep", KEPT_EPOCHS),
             ("precision", PRECISIONS),
         ):
             if getattr(self, name) not in known:
@@ -76,7 +81,7 @@ class History:
     """One entry per epoch: cross-entropy in nats per image, accuracies 0 to 1, predicted labels.
 
     The train columns are measured during the epoch, with dropout and augmentation on; the others after it.  The test
-    columns stay empty if no test images were given.
+    columns stay empty if no test images were given, and train_accuracy if the objective has no logits.
     """
 
     train_loss: list[float] = field(default_factory=list)
@@ -166,14 +171,18 @@ def build_accelerator(device: str = "auto", gradient_accumulation_steps: int = 1
     """Accelerate's engine on `device`: "auto" (a GPU if there is one), "cpu" or "cuda".
 
     `batch_size` is the global batch size: every batch is split among the processes.  Raises ValueError for a device
-    that is not available.
+    that is not available, and for variables of the environment that an earlier launcher has left behind.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device is {device!r}; it must be auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch finds no GPU here; use --device cpu")
+    missing = [name for name in LAUNCHER if name not in os.environ]
+    left = [name for name in LAUNCHER[:3] if name in os.environ]
+    if left and missing:
+        raise ValueError(f"{left[0]} is set in the environment, but {missing[0]} is not; unset it, or use torchrun")
     return Accelerator(
-        cpu=device == "cpu",
+        cpu=device == "cpu" or not torch.accelerator.is_available(),  # else several processes would not find each other
         gradient_accumulation_steps=gradient_accumulation_steps,
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
@@ -185,12 +194,60 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-class CrossEntropy(nn.Module):
-    """The default objective: cross-entropy of logits and labels.
+def as_input_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Images in the precision of the model's weights, and (N, C, H, W) in the memory layout of its convolutions.
+
+    The batches and the networks of this project are channels last, which is faster.  Others are contiguous, and may
+    flatten their maps by view(), which needs contiguous ones.
+    """
+    weight = next(model.parameters(), None)
+    if weight is None or not (weight.is_floating_point() and images.is_floating_point()):
+        return images
+    images = images.to(weight.dtype)
+    if images.dim() != 4:
+        return images
+    channels_last = any(weight.dim() == 4 and not weight.is_contiguous() for weight in model.parameters())
+    return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def logits_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The model's logits (N, classes) for images, float32; raises what `logits_in` raises."""
+    return logits_in(model(as_input_of(model, images)), len(images))
+
+
+def logits_in(outputs, images: int) -> torch.Tensor:
+    """The logits (images, classes) in a model's outputs, float32.  In a dict they are "logits".
+
+    Raises ValueError for other outputs.  A tuple is one of them: what stands first in it differs from model to model.
+    """
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        outputs = outputs["logits"]
+    if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2 or len(outputs) != images:
+        found = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else f"a {type(outputs).__name__}"
+        raise ValueError(f"the model must give logits ({images}, classes) of {images} images, not {found}")
+    return outputs.float()
+
+
+class Objective(nn.Module):
+    """What a training minimizes, and how the network is evaluated after each epoch.
 
     An objective is called with the network, images (N, 3, S, S) and labels (N,).  It returns the losses (N,) that are
-    minimized, their weights (N,), whose sum divides the sum of the losses, and logits (N, classes).  `class_weights`
-    (classes,) and `label_smoothing` (0 to 1) mean what they mean in nn.CrossEntropyLoss.
+    minimized, their weights (N,), whose sum divides the sum of the losses, and logits (N, classes), or None if it has
+    none.
+    """
+
+    def after_step(self, model: nn.Module):
+        """Called after each step of the optimizer."""
+
+    def evaluate(self, network: nn.Module, loader, accelerator: Accelerator, precision: str) -> Evaluation:
+        """Loss, accuracy and predictions on the images of a loader."""
+        return evaluate(network, loader, accelerator, precision)
+
+
+class CrossEntropy(Objective):
+    """The default objective: cross-entropy of logits and labels.
+
+    `class_weights` (classes,) and `label_smoothing` (0 to 1) mean what they mean in nn.CrossEntropyLoss.
     """
 
     def __init__(self, class_weights: torch.Tensor | None = None, label_smoothing: float = 0.0):
@@ -200,8 +257,12 @@ class CrossEntropy(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, model, images, labels):
-        """Losses (N,), weights (N,) and logits (N, classes), float32."""
-        logits = model(images).float()
+        """Losses (N,), weights (N,) and logits (N, classes), float32; ValueError for a model of one logit."""
+        logits = logits_of(model, images)
+        if logits.shape[1] == 1:
+            raise ValueError(
+                "the model gives one logit; cross-entropy needs one for each class, so two for two classes"
+            )
         losses = nn.functional.cross_entropy(
             logits, labels, self.class_weights, reduction="none", label_smoothing=self.label_smoothing
         )
@@ -229,7 +290,11 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Op
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings):
-    """The learning-rate schedule, stepped once per epoch; only "plateau" uses the val_loss it is given."""
+    """The learning-rate schedule, stepped once per epoch; only "plateau" uses the val_loss it is given.
+
+    "plateau" is torch's: a step follows `step_epochs` + 1 epochs in a row without a new lowest val_loss, where a loss
+    counts as lower if it is so by 0.01 %.
+    """
     if settings.schedule == "plateau":
         return torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, factor=settings.step_factor, patience=settings.step_epochs
@@ -254,7 +319,7 @@ class _Training:
 
     model: nn.Module  # as the caller knows it
     network: nn.Module  # the same, as accelerate shares it among processes
-    objective: nn.Module
+    objective: Objective
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     ema: torch.optim.swa_utils.AveragedModel | None
@@ -267,10 +332,10 @@ class _Training:
         return self.model if self.ema is None else self.ema.module
 
     def evaluation_network(self) -> nn.Module:
-        """`evaluated`, ready to predict."""
-        if self.accelerator.num_processes == 1:
-            return fold_batchnorm(self.evaluated)
-        return self.network if self.ema is None else self.ema  # processes share BatchNorm statistics as they evaluate
+        """`evaluated`, ready to predict; BatchNorm is folded if its class says that nothing looks inside its blocks."""
+        if self.accelerator.num_processes > 1:
+            return self.network if self.ema is None else self.ema  # processes share BatchNorm statistics
+        return fold_batchnorm(self.evaluated) if getattr(self.evaluated, "foldable", False) else self.evaluated
 
     def state(self, history: History, best_weights: dict) -> dict:
         """Everything that `restore` needs, in plain types and tensors."""
@@ -297,57 +362,100 @@ class _Training:
         return History(**state["history"]), state["best_weights"]
 
 
-def train_one_epoch(training: _Training, loader, precision: str, bar: tqdm) -> tuple[float, float]:
-    """Train on every batch once.  Returns cross-entropy (nats per image) and accuracy (0 to 1) over all images."""
+def train_one_epoch(training: _Training, loader, precision: str, bar: tqdm) -> tuple[float, float | None]:
+    """Train on every batch once.  Returns cross-entropy (nats per image) and accuracy (0 to 1) over all images.
+
+    Without logits they are the mean of what is minimized, and None.
+    The batches of an optimizer step have the gradient of one large batch, whatever their sizes and weights.  Only what
+    depends on a batch by its nature differs: BatchNorm's statistics, and losses that compare the images of a batch.
+    """
     accelerator, network = training.accelerator, training.network
     network.train()
-    loss_sum, hits, images_seen = 0.0, 0, 0
+    loss_sum, hits, images_seen, weight_of_step = 0.0, 0, 0, 0
     for images, labels in loader:
         with accelerator.accumulate(network):
             with autocast(precision, accelerator.device):
-                losses, weights, logits = training.objective(network, images, labels)
-                loss = mean_over_batch(losses, weights, accelerator)
-            accelerator.backward(loss)
+                losses, weights, logits = training.objective(network, as_input_of(network, images), labels)
+                loss, weight = sums_over_batch(losses, weights, accelerator)
+                earlier_weight, weight_of_step = weight_of_step, weight_of_step + weight
+                loss = loss / weight_of_step
+            gradients = [each.grad for each in network.parameters() if each.grad is not None]
+            if gradients:  # of earlier batches of this step: the mean over their images becomes one over more images
+                torch._foreach_mul_(gradients, earlier_weight / weight_of_step)
+            loss.backward()  # accelerator.backward would divide by the number of batches
             training.optimizer.step()
             training.optimizer.zero_grad()
-        if training.ema is not None and accelerator.sync_gradients:
-            training.ema.update_parameters(accelerator.unwrap_model(network))
+        if accelerator.sync_gradients:
+            weight_of_step = 0
+            training.objective.after_step(training.model)
+            if training.ema is not None:
+                training.ema.update_parameters(training.model)
         # Gathered from all processes, without the images that accelerate repeats to fill the last batch.
-        logits, labels = accelerator.gather_for_metrics((logits.detach(), labels))
-        loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-        hits += (logits.argmax(dim=1) == labels).sum().item()
+        if logits is None:
+            losses, labels = accelerator.gather_for_metrics((losses.detach(), labels))
+            loss_sum += losses.sum().item()
+        else:
+            logits, labels = accelerator.gather_for_metrics((logits.detach(), labels))
+            loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+            hits += (logits.argmax(dim=1) == labels).sum().item()
         images_seen += len(labels)
         bar.update(len(labels))
-        bar.set_postfix_str(f"loss {loss_sum / images_seen:.3f}, accuracy {hits / images_seen:.3f}", refresh=False)
-    return loss_sum / images_seen, hits / images_seen
+        accuracy = None if logits is None else hits / images_seen
+        bar.set_postfix_str(_numbers(loss_sum / images_seen, accuracy), refresh=False)
+    return loss_sum / images_seen, accuracy
 
 
-def mean_over_batch(losses: torch.Tensor, weights: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    """This process's part of the global batch's weighted mean loss; its mean over processes is that loss.
+def _numbers(loss: float, accuracy: float | None) -> str:
+    return f"loss {loss:.3f}" + ("" if accuracy is None else f", accuracy {accuracy:.3f}")
 
-    `losses` and `weights` (N,) are those of this process's images.  To fill the last batch, accelerate repeats images,
-    so processes may have different numbers of new ones; repeated images do not count.
+
+def sums_over_batch(
+    losses: torch.Tensor, weights: torch.Tensor, accelerator: Accelerator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """This process's part of the sum of the global batch's losses, and the sum of the global batch's weights.
+
+    The mean of the parts over processes is the sum.  `losses` and `weights` (N,) are those of this process's images.
+    To fill the last batch, accelerate repeats images, so processes may have different numbers of new ones; repeated
+    images do not count.
     """
     batch, images = accelerator.gradient_state, len(losses)
     if accelerator.num_processes > 1 and batch.end_of_dataloader and batch.remainder > 0:
         images = min(max(batch.remainder - accelerator.process_index * images, 0), images)
-    weight_of_batch = accelerator.reduce(weights[:images].sum(), reduction="sum")
-    return losses[:images].sum() * accelerator.num_processes / weight_of_batch
+    weight = accelerator.reduce(weights[:images].sum(), reduction="sum")
+    return losses[:images].sum() * accelerator.num_processes, weight
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """A copy in eval mode with the same outputs but for rounding, a third faster on a CPU.
 
     Each BatchNorm that follows a convolution in an nn.Sequential is folded into the convolution's weights and replaced
-    by nn.Identity, so the other modules keep their names.
+    by nn.Identity, so the other modules keep their names.  Pairs that may compute something else stay as they are.
     """
-    model = copy.deepcopy(model).eval()
+    # Tensors that a hook computes, as weight_norm and pruning do, cannot be copied with their history.
+    values = [value for module in model.modules() for value in vars(module).values()]
+    computed = [value for value in values if isinstance(value, torch.Tensor) and not value.is_leaf]
+    model = copy.deepcopy(model, {id(each): each.detach().clone() for each in computed}).eval()
     for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
         for place in range(len(sequence) - 1):
-            if isinstance(sequence[place], nn.Conv2d) and isinstance(sequence[place + 1], nn.BatchNorm2d):
+            if _can_be_folded(sequence, sequence[place], sequence[place + 1]):
                 sequence[place] = fuse_conv_bn_eval(sequence[place], sequence[place + 1])
                 sequence[place + 1] = nn.Identity()
     return model
+
+
+def _can_be_folded(sequence: nn.Sequential, convolution: nn.Module, norm: nn.Module) -> bool:
+    """Whether the two modules run one after the other, and each computes what its weights say.
+
+    A class derived from nn.Conv2d that does is marked `foldable`.
+    """
+    return (
+        type(sequence).forward is nn.Sequential.forward
+        and (type(convolution) is nn.Conv2d or "foldable" in vars(type(convolution)))
+        and type(norm) is nn.BatchNorm2d
+        and norm.running_var is not None
+        and not any("forward" in vars(each) for each in (sequence, convolution, norm))
+        and not any(each._forward_hooks or each._forward_pre_hooks for each in (convolution, norm))
+    )
 
 
 @torch.inference_mode()
@@ -363,7 +471,7 @@ def predict(model, loader, accelerator=None, precision="auto") -> tuple[torch.Te
     all_logits, all_labels = [], []
     for images, labels in loader:
         with autocast(precision, accelerator.device):
-            logits = model(images).float()
+            logits = logits_of(model, images)
         logits, labels = accelerator.gather_for_metrics((logits, labels))
         all_logits.append(logits.cpu())
         all_labels.append(labels.cpu())
@@ -388,19 +496,19 @@ def train(
     settings: TrainSettings,
     *,
     test_loader: DataLoader | None = None,
-    objective: nn.Module | None = None,
+    objective: Objective | None = None,
     device: str = "auto",
     state: dict | None = None,
     save_state: Callable[[dict], None] | None = None,
     progress: bool = True,
     title: str = "",
 ) -> History:
-    """Train, and leave the model at its best epoch (`History.best_epoch`, chosen on the validation images).
+    """Train, and leave the model at the epoch of `settings.keep`: by default the best one on the validation images.
 
     Loaders yield (images, labels).  `test_loader` is only watched: nothing is chosen by it.  `objective` is what is
-    minimized, by default `CrossEntropy` with the settings' label smoothing; the reported losses are always plain
-    cross-entropy.  With `settings.ema_decay` the exponential moving average of weights and BatchNorm statistics is what
-    is evaluated and returned (Polyak and Juditsky 1992).
+    minimized, by default `CrossEntropy` with the settings' label smoothing; where there are logits, the reported losses
+    are plain cross-entropy.  With `settings.ema_decay` the exponential moving average of weights and BatchNorm
+    statistics is what is evaluated and returned (Polyak and Juditsky 1992).
     `save_state` is called after each epoch with all that is needed to continue.  A training that continues from such a
     `state` ends in the same history and weights as one that was never interrupted (bit for bit on a CPU), if the train
     loader's sampler has a generator.
@@ -428,16 +536,17 @@ def train(
             bar.set_description(f"{title} epoch {epoch}/{settings.max_epochs}".strip())
             learning_rate = training.optimizer.param_groups[0]["lr"]
             train_loss, train_accuracy = train_one_epoch(training, train_loader, settings.precision, bar)
-            history.append(train_loss=train_loss, train_accuracy=train_accuracy, learning_rate=learning_rate)
+            history.append(train_loss=train_loss, learning_rate=learning_rate)
+            if train_accuracy is not None:
+                history.append(train_accuracy=train_accuracy)
             val_loss = _evaluate_epoch(training, held_out, settings.precision, history)
             if not math.isfinite(train_loss + val_loss):
                 raise FloatingPointError(f"the loss is not finite in epoch {epoch}; try a lower learning rate")
             history.append(seconds=time.perf_counter() - started)
-            bar.set_postfix_str(
-                f"loss {train_loss:.3f}, accuracy {train_accuracy:.3f}, val accuracy {history.val_accuracy[-1]:.3f}"
-            )
+            numbers = _numbers(train_loss, train_accuracy)
+            bar.set_postfix_str(f"{numbers}, val accuracy {history.val_accuracy[-1]:.3f}")
             training.scheduler.step(*([val_loss] if settings.schedule == "plateau" else []))
-            if history.best_epoch == epoch:
+            if settings.keep == "last" or history.best_epoch == epoch:
                 weights = training.evaluated.state_dict()
                 best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
             if save_state is not None and accelerator.is_main_process:
@@ -474,7 +583,7 @@ def _evaluate_epoch(training: _Training, held_out: list, precision: str, history
     """Append the val columns, and the test columns if there is a test loader; returns the val_loss."""
     network = training.evaluation_network()
     for split, loader in zip(("val", "test"), held_out, strict=False):
-        found = evaluate(network, loader, training.accelerator, precision)
+        found = training.objective.evaluate(network, loader, training.accelerator, precision)
         history.append(
             **{
                 f"{split}_loss": found.loss,

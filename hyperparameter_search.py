@@ -42,7 +42,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from data.files import locked, write_atomically
+from data.files import expanded, locked, write_atomically
 from helper_functions import OPTIMIZERS, SCHEDULES, TrainSettings, build_accelerator, fold_batchnorm, should_stop, train
 from runs import (
     add_common_options,
@@ -53,6 +53,8 @@ from runs import (
     files_of,
     find,
     first_difference,
+    refuse_other_images,
+    refuse_unused_weights,
     run_command,
     settings_of,
 )
@@ -121,7 +123,7 @@ class Search:
         """Refuse what cannot be searched."""
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler is {self.sampler!r}; it must be one of {', '.join(SAMPLERS)}")
-        if re.match(r"[\w+]{2,}:/", str(self.file)) or self.table == self.file:
+        if re.match(r"[\w+.-]{2,}:", str(self.file)) or self.table == self.file:
             raise ValueError(f"storage is {self.file}; it must be a file, not a .csv and not an address")
 
     @property
@@ -175,7 +177,14 @@ def open_study(search: Search, trials: int) -> optuna.Study:
                 complete = Path(folder) / "search.db"
                 _storage_of(complete, new=True)
                 write_atomically(search.file, lambda temporary: shutil.copy(complete, temporary))
-        study = optuna.create_study(study_name=STUDY, storage=_storage_of(search.file), load_if_exists=True)
+        try:
+            storage = _storage_of(search.file)
+        except RuntimeError as error:
+            raise ValueError(f"{search.file} is of another version of Optuna; name another file") from error
+        others = set(optuna.get_all_study_names(storage)) - {STUDY}
+        if others:
+            raise ValueError(f"{search.file} holds studies of another program, {', '.join(others)}; name another file")
+        study = optuna.create_study(study_name=STUDY, storage=storage, load_if_exists=True)
         if "identity" not in study.user_attrs:
             study.set_user_attr("identity", search.identity)
         difference = first_difference(search.identity, study.user_attrs["identity"])
@@ -333,7 +342,8 @@ def _write_table(search: Search, study: optuna.Study):
 
 def read_table(path: str | Path) -> pd.DataFrame:
     """Read the table of a search.  Raises FileNotFoundError if it is not there and ValueError if it is none."""
-    if not Path(path).is_file():
+    path = expanded(path)
+    if not path.is_file():
         raise FileNotFoundError(f"there is no table {path} of a search")
     try:
         table = pd.read_csv(path)
@@ -480,6 +490,10 @@ def collect_searches(
                 search = Search(file, subject(), sampler=sampler, seed=experiment.seed)
                 work(search, open_study(search, trials), objective(), progress=False)
             if table.exists():
+                if file.exists():  # a table alone, such as a committed one, does not say what images it is about
+                    with _quiet(file):
+                        study = optuna.load_study(study_name=STUDY, storage=_storage_of(file))
+                    refuse_other_images(file, experiment.data, study.user_attrs["identity"]["data"])
                 tables.append(read_table(table))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
@@ -508,10 +522,11 @@ def _search(options):
     if options.workers < 1:
         raise ValueError(f"workers is {options.workers}; there must be at least 1")
     experiment = find(options.experiment)
+    refuse_unused_weights(experiment, options.weights)
     experiment = configure(experiment, options.profile, data=options.data, weights=options.weights, seed=options.seed)
     image_size = experiment.image_size if options.image_size is None else options.image_size
     experiment = replace(experiment, subset=options.subset, image_size=image_size, save_epochs=())
-    file = Path(options.storage or default_file(experiment, options.profile, options.sampler))
+    file = expanded(options.storage or default_file(experiment, options.profile, options.sampler))
     search = Search(file, {}, options.space, options.sampler, options.seed)  # a wrong file is refused first
     search = replace(search, subject=subject_of(experiment, options.profile))
     open_study(search, options.trials)

@@ -30,7 +30,9 @@ from filelock import Timeout
 from torch import nn
 
 from data import files as plain_files
-from data.files import digest_of_tensors, load_plain, locked, root_folder, write_atomically
+from data.files import digest_of_tensors, expanded, load_plain, locked, root_folder, write_atomically
+from data.folders import fingerprints
+from data.prepare import folder_of
 from helper_functions import (
     CrossEntropy,
     History,
@@ -42,11 +44,19 @@ from helper_functions import (
 )
 from self_supervised import settings as self_supervised
 from self_supervised.dataloader import build_loaders
+from self_supervised.joint_embedding import METHODS, NEIGHBORS, JointEmbedding, OfViews
 from self_supervised.models import build_classifier
-from self_supervised.settings import ClassifierExperiment
+from self_supervised.probes import linear_probe, nearest_images, set_head, vote_of_neighbors
+from self_supervised.settings import ClassifierExperiment, JointEmbeddingExperiment, ProbeExperiment
 from supervised import models as supervised_models
 from supervised import settings as supervised
-from supervised.models import Distillation, classifier_of
+from supervised.models import (
+    Distillation,
+    build_features,
+    classifier_of,
+    estimate_batchnorm,
+    load_initial_weights,
+)
 from supervised.settings import Experiment
 
 EXPERIMENTS = {**supervised.ALL_EXPERIMENTS, **self_supervised.EXPERIMENTS}  # an experiment of your own can be added
@@ -54,7 +64,7 @@ PROFILES = ("quick", "full")
 OWN_DATA = "15scene"  # the data set whose results stand directly in the profile's folder
 FORMAT = 2  # of checkpoints and results; migrations/second_edition.py brings older results here
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow")
-NOT_IDENTITY = ("question", "compared_with", "earlier_accuracy")  # fields that do not change what is trained
+NOT_IDENTITY = ("question", "compared_with", "family", "earlier_accuracy")  # fields that do not change what is trained
 
 
 def find(name: str) -> Experiment:
@@ -83,7 +93,8 @@ def configure(
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}; it must be {' or '.join(PROFILES)}")
     if profile == "quick":
-        of_pretexts = isinstance(experiment, (self_supervised.PretextExperiment, ClassifierExperiment))
+        kinds = self_supervised.PretextExperiment, JointEmbeddingExperiment, ClassifierExperiment
+        of_pretexts = isinstance(experiment, kinds)
         table = self_supervised if of_pretexts or experiment.name in self_supervised.EXPERIMENTS else supervised
         experiment = table.quick(experiment)
     if experiment.initial_weights != "random":
@@ -137,7 +148,7 @@ def files_of(experiment: Experiment, profile: str) -> Files:
     """The files of an experiment below `data.files.root_folder()`."""
     below = Path(profile)
     if experiment.data != OWN_DATA:
-        below /= Path(experiment.data).resolve().name
+        below /= expanded(experiment.data).resolve().name
     name = experiment.name if experiment.seed == 0 else f"{experiment.name}.seed{experiment.seed}"
     return Files(root_folder() / "models" / below, root_folder() / "results" / below, name)
 
@@ -205,9 +216,15 @@ def run(
         )
 
 
+def refuse_unused_weights(experiment: Experiment, weights: str | None):
+    """Raise ValueError for weights that were asked for by an option, but that the experiment does not start from."""
+    if weights not in (None, "random") and experiment.initial_weights == "random":
+        raise ValueError(f"{experiment.name} starts from random weights and cannot use {weights}; leave out --weights")
+
+
 def prerequisites(experiment: Experiment, profile: str) -> list[tuple[Experiment, int | str]]:
     """The runs that an experiment starts from, each with the epoch it needs: a pretext, or teachers."""
-    if isinstance(experiment, ClassifierExperiment):
+    if getattr(experiment, "pretext_run", ""):
         name, seeds, epoch = experiment.pretext_run, (experiment.seed,), experiment.pretext_epoch
     elif experiment.has_teachers:
         name, seeds, epoch = experiment.teacher_run, experiment.teacher_seeds, "best"
@@ -223,23 +240,47 @@ def build_model(experiment: Experiment, loaders, profile: str = "full") -> tuple
     A classifier has the features of its pretext's run.  The head draws its weights from torch's global generator.
     Raises what `load_weights` and `supervised.models.load_initial_weights` raise.
     """
-    if not isinstance(experiment, ClassifierExperiment):
-        return supervised_models.build_model(experiment, loaders)
+    if isinstance(experiment, JointEmbeddingExperiment):
+        return _build_joint_embedding(experiment, loaders)
+    if not getattr(experiment, "pretext_run", ""):
+        model, provenance = supervised_models.build_model(experiment, loaders)
+        return _with_estimated_batchnorm(experiment, model, loaders), provenance
     [(pretext, epoch)] = prerequisites(experiment, profile)
-    features, provenance = load_weights(pretext, profile, epoch, "features.")
+    features, provenance = load_weights(pretext, profile, epoch, "features.", loaders.data)
     if experiment.batchnorm == "initial":
         provenance["batchnorm"] = "statistics of the initial weights"
-    return build_classifier(experiment, len(loaders.class_names), features), provenance
+    model = build_classifier(experiment, len(loaders.class_names), features)
+    return _with_estimated_batchnorm(experiment, model, loaders), provenance
+
+
+def _with_estimated_batchnorm(experiment: Experiment, model: nn.Module, loaders) -> nn.Module:
+    if getattr(experiment, "batchnorm", "") == "estimated":
+        estimate_batchnorm(model.features, loaders.train)
+    return model
+
+
+def _build_joint_embedding(experiment: JointEmbeddingExperiment, loaders) -> tuple[JointEmbedding, dict]:
+    """The network of a joint-embedding pretext.  The nearest images of `loaders.train` are found by its features."""
+    if experiment.method not in METHODS:
+        raise ValueError(f"{experiment.name}: there is no method {experiment.method!r}; there are {', '.join(METHODS)}")
+    initial = load_initial_weights(experiment.initial_weights, experiment.network)
+    features = build_features(experiment.network)
+    if initial.state_dict is not None:
+        features.load_state_dict(initial.state_dict)
+    steps = experiment.train.max_epochs * -(-len(loaders.train) // experiment.train.gradient_accumulation_steps)
+    return METHODS[experiment.method](features, experiment, steps), initial.provenance
 
 
 def build_objective(experiment: Experiment, loaders, profile: str = "full") -> tuple[nn.Module, dict]:
     """What the experiment minimizes, and the provenance of its teachers, which is empty without any."""
+    if isinstance(experiment, JointEmbeddingExperiment):
+        return OfViews(), {}
     smoothing = experiment.train.label_smoothing
     if not experiment.has_teachers:
         return CrossEntropy(loaders.class_weights, smoothing), {}
     networks, runs = [], []
     for teacher, epoch in prerequisites(experiment, profile):
-        weights, provenance = load_weights(teacher, profile, epoch)
+        weights, provenance = load_weights(teacher, profile, epoch, data=loaders.data)
         networks.append(classifier_of(teacher, len(loaders.class_names)))
         networks[-1].load_state_dict(weights)
         runs.append(provenance)
@@ -257,8 +298,15 @@ def train_job(job: Job) -> tuple[nn.Module, dict]:
         state = _read_state(job)
         machine = describe_machine(accelerator.device, job.experiment.train.precision, state)
         clock = _Clock(0.0 if state is None else state["seconds"])
-        history = _train(job, accelerator, state, machine, clock)
-        result = summarize(history, job.loaders)
+        if isinstance(job.experiment, ProbeExperiment):
+            history, result = _fit(job, accelerator)
+        else:
+            history = _train(job, accelerator, state, machine, clock)
+            result = {}
+        if isinstance(job.experiment, JointEmbeddingExperiment):
+            result |= summarize_views(history, job, accelerator)
+        else:
+            result |= summarize(history, job.loaders)
         result |= {"name": job.files.name, "seconds": round(clock.seconds, 1), **machine, **job.identity}
         if accelerator.is_main_process:
             _write_finished(job, history, result)
@@ -313,6 +361,8 @@ def _train(job: Job, accelerator, state: dict | None, machine: dict, clock: _Clo
         folded = fold_batchnorm(job.model.to(accelerator.device))
         network = job.model.classifier if experiment.features_once else job.model  # takes images or features
         batches = job.loaders.of_features(folded.pooled_features, accelerator.device, train=experiment.features_once)
+    if getattr(experiment, "neighbors", 0):
+        job.loaders.train.dataset.neighbors = _neighbors(job, accelerator)
     torch.manual_seed(experiment.seed)  # dropout draws the same, whether features were computed before or not
 
     def save_state(training):
@@ -326,9 +376,9 @@ def _train(job: Job, accelerator, state: dict | None, machine: dict, clock: _Clo
     return train(
         network,
         batches.train,
-        batches.val,
+        batches.views_of_val or batches.val,
         experiment.train,
-        test_loader=batches.test,
+        test_loader=None if batches.views_of_val else batches.test,
         objective=job.objective,
         device=job.device,
         state=None if state is None else state["training"],
@@ -336,6 +386,40 @@ def _train(job: Job, accelerator, state: dict | None, machine: dict, clock: _Clo
         progress=job.progress,
         title=files.name,
     )
+
+
+def _fit(job: Job, accelerator) -> tuple[History, dict]:
+    """Fit the head of a `ProbeExperiment`.  The history has one epoch; the strength that was chosen stands beside."""
+    features = _features_in_order(job.model.to(accelerator.device), job.loaders, accelerator.device)
+    probe = linear_probe(features)
+    set_head(job.model.classifier, probe)
+    head, history = job.model.cpu().classifier.eval(), History()
+    with torch.inference_mode():
+        for split, (of_split, labels) in features.items():
+            logits, labels = head(torch.from_numpy(of_split)), torch.from_numpy(labels)
+            loss = nn.functional.cross_entropy(logits, labels).item()
+            accuracy = (logits.argmax(dim=1) == labels).double().mean().item()
+            history.append(**{f"{split}_loss": loss, f"{split}_accuracy": accuracy})
+            if split != "train":
+                history.append(**{f"{split}_predictions": logits.argmax(dim=1).tolist()})
+    return history, {"C": probe.C}
+
+
+def _neighbors(job: Job, accelerator) -> np.ndarray:
+    """Indices (N, k) of the nearest training images by the initial features."""
+    features, _ = _features_in_order(job.model.to(accelerator.device), job.loaders, accelerator.device)["train"]
+    return nearest_images(features, job.experiment.neighbors)
+
+
+def _features_in_order(model: nn.Module, loaders, device) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Pooled features (N, D) and labels (N,) of each split, none augmented."""
+    batches = loaders.of_features(fold_batchnorm(model).pooled_features, device)
+    splits = {"train": batches.train_in_order, "val": batches.val, "test": batches.test}
+    return {
+        name: (loader.dataset.features.numpy(), loader.dataset.labels.numpy())
+        for name, loader in splits.items()
+        if loader is not None
+    }
 
 
 def _write_finished(job: Job, history: History, result: dict):
@@ -407,9 +491,10 @@ def advice_on_memory(experiment: Experiment) -> Iterator[None]:
 
 
 def read(experiment: Experiment, profile: str = "full") -> dict | None:
-    """The result of a finished run, or None if there is none.  Raises ValueError if its settings differ.
+    """The result of a finished run, or None if there is none.  Raises ValueError if its settings or images differ.
 
-    A setting that was added to the code after the run has its default value in it.
+    A setting that was added to the code after the run has its default value in it.  The images are compared with those
+    of the folder where it is there: results can also be read without the data.
     """
     path = files_of(experiment, profile).result
     if not path.exists():
@@ -428,7 +513,24 @@ def read(experiment: Experiment, profile: str = "full") -> dict | None:
     difference = first_difference(asked, saved)
     if difference is not None:
         raise ValueError(f"{path} was made with {difference}; run the experiment again with --overwrite")
+    data = result.get("data", {})
+    refuse_other_images(path, experiment.data, data)
+    if "unlabelled" in data:
+        refuse_other_images(path, experiment.unlabelled, data["unlabelled"])
     return result
+
+
+def refuse_other_images(path: Path, name: str, data: dict):
+    """Raise ValueError if the folder of a data set is there and holds other images than those a file was made from."""
+    try:
+        now = fingerprints(folder_of(name), data.get("skipped", ()))
+    except FileNotFoundError:
+        return
+    if data.get("fingerprint") not in (None, now, now["train"]):
+        raise ValueError(
+            f"{path} was made from other images than {folder_of(name)} holds now; "
+            "train again with --overwrite, or search again in another file"
+        )
 
 
 def collect(
@@ -454,12 +556,17 @@ def collect(
 
 
 def load_weights(
-    experiment: Experiment, profile: str = "full", epoch: int | str = "best", prefix: str = ""
+    experiment: Experiment,
+    profile: str = "full",
+    epoch: int | str = "best",
+    prefix: str = "",
+    data: dict | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict]:
     """The weights of a run at one epoch (a number, "best" or "last"), and their provenance with a digest.
 
-    `prefix` selects keys and is stripped from them.  Raises FileNotFoundError if there is no such run or the epoch was
-    not saved, and ValueError naming the field if the file has other settings.
+    `prefix` selects keys and is stripped from them.  `data` describes the images that a network is to learn from that
+    starts with these weights.  Raises FileNotFoundError if there is no such run or the epoch was not saved, and
+    ValueError naming the field if the file has other settings, or if the run has seen other images.
     """
     files = files_of(experiment, profile)
     path = files.saved(epoch)
@@ -474,6 +581,11 @@ def load_weights(
     difference = first_difference(asked, settings)
     if difference is not None:
         raise ValueError(f"{path} was trained with {difference}; --overwrite replaces the run")
+    if data is not None and data["fingerprint"] != saved["identity"]["data"]["fingerprint"]:
+        raise ValueError(
+            f"{path} was trained on other images than those of {data['name']} now; "
+            f"train {experiment.name} again with --overwrite first"
+        )
     weights = {name.removeprefix(prefix): tensor for name, tensor in saved["model"].items() if name.startswith(prefix)}
     return weights, {
         "weights": f"{files.name}, epoch {epoch}",
@@ -503,7 +615,7 @@ def _check_format(path: Path, saved: dict):
 def settings_of(experiment: Experiment) -> dict:
     """The settings that define a training, as plain types."""
     settings = {name: value for name, value in asdict(experiment).items() if name not in NOT_IDENTITY}
-    settings["data"] = Path(settings["data"]).resolve().name  # folders differ between machines
+    settings["data"] = expanded(settings["data"]).resolve().name  # folders differ between machines
     settings["initial_weights"] = Path(settings["initial_weights"]).name
     return json.loads(json.dumps(settings))  # tuples become lists, as they do in a file
 
@@ -517,8 +629,14 @@ def first_difference(asked: dict, saved: dict, prefix: str = "") -> str | None:
             if difference is not None:
                 return difference
         elif one != other:
-            return f"{name} = {other!r}, but {one!r} is asked for"
+            return f"{name} = {_short(other)}, but {_short(one)} is asked for"
     return None
+
+
+def _short(value) -> str:
+    """A value in a message: a digest or a list of images would fill the screen."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}..."
 
 
 def _difference_of_identity(job: Job, saved: dict) -> str | None:
@@ -569,6 +687,24 @@ def summarize(history: History, loaders) -> dict:
         "predictions": {split: predictions[split][epoch - 1].tolist() for split in labels},
         "earlier_protocol_predictions": {split: predictions[split][earlier_epoch - 1].tolist() for split in labels},
     }
+
+
+def summarize_views(history: History, job: Job, accelerator) -> dict:
+    """As `summarize`, for a joint-embedding pretext: the last epoch, and classes by the vote of nearest neighbors.
+
+    The neighbors are training images, by the features of the last epoch; nothing is chosen.
+    """
+    splits = _features_in_order(job.model, job.loaders, accelerator.device)
+    neighbors = min(NEIGHBORS, len(splits["train"][1]))
+    found = History(train_loss=history.train_loss[-1:], train_accuracy=[None])
+    for split in ("val", "test"):
+        features, labels = splits[split]
+        predictions = vote_of_neighbors(*splits["train"], features, neighbors)
+        accuracy = float((predictions == labels).mean())
+        columns = {"loss": history.val_loss[-1], "accuracy": accuracy, "predictions": predictions.tolist()}
+        found.append(**{f"{split}_{name}": value for name, value in columns.items()})
+    last = {"epoch": history.epochs, "earlier_protocol_epoch": history.epochs, "history": history.columns}
+    return {**summarize(found, job.loaders), **last}
 
 
 def describe_machine(device: torch.device, precision: str, state: dict | None = None) -> dict:

@@ -20,6 +20,7 @@ from runs import (
     files_of,
     find,
     read,
+    refuse_unused_weights,
     run,
     run_command,
     settings_of,
@@ -88,8 +89,9 @@ def _flat(settings: dict) -> dict:
 
 def summary(experiment: Experiment, profile: str, result: dict) -> str:
     """A finished run in one line."""
+    chosen = "the last" if experiment.train.keep == "last" else "chosen on val"
     return (
-        f"{result['name']}: test accuracy {result['test_accuracy']:.4f} (epoch {result['epoch']}, chosen on val), "
+        f"{result['name']}: test accuracy {result['test_accuracy']:.4f} (epoch {result['epoch']}, {chosen}), "
         f"earlier protocol {result['earlier_protocol_accuracy']:.4f} (epoch {result['earlier_protocol_epoch']}), "
         f"initial weights: {result['initial_weights']['weights']}; {files_of(experiment, profile).result}"
     )
@@ -102,6 +104,8 @@ def train_all(options: argparse.Namespace):
         found.append(experiment_of_study(options.from_study))
     if not found:
         raise ValueError("name at least one experiment; --list shows them")
+    for experiment in found:
+        refuse_unused_weights(experiment, options.weights)
     changes = {"data": options.data, "weights": options.weights, "max_epochs": options.epochs}
     for experiment in found:
         for seed in options.seeds:

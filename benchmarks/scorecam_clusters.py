@@ -80,7 +80,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scorecam_clusters", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scorecam_clusters", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="names of trained runs, or paths of their files")
     parser.add_argument("--images", type=int, default=16)
     options = parser.parse_args(arguments)

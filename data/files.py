@@ -1,6 +1,8 @@
-"""Files: the root folder of all that is read and written, atomic writes, locks, digests, safe loading, exit codes."""
+"""Files: the root folder of all that is read and written, atomic writes, locks, digests, safe loading, commands."""
 
+import functools
 import hashlib
+import io
 import os
 import sys
 import zipfile
@@ -13,12 +15,18 @@ import torch
 from filelock import FileLock
 
 CODE = Path(__file__).resolve().parents[1]  # the folder of the project's own files
+LONGEST_SENTENCE = 600  # letters of an error; ours have half as many, and what a library says may have thousands
 Written = TypeVar("Written")
 
 
 def root_folder() -> Path:
     """The folder that holds data/, models/ and results/: SCENES_ROOT of the environment, or that of the code."""
-    return Path(os.environ.get("SCENES_ROOT") or CODE).expanduser().resolve()
+    return expanded(os.environ.get("SCENES_ROOT") or CODE).resolve()
+
+
+def expanded(path: str | Path) -> Path:
+    """A path that a user gave, with ~ as the home folder: a shell expands it in few places, a notebook never."""
+    return Path(os.path.expanduser(path))
 
 
 def write_atomically(path: Path, write: Callable[[Path], Written]) -> Written:
@@ -87,12 +95,24 @@ def run_command(command: Callable[[], int | None]) -> int:
     0, or what the command returns: done.  2: a mistake, a full disk or too little memory.  130: Ctrl-C, after which the
     same command continues.  Any other exception is a defect and passes through.
     """
+    say_once.cache_clear()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a file's name
     try:
         return command() or 0
     except KeyboardInterrupt:
         print("interrupted; the same command continues from what was finished", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        sentence = " ".join(str(error).split()) or type(error).__name__  # MemoryError often says nothing
+        sentence = " ".join(str(error).split()) or "there is too little memory"  # a MemoryError often says nothing
+        if len(sentence) > LONGEST_SENTENCE:
+            sentence = f"{sentence[: LONGEST_SENTENCE - 100]} ... {sentence[-100:]}"
         print(f"error: {sentence}", file=sys.stderr)
         return 2
+
+
+@functools.cache
+def say_once(sentence: str):
+    """Tell the user something that is no mistake, on one line; a command says a sentence once."""
+    print(" ".join(sentence.split()), file=sys.stderr)

@@ -2,13 +2,14 @@
 
 A data set is a folder `<root>/<split>/<class>/<image>`.  Decoding JPEGs costs more than anything else that is done to
 them.  The cache therefore holds each split as an .npy file of bytes (N, channels, size, size), with an index (.json) of
-its names beside it.  Both files are named after a digest of what they were made from: an image that is added, removed
-or changed leads to new ones.
+its names beside it.  Both files are named after a digest of the names and bytes of the images they were made from: an
+image that is added, removed or changed leads to new ones.
 """
 
 import hashlib
 import json
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,20 +17,30 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageChops
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 from tqdm.auto import tqdm
 
-from data.files import locked, root_folder, write_atomically
+from data.files import locked, root_folder, say_once, write_atomically
+from data.folders import ImageFolder, is_image, list_images, list_splits
 
 RESIZE_RULES = ("squash", "imagenet")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-GREY_MODES = ("1", "L", "LA", "La")
-SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
+GREY_MODES = ("1", "L", "LA", "La", "I")
 VAL_SHARE = 0.3  # of the images outside train, where only one folder holds them
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 CHUNK = 256  # images that are decoded at a time
+LONGEST_SHAPE = 16  # longer side over shorter side; the ends of longer images are cropped before "imagenet" resizes
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
+TURNS = {  # EXIF orientation -> how to undo it; ImageOps.exif_transpose also rewrites EXIF data, and fails on odd ones
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -113,40 +124,30 @@ class Scenes:
 class _Source:
     """What one array of the cache is made from: image files, and how they are decoded."""
 
-    folder: Path
-    names: tuple[str, ...]  # "<class>/<file>"
+    images: ImageFolder
     size: int
     resize: str
     skip_bad_images: bool
 
     def prefix(self) -> str:
         """How the cache's files of this folder, size and rule begin, whatever images the folder holds."""
-        place = hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]
-        return f"{self.folder.parent.name}-{self.folder.name}-{self.resize}-{self.size}-{place}"
+        folder = self.images.folder
+        place = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
+        return f"{folder.parent.name[:20]}-{folder.name[:20]}-{self.resize}-{self.size}-{place}"
 
     def digest(self) -> str:
-        """A digest that changes when an image file is added, removed, renamed or written to."""
-        digest = hashlib.sha256(f"{CACHE_FORMAT}|{self.skip_bad_images}\n".encode())
-        for name in self.names:
-            status = (self.folder / name).stat()
-            digest.update(f"{name}|{status.st_size}|{status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()[:16]
+        """A digest that changes when an image is added, removed, renamed or written to."""
+        made_from = f"{CACHE_FORMAT}|{self.skip_bad_images}|{self.images.fingerprint()}"
+        return hashlib.sha256(made_from.encode()).hexdigest()[:16]
 
-    def read(self, name: str) -> tuple[bytes, np.ndarray] | None:
-        """SHA-256 of an image file, and the image; None for one that cannot be decoded and may be left out."""
-        path = self.folder / name
+    def read(self, name: str) -> np.ndarray | None:
+        """An image; None for one that cannot be decoded and may be left out."""
         try:
-            image = decode(path, self.size, self.resize)
-        except ValueError:
+            return decode(self.images.folder / name, self.size, self.resize)
+        except ValueError as error:
             if self.skip_bad_images:
                 return None
-            raise
-        return hashlib.sha256(path.read_bytes()).digest(), image
-
-
-def is_image(file_name: str) -> bool:
-    """Whether a file is taken for an image, by its name: hidden files and other suffixes are ignored."""
-    return file_name.lower().endswith(IMAGE_SUFFIXES) and not file_name.startswith(".")
+            raise ValueError(f"{error}; replace it, or leave such images out with --skip-bad-images") from error
 
 
 def load_splits(
@@ -164,18 +165,22 @@ def load_splits(
     Raises FileNotFoundError for a missing folder, ValueError for one with no, one or differing classes, and for an
     image that cannot be decoded (unless `skip_bad_images`).
     """
-    folders = _split_folders(Path(root))
-    class_names = _common_class_names(folders)
+    root = Path(root).resolve()
+    listed = list_splits(root)
     splits = {
-        split: load_scenes(folder, size, resize, cache, skip_bad_images, progress) for split, folder in folders.items()
+        split: _load(_source(images, size, resize, skip_bad_images), cache, progress)
+        for split, images in listed.items()
     }
     for split, scenes in splits.items():
-        for label, class_name in enumerate(class_names):
+        for label, class_name in enumerate(scenes.class_names):
             if not np.any(scenes.labels == label):
-                raise ValueError(f"class {class_name!r} has no image in {folders[split]}; add images or remove it")
+                raise ValueError(f"class {class_name!r} has no image in {listed[split].folder}; add some or remove it")
+    _report_left_out(root, listed, splits)
     if len(splits) == 2:
         only = next(split for split in splits if split != "train")
+        listed |= {"val": listed[only], "test": listed[only]}
         splits["val"], splits["test"] = _divide(splits[only])
+    _report_copies(root, listed, splits)
     return {split: splits[split] for split in ("train", "val", "test")}
 
 
@@ -193,51 +198,112 @@ def load_scenes(
     to 256/224 of the size, bicubic, and crops the center (the second report, and torchvision's weights).
     cache: the folder of the image cache, by default data/cache of the root folder.
     """
-    folder = Path(folder).resolve()
-    if resize not in RESIZE_RULES:
-        raise ValueError(f"resize is {resize!r}; it must be one of {', '.join(RESIZE_RULES)}")
-    class_names = tuple(sorted(_class_names(folder)))
-    paths = [path for name in class_names for path in sorted((folder / name).iterdir()) if is_image(path.name)]
-    if not paths:
-        raise ValueError(f"{folder} holds no images; they must lie in {folder}/<class>/<image>")
-    names = tuple(f"{path.parent.name}/{path.name}" for path in paths)
-    source = _Source(folder, names, size, resize, skip_bad_images)
-    index, images = _cached(source, cache or root_folder() / "data" / "cache", progress)
-    labels = {name: label for label, name in enumerate(class_names)}
-    return Scenes(
-        images=images,
-        labels=np.array([labels[name.split("/")[0]] for name in index["names"]], dtype=np.int64),
-        names=tuple(index["names"]),
-        class_names=class_names,
-        fingerprint=index["fingerprint"],
-        skipped=tuple(index["skipped"]),
-    )
+    images = list_images(Path(folder).resolve())
+    return _load(_source(images, size, resize, skip_bad_images), cache, progress)
 
 
 def decode(path: Path, size: int, resize: str) -> np.ndarray:
-    """One image as bytes (channels, size, size): 1 channel if the file is grey, else 3; EXIF orientation is applied.
+    """One image as bytes (channels, size, size): 1 channel if the file is grey, else 3, as a viewer shows it.
 
-    Raises ValueError that names the file if it cannot be decoded completely.
+    EXIF orientation is applied, and what is transparent lies on white.  Raises ValueError that names the file if it
+    cannot be decoded completely, or if its range is unknown.
     """
     try:
+        if not path.is_file():
+            raise OSError("it is a folder, or a link to nothing")
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode in ("F", "I"):  # PIL would clip them to 0 and 255
-                raise ValueError("32 bits a pixel have no known range; 8 and 16 are read")
-            if image.mode.startswith("I;16"):  # PIL would clip 16 bits to 255 instead of scaling them
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = image.convert("L" if image.mode in GREY_MODES else "RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{path} cannot be decoded ({error}); replace it, or leave such images out with --skip-bad-images"
-        ) from error
+            image.load()
+            turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+            image = _in_8_bits(image)
+            image = image if turn is None else image.transpose(turn)
+            grey = image.mode in GREY_MODES
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = image.convert("L" if grey else "RGB")
+    except MemoryError as error:
+        raise MemoryError(f"{path} takes more memory to decode than there is") from error
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, TypeError, struct.error and more
+        raise ValueError(f"{path} cannot be decoded ({error})") from error
     if resize == "imagenet":
+        image = _without_far_ends(image)
         image = transforms.resize(image, round(size * 256 / 224), interpolation=InterpolationMode.BICUBIC)
         image = transforms.center_crop(image, size)
     else:
         image = transforms.resize(image, [size, size])
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """The image itself, or one of more bits a sample scaled to 8; PIL would clip it to 255."""
+    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
+        return image
+    tags = getattr(image, "tag_v2", {})  # of TIFF
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+        raise ValueError("signed samples and those of 32 bits have no known range; 8 and 16 bits are read")
+    bits = 16 if image.mode == "I" else tags.get(BITS_PER_SAMPLE, (16,))[0]
+    samples = np.asarray(image).astype(np.uint16)
+    if bits == 16 and 0 < samples.max() < 2**12:
+        raise ValueError("it holds 12 bits or fewer as if they were 16, and would be nearly black; scale it to 8 bits")
+    scaled = Image.fromarray((samples >> (bits - 8)).astype(np.uint8))
+    return ImageChops.invert(scaled) if tags.get(PHOTOMETRIC) == 0 else scaled
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """The middle of an image that is over LONGEST_SHAPE times as long as wide: the rest would be resized in vain."""
+    shorter = min(image.size)
+    margins = [max(0, (side - LONGEST_SHAPE * shorter) // 2) for side in image.size]
+    return image.crop((*margins, image.width - margins[0], image.height - margins[1])) if any(margins) else image
+
+
+def _source(images: ImageFolder, size: int, resize: str, skip_bad_images: bool) -> _Source:
+    if resize not in RESIZE_RULES:
+        raise ValueError(f"resize is {resize!r}; it must be one of {', '.join(RESIZE_RULES)}")
+    if not images.names:
+        raise ValueError(f"{images.folder} holds no images; they must lie in {images.folder}/<class>/<image>")
+    return _Source(images, size, resize, skip_bad_images)
+
+
+def _load(source: _Source, cache: Path | None, progress: bool) -> Scenes:
+    """The images of a source, decoded now or earlier."""
+    index, images = _cached(source, cache or root_folder() / "data" / "cache", progress)
+    labels = source.images.labels
+    return Scenes(
+        images=images,
+        labels=np.array([labels[name] for name in index["names"]], dtype=np.int64),
+        names=tuple(index["names"]),
+        class_names=source.images.class_names,
+        fingerprint=index["fingerprint"],
+        skipped=tuple(index["skipped"]),
+    )
+
+
+def _report_left_out(root: Path, listed: dict[str, ImageFolder], splits: dict[str, Scenes]):
+    """Say once how many files of a data set are not used, and why."""
+    counts = sum((images.left_out for images in listed.values()), Counter())
+    counts["outside the class folders"] += sum(is_image(path.name) for path in root.iterdir())
+    counts["that cannot be decoded"] = sum(len(scenes.skipped) for scenes in splits.values())
+    counts = +counts  # without those of which there are none
+    if counts:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+        say_once(f"{root}: {counts.total():,} file(s) left out: {reasons}")
+
+
+def _report_copies(root: Path, listed: dict[str, ImageFolder], splits: dict[str, Scenes]):
+    """Say once how many images of val and test are also in a split that a network learns or is chosen from."""
+    contents = {}
+    for split, scenes in splits.items():
+        digest_of = dict(zip(listed[split].names, listed[split].digests, strict=True))
+        contents[split] = [digest_of[name] for name in scenes.names]
+    found = []
+    for split, other in (("val", "train"), ("test", "train"), ("test", "val")):
+        of_other = set(contents[other])
+        count = sum(digest in of_other for digest in contents[split])
+        if count:
+            found.append(f"{count:,} image(s) of {split} are also in {other}")
+    if found:
+        say_once(f"{root}: {', '.join(found)} (the same bytes), so accuracies on them are too high")
 
 
 def _cached(source: _Source, cache: Path, progress: bool) -> tuple[dict, np.ndarray]:
@@ -273,26 +339,24 @@ def _read_cached(index_path: Path) -> tuple[dict, np.ndarray] | None:
 
 def _decode_all(source: _Source, progress: bool, path: Path) -> dict:
     """Decode a source into the .npy file `path` and return its index; memory holds CHUNK images at a time."""
-    channels = 1 if all(_is_grey(source.folder / name) for name in source.names) else 3
-    shape = (channels, source.size, source.size)
-    fingerprint, names, skipped = hashlib.sha256(), [], []
+    folder, sources = source.images.folder, source.images.names
+    shape = (1 if all(_is_grey(folder / name) for name in sources) else 3, source.size, source.size)
+    names, skipped = [], []
     with (
         path.open("wb") as file,
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=len(source.names), desc=f"decoding {source.folder.name}", disable=not progress) as bar,
+        tqdm(total=len(sources), desc=f"decoding {folder.name}", disable=not progress) as bar,
     ):
-        _write_header(file, (len(source.names), *shape))
+        _write_header(file, (len(sources), *shape))
         if hasattr(os, "posix_fallocate"):  # a disk that is too small is reported now (not on macOS and Windows)
-            os.posix_fallocate(file.fileno(), 0, file.tell() + len(source.names) * int(np.prod(shape)))
-        for start in range(0, len(source.names), CHUNK):
-            chunk = source.names[start : start + CHUNK]
-            for name, found in zip(chunk, pool.map(source.read, chunk), strict=True):
-                if found is None:
+            os.posix_fallocate(file.fileno(), 0, file.tell() + len(sources) * int(np.prod(shape)))
+        for start in range(0, len(sources), CHUNK):
+            chunk = sources[start : start + CHUNK]
+            for name, image in zip(chunk, pool.map(source.read, chunk), strict=True):
+                if image is None:
                     skipped.append(name)
                 else:
-                    digest, image = found
                     names.append(name)
-                    fingerprint.update(name.encode() + digest)
                     file.write(np.broadcast_to(image, shape).tobytes())  # grey among colored ones: three channels
                 bar.update()
         file.truncate()  # space that was reserved for skipped images
@@ -300,48 +364,11 @@ def _decode_all(source: _Source, progress: bool, path: Path) -> dict:
         _write_header(file, (len(names), *shape))  # NumPy makes it equally long for any number of images
         file.flush()
         os.fsync(file.fileno())  # or after a crash of the machine an index might name images that were never written
-    return {"fingerprint": fingerprint.hexdigest(), "names": names, "skipped": skipped}
+    return {"fingerprint": source.images.fingerprint(skipped), "names": names, "skipped": skipped}
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]):
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    if not root.is_dir():
-        raise FileNotFoundError(f"there is no data folder {root}; it must hold <split>/<class>/<image>")
-    folders = {}
-    for split, names in SPLIT_NAMES.items():
-        found = [root / name for name in names if (root / name).is_dir()]
-        if len(found) > 1:
-            raise ValueError(f"{root} holds both {found[0].name} and {found[1].name}; keep one of them")
-        if found:
-            folders[split] = found[0]
-    if "train" not in folders or len(folders) < 2:
-        raise FileNotFoundError(
-            f"{root} must hold the folders train and val (or validation, or test), each with <class>/<image>"
-        )
-    return folders
-
-
-def _class_names(folder: Path) -> set[str]:
-    """Names of the class folders below a split's folder."""
-    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-
-
-def _common_class_names(folders: dict[str, Path]) -> list[str]:
-    """The class folders, sorted; all splits must have the same ones."""
-    classes = {split: _class_names(folder) for split, folder in folders.items()}
-    for split, names in classes.items():
-        differing = sorted(names ^ classes["train"])
-        if differing:
-            has, lacks = ("train", split) if differing[0] in classes["train"] else (split, "train")
-            raise ValueError(
-                f"class {differing[0]!r} is in {folders[has]} but not in {folders[lacks]}; every split needs it"
-            )
-    if len(classes["train"]) < 2:
-        raise ValueError(f"{folders['train']} holds {len(classes['train'])} class folder(s); at least 2 are needed")
-    return sorted(classes["train"])
 
 
 def _divide(scenes: Scenes) -> tuple[Scenes, Scenes]:
@@ -359,7 +386,9 @@ def _divide(scenes: Scenes) -> tuple[Scenes, Scenes]:
 def _is_grey(path: Path) -> bool:
     """By the file's header alone; a file without a readable one is reported when it is decoded."""
     try:
-        with Image.open(path) as image:
-            return image.mode in GREY_MODES or image.mode.startswith("I;16")
-    except (OSError, Image.DecompressionBombError):
+        if path.is_file():
+            with Image.open(path) as image:
+                return image.mode in GREY_MODES or image.mode.startswith("I;16")
+    except Exception:  # as in `decode`
         return True
+    return True

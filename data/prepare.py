@@ -22,7 +22,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,8 +31,9 @@ from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
 from data.download import check_checksum, download, unpack
-from data.files import CODE, locked, root_folder, run_command, write_atomically
-from data.image_cache import RESIZE_RULES, is_image, load_splits
+from data.files import CODE, expanded, locked, root_folder, run_command, say_once, write_atomically
+from data.folders import is_image, reason_to_leave_out
+from data.image_cache import RESIZE_RULES, load_splits
 from data.splits import (
     SPLITS,
     ImageName,
@@ -135,7 +136,7 @@ class Request:
     @property
     def folder(self) -> Path:
         """The folder to write."""
-        return Path(self.to or root_folder() / "data" / self.name).absolute()
+        return expanded(self.to or root_folder() / "data" / self.name).absolute()
 
     @property
     def where(self) -> str:
@@ -185,20 +186,24 @@ def locate(data: str | Path) -> Path:
 
     The synthetic scenes are drawn on first use; they need no download.  Raises FileNotFoundError that says what to do.
     """
-    name = str(data)
+    name, folder = str(data), folder_of(data)
+    if name in DATA_SETS and Path(name).is_dir() and Path(name).resolve() != folder.resolve():
+        say_once(f"{name} is the prepared data set {folder}; to use the folder {name} that is here, write ./{name}")
     if name == "synthetic":
         return prepare(Request(name, progress=False))
+    if folder.is_dir():
+        return folder
     if name in DATA_SETS:
-        prepared = root_folder() / "data" / name
-        if not prepared.is_dir():
-            raise FileNotFoundError(
-                f"the data set {name} is not prepared: run `python -m data.prepare {name}` (it takes --source), "
-                "or name a folder of your own, or synthetic, with --data"
-            )
-        return prepared
-    if not Path(data).is_dir():
-        raise FileNotFoundError(f"there is no data folder {data}; known names are {', '.join(DATA_SETS)}")
-    return Path(data).resolve()
+        raise FileNotFoundError(
+            f"the data set {name} is not prepared: run `python -m data.prepare {name}` (it takes --source), "
+            "or name a folder of your own, or synthetic, with --data"
+        )
+    raise FileNotFoundError(f"there is no data folder {data}; known names are {', '.join(DATA_SETS)}")
+
+
+def folder_of(data: str | Path) -> Path:
+    """Where a data set lies, or would lie once it is prepared."""
+    return root_folder() / "data" / str(data) if str(data) in DATA_SETS else expanded(data).resolve()
 
 
 def verify(name: str, folder: Path) -> tuple[Set[ImageName], Set[ImageName]]:
@@ -207,9 +212,11 @@ def verify(name: str, folder: Path) -> tuple[Set[ImageName], Set[ImageName]]:
     Returns the images that are there, and those that were left out as bad.  Raises ValueError naming the first image
     that is missing, added or of another size, or saying that this is another data set or another split.
     """
-    advice = "name another folder with --to, or delete this one to prepare it anew"
     if not (folder / "split.csv").exists():
-        raise ValueError(f"{folder} is not empty and has no split.csv, so it was not prepared here: {advice}")
+        raise ValueError(
+            f"{folder} is not empty and has no split.csv, so it was not prepared here: name another folder with --to"
+        )
+    advice = "name another folder with --to, or delete this one to prepare it anew"
     try:
         sizes = {image: int(size) for image, (size,) in read_record(folder / "split.csv").items()}
         skipped = read_record(folder / "skipped.csv").keys() if (folder / "skipped.csv").exists() else set()
@@ -249,7 +256,7 @@ def _build(request: Request) -> str:
         opened = _open_source(request, scratch / "source")
         if request.name == "cifar10":
             opened = _cifar10_images(opened, scratch / "images", request.progress)
-        plan = _plan(request, opened)
+        plan, left_out = _plan(request, opened)
         skipped = _copy(plan, opened, result, request)
         images = plan.keys() - skipped.keys()
         _check_classes(request.name, images, request.where)  # once more: leaving out bad images may have emptied one
@@ -269,6 +276,8 @@ def _build(request: Request) -> str:
         shutil.rmtree(scratch, ignore_errors=True)
     request.download_path.unlink(missing_ok=True)
     lines = [_table(images)]
+    if left_out:
+        lines.append("left out: " + ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common()))
     lines += [f"left out as bad: {image} ({reason})" for image, reason in skipped.items()]
     lines += [f"the same bytes in more than one split: {', '.join(map(str, same))}" for same in duplicates]
     return "\n".join([*lines, _summary(request.name, images, skipped)])
@@ -280,8 +289,9 @@ def _holds_files(folder: Path) -> bool:
 
 def _remove_unfinished(folder: Path) -> None:
     """Remove what killed processes have left beside a prepared folder."""
-    for left in folder.parent.glob(f".{folder.name}.partial-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for left in folder.parent.iterdir() if folder.parent.is_dir() else ():
+        if left.name.startswith(f".{folder.name}.partial-"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _open_source(request: Request, opened: Path) -> Path:
@@ -295,7 +305,7 @@ def _open_source(request: Request, opened: Path) -> Path:
     if request.where.startswith(("http://", "https://")):
         _download_and_unpack(request, opened)
         return opened
-    source = Path(request.source)
+    source = expanded(request.source)
     if not source.exists():
         raise FileNotFoundError(f"there is no {source}: name a folder, a zip or tar archive, or an http(s) address")
     if source.is_dir():
@@ -368,19 +378,23 @@ def find_images(folder: str | Path, class_folders: Mapping[str, str]) -> list[tu
     nearest folder above that is named after one, or None.  Hidden files and files that are no images are ignored.
     """
     found = []
-    for parent, subfolders, file_names in os.walk(folder, followlinks=True):
-        subfolders[:] = [subfolder for subfolder in subfolders if not subfolder.startswith((".", "__MACOSX"))]
-        parts = Path(parent).relative_to(folder).parts
-        if not parts or parts[-1] not in class_folders:
-            continue
+    for parent, class_name, file_names in _walk(folder, class_folders):
+        parts = parent.relative_to(folder).parts
         split = next((SPLIT_FOLDERS[part] for part in reversed(parts) if part in SPLIT_FOLDERS), None)
-        for file_name in filter(is_image, file_names):
-            found.append((ImageName(split, class_folders[parts[-1]], file_name), Path(parent) / file_name))
+        found += [(ImageName(split, class_name, name), parent / name) for name in file_names if is_image(name)]
     return sorted(found, key=lambda image_and_path: image_and_path[1])
 
 
-def _plan(request: Request, folder: Path) -> dict[ImageName, Path]:
-    """Return {ImageName: path of its file in the source}, each with its final split."""
+def _walk(folder: str | Path, class_folders: Mapping[str, str]) -> Iterator[tuple[Path, str, list[str]]]:
+    """Every subfolder that is named after a class, with its class and the names of its files."""
+    for parent, subfolders, file_names in os.walk(folder, followlinks=True):
+        subfolders[:] = [subfolder for subfolder in subfolders if not subfolder.startswith((".", "__MACOSX"))]
+        if Path(parent) != Path(folder) and Path(parent).name in class_folders:
+            yield Path(parent), class_folders[Path(parent).name], file_names
+
+
+def _plan(request: Request, folder: Path) -> tuple[dict[ImageName, Path], Counter]:
+    """{ImageName: path of its file in the source}, each with its final split, and why how many files are left out."""
     name, where = request.name, request.where
     class_names = CLASS_NAMES.get(name) or {path.name for path in folder.glob("*/*")}
     class_folders = FOLDERS_OF_15SCENE if name == "15scene" else {class_name: class_name for class_name in class_names}
@@ -397,7 +411,8 @@ def _plan(request: Request, folder: Path) -> dict[ImageName, Path]:
             raise ValueError(f"{where} holds {image} twice: {plan[image]} and {path}")
         plan[image] = path
     _check_classes(name, plan, where)
-    return plan
+    left_out = (reason_to_leave_out(each) for *_, names in _walk(folder, class_folders) for each in names)
+    return plan, Counter(reason for reason in left_out if reason)
 
 
 def _apply_manifest(found: Iterable[tuple[ImageName, Path]], where: str) -> list[tuple[ImageName, Path]]:

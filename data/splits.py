@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -75,8 +76,12 @@ def _shuffled_classes(images: Iterable[ImageName]) -> dict[str, list[ImageName]]
     for image in images:
         classes[image.class_name].append(image)
     for members in classes.values():
-        members.sort(key=lambda image: hashlib.sha256(f"{SEED}/{image.class_name}/{image.file_name}".encode()).digest())
+        members.sort(key=_shuffled_place)
     return classes
+
+
+def _shuffled_place(image: ImageName) -> bytes:
+    return hashlib.sha256(os.fsencode(f"{SEED}/{image.class_name}/{image.file_name}")).digest()
 
 
 def _parts(number: int, counts: Mapping[str, int]) -> dict[str, int]:
@@ -91,7 +96,7 @@ def _parts(number: int, counts: Mapping[str, int]) -> dict[str, int]:
 
 def write_record(path: Path, more_columns: Sequence[str], images: Mapping[ImageName, Sequence]) -> None:
     """Write {ImageName: values of more_columns} as CSV, sorted by class, file name and split."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names are bytes on Linux
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("class", "file_name", "split", *more_columns))
         writer.writerows(sorted((image.class_name, image.file_name, image.split, *images[image]) for image in images))
@@ -100,12 +105,12 @@ def write_record(path: Path, more_columns: Sequence[str], images: Mapping[ImageN
 def read_record(path: Path) -> dict[ImageName, list[str]]:
     """Return {ImageName: values of further columns}; raises ValueError for a file that is not a complete record."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             header, *rows = csv.reader(file, strict=True)
         if header[:3] != ["class", "file_name", "split"] or any(len(row) != len(header) for row in rows):
             raise ValueError("its columns must be class, file_name, split and those that data.prepare adds")
-    except (ValueError, csv.Error) as error:  # bytes that are no text are a ValueError
-        raise ValueError(f"{path} is not a complete record ({error}): delete its folder to prepare it anew") from error
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is not a complete record ({error})") from error
     return {ImageName(split, class_name, file_name): values for class_name, file_name, split, *values in rows}
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,16 +10,20 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from data.files import digest_of_tensors, root_folder
+from data.files import digest_of_tensors, expanded, root_folder
 from data.image_cache import decode
 from helper_functions import fold_batchnorm
 from runs import load_checkpoint
 from supervised.dataloader import MEAN, STD, normalise
-from supervised.models import SceneClassifier
+from supervised.models import SceneClassifier, classifier_of
+from supervised.settings import Experiment
+from supervised.state_dicts import check_tensor, without_wrappers
 
+CHECKPOINT = ".pt"  # suffix of a run that was trained here
 RELEASED = ".safetensors"  # suffix of a released model
-SUFFIXES = (".pt", RELEASED)  # of a checkpoint first
 PROFILES = ("full", "quick")  # in the order in which they are searched
+LISTED = 8  # runs that a message names
+SETTINGS = ("head", "freeze_features", "stages", "image_size", "resize")  # that every finished run was saved with
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,24 @@ class TrainedRun:
     def read(self, paths: Sequence[Path]) -> tuple[list[np.ndarray], torch.Tensor]:
         """Read image files: pixels, uint8 (1 or 3, S, S) each, and normalised images, float32 (N, 3, S, S).
 
-        Raises FileNotFoundError for a missing file and ValueError for one that cannot be decoded; both name it.
+        Raises what `check_images` raises, and ValueError that names a file which cannot be decoded.
         """
-        for path in paths:
-            if not path.is_file():
-                raise FileNotFoundError(f"there is no image {path}")
+        check_images(paths)
         pixels = [decode(path, self.image_size, self.resize) for path in paths]
         colour = [torch.tensor(each).expand(3, -1, -1) for each in pixels]
         return pixels, normalise(torch.stack(colour), self.resize)
 
     def folded(self) -> "TrainedRun":
-        """The same run with BatchNorm folded into the convolutions: equal outputs but for rounding, a third faster."""
+        """The same run with BatchNorm folded into the convolutions: equal outputs but for rounding, a third faster.
+
+        A convolution's own output then is that of the BatchNorm behind it.
+        """
         return replace(self, model=fold_batchnorm(self.model))
+
+    def ready_to_explain(self, layers: Sequence[str]) -> "TrainedRun":
+        """The same run without horizontal flips; folded, unless the output of one of its convolutions is asked for."""
+        convolutions = any(isinstance(self.layer(name), torch.nn.Conv2d) for name in layers)
+        return (self if convolutions else self.folded()).without_flip_tta()
 
     def without_flip_tta(self) -> "TrainedRun":
         """The same run without horizontal-flip test-time augmentation.
@@ -79,26 +89,31 @@ class TrainedRun:
             ) from error
 
 
+def check_images(paths: Sequence[Path]):
+    """Raise FileNotFoundError that names the first file which is not there."""
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no image {path}")
+
+
 def load_trained(run: str | Path, models: Path | None = None) -> TrainedRun:
     """Load a finished run by its name, or by the path of its checkpoint or released file.
 
-    A name is looked up in `models` (default: models/ of the root folder): the full profile before the quick one, a
-    checkpoint before a released file.
-    Raises FileNotFoundError that lists the runs that are there, and ValueError for a file that is not one of ours.
+    A name is looked up in `models` (default: models/ of the root folder), also in the folders of a user's own data
+    sets: runs that were trained here before released ones, the full profile before the quick one.
+    Raises FileNotFoundError that lists the runs that are there, and ValueError for a name of several runs and for a
+    file that is not one of ours.
     """
     path = _find(str(run), models or root_folder() / "models")
     saved = read_released(path) if path.suffix == RELEASED else load_checkpoint(path)
-    if "class_names" not in saved:
-        raise ValueError(f"{path} is not the checkpoint of a finished run: it has no class names")
-    model = _build(path, saved)
-    settings = saved["identity"]["settings"]
+    experiment, tensors = _experiment_of(saved, path), _tensors_in(saved, path)
     return TrainedRun(
         name=path.stem,
-        model=model,
+        model=_build(experiment, len(saved["class_names"]), tensors, path),
         class_names=tuple(saved["class_names"]),
-        image_size=settings["image_size"],
-        resize=settings["resize"],
-        weights=digest_of_tensors(saved["model"]),
+        image_size=experiment.image_size,
+        resize=experiment.resize,
+        weights=digest_of_tensors(tensors),
     )
 
 
@@ -109,25 +124,48 @@ def read_released(path: Path) -> dict:
     """
     try:
         with safe_open(path, framework="pt") as opened:
-            about = json.loads((opened.metadata() or {})["about"])
+            about = dict(json.loads((opened.metadata() or {})["about"]))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a released model, or is truncated ({type(error).__name__})") from error
     model = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
     return {**about, "model": model}
 
 
 def _find(run: str, models: Path) -> Path:
-    named = [models / profile / f"{run}{suffix}" for profile in PROFILES for suffix in SUFFIXES]
-    for path in (Path(run), *named):
-        if path.suffix in SUFFIXES and path.is_file():
-            return path
-    files = [file for suffix in SUFFIXES for file in models.glob(f"*/*{suffix}")]
-    known = sorted({file.stem for file in files if not _is_unfinished(file)})
+    given = expanded(run)
+    if given.is_file() and (given.suffix or len(given.parts) > 1):  # else it may only share the name
+        return given
+    own, released = _runs_of(models, CHECKPOINT), _runs_of(models, RELEASED)
+    for files in (own, released):
+        for profile in PROFILES:
+            found = [path for path in files if path.is_relative_to(models / profile) and _names(run, path)]
+            if len(found) > 1:
+                raise ValueError(f"there are several runs {run}; give the path of one: {_listed(map(str, found))}")
+            if found:
+                return found[0]
+    known = _listed(dict.fromkeys(path.stem for path in own + released)) or "none"
     raise FileNotFoundError(
-        f"there is no trained run {run}; there are {', '.join(known) or 'none'}, and the path of a checkpoint works "
-        "too; python -m evaluation.publish places released models, python train.py trains experiments"
+        f"there is no trained run {run}; there are {known}, and the path of a checkpoint works too; "
+        "python -m evaluation.publish places released models, python train.py trains experiments"
     )
+
+
+def _runs_of(models: Path, suffix: str) -> list[Path]:
+    """The files of finished runs: models/<profile>/<run>, and of other data models/<profile>/<data>/<run>."""
+    files = sorted((*models.glob(f"*/*{suffix}"), *models.glob(f"*/*/*{suffix}")))
+    return [file for file in files if not _is_unfinished(file)]
+
+
+def _names(run: str, path: Path) -> bool:
+    """Whether that is the file's name, or that of its data set and its own: <run>, or <data>/<run>."""
+    return run in (path.stem, f"{path.parent.name}/{path.stem}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = [f"{len(names) - LISTED} more"] if len(names) > LISTED else []
+    return ", ".join(names[:LISTED] + more)
 
 
 def _is_unfinished(path: Path) -> bool:
@@ -135,22 +173,38 @@ def _is_unfinished(path: Path) -> bool:
     return path.stem.endswith((".state", ".last")) or ".epoch" in path.stem
 
 
-def _build(path: Path, saved: Mapping) -> SceneClassifier:
-    """The network of a file, in eval mode; ValueError if the file does not hold one, or holds NaN or infinity."""
+def _experiment_of(saved: Mapping, path: Path) -> Experiment:
+    """What a finished run was trained as, as far as its network depends on it; ValueError names the file."""
+    if "class_names" not in saved or not isinstance(saved.get("model"), Mapping):
+        raise ValueError(f"{path} is not the checkpoint of a finished run: it has no class names, or no weights")
     try:
         settings = saved["identity"]["settings"]
-        model = SceneClassifier(
-            len(saved["class_names"]),
-            settings["head"],
-            settings["freeze_features"],
-            settings["stages"],
-            settings.get("network", "efficientnet_b0"),  # checkpoints of older code have no network
-            settings.get("flip_tta", False),  # nor flip_tta
+        optional = {name: settings[name] for name in ("network", "flip_tta") if name in settings}  # older code had none
+        return Experiment(path.stem, "", **{name: settings[name] for name in SETTINGS}, **optional)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} was saved with settings that make no network here ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _build(experiment: Experiment, num_classes: int, tensors: Mapping, path: Path) -> SceneClassifier:
+    """The network of a file, in eval mode; ValueError names the file if its tensors are not those of the network."""
+    model = classifier_of(experiment, num_classes)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+    if differing:
+        raise ValueError(
+            f"{path} does not hold the network that its settings describe: {len(differing)} tensors differ, "
+            f"such as {differing[0]}"
         )
-        model.load_state_dict(saved["model"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold a network of ours ({error})") from error
-    for name, tensor in saved["model"].items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} in {path} holds values that are not finite")
+    model.load_state_dict(tensors)
     return model.eval()
+
+
+def _tensors_in(saved: Mapping, path: Path) -> dict[str, torch.Tensor]:
+    """The weights of a file in float32; ValueError names the file and a tensor that is none, or is not finite."""
+    tensors = without_wrappers(saved["model"], path)
+    for name, tensor in tensors.items():
+        check_tensor(name, tensor, path)
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}

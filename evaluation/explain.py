@@ -51,7 +51,7 @@ from evaluation.model_inversion import (
     score_by_another,
     strongest_filters,
 )
-from evaluation.probes import stage_features
+from evaluation.probes import features_of
 from evaluation.scorecam import score_cam
 from runs import PROFILES, collect, configure, files_of, find, run_command
 from self_supervised.dataloader import build_loaders
@@ -100,9 +100,13 @@ class Effort:
     measured_images: int = 200  # test images for faithfulness
     inversion_steps: int = 128  # at most
     tried_settings: int = len(TRIED)  # the first ones
+    randomised_seeds: int = 5
 
 
-EFFORT = {"full": Effort(), "quick": Effort(measured_images=2, inversion_steps=20, tried_settings=1)}
+EFFORT = {
+    "full": Effort(),
+    "quick": Effort(measured_images=2, inversion_steps=20, tried_settings=1, randomised_seeds=2),
+}
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def _measure_model(subject: Subject, shown: Sequence[int], effort: Effort):
     """Whether the heat maps of a model can be believed."""
     run, dataset = subject.run.without_flip_tta(), subject.loader.dataset
     first = shown[:RANDOMISED_IMAGES]
-    randomise(run, _images(dataset, first), dataset.scenes.labels[first], subject.folder)
+    randomise(run, _images(dataset, first), dataset.scenes.labels[first], subject.folder, effort.randomised_seeds)
     with np.load(subject.folder / "test.npz") as saved:
         predictions = saved["probabilities"].argmax(axis=1)
     sample = np.random.default_rng(0).permutation(len(predictions))[: effort.measured_images]
@@ -204,18 +208,6 @@ def open_folder(folder: Path, weights: str) -> Path:
         shutil.rmtree(folder)
     write_atomically(stamp, lambda temporary: temporary.write_text(json.dumps({"weights": weights}) + "\n"))
     return folder
-
-
-def features_of(model: nn.Module, loader, weights: str, cache: Path) -> tuple[list[np.ndarray], np.ndarray]:
-    """As `probes.stage_features`; read from the .npz file `cache` if that holds those of weights with this digest."""
-    if cache.exists():
-        with np.load(cache) as saved:
-            if str(saved["weights"]) == weights:
-                return [saved[f"stage_{number}"] for number in range(len(model.features))], saved["labels"]
-    features, labels = stage_features(model, loader)
-    stages = {f"stage_{number}": each for number, each in enumerate(features)}
-    write_atomically(cache, lambda path: np.savez(path, weights=weights, labels=labels, **stages))
-    return features, labels
 
 
 @torch.inference_mode()
@@ -310,19 +302,26 @@ def measure_maps(
         _write_table(pd.concat(parts, ignore_index=True), path)
 
 
-def randomise(run: TrainedRun, images: torch.Tensor, targets: Sequence[int], folder: Path):
-    """Write randomisation.csv: `faithfulness.cascading_randomisation` at RANDOMISED_LAYER, per part and image."""
-    path = folder / "randomisation.csv"
-    if path.exists():
-        return
-    parts = [run.layer(name) for name in RANDOMISED]
-    correlations = faithfulness.cascading_randomisation(run.model, images, run.layer(RANDOMISED_LAYER), targets, parts)
-    lines = [
-        (part, number, correlation)
-        for part, of_images in zip(RANDOMISED, correlations, strict=True)
-        for number, correlation in enumerate(of_images)
-    ]
-    _write_table(pd.DataFrame(lines, columns=["part", "image", "correlation"]), path)
+def randomise(run: TrainedRun, images: torch.Tensor, targets: Sequence[int], folder: Path, seeds: int):
+    """Write randomisation.csv: `faithfulness.cascading_randomisation` at RANDOMISED_LAYER, per seed, part and image.
+
+    The file is written after every seed, so an interrupted call continues.  A file of older code, which had one seed
+    and left BatchNorm1d without statistics, is replaced.
+    """
+    path, parts = folder / "randomisation.csv", [run.layer(name) for name in RANDOMISED]
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    tables = [table] if "seed" in table else []
+    for seed in range(tables[0]["seed"].nunique() if tables else 0, seeds):
+        correlations = faithfulness.cascading_randomisation(
+            run.model, images, run.layer(RANDOMISED_LAYER), targets, parts, seed
+        )
+        lines = [
+            (seed, part, number, correlation)
+            for part, of_images in zip(RANDOMISED, correlations, strict=True)
+            for number, correlation in enumerate(of_images)
+        ]
+        tables.append(pd.DataFrame(lines, columns=["seed", "part", "image", "correlation"]))
+        _write_table(pd.concat(tables, ignore_index=True), path)
 
 
 def invert_once(run: TrainedRun, objective, targets: Mapping[str, int], folder: Path, settings: InversionSettings):
@@ -394,7 +393,9 @@ def draw_last_maps(explained: Explained, path: Path):
 
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.explain", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.explain", description="Compute what evaluation.ipynb shows of the compared models"
+    )
     parser.add_argument("--profile", choices=PROFILES, default="full")
     parser.add_argument("--data", help="the name of a prepared data set, or a folder <split>/<class>/<image>")
     parser.add_argument("--weights", help="initial weights of the runs: imagenet, random, or the file of a state dict")

@@ -45,7 +45,7 @@ class Explained:
     maps: dict[str, dict[str, torch.Tensor]]  # by layer: heat maps (images, S, S) in 0..1, of the first of `shown`
     map_table: pd.DataFrame  # see `describe_maps`
     faithfulness: pd.DataFrame  # of the first model, as `faithfulness.measure_faithfulness` returns it
-    randomisation: pd.DataFrame  # of the first model: part, image, correlation
+    randomisation: pd.DataFrame  # of the first model: seed, part, image, correlation
     inversions: dict[tuple[str, str], Inversion]  # by model and kind, see INVERTED
     inversion_settings: pd.DataFrame  # see `explain.compare_settings`
     recognition: pd.DataFrame  # see `explain.recognition_of_classes`
@@ -151,13 +151,15 @@ def compare_models(maps: Mapping[str, Mapping[str, torch.Tensor]]) -> pd.DataFra
 def faithfulness_table(measured: pd.DataFrame) -> pd.DataFrame:
     """The mean of each measure of `measure_faithfulness` with its 95 % interval, "from" and "to": one line each.
 
-    Columns: measure, baseline, map, mean, from, to, images.
+    Columns: measure, baseline, map, mean, from, to, images, left_out (images whose map is not finite).
     """
     lines = []
     for (baseline, name), group in measured.groupby(["baseline", "map"], sort=False):
         for measure in LOWER_IS_BETTER:
-            lines.append((measure, baseline, name, *mean_and_interval(group[measure].tolist()), len(group)))
-    return pd.DataFrame(lines, columns=["measure", "baseline", "map", "mean", "from", "to", "images"])
+            values = group[measure].dropna().tolist()
+            mean = mean_and_interval(values) if values else [np.nan] * 3
+            lines.append((measure, baseline, name, *mean, len(values), len(group) - len(values)))
+    return pd.DataFrame(lines, columns=["measure", "baseline", "map", "mean", "from", "to", "images", "left_out"])
 
 
 def faithfulness_text(measured: pd.DataFrame) -> pd.DataFrame:
@@ -180,10 +182,17 @@ def faithfulness_verdicts(measured: pd.DataFrame) -> tuple[pd.DataFrame, pd.Data
 
 
 def randomisation_table(correlations: pd.DataFrame) -> pd.DataFrame:
-    """Mean, lowest and highest rank correlation over the images, by the part down to which weights are randomized."""
+    """Rank correlation, averaged over the images, by the part down to which weights are randomized.
+
+    Columns: mean, from and to (its 95 % interval over the seeds), seeds.  Tables of older code have one seed, and no
+    column of that name.
+    """
     if not len(correlations):
         return correlations
-    return correlations.groupby("part", sort=False)["correlation"].agg(["mean", "min", "max"])
+    by_seed = correlations.assign(seed=correlations.get("seed", 0)).groupby(["part", "seed"], sort=False)
+    means = by_seed["correlation"].mean().groupby(level="part", sort=False)
+    lines = {part: (*mean_and_interval(of_part.tolist()), len(of_part)) for part, of_part in means}
+    return pd.DataFrame.from_dict(lines, orient="index", columns=["mean", "from", "to", "seeds"]).rename_axis("part")
 
 
 def recognition_table(recognition: pd.DataFrame) -> pd.DataFrame:

@@ -19,8 +19,17 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from evaluation.hooks import eval_mode
-from evaluation.scorecam import check_targets, one_target_each, scale_to_unit, score_cam
+from evaluation.scorecam import (
+    as_images,
+    check_batch_size,
+    check_targets,
+    one_target_each,
+    probabilities_of,
+    scale_to_unit,
+    score_cam,
+)
 from evaluation.statistics import mean_difference
+from helper_functions import as_input_of, logits_of
 from supervised.models import estimate_batchnorm
 
 LOWER_IS_BETTER = {"drop": True, "increase": False, "deletion": True, "insertion": False}
@@ -55,7 +64,7 @@ def blurred_baseline(images: torch.Tensor, sigma: float = 5.0) -> torch.Tensor:
 
     Petsiuk et al. (2018) use 5 pixels at 224 x 224, with a kernel of 11 x 11.
     """
-    return torch.from_numpy(ndimage.gaussian_filter(images.cpu().numpy(), (0, 0, sigma, sigma))).to(images)
+    return torch.from_numpy(ndimage.gaussian_filter(images.float().cpu().numpy(), (0, 0, sigma, sigma))).to(images)
 
 
 def random_maps(images: torch.Tensor, grid: int = 7, seed: int = 0) -> torch.Tensor:
@@ -71,7 +80,7 @@ def random_maps(images: torch.Tensor, grid: int = 7, seed: int = 0) -> torch.Ten
 
 def edge_maps(images: torch.Tensor) -> torch.Tensor:
     """Control maps (N, H, W): the magnitude of the gray image's Sobel gradient; zeros for an image of one color."""
-    grey = images.mean(dim=1).cpu().numpy()
+    grey = images.float().mean(dim=1).cpu().numpy()
     # One image at a time: scipy smooths along every axis except the one it differentiates, so across images too.
     magnitudes = [np.hypot(ndimage.sobel(each, axis=0), ndimage.sobel(each, axis=1)) for each in grey]
     return scale_to_unit(torch.from_numpy(np.stack(magnitudes)))
@@ -90,6 +99,8 @@ def masked_images(images: torch.Tensor, maps: torch.Tensor, baselines: torch.Ten
 @torch.inference_mode()
 def confidences(model: nn.Module, images: torch.Tensor, target_classes, batch_size: int = 64) -> torch.Tensor:
     """The model's probability (N,), float64 on the CPU, of each image's target class, a label number."""
+    images = as_images(images)
+    check_batch_size(batch_size)
     targets = one_target_each(images, target_classes)
     with eval_mode(model):
         return torch.cat(
@@ -109,11 +120,11 @@ def drop_in_confidence(original: torch.Tensor, masked: torch.Tensor) -> torch.Te
 
 
 def increase_in_confidence(original: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-    """1 where the confidence in the masked image is higher than that in the original image, else 0; shape (N,).
+    """1 where the confidence in the masked image is higher than that in the original image, else 0, or NaN; shape (N,).
 
     Its mean is the increase in confidence of Chattopadhay et al. (2018), there in percent.  High is good.
     """
-    return (masked > original).double()
+    return (masked > original).double().masked_fill(masked.isnan(), torch.nan)
 
 
 def deletion(
@@ -129,6 +140,7 @@ def deletion(
 
     A small area is good.  Petsiuk et al. (2018) replace 224 pixels per step.  Equal map values are replaced row by row.
     The last step may be shorter, and the area accounts for it.  `batch_size` images run at once, from any steps.
+    A map with a value that is not finite orders nothing: its confidences are NaN.
     Raises ValueError if the sizes differ or a step is below 1 pixel.
     """
     _check_sizes(images, maps, baselines)
@@ -164,7 +176,7 @@ def measure_faithfulness(
     """Measure every map with every baseline: one row per baseline, map and image.
 
     Columns: baseline and map (their names), image (its number), drop (a fraction), increase (0 or 1), deletion and
-    insertion (areas).
+    insertion (areas).  All four are NaN for a map with a value that is not finite.
     """
     original = confidences(model, images, target_classes, batch_size)
     settings = {"pixels_per_step": pixels_per_step, "batch_size": batch_size}
@@ -189,9 +201,9 @@ def compare_maps(measured: pd.DataFrame, name: str) -> pd.DataFrame:
     """Compare one map with each other map of `measure_faithfulness`: one row per baseline, other map and measure.
 
     Columns: baseline, map (the named one), compared_with, measure, advantage, low, high, p, verdict (of the named map),
-    images_better and images_worse (their numbers).  The advantage is the mean over the images of the difference between
-    the maps, positive where the named map is better.  low, high, p and verdict are those of `mean_difference`; all rows
-    are one family of comparisons.
+    images_better, images_worse and images_left_out (their numbers).  The advantage is the mean over the images of the
+    difference between the maps, positive where the named map is better.  low, high, p and verdict are those of
+    `mean_difference`; all rows are one family of comparisons.  Images for which either map is not finite are left out.
     """
     baselines = measured["baseline"].unique()
     others = [each for each in measured["map"].unique() if each != name]
@@ -200,7 +212,7 @@ def compare_maps(measured: pd.DataFrame, name: str) -> pd.DataFrame:
     rows = []
     for baseline, other, measure in comparisons:
         differences = values[measure, baseline, name] - values[measure, baseline, other]
-        advantages = -differences if LOWER_IS_BETTER[measure] else differences
+        advantages = (-differences if LOWER_IS_BETTER[measure] else differences).dropna()
         found = mean_difference(advantages, len(comparisons))
         rows.append(
             {
@@ -215,6 +227,7 @@ def compare_maps(measured: pd.DataFrame, name: str) -> pd.DataFrame:
                 "verdict": found.verdict,
                 "images_better": int((advantages > 0).sum()),
                 "images_worse": int((advantages < 0).sum()),
+                "images_left_out": len(differences) - len(advantages),
             }
         )
     return pd.DataFrame(rows)
@@ -233,10 +246,12 @@ def cascading_randomisation(
 
     In a copy of the model, `parts` (its modules, from the output down) are initialized again one after another; each
     stays randomized.  Returns Spearman's rank correlation, -1 to 1, of each image's map with that of the original
-    model, shape (parts, N); NaN where a map is constant.  This is the cascade of Adebayo et al. (2018).
-    BatchNorm statistics within randomized parts are estimated from `images`.  Otherwise activations of a random network
-    vanish or explode from layer to layer, and the map would show only that.
-    Raises ValueError for a part that is not in the model or has parameters that cannot be initialized again.
+    model, shape (parts, N); NaN where a map is constant.  This is the cascade of Adebayo et al. (2018).  The result
+    depends much on the seed; report several.
+    Every BatchNorm within randomized parts takes its statistics from all `images` together.  Otherwise activations of a
+    random network vanish or explode from layer to layer, and the map would show only that.
+    Raises ValueError for a part that is not in the model or has parameters that cannot be initialized again, and for a
+    single image where a part has a BatchNorm1d.
     """
     randomised = copy.deepcopy(model)
     copies = dict(zip(model.modules(), randomised.modules(), strict=True))
@@ -246,14 +261,20 @@ def cascading_randomisation(
     original = score_cam(model, images, layer, target_classes, batch_size=batch_size).maps
     correlations = np.full((len(parts), len(images)), np.nan)
     norms = []
-    for step, part in enumerate(parts):
-        _initialise(copies[part], seed + step)
-        norms += [module for module in copies[part].modules() if isinstance(module, nn.BatchNorm2d)]
-        estimate_batchnorm(randomised, images.split(batch_size), norms)
-        maps = score_cam(randomised, images, copies[layer], target_classes, batch_size=batch_size).maps
-        for number, (before, after) in enumerate(zip(original.flatten(1), maps.flatten(1), strict=True)):
-            if before.min() < before.max() and after.min() < after.max():
-                correlations[step, number] = spearmanr(before, after).statistic
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for step, part in enumerate(parts):
+            _initialise(copies[part])
+            norms += [
+                module
+                for module in copies[part].modules()
+                if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.track_running_stats
+            ]
+            estimate_batchnorm(randomised, [as_input_of(randomised, images)], norms)
+            maps = score_cam(randomised, images, copies[layer], target_classes, batch_size=batch_size).maps
+            for number, (before, after) in enumerate(zip(original.flatten(1), maps.flatten(1), strict=True)):
+                if before.min() < before.max() and after.min() < after.max():
+                    correlations[step, number] = spearmanr(before, after).statistic
     return correlations
 
 
@@ -267,10 +288,10 @@ def _check_sizes(images, maps, baselines):
 
 
 def _target_probabilities(model, images, targets) -> torch.Tensor:
-    logits = model(images.contiguous(memory_format=torch.channels_last))
+    logits = logits_of(model, images)
     check_targets(targets, logits.shape[1])
     # A drop is divided by the probability: in float64 it is above 0 even for a very unlikely class.
-    return logits.double().softmax(dim=1).gather(1, targets[:, None]).squeeze(1).cpu()
+    return probabilities_of(logits.double()).gather(1, targets[:, None]).squeeze(1).cpu()
 
 
 @torch.inference_mode()
@@ -278,6 +299,7 @@ def _replacement_curves(model, before, after, maps, target_classes, pixels_per_s
     """Confidences while pixels of `before` are replaced by those of `after`, in order of decreasing map value."""
     if pixels_per_step < 1:
         raise ValueError(f"pixels_per_step is {pixels_per_step}; it must be at least 1")
+    check_batch_size(batch_size)
     images, height, width = maps.shape
     targets = one_target_each(before, target_classes)
     order = maps.to(before.device).flatten(1).argsort(dim=1, descending=True, stable=True)
@@ -290,15 +312,14 @@ def _replacement_curves(model, before, after, maps, target_classes, pixels_per_s
             replaced = ranks[numbers] < counts[steps, None, None, None]
             mixed = torch.where(replaced, after[numbers], before[numbers])
             curves[numbers, steps] = _target_probabilities(model, mixed, targets[numbers])
+    curves[~maps.isfinite().all(dim=(1, 2)).cpu()] = torch.nan
     return ConfidenceCurves(counts.double().cpu() / (height * width), curves)
 
 
-def _initialise(part: nn.Module, seed: int):
-    """New random values for every parameter of the part; the global random state is restored."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for module in part.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-            elif list(module.parameters(recurse=False)):
-                raise ValueError(f"{type(module).__name__} has parameters of its own but no reset_parameters()")
+def _initialise(part: nn.Module):
+    """New random values for every parameter of the part."""
+    for module in part.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        elif list(module.parameters(recurse=False)):
+            raise ValueError(f"{type(module).__name__} has parameters of its own but no reset_parameters()")

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from helper_functions import as_input_of
+
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
@@ -30,7 +32,7 @@ def outputs_of(model: nn.Module, modules: Sequence[nn.Module], see: Callable[[nn
     may work in place.  The hooks are removed at the end of the block, whatever happens.
     Raises ValueError for a module that is not part of the model, and at the end of the block for one that did not run.
     """
-    missing = [module for module in modules if module not in set(model.modules())]
+    missing = [module for module in modules if not any(module is each for each in model.modules())]
     if missing:
         raise ValueError(f"the layer ({_type(missing[0])}) is not a module of the model ({_type(model)})")
     silent = set(modules)
@@ -49,20 +51,34 @@ def outputs_of(model: nn.Module, modules: Sequence[nn.Module], see: Callable[[nn
         raise ValueError(f"the layer ({_type(silent.pop())}) did not run when the model was given the images")
 
 
-def maps_and_logits(model: nn.Module, images: torch.Tensor, layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def maps_and_logits(model: nn.Module, images: torch.Tensor, layer: nn.Module) -> tuple[torch.Tensor, object]:
     """One forward pass: the maps (N, channels, height, width) of a layer of the model, and the model's outputs.
 
-    Where the layer runs more than once, its last output counts.  Gradients flow through the maps.
+    Maps (N, height, width, channels), as a Swin Transformer has them, are recognized by the proportions of the images;
+    where both orders fit, channels come first.  Where the layer runs more than once, its last output counts.  Gradients
+    flow through the maps.
     Raises ValueError for a layer that is not part of the model, does not run, or gives no maps.
     """
     outputs = []
     with outputs_of(model, [layer], lambda _, output: outputs.append(_copy(output))):
-        logits = model(images)
+        of_model = model(as_input_of(model, images))
     maps = outputs[-1]
-    if not isinstance(maps, torch.Tensor) or maps.ndim != 4:
-        found = tuple(maps.shape) if isinstance(maps, torch.Tensor) else _type(maps)
-        raise ValueError(f"the layer ({_type(layer)}) must give maps (N, channels, height, width), not {found}")
-    return maps, logits
+    if isinstance(maps, torch.Tensor) and maps.ndim == 4 and len(maps) == len(images):
+        if _is_grid(maps.shape[2:], images):
+            return maps, of_model
+        if _is_grid(maps.shape[1:3], images):
+            return maps.permute(0, 3, 1, 2), of_model
+    found = tuple(maps.shape) if isinstance(maps, torch.Tensor) else _type(maps)
+    raise ValueError(
+        f"the layer ({_type(layer)}) must give maps (N, channels, height, width) in the proportions of the images, "
+        f"not {found}"
+    )
+
+
+def _is_grid(shape: Sequence[int], images: torch.Tensor) -> bool:
+    """Whether height and width have the proportions of the images, to within one position of the grid."""
+    (rows, columns), (height, width) = shape, images.shape[2:]
+    return abs(rows * width - columns * height) < max(height, width)
 
 
 def _copy(output):

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 from torchvision.utils import save_image
 
+from data.files import expanded
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.model_inversion import InversionSettings, Objective, filter_mean, invert
 from hyperparameter_search import SAMPLERS, SPACES, Search, format_parameters, open_study, read_table, work
@@ -173,7 +174,9 @@ def main(arguments=None) -> int:
     parser.add_argument("--trials", type=int, default=len(SPACES["inversion"].cells), help="in all, by all workers")
     parser.add_argument("--steps", type=int, default=InversionSettings.steps, help="of each inversion")
     parser.add_argument("--seed", type=int, default=0, help="of the sampler and of the first image")
-    parser.add_argument("--output", type=Path, default=Path("inversion_search"), help="folder of everything written")
+    parser.add_argument(
+        "--output", type=expanded, default=Path("inversion_search"), help="folder of everything written"
+    )
     options = parser.parse_args(arguments)
     return run_command(lambda: _search(options))
 

@@ -176,7 +176,7 @@ def _predict_others(masks, channels, scores, measured) -> tuple[torch.Tensor, to
 
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
-    parser = build_parser("python -m evaluation.mask_clusters", __doc__)
+    parser = build_parser("python -m evaluation.mask_clusters", "Approximate Score-CAM of images, as a sheet")
     parser.add_argument("--clusters", type=int, default=64, help="half of the passes per image (default: 64)")
     options = parser.parse_args(arguments)
     return run_command(lambda: _make_sheet(options))

@@ -28,10 +28,12 @@ from torchvision.transforms.v2 import functional
 from torchvision.utils import save_image
 from tqdm.auto import trange
 
+from data.files import expanded
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.hooks import eval_mode, maps_and_logits
-from evaluation.scorecam import check_targets, one_target_each
+from evaluation.scorecam import check_targets, label_numbers, one_target_each, probabilities_of
+from helper_functions import logits_of
 from runs import run_command
 
 COLOURS = ("grey", "colour")
@@ -187,7 +189,7 @@ def regularise(pixels: torch.Tensor, gradient: torch.Tensor, settings: Inversion
 
 def class_logit(model: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     """Objective: the logit (N,) of each image's class.  Raises ValueError for a class the model does not have."""
-    logits = model(images)
+    logits = logits_of(model, images)
     check_targets(classes, logits.shape[1])
     return logits.gather(1, classes[:, None])[:, 0]
 
@@ -218,6 +220,8 @@ def strongest_filters(convolution: nn.Conv2d, count: int = 5) -> list[int]:
     return convolution.weight.detach().sum(dim=(1, 2, 3)).topk(count).indices.tolist()
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def invert(
     model: nn.Module,
     objective: Objective,
@@ -232,15 +236,22 @@ def invert(
 
     `targets` are class or filter numbers, as the objective expects.  Start k has the same initial noise for every
     target.  `mean` and `std` of red, green and blue normalize images in 0..1 as the model expects.  The model is in
-    eval mode meanwhile; it does not change, and its parameters get no gradients.
-    Raises ValueError for no targets or starts, an objective that does not give one value per image, and whatever the
-    objective raises; FloatingPointError if a value is not finite.
+    eval mode meanwhile; it does not change, and its parameters get no gradients.  Within `torch.no_grad` and
+    `torch.inference_mode` it works as outside.
+    Raises ValueError for no targets or starts, another number of colors, a model that was built in inference mode, an
+    objective that does not give one value per image, and whatever the objective raises; FloatingPointError if a value
+    is not finite.
     """
     if len(targets) < 1 or starts < 1:
         raise ValueError(f"there are {len(targets)} targets and {starts} starts; there must be at least 1 of each")
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f"mean and std have {len(mean)} and {len(std)} values; red, green and blue need one each")
+    weight = next(model.parameters())
+    if weight.is_inference():
+        raise ValueError("the model was built within torch.inference_mode, which rules out gradients; build it outside")
     encode, decode = _PARAMETRISATIONS[settings.parameters]
-    device = next(model.parameters()).device
-    targets = torch.tensor(targets, device=device).repeat_interleave(starts)
+    device = weight.device
+    targets = label_numbers(targets).to(device).repeat_interleave(starts)
     pixels = starting_pixels(settings, starts).repeat(len(targets) // starts, 1, 1, 1).to(device)
     parameters = encode(pixels).requires_grad_()
     optimizer = torch.optim.Adam([parameters], settings.learning_rate)  # elementwise, so images stay independent
@@ -281,7 +292,7 @@ def score_by_another(
     images = images.to(next(model.parameters()).device)
     targets = one_target_each(images, targets)
     with eval_mode(model):
-        probabilities = model(_normalise(images, mean, std)).softmax(dim=1)
+        probabilities = probabilities_of(logits_of(model, _normalise(images, mean, std)))
     check_targets(targets, probabilities.shape[1])
     return probabilities.gather(1, targets[:, None])[:, 0].cpu()
 
@@ -353,14 +364,19 @@ def save_inversion(inversion: Inversion, names: Sequence[str], folder: Path, fac
 
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.model_inversion", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.model_inversion",
+        description="Images that maximize the logit of a class, or a filter",
+    )
     parser.add_argument("--model", required=True, metavar="RUN", help="name of a trained run, or path of its file")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--classes", nargs="+", metavar="CLASS", help="classes whose logits are maximized")
     what.add_argument("--filters", nargs="+", metavar="NUMBER", help="filters of features.8, or top5: the strongest")
     parser.add_argument("--starts", type=int, default=1, help="images per class or filter, each from other noise")
     parser.add_argument("--evaluator", metavar="RUN", help="evaluator network: reports the probability of the class")
-    parser.add_argument("--output", type=Path, default=Path("inversion"), help="folder of images, curves and tables")
+    parser.add_argument(
+        "--output", type=expanded, default=Path("inversion"), help="folder of images, curves and tables"
+    )
     for name, default in _options().items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     options = parser.parse_args(arguments)

@@ -264,7 +264,10 @@ class Study:
 
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.nature", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.nature",
+        description="Compute what supervised/nature_report.ipynb shows of trained networks",
+    )
     parser.add_argument("--profile", choices=PROFILES, default="full")
     parser.add_argument("--data", help="the name of a prepared data set, or a folder <split>/<class>/<image>")
     parser.add_argument("--weights", help="initial weights of EfficientNet-B0: imagenet, or the file of a state dict")

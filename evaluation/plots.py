@@ -3,6 +3,8 @@
 `plot_...` draws on the axes it is given (default: the current ones) and returns them.  `draw_...` returns a new figure.
 """
 
+import os
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -11,12 +13,22 @@ from matplotlib.ticker import NullFormatter
 ACCURACY_TICKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 0.99)
 
 
+def readable(name) -> str:
+    """A name that can be printed: bytes of a file's name that are not UTF-8 become question marks."""
+    return os.fsencode(str(name)).decode("utf-8", errors="replace")
+
+
+def plain(name) -> str:
+    """A name that is drawn letter by letter: matplotlib takes what is between two dollar signs for mathematics."""
+    return readable(name).replace("$", r"\$")
+
+
 def plot_curves(curves: dict[str, list[float]], ylabel: str, ax=None):
     """One line per name, against the epoch, which counts from 1."""
     ax = ax or plt.gca()
     for name, values in curves.items():
         marker = "o" if len(values) == 1 else None  # a line of one point is not visible
-        ax.plot(range(1, len(values) + 1), values, marker=marker, label=name)
+        ax.plot(range(1, len(values) + 1), values, marker=marker, label=plain(name))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("epoch")
     ax.set_ylabel(ylabel)
@@ -50,7 +62,7 @@ def plot_accuracies(table, ax=None):
     low, high = ax.get_xlim()
     ax.set_xticks(*[[each for each in ACCURACY_TICKS if low <= each <= high]] * 2, rotation=45)
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_yticks(places, table.index)
+    ax.set_yticks(places, map(plain, table.index))
     ax.set_xlabel("accuracy (logit axis)")
     ax.grid(alpha=0.3)
     ax.set_ylim(-0.6, len(table) - 0.4)
@@ -135,8 +147,8 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names, ax=None):
     for row, column in np.argwhere(matrix > 0):
         color = "white" if fractions[row, column] > 0.5 else "black"
         ax.text(column, row, matrix[row, column], ha="center", va="center", color=color, fontsize=6)
-    ax.set_xticks(range(len(class_names)), class_names, rotation=90, fontsize=7)
-    ax.set_yticks(range(len(class_names)), class_names, fontsize=7)
+    ax.set_xticks(range(len(class_names)), map(plain, class_names), rotation=90, fontsize=7)
+    ax.set_yticks(range(len(class_names)), map(plain, class_names), fontsize=7)
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
     return ax
@@ -151,7 +163,7 @@ def plot_images(images, titles, columns: int, axes=None):
         ax.axis("off")
     for ax, image, title in zip(np.ravel(axes), images, titles, strict=False):
         ax.imshow(np.asarray(image).transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
-        ax.set_title(title, fontsize=8)
+        ax.set_title(plain(title), fontsize=8)
     return axes
 
 
@@ -177,7 +189,7 @@ def draw_heat_map_sheet(images, titles, maps: dict, images_across: bool = False)
     axes = axes.T if images_across else axes
     plot_images(images, titles, columns=1, axes=axes[:, 0])
     for column, (name, of_images) in zip(axes[:, 1:].T, maps.items(), strict=True):
-        column[0].set_title(name, fontsize=8, loc="left" if images_across else "center")
+        column[0].set_title(plain(name), fontsize=8, loc="left" if images_across else "center")
         for ax, image, heat_map in zip(column, images, of_images, strict=True):
             plot_heat_map(image, heat_map, ax)
     return figure
@@ -189,7 +201,7 @@ def plot_embedding(places, labels, class_names, ax=None):
     colors = plt.get_cmap("tab20")
     for label, name in enumerate(class_names):
         of_class = places[np.asarray(labels) == label]
-        ax.scatter(of_class[:, 0], of_class[:, 1], s=4, color=colors(label % 20), label=name)
+        ax.scatter(of_class[:, 0], of_class[:, 1], s=4, color=colors(label % 20), label=plain(name))
     ax.set_xticks([])
     ax.set_yticks([])
     ax.legend(fontsize=6, markerscale=2)
@@ -221,10 +233,66 @@ def plot_label_fractions(tables: dict, ax=None):
     return ax
 
 
+def draw_few_labels(accuracies, differences):
+    """Accuracy against labeled images per class, and the paired differences from the control, by readout.
+
+    The tables are those of `few_labels.accuracies` and `few_labels.paired_differences`.  Lines of one color are of one
+    features; the oracle, which chooses with more labels, is left out.
+    """
+    readouts = [each for each in accuracies["readout"].unique() if each != "oracle"]
+    figure, axes = plt.subplots(2, len(readouts), figsize=(5 * len(readouts), 7), squeeze=False, sharey="row")
+    colors = {name: f"C{number}" for number, name in enumerate(accuracies["features"].unique())}
+    for column, readout in zip(axes.T, readouts, strict=True):
+        column[0].set_title(readout)
+        of_readout = accuracies[accuracies["readout"] == readout]
+        plot_label_fractions(dict(list(of_readout.groupby("features", sort=False))), column[0])
+        for features, lines in differences[differences["readout"] == readout].groupby("features", sort=False):
+            low, high = lines["difference"] - lines["low"], lines["high"] - lines["difference"]
+            style = {"fmt": "o-", "markersize": 4, "capsize": 3, "color": colors[features], "label": features}
+            column[1].errorbar(lines["images_per_class"], lines["difference"], (low, high), **style)
+        column[1].axhline(0, color="black", linewidth=0.8)
+        column[1].set_xscale("log")
+        column[1].set_xticks(sorted(set(of_readout["images_per_class"])), sorted(set(of_readout["images_per_class"])))
+        column[1].minorticks_off()
+        column[1].set_xlabel("labeled images per class")
+        column[1].grid(alpha=0.3)
+    axes[1, 0].set_ylabel("difference from the control, 95 % interval")
+    return figure
+
+
+def draw_pretext_features(tables: dict):
+    """One panel per measure of `pretext_epochs.features_by_epoch`, one line per pretext."""
+    titles = {
+        "rank_me": "dimensions used (RankMe)",
+        "cka": "similarity to the initial features (CKA)",
+        "neighbour_purity": "share of 20 nearest images of the same class",
+    }
+    figure, axes = plt.subplots(1, len(titles), figsize=(13, 3.5))
+    for ax, (measure, title) in zip(axes, titles.items(), strict=True):
+        for name, table in tables.items():
+            ax.plot(table["epoch"], table[measure], marker="o", markersize=4, label=plain(name))
+        ax.set_title(title)
+        ax.set_xlabel("epoch of the pretext")
+        ax.grid(alpha=0.3)
+    axes[0].legend()
+    return figure
+
+
+def draw_views(views, count: int = 6):
+    """Pairs of random views, one column per image; views (N, V, 3, S, S) are network inputs of any scale."""
+    views = np.asarray(views)[:count]
+    figure, axes = plt.subplots(views.shape[1], len(views), figsize=(1.6 * len(views), 1.6 * views.shape[1]))
+    for column, of_image in zip(axes.T, views, strict=True):
+        for ax, view in zip(column, of_image, strict=True):
+            ax.imshow(view.mean(axis=0), cmap="gray", vmin=views.min(), vmax=views.max())
+            ax.axis("off")
+    return figure
+
+
 def _plot_accuracies_with_bands(tables, column, ax):
     ax = ax or plt.gca()
     for name, table in tables.items():
-        (line,) = ax.plot(table[column], table["test_accuracy"], marker="o", markersize=4, label=name)
+        (line,) = ax.plot(table[column], table["test_accuracy"], marker="o", markersize=4, label=plain(name))
         ax.fill_between(table[column], table["from"], table["to"], color=line.get_color(), alpha=0.2, linewidth=0)
     ax.set_ylabel("test accuracy, 95 % interval")
     ax.grid(alpha=0.3)
@@ -254,7 +322,7 @@ def plot_spectra(spectra: dict, ax=None):
     ax = ax or plt.gca()
     for name, eigenvalues in spectra.items():
         above_zero = np.asarray(eigenvalues)[np.asarray(eigenvalues) > 0]
-        ax.plot(range(1, len(above_zero) + 1), above_zero, label=name)
+        ax.plot(range(1, len(above_zero) + 1), above_zero, label=plain(name))
     ax.set_yscale("log")
     ax.set_xlabel("place")
     ax.set_ylabel("eigenvalue of the covariance")
@@ -284,7 +352,7 @@ def draw_histories(results: dict, columns: int = 3, quantity: str = "accuracy"):
     for ax, (name, result) in zip(axes, results.items(), strict=True):
         plot_history(result["history"], quantity, ax)
         ax.axvline(result["epoch"], color="grey", linestyle=":")
-        ax.set_title(name, fontsize=9)
+        ax.set_title(plain(name), fontsize=9)
     return figure
 
 
@@ -298,7 +366,7 @@ def draw_curve_groups(groups: dict, results: dict, columns: int = 3, quantity: s
             ax.legend(fontsize=7)
         else:
             ax.text(0.5, 0.5, "not run yet", ha="center", transform=ax.transAxes)
-        ax.set_title(title, fontsize=9)
+        ax.set_title(plain(title), fontsize=9)
     return figure
 
 
@@ -307,7 +375,7 @@ def draw_confusion_matrices(matrices: dict, columns: int = 3, size: float = 4.1)
     figure, axes = panels(len(matrices), columns, (size, size))
     for ax, (title, (matrix, class_names)) in zip(axes, matrices.items(), strict=True):
         plot_confusion_matrix(matrix, class_names, ax)
-        ax.set_title(title, fontsize=9)
+        ax.set_title(plain(title), fontsize=9)
     return figure
 
 
@@ -340,7 +408,7 @@ def draw_pretext_epochs(table, losses: dict, control: float | None = None):
     for name, group in table.groupby("pretext", sort=False):
         plot_curves({name: losses[name]}, "pretext val loss", axes[0])
         reach = [group["test"] - group["low"], group["high"] - group["test"]]
-        axes[1].errorbar(group["epochs"], group["test"], yerr=reach, marker="o", capsize=3, label=name)
+        axes[1].errorbar(group["epochs"], group["test"], yerr=reach, marker="o", capsize=3, label=plain(name))
     axes[0].set_yscale("log")
     if control is not None:
         axes[1].axhline(control, color="grey", linestyle=":", label="no pretext")
@@ -380,7 +448,9 @@ def draw_image_lines(lines: dict):
     )
     for line, (name, (images, titles)) in zip(axes, lines.items(), strict=False):
         plot_images(images, titles, columns, axes=line)
-        line[0].text(-0.08, 0.5, name, rotation=90, ha="right", va="center", fontsize=8, transform=line[0].transAxes)
+        line[0].text(
+            -0.08, 0.5, plain(name), rotation=90, ha="right", va="center", fontsize=8, transform=line[0].transAxes
+        )
     return figure
 
 
@@ -390,7 +460,7 @@ def draw_embeddings(places: dict, labels, class_names, columns: int = 2):
     for ax, (title, of_images) in zip(axes, places.items(), strict=True):
         plot_embedding(of_images, labels, class_names, ax)
         ax.get_legend().remove()
-        ax.set_title(title, fontsize=10)
+        ax.set_title(plain(title), fontsize=10)
     if places:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, markerscale=3)
     return figure
@@ -401,7 +471,7 @@ def draw_columns_by_stage(tables: dict, columns):
     figure, axes = panels(len(columns), len(columns), (6, 3.5))
     for ax, column in zip(axes, columns, strict=True):
         for name, table in tables.items():
-            ax.plot(table["stage"], table[column], marker="o", label=name)
+            ax.plot(table["stage"], table[column], marker="o", label=plain(name))
         ax.set_xlabel("stage of the network")
         ax.set_ylabel(column)
         ax.grid(alpha=0.3)
@@ -415,20 +485,20 @@ def draw_inversion_losses(losses: dict, columns: int = 2):
     for ax, (title, table) in zip(axes, losses.items(), strict=True):
         plot_curves(dict(table.items()), "loss", ax)
         ax.set_xlabel("step")
-        ax.set_title(title, fontsize=9)
+        ax.set_title(plain(title), fontsize=9)
         ax.legend(fontsize=6)
     return figure
 
 
 def plot_randomisation(table, ax=None):
-    """Mean and range of `explained.randomisation_table`, against the part down to which weights are randomized."""
+    """Mean and interval of `explained.randomisation_table`, against the part down to which weights are randomized."""
     ax = ax or plt.gca()
     if len(table):
-        reach = [table["mean"] - table["min"], table["max"] - table["mean"]]
+        reach = [table["mean"] - table["from"], table["to"] - table["mean"]]
         ax.errorbar(table.index, table["mean"], yerr=reach, marker="o", capsize=3)
     ax.axhline(0, color="grey", linestyle=":")
     ax.set_xlabel("randomized down to")
-    ax.set_ylabel("rank correlation with the\noriginal map (mean, range)")
+    ax.set_ylabel("rank correlation with the original\nmap, 95 % interval over seeds")
     return ax
 
 
@@ -462,9 +532,9 @@ def plot_differences(table, marks: dict | None = None, ax=None):
     ax.errorbar(table["difference"], places, xerr=reach, fmt="D", capsize=4, label="difference and its interval")
     ax.axvline(0, color="black", linewidth=0.8)
     for label, difference in (marks or {}).items():
-        ax.axvline(difference, color="C1", linestyle=":", label=label)
+        ax.axvline(difference, color="C1", linestyle=":", label=plain(label))
     names = [f"{one}\nminus {other}" for one, other in table[["experiment", "compared_with"]].values]
-    ax.set_yticks(places, names, fontsize=8)
+    ax.set_yticks(places, map(plain, names), fontsize=8)
     ax.set_ylim(-0.6, len(table) - 0.4)
     ax.set_xlabel("difference of the test accuracies")
     ax.grid(alpha=0.3)

@@ -18,14 +18,18 @@ from matplotlib import pyplot as plt
 from torch import nn
 from tqdm import tqdm
 
+from data.files import expanded
 from evaluation import plots
-from evaluation.checkpoints import load_trained
+from evaluation.checkpoints import check_images, load_trained
 from evaluation.hooks import eval_mode
-from evaluation.scorecam import score_cam
+from evaluation.plots import readable
+from evaluation.scorecam import probabilities_of, score_cam
+from helper_functions import logits_of
 from runs import run_command
 
 TOP = 5  # classes shown
 BATCH = 64  # images
+LONGEST_STEM = 240  # bytes
 
 
 @torch.inference_mode()
@@ -37,7 +41,7 @@ def class_probabilities(model: nn.Module, images: torch.Tensor | Iterable) -> np
     """
     batches = images.split(BATCH) if isinstance(images, torch.Tensor) else (batch for batch, _ in images)
     with eval_mode(model):
-        return torch.cat([model(batch).softmax(dim=1).cpu() for batch in batches]).numpy()
+        return torch.cat([probabilities_of(logits_of(model, batch)).cpu() for batch in batches]).numpy()
 
 
 def draw_prediction(pixels: np.ndarray, heat_map, probabilities: np.ndarray, class_names, title: str):
@@ -47,9 +51,9 @@ def draw_prediction(pixels: np.ndarray, heat_map, probabilities: np.ndarray, cla
     )
     plots.plot_images([pixels], [title], columns=1, axes=[plain])
     plots.plot_heat_map(pixels, heat_map, explained)
-    explained.set_title(f"Score-CAM for {class_names[probabilities.argmax()]}", fontsize=8)
+    explained.set_title(plots.plain(f"Score-CAM for {class_names[probabilities.argmax()]}"), fontsize=8)
     top = probabilities.argsort()[::-1][:TOP]
-    bars.barh([class_names[label] for label in top][::-1], probabilities[top][::-1])
+    bars.barh([plots.plain(class_names[label]) for label in top][::-1], probabilities[top][::-1])
     bars.set_xlim(0, 1)
     bars.set_xlabel("probability")
     return figure
@@ -57,11 +61,13 @@ def draw_prediction(pixels: np.ndarray, heat_map, probabilities: np.ndarray, cla
 
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.predict", description=__doc__.split("\n")[0])
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.predict", description="Print and draw the most probable classes of images"
+    )
+    parser.add_argument("images", nargs="+", type=expanded, metavar="IMAGE")
     parser.add_argument("--model", required=True, metavar="RUN", help="name of a trained run, or path of its file")
     parser.add_argument("--layer", default="8", help="of the heat map: a stage, 0 to 8, or the name of a module")
-    parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder of the figures")
+    parser.add_argument("--output", type=expanded, default=Path("predictions"), help="folder of the figures")
     options = parser.parse_args(arguments)
     matplotlib.use("Agg")
     return run_command(lambda: _predict(options))
@@ -69,21 +75,28 @@ def main(arguments=None) -> int:
 
 def _predict(options):
     run = load_trained(options.model)
-    explained = run.folded().without_flip_tta()
-    layer = explained.layer(options.layer)
-    pixels, images = run.read(options.images)
-    probabilities = class_probabilities(run.model, images)
-    options.output.mkdir(parents=True, exist_ok=True)
-    for number, path in enumerate(tqdm(options.images, desc="Score-CAM", unit="image")):
-        top = probabilities[number].argsort()[::-1][:TOP]
-        listed = ", ".join(f"{run.class_names[label]} {probabilities[number][label]:.3f}" for label in top)
-        tqdm.write(f"{path}: {listed}")
-        found = score_cam(explained.model, images[number : number + 1], layer, [top[0]])
-        figure = draw_prediction(pixels[number], found.maps[0], probabilities[number], run.class_names, path.name)
-        target = options.output / f"{number + 1:03d}_{path.stem}.png"
+    explained = run.ready_to_explain([options.layer])
+    check_images(options.images)
+    if options.output.is_file():
+        raise ValueError(f"{options.output} is a file; --output takes a folder")
+    for number, path in enumerate(tqdm(options.images, desc="Score-CAM", unit="image"), start=1):
+        (pixels,), image = run.read([path])  # one at a time, so that memory does not grow with their number
+        (probabilities,) = class_probabilities(run.model, image)
+        top = probabilities.argsort()[::-1][:TOP]
+        listed = ", ".join(f"{run.class_names[label]} {probabilities[label]:.3f}" for label in top)
+        tqdm.write(f"{readable(path)}: {listed}")
+        found = score_cam(explained.model, image, explained.layer(options.layer), [top[0]])
+        figure = draw_prediction(pixels, found.maps[0], probabilities, run.class_names, readable(path.name))
+        options.output.mkdir(parents=True, exist_ok=True)
+        target = options.output / f"{number:03d}_{_shortened(readable(path.stem))}.png"
         figure.savefig(target, dpi=120)
         plt.close(figure)
         tqdm.write(f"  {target}")
+
+
+def _shortened(name: str) -> str:
+    """The beginning of a name that leaves room for more in the 255 bytes of a file's name."""
+    return name.encode()[:LONGEST_STEM].decode(errors="ignore")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ every choice is made on val, and test is read once.  Labels are arrays (N,) of c
 """
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,29 +22,22 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib import pyplot as plt
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 from tqdm.auto import tqdm
 
-from data.files import write_atomically
+from data.files import digest_of_tensors, root_folder, write_atomically
 from data.prepare import locate
 from evaluation import plots, representation
 from evaluation.hooks import eval_mode
 from evaluation.results import PRETEXTS_BY_EPOCH, pretext_epochs_table
 from evaluation.statistics import accuracy_interval, mean_and_interval
+from helper_functions import fold_batchnorm
 from runs import PROFILES, build_model, collect, configure, files_of, find, load_weights, prerequisites, run_command
 from self_supervised.dataloader import build_loaders
-from self_supervised.settings import CLASSIFIER_EXPERIMENTS
+from self_supervised.probes import NEIGHBORS, Splits, check_splits, linear_probe, nearest_neighbors
+from self_supervised.settings import CLASSIFIER_EXPERIMENTS, ProbeExperiment
 from supervised.settings import Experiment
 
-# See `Probe.C`.  Late stages, which have many channels, do best at 0.001 to 0.01, the first ones at 100.
-STRENGTHS = tuple(10.0**power for power in range(-4, 3))
-NEIGHBORS = (20, 200)  # k; Wu et al. 2018 use 200, DINO (Caron et al. 2021) found 20 to be best
-TEMPERATURE = 0.07  # of the neighbors' votes (Wu et al. 2018)
 IMAGES_PER_CLASS = (1, 5, 10, 25, 50, 100)
 
 # What the reports probe: name in figures, experiment that the features come from.
@@ -60,6 +54,7 @@ SCENES = {
         for pretext in ("rotation", "perturbation")
         for of_name, suffix in (("", ""), ("_own_batchnorm", ", its own BatchNorm"))
     },
+    "BYOL": "byol_classifier",
 }
 SCENES_IN_QUICK = ("ImageNet", "random", "rotation, epoch 10")
 SCENES_BY_LABELS = ("ImageNet", "random", "rotation, epoch 10", "perturbation, epoch 10")
@@ -78,18 +73,7 @@ CIFAR10_IMAGES_PER_CLASS = {"quick": (1, 2, 4), "full": (5, 25, 100, 400)}
 CIFAR10_PERPLEXITY = {"quick": 5.0, "full": 30.0}
 CIFAR10_NEIGHBORS = {"quick": 5, "full": 20}
 
-Splits = dict[str, tuple[np.ndarray, np.ndarray]]  # split: features (N, D), labels (N,)
 StagesOfSplits = dict[str, tuple[list[np.ndarray], np.ndarray]]  # split: what `stage_features` returns
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a small classifier on frozen features achieves on val and test; predictions are labels (N,)."""
-
-    val_accuracy: float
-    test_accuracy: float
-    test_predictions: np.ndarray
-    C: float | None = None  # scikit-learn's name: one over the strength of a linear probe's L2 penalty
 
 
 @dataclass(frozen=True)
@@ -137,43 +121,35 @@ def stage_features(model: nn.Module, loader, device: str = "cpu") -> tuple[list[
     return [torch.cat(means).numpy() for means in pooled], torch.cat(all_labels).numpy()
 
 
-def linear_probe(splits: Splits) -> Probe:
-    """Logistic regression on standardized features (Alain and Bengio 2016), with C chosen from STRENGTHS on val.
+def features_of(model: nn.Module, loader, weights: str, cache: Path) -> tuple[list[np.ndarray], np.ndarray]:
+    """As `stage_features`; read from the .npz file `cache` if that holds those of weights with this digest."""
+    if cache.exists():
+        with np.load(cache) as saved:
+            if str(saved["weights"]) == weights:
+                return [saved[f"stage_{number}"] for number in range(len(model.features))], saved["labels"]
+    features, labels = stage_features(model, loader)
+    stages = {f"stage_{number}": each for number, each in enumerate(features)}
+    write_atomically(cache, lambda path: np.savez(path, weights=weights, labels=labels, **stages))
+    return features, labels
 
-    Mean and standard deviation are those of the training images.  Of equally good C the smallest is taken.
-    Raises ValueError for features that cannot be probed.
+
+def features_of_probe(experiment: ProbeExperiment, profile: str = "full") -> tuple[Splits, str]:
+    """What an experiment's probe reads, pooled features (N, D) and labels (N,) by split, and a digest of the weights.
+
+    They are computed once and cached in data/cache, for every later use.
+    Raises FileNotFoundError if the pretext has no weights here.
     """
-    _check(splits)
-    chosen, val_accuracy = None, -1.0
-    count, width = splits["train"][0].shape
-    # Fewer images than features span few directions, and the solution lies in these: there it is found sooner.
-    rotation = [PCA(svd_solver="full")] if count < width else []
-    for strength in STRENGTHS:
-        # scikit-learn's default tolerance of 1e-4 stops lbfgs early under a weak penalty, so strengths would not be
-        # compared at their optimum.  In float64, because in float32 its line search can fail on rounding.
-        classifier = LogisticRegression(C=strength, tol=1e-5, max_iter=10_000)
-        probe = make_pipeline(StandardScaler(), *rotation, classifier)
-        probe.fit(splits["train"][0].astype(np.float64), splits["train"][1])
-        accuracy = probe.score(*splits["val"])
-        if accuracy > val_accuracy:
-            chosen, val_accuracy = probe, accuracy
-    return _read_test(chosen, splits, val_accuracy, C=chosen[-1].C)
-
-
-def nearest_neighbors(splits: Splits, neighbors: int) -> Probe:
-    """A vote of the training images with the highest cosine similarity, weighted by exp(similarity / TEMPERATURE).
-
-    As in Wu et al. 2018 and DINO (Caron et al. 2021).  Nothing is learned or chosen.
-    Raises ValueError for features that cannot be probed, or fewer training images than neighbors.
-    """
-    _check(splits)
-    if len(splits["train"][1]) < neighbors:
-        raise ValueError(
-            f"{neighbors} neighbors need at least as many training images; there are {len(splits['train'][1])}"
-        )
-    probe = KNeighborsClassifier(neighbors, metric="cosine", algorithm="brute", weights=_vote)
-    probe.fit(*splits["train"])
-    return _read_test(probe, splits, probe.score(*splits["val"]))
+    loaders = build_loaders(experiment, progress=False)
+    torch.manual_seed(experiment.seed)  # of random features
+    model, _ = build_model(experiment, loaders, profile)
+    digest = digest_of_tensors(model.features.state_dict())
+    splits = {}
+    for split, loader in (("train", loaders.train_in_order), ("val", loaders.val), ("test", loaders.test)):
+        made_from = f"{digest}, {loaders.data['fingerprint'][split]}, {experiment.resize} {experiment.image_size}"
+        name = f"features-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.npz"
+        stages, labels = features_of(fold_batchnorm(model), loader, made_from, root_folder() / "data/cache" / name)
+        splits[split] = np.concatenate([stages[stage] for stage in experiment.stages], axis=1), labels
+    return splits, digest
 
 
 def probe_stages(features_by_split: StagesOfSplits) -> pd.DataFrame:
@@ -189,7 +165,7 @@ def probe_stages(features_by_split: StagesOfSplits) -> pd.DataFrame:
         raise ValueError(f"every split must have the same stages; their numbers are {counts}")
     stages = [_at_stage(features_by_split, stage) for stage in range(counts["train"])]
     for stage, splits in enumerate(stages):
-        _check(splits, f"the features of stage {stage}")  # before minutes are spent on earlier stages
+        check_splits(splits, f"the features of stage {stage}")  # before minutes are spent on earlier stages
     lines = []
     for stage, splits in enumerate(stages):
         probes = {"linear": linear_probe(splits)}
@@ -226,7 +202,7 @@ def label_fractions(splits: Splits, images_per_class: Sequence[int] = IMAGES_PER
     C is chosen on all of val even then, so a probe with few labels uses more labels than these few.
     Raises ValueError for features that cannot be probed.
     """
-    _check(splits)
+    check_splits(splits)
     features, labels = splits["train"]
     _, counts = np.unique(labels, return_counts=True)
     lines = []
@@ -347,7 +323,7 @@ def write_pretext_epochs(experiments: Mapping[str, Experiment], profile: str, pa
 def pretexts_tried(
     by_stage: Mapping[str, pd.DataFrame], probed: Mapping[str, Experiment], profile: str
 ) -> pd.DataFrame:
-    """How gentle a pretext was and what its features achieve: one line per probed features, all accuracies on val.
+    """How gentle a pretext with labels was and what its features achieve: one line per features, accuracies on val.
 
     `by_stage` and `probed` are by the name of the features.  Columns: features; learning rate, epochs and accuracy of
     the pretext; whose BatchNorm statistics the features use; the linear probes of stages 5 to 8, one by one and of all
@@ -356,6 +332,8 @@ def pretexts_tried(
     lines = []
     for label, table in by_stage.items():
         experiment = probed[label]
+        if isinstance(experiment, ProbeExperiment):
+            continue
         learning_rate = epoch = accuracy = None
         for pretext, epoch in prerequisites(experiment, profile):
             learning_rate = pretext.train.learning_rate
@@ -379,7 +357,10 @@ def pretexts_tried(
 
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.probes", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.probes",
+        description="Small classifiers on frozen features: by stage of the network, and by number of labels",
+    )
     parser.add_argument("report", nargs="?", choices=("scenes", "cifar10"), default="scenes", help="default: scenes")
     parser.add_argument("--profile", choices=PROFILES, default="full")
     parser.add_argument("--data", help="the name of a prepared data set, or a folder <split>/<class>/<image>")
@@ -486,29 +467,6 @@ def _features_of_splits(model: nn.Module, loaders) -> StagesOfSplits:
 
 def _at_stage(features_by_split: StagesOfSplits, stage: int) -> Splits:
     return {split: (stages[stage], labels) for split, (stages, labels) in features_by_split.items()}
-
-
-def _vote(distances: np.ndarray) -> np.ndarray:
-    return np.exp((1 - distances) / TEMPERATURE)  # the similarity is one minus the cosine distance
-
-
-def _read_test(probe, splits: Splits, val_accuracy: float, C: float | None = None) -> Probe:  # noqa: N803
-    features, labels = splits["test"]
-    predictions = probe.predict(features)
-    return Probe(float(val_accuracy), float((predictions == labels).mean()), predictions, C)
-
-
-def _check(splits: Splits, name: str = "the features"):
-    """Raise ValueError, which names the split, for features that cannot be probed."""
-    for split, (features, labels) in splits.items():
-        if len(features) != len(labels):
-            raise ValueError(f"{name} of {split} belong to {len(features)} images, but there are {len(labels)} labels")
-        if len(labels) == 0:
-            raise ValueError(f"{name} of {split} are empty; there must be at least one image")
-        if not np.isfinite(features).all():
-            raise ValueError(f"{name} of {split} hold values that are not finite")
-    if len(np.unique(splits["train"][1])) < 2:
-        raise ValueError(f"all training images are of class {splits['train'][1][0]}; a probe needs two classes")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from evaluation.statistics import accuracy_interval
 from helper_functions import predict
 from runs import configure, files_of, find, load_checkpoint, run_command
 from self_supervised.dataloader import build_loaders
+from supervised.dataloader import MEAN, STD
+from supervised.models import STAGE_WIDTHS
 
 FOLDER = CODE / "published"
 DIGESTS = "sha256.json"
@@ -42,7 +44,7 @@ Written by `python -m evaluation.publish --cards` from the result file and the r
 | | |
 |---|---|
 | network | {network}, head `{head}` on stages {stages} |
-| input | {image_size}x{image_size} pixels, resize rule `{resize}`{flip_tta} |
+| input | {image_size}x{image_size} pixels, resize rule `{resize}`: {resize_rule}{flip_tta} |
 | output | logits of {classes} scenes: {class_names} |
 | data | {data}: {train:,} training images, {val:,} validation images to choose the epoch, {test:,} test images |
 | initial weights | {initial_weights} |
@@ -50,8 +52,8 @@ Written by `python -m evaluation.publish --cards` from the result file and the r
 | test accuracy | {accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) |
 | from this file | {measured:.4f}: half precision changes the predicted class of {changed} of {test:,} test images |
 | worst classes | {worst_classes} |
-| file | {megabytes:.1f} MB, SHA-256 `{digest}` |
-
+| file | {megabytes:.1f} MB, half precision but for BatchNorm, SHA-256 `{digest}` |
+{use}
 ## Limits
 
 The model knows {classes} scenes of one data set, in gray photographs of about 256 pixels, and gives any other image one
@@ -59,6 +61,46 @@ of these labels too.  It confuses similar scenes: open country and coast, bedroo
 `evaluation/evaluation.ipynb` examines its calibration.  15-Scene is for research use; the photographs are not in this
 repository.  The weights are under the MIT license, as the code is.
 """
+RESIZE_RULES = {
+    "imagenet": "shorter side to 256/224 of that, bicubic, and the center of it",
+    "squash": "to the square, whatever the shape of the image",
+}
+USE = """
+## Use without this repository
+
+```python
+import json
+import torch
+from PIL import Image, ImageOps
+from safetensors import safe_open
+from torch import nn
+from torchvision.models import efficientnet_b0
+from torchvision.transforms import v2
+
+file = safe_open("{name}.safetensors", "pt")
+features, head = efficientnet_b0().features, {head}
+model = nn.ModuleDict({{"features": features, "classifier": head}}).eval()
+model.load_state_dict({{name: file.get_tensor(name) for name in file.keys()}})  # half precision becomes float32
+prepare = v2.Compose(
+    [{resize}, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+)
+image = prepare(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB"))
+maps, pooled = v2.functional.normalize(image, {mean}, {std})[None], []{flip}
+for stage in features:
+    maps = stage(maps)
+    pooled.append(maps.mean(dim=(2, 3)))
+logits = head(torch.cat([pooled[number] for number in {stages}], dim=1).mean(dim=0, keepdim=True))
+print(json.loads(file.metadata()["about"])["class_names"][logits.argmax()])
+```
+"""
+USED_HEADS = {  # as torch writes them: num_features, num_classes
+    "shallow": "nn.Sequential(nn.Dropout(0.2), nn.Linear({}, {}))",
+    "batchnorm_linear": "nn.Sequential(nn.BatchNorm1d({0}, affine=False), nn.Linear({0}, {1}))",
+    "deep": (
+        "nn.Sequential(\n    nn.Dropout(0.2), nn.Linear({}, 640), nn.ReLU(), nn.Dropout(0.2), nn.Linear(640, 320), "
+        "nn.ReLU(),\n    nn.Dropout(0.2), nn.Linear(320, {}),\n)"
+    ),
+}
 
 
 def halve(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -138,7 +180,9 @@ def card(result: Mapping, about: Mapping, size: int, digest: str) -> str:
         **{key: settings[key] for key in ("network", "head", "stages", "image_size", "resize", "seed")},
         **{key: result[key] for key in ("name", "epoch", "precision", "device")},
         **{split: data["images"][split] for split in ("train", "val", "test")},
-        flip_tta=", horizontal-flip test-time augmentation" if settings["flip_tta"] else "",
+        flip_tta="; horizontal-flip test-time augmentation" if settings["flip_tta"] else "",
+        resize_rule=RESIZE_RULES[settings["resize"]],
+        use=how_to_use(result["name"], settings, len(about["class_names"])),
         classes=len(about["class_names"]),
         class_names=", ".join(about["class_names"]),
         data=data["name"],
@@ -154,6 +198,29 @@ def card(result: Mapping, about: Mapping, size: int, digest: str) -> str:
         worst_classes=", ".join(f"{name} {accuracy:.3f}" for name, accuracy in worst),
         megabytes=size / 1e6,
         digest=digest,
+    )
+
+
+def how_to_use(name: str, settings: Mapping, num_classes: int) -> str:
+    """The section of a card that loads the file with torchvision alone, or "" for a network it has no stages of."""
+    if settings["network"] != "efficientnet_b0":
+        return ""
+    size, stages = settings["image_size"], sorted(settings["stages"])
+    resize = {
+        "imagenet": f"v2.Resize({round(size * 256 / 224)}, v2.InterpolationMode.BICUBIC), v2.CenterCrop({size})",
+        "squash": f"v2.Resize(({size}, {size}))",
+    }
+    num_features = sum(STAGE_WIDTHS["efficientnet_b0"][stage] for stage in stages)
+    return USE.format(
+        name=name,
+        head=USED_HEADS[settings["head"]].format(num_features, num_classes),
+        resize=resize[settings["resize"]],
+        mean=list(MEAN[settings["resize"]]),
+        std=list(STD[settings["resize"]]),
+        flip="\nmaps = torch.cat([maps, maps.flip(-1)])  # both views: their features are averaged"
+        if settings["flip_tta"]
+        else "",
+        stages=stages,
     )
 
 
@@ -187,7 +254,10 @@ def place(names: Sequence[str], source: str | Path, models: Path, folder: Path =
 
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.publish", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.publish",
+        description="Make released models, write their cards, and put them where the commands find them",
+    )
     parser.add_argument("names", nargs="*", metavar="RUN", help="default: all released models")
     parser.add_argument("--source", default=FOLDER, metavar="FOLDER|URL", help="default: published/")
     parser.add_argument("--make", action="store_true", help="release runs that were trained here")

@@ -10,10 +10,11 @@ import pandas as pd
 import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
-from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from evaluation.hooks import eval_mode, outputs_of
+from helper_functions import as_input_of
+from self_supervised.probes import nearest_images
 
 PCA_COMPONENTS = 50  # before t-SNE, as in van der Maaten and Hinton 2008
 
@@ -39,45 +40,62 @@ def neighbour_purity(features: np.ndarray, labels: np.ndarray, neighbours: int =
     Chance is 1 / number of classes where these have equal size.
     Raises ValueError if there are not more images than neighbors.
     """
-    if len(features) <= neighbours:
-        raise ValueError(f"{neighbours} neighbors need more than {neighbours} images, not {len(features)}")
-    search = NearestNeighbors(n_neighbors=neighbours, metric="cosine", algorithm="brute").fit(features)
-    nearest = search.kneighbors(return_distance=False)  # without an argument, no image is its own neighbor
+    nearest = nearest_images(features, neighbours)
     return float((np.asarray(labels)[nearest] == np.asarray(labels)[:, None]).mean())
 
 
 def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
-    """Similarity, 0..1, of two models' features: linear centered kernel alignment (Kornblith et al. 2019).
+    """Similarity of two models' features: debiased linear centered kernel alignment (Kornblith et al. 2019).
 
-    `one` (N, D) and `other` (N, E) are of the same images in the same order.  Rotation and scaling do not change it.
-    It is biased upward for few images: compare values at the same N, well above D.
-    Raises ValueError if the numbers of images differ, or if one side is the same for all images.
+    `one` (N, D) and `other` (N, E) are of the same images in the same order.  1: equal but for rotation and scale.  0:
+    unrelated; estimates are spread around it, so some are below.  Each of the three alignments is estimated without
+    bias (Song et al. 2012).  The plain estimator reads 0.38 for unrelated noise at N = 2,091 and D = E = 1,280.
+    NaN where the images are too few to tell the features of one side from noise.
+    Raises ValueError if the numbers of images differ or are below 4, or if one side is the same for all images.
     """
-    if len(one) != len(other):
-        raise ValueError(f"CKA compares the same images; there are {len(one)} and {len(other)}")
-    one, other = (each.astype(np.float64) - each.mean(axis=0, dtype=np.float64) for each in (one, other))
-    sizes = np.linalg.norm(one.T @ one) * np.linalg.norm(other.T @ other)
-    if sizes == 0:
+    if len(one) != len(other) or len(one) < 4:
+        raise ValueError(f"CKA compares the same images, at least 4; there are {len(one)} and {len(other)}")
+    if any((each == each[0]).all() for each in (one, other)):
         raise ValueError("one side has the same features for all images; CKA is not defined")
-    return float(np.linalg.norm(other.T @ one) ** 2 / sizes)
+    one, other = (each.astype(np.float64) - each.mean(axis=0, dtype=np.float64) for each in (one, other))
+    one, other = (each / np.linalg.norm(each) for each in (one, other))
+    lengths = _alignment(one, one), _alignment(other, other)
+    if min(lengths) <= 1e-9:  # an alignment is at most 1
+        return float("nan")
+    return float(_alignment(one, other) / np.sqrt(lengths[0] * lengths[1]))
+
+
+def _alignment(one: np.ndarray, other: np.ndarray) -> float:
+    """The alignment of centered features (N, D) and (N, E), without bias, up to a factor that depends on N alone."""
+    images = len(one)
+    plain = np.linalg.norm(other.T @ one) ** 2
+    lengths, of_other = (np.square(each).sum(axis=1) for each in (one, other))  # of each image with itself
+    all_lengths = lengths.sum() * of_other.sum()
+    return plain - images / (images - 2) * (lengths @ of_other) + all_lengths / ((images - 1) * (images - 2))
 
 
 def cka_table(features: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Linear CKA of every pair of the named features (of models, or of stages), as a symmetric table."""
+    """`linear_cka` of every pair of the named features (of models, or of stages), as a symmetric table.
+
+    The name of its index says which estimator it is.
+    """
     names = list(features)
     values = np.eye(len(names))
     for row in range(len(names)):
         for column in range(row):
             values[row, column] = values[column, row] = linear_cka(features[names[row]], features[names[column]])
-    return pd.DataFrame(values, index=names, columns=names)
+    return pd.DataFrame(values, index=pd.Index(names, name="debiased linear CKA"), columns=names)
 
 
 def rank_me(features: np.ndarray) -> float:
     """RankMe (Garrido et al. 2023): the effective number of dimensions of features (N, D), 1 to min(N, D).
 
     It is the exponential of the entropy of the singular values, normalized to sum 1; as there, without centering.
+    Features that are all zero fill no dimension: 0.
     """
     singular_values = np.linalg.svd(features.astype(np.float64), compute_uv=False)
+    if not singular_values.any():
+        return 0.0
     probabilities = singular_values / singular_values.sum()
     probabilities = probabilities[probabilities > 0]
     return float(np.exp(-(probabilities * np.log(probabilities)).sum()))
@@ -131,7 +149,7 @@ def share_non_positive(model: nn.Module, loader, hook_points: Sequence[str], dev
 
     with outputs_of(model, list(modules.values()), count), eval_mode(model):
         for images, _ in loader:
-            model(images.to(device))
+            model(as_input_of(model, images.to(device)))
     rows = []
     for name, module in modules.items():
         non_positive, values = counts[module]
@@ -151,10 +169,10 @@ def module_outputs(model: nn.Module, images: torch.Tensor, hook_points: Sequence
     outputs = {}
 
     def copy(module, output):
-        outputs[module] = output.cpu().numpy().copy()
+        outputs[module] = output.float().cpu().numpy().copy()
 
     with outputs_of(model, list(modules.values()), copy), eval_mode(model):
-        model(images)
+        model(as_input_of(model, images))
     return {name: outputs[module] for name, module in modules.items()}
 
 

@@ -7,6 +7,7 @@ runs, one per seed.  Accuracies are 0 to 1.
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,19 @@ import pandas as pd
 
 from evaluation.statistics import accuracy_interval, compare, correctness, mean_accuracy
 from runs import EXPERIMENTS, OWN_DATA
+from self_supervised.settings import ProbeExperiment
 from supervised.settings import Experiment
 
-# The families of comparisons.  Both are fixed before results are seen: the claims by a file, this study's own by the
-# `compared_with` of its experiments.  A pair that is in the claims belongs to them alone.
+# The families of comparisons.  All are fixed before their results are seen: the claims by a file, the others by
+# `compared_with` and `family` of experiments.  A pair that is in the claims belongs to them alone.
 EARLIER_CLAIMS, THIS_STUDY, PRIMARY_FAMILY = "earlier claims", "this study", "primary"
 CLAIMS = Path(__file__).with_name("claims.csv")
-PRIMARY: str | None = None  # the experiment whose comparison is a family of its own (one comparison)
-DETERMINISTIC: frozenset[str] = frozenset()  # experiments whose result does not depend on the seed
+PRIMARY: str | None = "byol_classifier"  # the experiment whose comparison is a family of its own (one comparison)
+DETERMINISTIC = frozenset(  # experiments whose result does not depend on the seed
+    name
+    for name, each in EXPERIMENTS.items()
+    if isinstance(each, ProbeExperiment) and not each.pretext_run and each.initial_weights != "random"
+)
 
 COLUMNS = (  # of `comparisons`
     *("question", "experiment", "compared_with", "classes", "family", "m", "images", "runs", "other_runs"),
@@ -134,6 +140,7 @@ def results_table(results: Mapping[str, dict], experiments: Mapping[str, Experim
             "test": result["test_accuracy"],
             "low": low,
             "high": high,
+            "mean per class": mean_per_class(result),
             "val": result["val_accuracy"],
             "train": result["train_accuracy"],
             "epoch": result["epoch"],
@@ -162,12 +169,19 @@ def experiments_table(results: Mapping[str, dict], experiments: Mapping[str, Exp
             "test": test,
             "low": low,
             "high": high,
+            "mean per class": float(np.mean([mean_per_class(run) for run in runs])),
             "lowest": min(accuracies),
             "highest": max(accuracies),
             "initial weights": runs[0]["initial_weights"]["weights"],
             "machines": machines(runs),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def mean_per_class(result: dict) -> float:
+    """The mean over classes of the test accuracy of a class, as Lazebnik et al. 2006 report 15-Scene."""
+    labels, predictions = np.asarray(result["labels"]["test"]), np.asarray(result["predictions"]["test"])
+    return float(np.mean([(predictions[labels == label] == label).mean() for label in np.unique(labels)]))
 
 
 def _earlier_accuracy(result: dict, experiment: Experiment | None) -> float | None:
@@ -214,19 +228,20 @@ def read_claims(path: Path = CLAIMS) -> list[Claim]:
 
 
 def pairs_to_compare(experiments: Mapping[str, Experiment] = EXPERIMENTS) -> list[Pair]:
-    """Every comparison of both families, whether its runs are there or not: the claims, then the study's own."""
+    """Every comparison of all families, whether its runs are there or not: the claims first, then the primary one."""
     claims = read_claims()
     claimed = {frozenset((claim.experiment, claim.compared_with)) for claim in claims}
     own = [
-        each
+        (each.family, each)
         for each in experiments.values()
         if each.compared_with and frozenset((each.name, each.compared_with)) not in claimed and each.name != PRIMARY
     ]
-    primary = [experiments[PRIMARY]] if PRIMARY else []
+    primary = [experiments[PRIMARY]] if PRIMARY in experiments else []
+    sizes = Counter(family for family, _ in own)
     return [
         *(Pair(c.claim, c.experiment, c.compared_with, EARLIER_CLAIMS, len(claims), c.classes) for c in claims),
         *(Pair(each.question, each.name, each.compared_with, PRIMARY_FAMILY, 1) for each in primary),
-        *(Pair(each.question, each.name, each.compared_with, THIS_STUDY, len(own)) for each in own),
+        *(Pair(each.question, each.name, each.compared_with, family, sizes[family]) for family, each in own),
     ]
 
 

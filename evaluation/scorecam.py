@@ -23,9 +23,11 @@ from matplotlib import pyplot as plt
 from torch import nn
 from tqdm import tqdm
 
+from data.files import expanded
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.hooks import eval_mode, maps_and_logits
+from helper_functions import logits_in, logits_of
 from runs import run_command
 
 WEIGHTINGS = ("softmax", "probability")
@@ -69,9 +71,9 @@ class MaskedImages:
             images, numbers = pairs.unbind(dim=1)
             masks = scale_to_unit(_upsample(self.activations[images, numbers], self.images.shape[2:]))
             masked = self.images[images] * masks[:, None]
-            outputs = self.model(masked.contiguous(memory_format=torch.channels_last)).float()  # the faster format
+            outputs = logits_of(self.model, masked)
             if self.weighting == "probability":
-                outputs = outputs.softmax(dim=1)
+                outputs = probabilities_of(outputs)
             scores[images, numbers] = outputs.gather(1, self.targets[images, None]).squeeze(1)
         return scores
 
@@ -102,22 +104,26 @@ def score_cam(
     """Compute one heat map per image of the regions in which a layer finds the target class.
 
     `images` (N, 3, H, W) are normalized as the model expects and on its device.  `layer` is a module of the model with
-    outputs (N, channels, height, width); where it runs more than once, the last output counts.  `target_classes` (N,)
-    are label numbers.  `batch_size` masked images run at once.  Within `torch.autocast` the passes are in bfloat16.
-    The model may be compiled by `torch.compile`.
+    maps as `hooks.maps_and_logits` takes them.  `target_classes` (N,) are label numbers.  `batch_size` masked images
+    run at once.  Within `torch.autocast` the passes are in bfloat16.  The model may have any precision, and may be
+    compiled by `torch.compile`.
 
     `weighting` names the source.  "softmax": the weights are the softmax over channels of the class's logits, and
     negative sums are set to zero before upsampling (the paper; grad-cam, torchcam).  "probability": the weights are the
     class's probabilities, and negative sums are set to zero after upsampling (the authors' code of 2020,
     github.com/haofanwang/Score-CAM).  Both upsample bilinearly (align_corners=False) and scale the masks afterwards, as
-    the authors do; grad-cam upsamples its masks with align_corners=True, torchcam scales them before upsampling.
+    the authors do; grad-cam upsamples its masks with align_corners=True, torchcam scales them before upsampling.  At a
+    late layer of a trained network that is no detail: the softmax of logits selects few channels, and masks that are
+    shifted by half a position select others.  With masks aligned alike the maps are grad-cam's.
+
+    The probability of a model's only logit is its sigmoid.
 
     Masks hide by the value 0 of the normalized image, as in all these sources: its mean color, not black.  A constant
     channel masks nothing: it is left out, as in the authors' code, and counted.  A constant map becomes zeros.  The
     modes of all submodules are restored, and no hook or gradient is left.
-    Raises ValueError for images of another shape or type, an unknown weighting, a layer that the model does not have or
-    run or that gives no maps, and target classes that the model does not have; FloatingPointError if an activation or a
-    score is not finite.
+    Raises ValueError for images of another shape or type, a batch size below 1, an unknown weighting, a layer that the
+    model does not have or run or that gives no maps, a model that does not give logits, and target classes that it does
+    not have; FloatingPointError if an activation or a score is not finite.
     """
     return explain_batches(
         model, images, layer, target_classes, weighting, batch_size, lambda masked: masked.scores(~masked.constant)
@@ -134,8 +140,8 @@ def explain_batches(
     scores_of: Callable[[MaskedImages], torch.Tensor],
 ) -> ScoreCam:
     """As `score_cam`, with the scores (N, channels) that `scores_of` gives for each batch of images."""
-    if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0 or not images.is_floating_point():
-        raise ValueError(f"images must be normalized floats (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    images = as_images(images)
+    check_batch_size(batch_size)
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting is {weighting!r}; it must be one of {', '.join(WEIGHTINGS)}")
     targets = one_target_each(images, target_classes)
@@ -143,8 +149,8 @@ def explain_batches(
     uncompiled = getattr(model, "_orig_mod", model)  # a compiled model does not call hooks that are added later
     with torch.inference_mode(), eval_mode(model):
         for batch in torch.arange(len(images)).split(batch_size):
-            activations, logits = maps_and_logits(uncompiled, images[batch], layer)
-            check_targets(targets, logits.shape[1])
+            activations, outputs = maps_and_logits(uncompiled, images[batch], layer)
+            check_targets(targets, logits_in(outputs, len(batch)).shape[1])
             masked = MaskedImages(model, images[batch], activations.float(), targets[batch], weighting, batch_size)
             maps.append(masked.maps(scores_of(masked)).cpu())
             constant_channels.append(masked.constant.sum(dim=1).cpu())
@@ -152,12 +158,44 @@ def explain_batches(
     return ScoreCam(torch.cat(maps), torch.cat(constant_channels))
 
 
+def as_images(images: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """The images as a tensor; ValueError unless they are floats (N, 3, H, W), as a normalization gives them."""
+    images = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+    if not isinstance(images, torch.Tensor):
+        raise ValueError(f"images must be a tensor or an array, not {type(images).__name__}")
+    if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0 or not images.is_floating_point():
+        raise ValueError(f"images must be normalized floats (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    return images
+
+
+def check_batch_size(batch_size: int):
+    """Raise ValueError for a batch without images."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+
+
+def label_numbers(labels: Sequence[int]) -> torch.Tensor:
+    """Labels (N,) as a tensor; ValueError unless they are whole numbers."""
+    given = labels if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    if isinstance(given, np.ndarray) and given.dtype.kind in "iu":
+        given = torch.from_numpy(given)
+    whole = isinstance(given, torch.Tensor) and not given.is_floating_point() and given.dtype != torch.bool
+    if not whole or given.ndim != 1:
+        raise ValueError(f"target classes must be a list of whole numbers, got {str(labels)[:80]}")
+    return given.long()
+
+
 def one_target_each(images: torch.Tensor, target_classes: Sequence[int]) -> torch.Tensor:
     """The target classes (N,) on the device of the images (N, 3, H, W); ValueError unless there is one per image."""
-    targets = torch.as_tensor(target_classes, device=images.device)
-    if targets.shape != (len(images),):
-        raise ValueError(f"target_classes has shape {tuple(targets.shape)}; {len(images)} images need one class each")
+    targets = label_numbers(target_classes).to(images.device)
+    if len(targets) != len(images):
+        raise ValueError(f"there are {len(targets)} target classes; {len(images)} images need one class each")
     return targets
+
+
+def probabilities_of(logits: torch.Tensor) -> torch.Tensor:
+    """Probabilities (N, classes), 0..1: the softmax of the logits, and the sigmoid of a single one."""
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
 
 
 def check_targets(targets: torch.Tensor, num_classes: int):
@@ -183,19 +221,19 @@ def _upsample(maps: torch.Tensor, size) -> torch.Tensor:
 
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
-    options = build_parser("python -m evaluation.scorecam", __doc__).parse_args(arguments)
+    options = build_parser("python -m evaluation.scorecam", "Score-CAM of images, as a sheet").parse_args(arguments)
     return run_command(lambda: make_sheet(options, score_cam))
 
 
 def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """The options of a command that ends in `make_sheet`."""
-    parser = argparse.ArgumentParser(prog=prog, description=description.split("\n")[0])
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("images", nargs="+", type=expanded, metavar="IMAGE")
     parser.add_argument("--model", required=True, metavar="RUN", help="name of a trained run, or path of its file")
     parser.add_argument("--layers", nargs="+", default=["1", "2", "8"], help="stages, 0 to 8, or names of modules")
     parser.add_argument("--target", metavar="CLASS", help="the class to explain (default: the most probable one)")
     parser.add_argument("--weighting", choices=WEIGHTINGS, default="softmax")
-    parser.add_argument("--output", type=Path, default=Path("scorecam.png"), help="the sheet; the maps go to .npz")
+    parser.add_argument("--output", type=expanded, default=Path("scorecam.png"), help="the sheet; the maps go to .npz")
     return parser
 
 
@@ -205,21 +243,24 @@ def make_sheet(options: argparse.Namespace, explain: Callable[..., ScoreCam]):
     `explain` is called as `score_cam`.  Raises ValueError for a wrong option before any map is computed.
     """
     matplotlib.use("Agg")
+    if options.output.suffix.lower() not in FIGURES or options.output.is_dir():
+        raise ValueError(f"--output is {options.output}; it must be a file that ends in {', '.join(FIGURES)}")
     run = load_trained(options.model)
-    explained = run.folded().without_flip_tta()
+    explained = run.ready_to_explain(options.layers)
     layers = {name: explained.layer(name) for name in options.layers}
     if options.target is not None and options.target not in run.class_names:
         raise ValueError(f"{run.name} has no class {options.target}; it has {', '.join(run.class_names)}")
     pixels, images = run.read(options.images)
-    if options.output.suffix not in FIGURES:
-        raise ValueError(f"the sheet cannot be written as {options.output}; its name must end in {', '.join(FIGURES)}")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     targets = _targets(run, images, options.target)
     found = {
         name: explain(explained.model, images, layer, targets, options.weighting)
         for name, layer in tqdm(layers.items(), desc="Score-CAM", unit="layer")
     }
-    titles = [f"{path.name}: {run.class_names[target]}" for path, target in zip(options.images, targets, strict=True)]
+    titles = [
+        f"{plots.readable(path.name)}: {run.class_names[target]}"
+        for path, target in zip(options.images, targets, strict=True)
+    ]
     figure = plots.draw_heat_map_sheet(pixels, titles, {name: each.maps for name, each in found.items()})
     figure.savefig(options.output, dpi=120)
     plt.close(figure)

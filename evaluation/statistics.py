@@ -87,9 +87,9 @@ def compare(
     if correct.shape[1] != other.shape[1]:
         raise ValueError(f"both sides need the same images, got {correct.shape[1]} and {other.shape[1]}")
     differences = correct.mean(axis=0) - other.mean(axis=0)
-    parts = [_variance_of_mean(differences)]
+    parts = [variance_of_mean(differences)]
     sides = list(zip((correct, other), deterministic, strict=True))
-    parts += [_variance_of_mean(side.mean(axis=1)) for side, fixed in sides if len(side) > 1 and not fixed]
+    parts += [variance_of_mean(side.mean(axis=1)) for side, fixed in sides if len(side) > 1 and not fixed]
     difference = float(differences.mean())
     low, high, p_value = estimate(difference, parts, comparisons)
     return Comparison(
@@ -113,7 +113,7 @@ def mean_accuracy(correct: np.ndarray, deterministic: bool = False) -> tuple[flo
     mean = float(correct.mean())
     if runs == 1 or deterministic:
         return mean, *accuracy_interval(round(correct[0].sum()), images)
-    parts = [_variance_of_mean(correct.mean(axis=0)), _variance_of_mean(correct.mean(axis=1))]
+    parts = [variance_of_mean(correct.mean(axis=0)), variance_of_mean(correct.mean(axis=1))]
     low, high, _ = estimate(mean, parts, comparisons=1)
     return mean, max(low, 0.0), min(high, 1.0)
 
@@ -151,7 +151,7 @@ def mean_difference(differences: Sequence[float], comparisons: int = 1) -> MeanD
     if differences.size < 2:
         raise ValueError(f"there is {differences.size} difference; an interval needs at least two")
     mean = float(differences.mean())
-    return MeanDifference(mean, *estimate(mean, [_variance_of_mean(differences)], comparisons))
+    return MeanDifference(mean, *estimate(mean, [variance_of_mean(differences)], comparisons))
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -167,8 +167,8 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return found.difference, found.low, found.high
 
 
-def _variance_of_mean(values: np.ndarray) -> tuple[float, int]:
-    """The variance of the mean of a sample, and its degrees of freedom."""
+def variance_of_mean(values: np.ndarray) -> tuple[float, int]:
+    """The variance of the mean of a sample, and its degrees of freedom: a part for `estimate`."""
     if len(values) < 2:
         raise ValueError(f"there is {len(values)} value; a variance needs at least two")
     return float(np.var(values, ddof=1)) / len(values), len(values) - 1

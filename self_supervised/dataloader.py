@@ -20,9 +20,23 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from self_supervised.settings import PretextExperiment
+from data.augment import AUGMENTATIONS, apply, draw
+from data.image_cache import Scenes, load_splits
+from data.prepare import locate
+from self_supervised.settings import JointEmbeddingExperiment, PretextExperiment
 from supervised import dataloader as supervised
-from supervised.dataloader import Loaders, augment, build_augmentation, load_scenes_of, loaders_of, normalise
+from supervised.dataloader import (
+    Loaders,
+    SceneDataset,
+    augment,
+    build_augmentation,
+    load_scenes_of,
+    loaders_of,
+    normalise,
+    with_views_of,
+)
+
+SHOWN_IMAGES = 300  # of val, evenly spaced: what a joint-embedding pretext is evaluated on after each epoch
 
 
 class PretextDataset(Dataset):
@@ -39,6 +53,12 @@ class PretextDataset(Dataset):
     label_names: tuple[str, ...]
 
     def __init__(self, images: Sequence, resize: str = "squash", augmentation: Callable | None = None):
+        """Raise ValueError unless the label names have an order and differ."""
+        names = getattr(self, "label_names", None)
+        if not isinstance(names, (tuple, list)) or len(set(names)) != len(names) or len(names) < 2:
+            raise ValueError(
+                f"label_names of {type(self).__name__} is {names!r}; it must be a tuple of differing names"
+            )
         self.images = images
         self.resize = resize
         self.augmentation = augmentation
@@ -59,7 +79,14 @@ class PretextDataset(Dataset):
         if self.augmentation is not None and seed is not None:
             image = augment(image, self.augmentation, seed)
         generator = torch.Generator().manual_seed(source if seed is None else seed)
-        return self.transform(image, label, generator), label
+        shape = image.shape
+        image = self.transform(image, label, generator)
+        if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.shape == shape):
+            returned = f"{image.dtype} of {tuple(image.shape)}" if hasattr(image, "dtype") else type(image).__name__
+            raise ValueError(
+                f"transform of {type(self).__name__} must return torch.uint8 of {tuple(shape)}, it returns {returned}"
+            )
+        return image, label
 
     def __len__(self):
         """Images times labels."""
@@ -130,15 +157,57 @@ class JigsawDataset(PretextDataset):
         return torch.cat([torch.cat([first, second], dim=-1), torch.cat([third, fourth], dim=-1)], dim=-2)
 
 
+class ViewsDataset(Dataset):
+    """Random views of images, for joint-embedding pretexts.  Item: (views (V, 3, S, S) float32, normalised, label).
+
+    The key is the image's index, or (index, seed) in training; in evaluation an image's views depend on its index.  The
+    label is that of the scene, or -1: it serves the accuracy that is shown while training.  With `neighbors` (N, k),
+    indices of the nearest images, views after the first are of one of these.
+    """
+
+    def __init__(self, images: Sequence, labels: np.ndarray, experiment: JointEmbeddingExperiment):
+        self.images = images
+        self.labels = labels
+        self.augmentation = AUGMENTATIONS[experiment.views]
+        self.views_per_image, self.view_size = experiment.views_per_image, experiment.view_size
+        self.resize = experiment.resize
+        self.neighbors = None
+
+    def __len__(self):
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, key):
+        """The views of one image, and its label."""
+        views, labels = self.__getitems__([key])
+        return views[0], int(labels[0])
+
+    def __getitems__(self, keys):
+        """A batch at once, as DataLoader asks for it: views (N, V, 3, S, S), labels (N,)."""
+        pairs = [key if isinstance(key, tuple) else (key, key) for key in keys]
+        indices = np.array([index for index, _ in pairs])
+        sources = np.repeat(indices[:, None], self.views_per_image, axis=1)
+        if self.neighbors is not None:
+            for row, (index, seed) in enumerate(pairs):
+                sources[row, 1:] = np.random.default_rng(seed).choice(self.neighbors[index], self.views_per_image - 1)
+        drawn = draw(self.augmentation, [seed for _, seed in pairs], self.views_per_image)
+        views = apply(drawn, torch.from_numpy(self.images[sources.ravel()]), self.view_size)
+        views = normalise(views, self.resize).unflatten(0, sources.shape)
+        return views, torch.from_numpy(self.labels[indices])
+
+
 PRETEXTS = {"rotation": RotatedDataset, "perturbation": PerturbationDataset, "jigsaw_2x2": JigsawDataset}
 
 
 def build_loaders(experiment, skip_bad_images: bool = False, progress: bool = True) -> Loaders:
     """The loaders of any experiment; those of a pretext have the pretext's labels as classes.
 
-    All labels of an image stay in its split.  Raises what `supervised.dataloader.build_loaders` raises, and ValueError
+    All labels of an image stay in its split.  Those of a joint-embedding pretext train on views and yield scenes in
+    order.  Raises what `supervised.dataloader.build_loaders` raises, and ValueError
     for an unknown pretext.
     """
+    if isinstance(experiment, JointEmbeddingExperiment):
+        return _build_loaders_of_views(experiment, skip_bad_images, progress)
     if not isinstance(experiment, PretextExperiment):
         return supervised.build_loaders(experiment, skip_bad_images, progress)
     if experiment.pretext not in PRETEXTS:
@@ -154,4 +223,48 @@ def build_loaders(experiment, skip_bad_images: bool = False, progress: bool = Tr
         train=pretext(splits["train"].images, experiment.resize, augmentation),
         in_order={split: pretext(scenes.images, experiment.resize) for split, scenes in splits.items()},
         class_names=pretext.label_names,
+        copies=len(pretext.label_names) if experiment.copies == "together" else 1,
     )
+
+
+def _build_loaders_of_views(experiment: JointEmbeddingExperiment, skip_bad_images: bool, progress: bool) -> Loaders:
+    if experiment.views not in AUGMENTATIONS:
+        raise ValueError(
+            f"{experiment.name}: there are no views {experiment.views!r}; there are: {', '.join(AUGMENTATIONS)}"
+        )
+    splits, data = load_scenes_of(experiment, skip_bad_images, progress)
+    images, labels = splits["train"].images, splits["train"].labels
+    if experiment.unlabelled:
+        more = load_splits(
+            locate(experiment.unlabelled), experiment.image_size, experiment.resize, None, skip_bad_images, progress
+        )
+        images = np.concatenate([images, _like(more["train"].images, images.shape[1])])
+        labels = np.concatenate([labels, np.full(len(more["train"]), -1)])
+        data = {**data, "unlabelled": {"name": experiment.unlabelled, "fingerprint": more["train"].fingerprint}}
+    loaders = loaders_of(
+        experiment,
+        data,
+        train=ViewsDataset(images, labels, experiment),
+        in_order={split: SceneDataset(scenes, experiment.resize) for split, scenes in splits.items()},
+        class_names=splits["train"].class_names,
+    )
+    shown = _evenly_spaced(splits["val"], experiment.batch_size)
+    return with_views_of(loaders, ViewsDataset(shown.images, shown.labels, experiment))
+
+
+def _evenly_spaced(scenes: Scenes, batch_size: int) -> Scenes:
+    """At least SHOWN_IMAGES of the scenes, or all, but in whole batches: VICReg has no loss of a single image."""
+    count = -(-len(scenes) // max(1, len(scenes) // SHOWN_IMAGES))
+    if count > batch_size:
+        count -= count % batch_size
+    return scenes.subset(np.arange(count) * len(scenes) // count)
+
+
+def _like(images: np.ndarray, channels: int) -> np.ndarray:
+    """Images (N, 3, S, S) as grey ones if `channels` is 1, by the weights of Pillow."""
+    if images.shape[1] == channels:
+        return np.asarray(images)
+    if channels == 3:
+        return np.repeat(images, 3, axis=1)
+    grey = [np.tensordot((0.299, 0.587, 0.114), image, axes=1).round()[None] for image in images]
+    return np.stack(grey).astype(np.uint8)

@@ -6,7 +6,8 @@ Zioło (undated) is the first report, Deceuninck 2023 the second.  Controls with
 its own at the end, with its controls.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar
 
 from helper_functions import TrainSettings
@@ -14,7 +15,7 @@ from supervised import settings as supervised
 from supervised.settings import Experiment
 
 QUICK_PRETEXT_EPOCHS = 1
-BATCHNORM_STATISTICS = ("pretext", "initial")
+BATCHNORM_STATISTICS = ("pretext", "initial", "estimated")
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,53 @@ class PretextExperiment(Experiment):
     """A network trained on the labels of a pretext; `batch_size` counts rotated (perturbed, ...) images."""
 
     pretext: str = "rotation"  # a name of self_supervised.dataloader.PRETEXTS
+    copies: str = "apart"  # of an image: each in another batch, or "together" in one with one augmentation (Gidaris)
+
+    def __post_init__(self):
+        """Refuse what cannot be run."""
+        super().__post_init__()
+        if self.copies not in ("apart", "together"):
+            raise ValueError(f"{self.name}: copies is {self.copies!r}; it must be apart or together")
+
+
+@dataclass(frozen=True)
+class JointEmbeddingExperiment(Experiment):
+    """A network trained on random views of images, without labels; `batch_size` counts images.
+
+    The weights of the last epoch are kept: nothing is chosen.  `stages` are those whose pooled maps the heads see, and
+    `image_size` is that of the images from which views are cropped.  With `subset` below 1, so much of each class.
+    """
+
+    method: str = "byol"  # a name of self_supervised.joint_embedding.METHODS
+    views: str = "scene"  # a name of data.augment.AUGMENTATIONS
+    views_per_image: int = 2
+    view_size: int = 160  # pixels, square
+    neighbors: int = 0  # the second view is of one of so many nearest images, by the initial features; 0: of the same
+    unlabelled: str = ""  # a data set whose training images are added, grey if the others are
+    batchnorm: str = "initial"  # "initial": BatchNorm keeps its statistics; "pretext": it learns new ones
+    momentum: float = 0.99  # of BYOL's target at first
+    temperature: float = 0.2  # of SimCLR
+    resize: str = "imagenet"
+    train: TrainSettings = field(default_factory=partial(TrainSettings, keep="last"))
+
+    def __post_init__(self):
+        """Refuse what cannot be run."""
+        super().__post_init__()
+        if self.batchnorm not in ("pretext", "initial"):
+            raise ValueError(f"{self.name}: batchnorm is {self.batchnorm!r}; it must be pretext or initial")
+        if self.views_per_image < 2:
+            raise ValueError(f"{self.name}: views_per_image is {self.views_per_image}; it must be at least 2")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"{self.name}: momentum is {self.momentum}; it must be at least 0 and below 1")
+        if self.temperature <= 0:
+            raise ValueError(f"{self.name}: temperature is {self.temperature}; it must be above 0")
+        for name, least in (("view_size", 32), ("neighbors", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{self.name}: {name} is {getattr(self, name)}; it must be at least {least}")
+        if self.neighbors and self.unlabelled:
+            raise ValueError(f"{self.name}: neighbors and unlabelled cannot be combined")
+        if self.train.keep != "last":
+            raise ValueError(f"{self.name}: train.keep is {self.train.keep!r}; views have no accuracy to choose by")
 
 
 @dataclass(frozen=True)
@@ -31,7 +79,7 @@ class ClassifierExperiment(Experiment):
     freeze_features: bool = True
     pretext_run: str = ""  # the name of a PretextExperiment; its run of the same seed is used
     pretext_epoch: int | str = "best"  # one of its `save_epochs`, or "best": the epoch chosen on val
-    batchnorm: str = "pretext"  # source of BatchNorm's running statistics: the pretext or the "initial" weights
+    batchnorm: str = "pretext"  # source of BatchNorm's running statistics, or "estimated" on the training images
     fine_tunes: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -55,6 +103,22 @@ class FineTunedExperiment(ClassifierExperiment):
 
     freeze_features: bool = False
     fine_tunes: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class ProbeExperiment(ClassifierExperiment):
+    """The primary readout: logistic regression on frozen features, its strength chosen on val.
+
+    Pooled features of stages 5 to 8, image and horizontal flip averaged, standardized.  It draws nothing at random, so
+    the seed is that of the pretext.  Without a `pretext_run` it reads the initial weights.
+    """
+
+    family: str = "joint embeddings"
+    stages: tuple[int, ...] = (5, 6, 7, 8)
+    head: str = "batchnorm_linear"
+    resize: str = "imagenet"
+    flip_tta: bool = True
+    batch_size: int = 64
 
 
 _ROTATION = PretextExperiment(
@@ -153,7 +217,7 @@ _PRETEXTS = (
 )
 
 
-def _classifier(name: str, question: str, pretext: PretextExperiment, **changes) -> ClassifierExperiment:
+def _classifier(name: str, question: str, pretext: Experiment, **changes) -> ClassifierExperiment:
     """A classifier with the pretext's resize rule, so that frozen features see what they were trained on."""
     base = ClassifierExperiment(
         name,
@@ -309,6 +373,180 @@ _CLASSIFIERS = (
 PRETEXT_EXPERIMENTS = {row.name: row for row in _PRETEXTS}
 CLASSIFIER_EXPERIMENTS = {row.name: row for row in _CLASSIFIERS}
 
+# Joint-embedding pretexts, from ImageNet weights.  Epochs, learning rates and views are those of an exploratory run
+# whose readout was chosen on val; nothing was chosen since.
+_BYOL = JointEmbeddingExperiment(
+    "byol",
+    "What does it cost to predict one view of an image from another?",
+    method="byol",
+    batch_size=64,
+    save_epochs=(2, 4, 6, 8, 10),
+    train=TrainSettings(
+        max_epochs=12,
+        optimizer="adamw",
+        learning_rate=2e-3,  # of the heads
+        backbone_lr_factor=0.075,
+        weight_decay=1e-4,
+        schedule="cosine",
+        warmup_epochs=1,
+        keep="last",
+    ),
+)
+
+
+def _of_epochs(epochs: int) -> TrainSettings:
+    return replace(_BYOL.train, max_epochs=epochs)
+
+
+_BYOL_SCRATCH = replace(
+    _BYOL,
+    name="byol_scratch",
+    question="The same from random weights, whose BatchNorm statistics must be learned, in 20 epochs?",
+    initial_weights="random",
+    batchnorm="pretext",
+    train=replace(_of_epochs(20), backbone_lr_factor=0.5),
+)
+_NEIGHBOURS = replace(
+    _BYOL,
+    name="neighbours",
+    question="And one image from a view of one of its five nearest images, with stages 7 and 8 trained alone?",
+    neighbors=5,
+    frozen_stages=7,
+    train=replace(_of_epochs(8), backbone_lr_factor=0.3),
+)
+# Pretexts that differ from `byol` in one thing, and what the comparison of their features asks.
+_BYOL_ABLATIONS = {
+    replace(_BYOL, name=name, **changes): question
+    for name, question, changes in (
+        ("byol_batchnorm_trained", "Is it better to train BatchNorm's statistics?", {"batchnorm": "pretext"}),
+        ("byol_without_jitter", "Are changes of brightness and contrast needed?", {"views": "without_jitter"}),
+        ("byol_without_blur", "Is a blur needed?", {"views": "without_blur"}),
+        ("byol_gentle_crops", "Are crops of at least half the image better?", {"views": "gentle_crops"}),
+        ("byol_strong_crops", "Are crops down to a twelfth of the image better?", {"views": "strong_crops"}),
+        ("byol_10_epochs", "Are 10 epochs as good as 12?", {"train": _of_epochs(10)}),
+        ("byol_20_epochs", "Are 20 epochs better than 12?", {"train": _of_epochs(20)}),
+        ("byol_40_epochs", "Are 40 epochs better than 12?", {"train": _of_epochs(40)}),
+        ("byol_100_epochs", "Are 100 epochs better than 12?", {"train": _of_epochs(100)}),
+        ("byol_four_stages", "Is a loss on four stages better than on the last?", {"stages": (5, 6, 7, 8)}),
+        ("byol_128_pixels", "Are views of 128 pixels as good as of 160?", {"view_size": 128}),
+        ("byol_176_pixels", "Are views of 176 pixels better than of 160?", {"view_size": 176}),
+        ("byol_224_pixels", "Are views of 224 pixels better than of 160?", {"view_size": 224}),
+        ("byol_half", "Is half of the images enough?", {"subset": 0.5}),
+        ("byol_quarter", "Is a quarter of the images enough?", {"subset": 0.25}),
+        ("byol_with_nature", "Do grey nature scenes beside the images help?", {"unlabelled": "nature"}),
+        ("byol_neighbours", "Are views of an image's nearest images better than its own?", {"neighbors": 5}),
+        ("simclr", "Is SimCLR as good as BYOL?", {"method": "simclr"}),
+        ("vicreg", "Is VICReg as good as BYOL?", {"method": "vicreg"}),
+    )
+}
+_JOINT_EMBEDDINGS = (_BYOL, *_BYOL_ABLATIONS, _NEIGHBOURS, _BYOL_SCRATCH)
+
+
+def _probe(name: str, question: str, pretext: JointEmbeddingExperiment | None, **changes) -> ProbeExperiment:
+    """The primary readout of a pretext's features, or of the initial weights."""
+    of_pretext = {}
+    if pretext is not None:
+        of_pretext = {"pretext_run": pretext.name, "initial_weights": pretext.initial_weights, "data": pretext.data}
+        of_pretext |= {"network": pretext.network, "stages": ProbeExperiment.stages}
+    return ProbeExperiment(name, question, **{**of_pretext, "train": TrainSettings(max_epochs=1), **changes})
+
+
+_IMAGENET_PROBE = _probe("imagenet_classifier_probe", "Control: how good are untouched ImageNet features?", None)
+_BYOL_PROBE = _probe(
+    "byol_classifier",
+    "Primary: are ImageNet features better after BYOL on the training images without labels?",
+    _BYOL,
+    compared_with=_IMAGENET_PROBE.name,
+)
+_RANDOM_PROBE = replace(
+    _IMAGENET_PROBE,
+    name="random_classifier_probe",
+    question="Control: how good are the features of a random network?",
+    initial_weights="random",
+)
+_PROBES = (
+    _IMAGENET_PROBE,
+    _BYOL_PROBE,
+    *(
+        _probe(f"{pretext.name}_classifier", question, pretext, compared_with=_BYOL_PROBE.name)
+        for pretext, question in _BYOL_ABLATIONS.items()
+    ),
+    replace(
+        _IMAGENET_PROBE,
+        name="imagenet_classifier_probe_estimated",
+        question="Control: is it enough to estimate BatchNorm's statistics on the training images?",
+        compared_with=_IMAGENET_PROBE.name,
+        batchnorm="estimated",
+    ),
+    replace(
+        _BYOL_PROBE,
+        name="byol_classifier_estimated",
+        question="Do BYOL's features gain from statistics that are estimated on the training images?",
+        compared_with=_BYOL_PROBE.name,
+        batchnorm="estimated",
+    ),
+    replace(
+        _IMAGENET_PROBE,
+        name="imagenet_classifier_probe_last_stage",
+        question="Control: how good is the last stage of ImageNet features alone?",
+        compared_with=_IMAGENET_PROBE.name,
+        stages=(8,),
+    ),
+    replace(
+        _BYOL_PROBE,
+        name="byol_classifier_last_stage",
+        question="Secondary: is the last stage alone better after BYOL?",
+        compared_with="imagenet_classifier_probe_last_stage",
+        stages=(8,),
+    ),
+    _probe(
+        "neighbours_classifier",
+        "Are ImageNet features better after predicting views of nearest images?",
+        _NEIGHBOURS,
+        compared_with=_IMAGENET_PROBE.name,
+    ),
+    _RANDOM_PROBE,
+    _probe(
+        "byol_scratch_classifier",
+        "What does BYOL alone teach a random network?",
+        _BYOL_SCRATCH,
+        compared_with=_RANDOM_PROBE.name,
+    ),
+)
+_BYOL_LABELLED = (
+    _classifier(
+        "byol_classifier_trained_head",
+        "Secondary: is a trained head better on BYOL's features?",
+        _BYOL,
+        compared_with=_CONTROL.name,
+        family="joint embeddings",
+        stages=_CONTROL.stages,
+        head=_CONTROL.head,
+        batch_size=_CONTROL.batch_size,
+        train=_CONTROL.train,
+    ),
+    FineTunedExperiment(
+        **{
+            **vars(supervised.EXPERIMENTS["supervised_long"]),
+            "name": "byol_finetuned",
+            "question": "Is fine-tuning better from BYOL's features than from ImageNet's?",
+            "compared_with": "supervised_long",
+            "family": "joint embeddings",
+        },
+        pretext_run=_BYOL.name,
+    ),
+)
+_NATURE_BYOL = replace(_BYOL, name="nature_byol", data="nature", train=_of_epochs(4))  # as many steps as `byol`
+_NATURE_PROBE = replace(_IMAGENET_PROBE, name="nature_imagenet_probe", data="nature")
+_NATURE_PROBES = (
+    _NATURE_PROBE,
+    _probe("nature_byol_classifier", _BYOL_PROBE.question, _NATURE_BYOL, compared_with=_NATURE_PROBE.name),
+)
+NATURE_PRETEXTS = {_NATURE_BYOL.name: _NATURE_BYOL}
+NATURE_PROBES = {row.name: row for row in _NATURE_PROBES}
+JOINT_EMBEDDINGS = {row.name: row for row in _JOINT_EMBEDDINGS}
+PROBES = {row.name: row for row in (*_PROBES, *_BYOL_LABELLED)}
+
 # CIFAR-10, the subject of the lab report of Hernández Ramos (undated).  It names neither optimizer nor batch size, nor
 # whether its classifier trains the features: the first experiments are plain, and both kinds of classifier are here.
 _CIFAR10_ROTATION = PretextExperiment(
@@ -333,6 +571,12 @@ _CIFAR10_ROTATION_RECIPE = replace(
     augmentation="padded_crop",
     earlier_accuracy=None,
     train=replace(_GIDARIS, max_epochs=10, schedule="cosine"),
+)
+_CIFAR10_ROTATION_TOGETHER = replace(
+    _CIFAR10_ROTATION_RECIPE,
+    name="cifar10_rotation_together",
+    question="Does it teach more if all four rotations of an image are in one batch, as there?",
+    copies="together",
 )
 _CIFAR10_ROTATION_30 = replace(
     _CIFAR10_ROTATION,
@@ -363,9 +607,26 @@ _CIFAR10_ROTATION_WHOLE = replace(
     batch_size=512,
     train=replace(_GIDARIS, max_epochs=100, schedule="step", step_epochs=30, step_factor=0.2),
 )
+_CIFAR10_BYOL = JointEmbeddingExperiment(
+    "cifar10_byol",
+    "And one view of a small image from another, from random weights?",
+    data="cifar10",
+    network="resnet18",
+    initial_weights="random",
+    stages=(4,),
+    image_size=32,
+    view_size=32,
+    views="without_blur",
+    resize="squash",
+    batchnorm="pretext",
+    batch_size=128,
+    train=replace(_of_epochs(30), backbone_lr_factor=0.5),
+)
 _CIFAR10_PRETEXTS = (
+    _CIFAR10_BYOL,
     _CIFAR10_ROTATION,
     _CIFAR10_ROTATION_RECIPE,
+    _CIFAR10_ROTATION_TOGETHER,
     _CIFAR10_ROTATION_30,
     _CIFAR10_ROTATION_RESNET34,
     _CIFAR10_ROTATION_CIFAR_STEM,
@@ -422,7 +683,7 @@ _CIFAR10_SCRATCH_CIFAR_STEM = replace(
 )
 
 
-def _on_cifar10(pretext: PretextExperiment, scratch: Experiment, name: str) -> FineTunedExperiment:
+def _on_cifar10(pretext: Experiment, scratch: Experiment, name: str) -> FineTunedExperiment:
     """The experiment `scratch`, started from a pretext's weights: nothing else differs."""
     changes = {
         "name": name,
@@ -433,9 +694,7 @@ def _on_cifar10(pretext: PretextExperiment, scratch: Experiment, name: str) -> F
     return FineTunedExperiment(**{**vars(scratch), **changes}, pretext_run=pretext.name)
 
 
-def _frozen_on_cifar10(
-    pretext: PretextExperiment, compared_with: str = "cifar10_rotation_classifier"
-) -> ClassifierExperiment:
+def _frozen_on_cifar10(pretext: Experiment, compared_with: str = "cifar10_rotation_classifier") -> ClassifierExperiment:
     return ClassifierExperiment(
         f"{pretext.name}_classifier",
         "How good are the pretext's frozen features?",
@@ -469,7 +728,16 @@ _CIFAR10_CLASSIFIERS = (
     _CIFAR10_SCRATCH,
     _on_cifar10(_CIFAR10_ROTATION, _CIFAR10_SCRATCH_TENTH, "cifar10_rotation_finetuned_tenth"),
     _CIFAR10_SCRATCH_TENTH,
+    replace(_frozen_on_cifar10(_CIFAR10_BYOL), family="joint embeddings"),
+    replace(
+        _on_cifar10(_CIFAR10_BYOL, _CIFAR10_SCRATCH, "cifar10_byol_finetuned"),
+        family="joint embeddings",
+        earlier_accuracy=None,
+    ),
     _frozen_on_cifar10(_CIFAR10_ROTATION_RECIPE),
+    replace(
+        _frozen_on_cifar10(_CIFAR10_ROTATION_TOGETHER, "cifar10_rotation_recipe_classifier"), family="later questions"
+    ),
     _on_cifar10(_CIFAR10_ROTATION_RECIPE, _CIFAR10_SCRATCH_RECIPE, "cifar10_rotation_recipe_finetuned"),
     _CIFAR10_SCRATCH_RECIPE,
     _frozen_on_cifar10(_CIFAR10_ROTATION_30),
@@ -511,7 +779,16 @@ CIFAR10_REPORTED = (
 CIFAR10_PRETEXTS = {row.name: row for row in _CIFAR10_PRETEXTS}
 CIFAR10_CLASSIFIERS = {row.name: row for row in _CIFAR10_CLASSIFIERS}
 
-EXPERIMENTS = {**PRETEXT_EXPERIMENTS, **CLASSIFIER_EXPERIMENTS, **CIFAR10_PRETEXTS, **CIFAR10_CLASSIFIERS}
+EXPERIMENTS = {
+    **PRETEXT_EXPERIMENTS,
+    **CLASSIFIER_EXPERIMENTS,
+    **JOINT_EMBEDDINGS,
+    **PROBES,
+    **NATURE_PRETEXTS,
+    **NATURE_PROBES,
+    **CIFAR10_PRETEXTS,
+    **CIFAR10_CLASSIFIERS,
+}
 
 
 def quick(experiment: Experiment) -> Experiment:
@@ -522,6 +799,9 @@ def quick(experiment: Experiment) -> Experiment:
     if isinstance(experiment, PretextExperiment):  # shows each image under every label
         epochs, images = QUICK_PRETEXT_EPOCHS, 1 if experiment.name.startswith("jigsaw") else 3
         experiment = replace(experiment, save_epochs=(epochs, "last"))
+    if isinstance(experiment, JointEmbeddingExperiment):
+        epochs = QUICK_PRETEXT_EPOCHS
+        experiment = replace(experiment, view_size=32, unlabelled="", save_epochs=())
     if isinstance(experiment, ClassifierExperiment) and not isinstance(experiment.pretext_epoch, str):
         experiment = replace(experiment, pretext_epoch=QUICK_PRETEXT_EPOCHS)
     return replace(

@@ -25,18 +25,20 @@ class SeededShuffle(Sampler):
     """Every image once per epoch, in a random order, each with a seed for its own augmentation: (index, seed).
 
     The augmentation of an image depends on the epoch alone, not on the number of workers or processes.  The state of
-    `generator` is all that a resumed training needs.
+    `generator` is all that a resumed training needs.  With `copies` above 1, so many successive items stay together and
+    have one seed: the copies of an image that a pretext shows.
     """
 
-    def __init__(self, length: int, seed: int):
-        self.length = length
+    def __init__(self, length: int, seed: int, copies: int = 1):
+        self.length, self.copies = length, copies
         self.generator = torch.Generator().manual_seed(seed)
 
     def __iter__(self):
         """One epoch of (index, seed)."""
-        order = torch.randperm(self.length, generator=self.generator)
-        seeds = torch.randint(2**31, (self.length,), generator=self.generator)
-        yield from zip(order.tolist(), seeds.tolist(), strict=True)
+        order = torch.randperm(self.length // self.copies, generator=self.generator)
+        seeds = torch.randint(2**31, (len(order),), generator=self.generator)
+        for group, seed in zip(order.tolist(), seeds.tolist(), strict=True):
+            yield from ((self.copies * group + copy, seed) for copy in range(self.copies))
 
     def __len__(self):
         """Images per epoch."""
@@ -102,6 +104,7 @@ class Loaders:
     class_names: tuple[str, ...]
     class_weights: torch.Tensor | None  # (classes,), of the loss
     data: dict  # name, fingerprint, images of each split, skipped images
+    views_of_val: DataLoader | None = None  # what a joint-embedding pretext is evaluated on, instead of val and test
 
     def of_features(self, extract: Callable, device: str = "cpu", train: bool = True) -> "Loaders":
         """The same batches in the same order, of extract(images) (N, D) instead of images; computed here, once.
@@ -217,18 +220,24 @@ def loaders_of(
     in_order: dict[str, Dataset],
     class_names: tuple[str, ...],
     class_weights: torch.Tensor | None = None,
+    copies: int = 1,
 ) -> Loaders:
     """Loaders of the experiment's batch size: `train` shuffled by its seed, the splits of `in_order` in order.
+
+    `copies` is that of `SeededShuffle`.
 
     Raises ValueError if there are too few images for a batch.
     """
     if len(train) < experiment.batch_size:
+        limits = [f"images_per_class = {experiment.images_per_class}"] * (experiment.images_per_class is not None)
+        limits += [f"subset = {experiment.subset}"] * (experiment.subset < 1)
+        words = f" with {' and '.join(limits)}" if limits else ""
         raise ValueError(
-            f"{data['name']} has {len(train)} training images, fewer than one batch of {experiment.batch_size}"
+            f"{data['name']} has {len(train)} training images{words}, fewer than one batch of {experiment.batch_size}"
         )
     at_once = max(experiment.batch_size, EVALUATION_BATCH)
     return Loaders(
-        train=_loader(train, experiment.batch_size, SeededShuffle(len(train), experiment.seed)),
+        train=_loader(train, experiment.batch_size, SeededShuffle(len(train), experiment.seed, copies)),
         train_in_order=_loader(in_order["train"], at_once),
         val=_loader(in_order["val"], at_once),
         test=_loader(in_order["test"], at_once),
@@ -236,6 +245,13 @@ def loaders_of(
         class_weights=class_weights,
         data=data,
     )
+
+
+def with_views_of(loaders: Loaders, val: Dataset) -> Loaders:
+    """Loaders of a joint-embedding pretext: whole batches in training, and views of val."""
+    train = loaders.train
+    batches = _loader(train.dataset, train.batch_size, train.sampler, drop_last=True)
+    return replace(loaders, train=batches, views_of_val=_loader(val, train.batch_size))
 
 
 def simple_15SceneData(batch_size: int = 32, data: str | Path = "15scene") -> Loaders:  # noqa: N802
@@ -260,7 +276,7 @@ def _class_weights(experiment: Experiment, class_names: tuple[str, ...]) -> torc
     return weights
 
 
-def _loader(dataset: Dataset, batch_size: int, sampler: Sampler | None = None) -> DataLoader:
+def _loader(dataset: Dataset, batch_size: int, sampler: Sampler | None = None, drop_last: bool = False) -> DataLoader:
     # A generator of its own: else DataLoader draws its workers' seed from the global one, which dropout uses.
     return DataLoader(
         dataset,
@@ -268,7 +284,7 @@ def _loader(dataset: Dataset, batch_size: int, sampler: Sampler | None = None) -
         sampler=sampler or SequentialSampler(dataset),
         collate_fn=_identity,
         generator=torch.Generator(),
-        drop_last=sampler is not None and len(dataset) % batch_size == 1,  # BatchNorm cannot train on one image
+        drop_last=drop_last or (sampler is not None and len(dataset) % batch_size == 1),  # too few for BatchNorm
     )
 
 

@@ -1,7 +1,7 @@
 """EfficientNet-B0 (Tan and Le 2019) or a ResNet (He et al. 2016) with a scene classifier, and initial weights."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +9,12 @@ import torch
 from torch import nn
 from torchvision import models as torchvision_models
 from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet34_Weights, WeightsEnum
+from torchvision.ops.misc import SqueezeExcitation
 
-from data.files import digest_of_file, load_plain
-from helper_functions import fold_batchnorm
+from data.files import digest_of_file, expanded, load_plain
+from helper_functions import Objective, fold_batchnorm
 from supervised.settings import Experiment
+from supervised.state_dicts import features_of
 
 _RESNET_WIDTHS = (64, 64, 128, 256, 512)
 STAGE_WIDTHS = {  # channels after each stage of `features`
@@ -41,6 +43,8 @@ class SceneClassifier(nn.Module):
     Frozen features, or the first `frozen_stages` of them, take no gradients and stay in eval mode: in train mode
     BatchNorm would update its statistics and stochastic depth would drop blocks.
     """
+
+    foldable = True  # `train` evaluates it with BatchNorm folded
 
     def __init__(
         self,
@@ -74,12 +78,7 @@ class SceneClassifier(nn.Module):
         return self._pool(images)
 
     def _pool(self, images: torch.Tensor) -> torch.Tensor:
-        pooled = []
-        for number, stage in enumerate(self.features):
-            images = stage(images)
-            if number in self.stages:
-                pooled.append(images.mean(dim=(2, 3)))
-        return torch.cat(pooled, dim=1)
+        return pool_stages(self.features, self.stages, images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (N, 3, S, S), or their `pooled_features` (N, D), to logits (N, num_classes)."""
@@ -93,12 +92,24 @@ class SceneClassifier(nn.Module):
         return self
 
 
+def pool_stages(features: nn.Sequential, stages: Collection[int], images: torch.Tensor) -> torch.Tensor:
+    """Images (N, 3, S, S) to the mean of each map after these stages, joined in order: (N, D)."""
+    pooled = []
+    for number, stage in enumerate(features):
+        images = stage(images)
+        if number in stages:
+            pooled.append(images.mean(dim=(2, 3)))
+    return torch.cat(pooled, dim=1)
+
+
 class DepthwiseConv2d(nn.Conv2d):
     """A depthwise convolution that computes in float32 within bfloat16 training on a CPU.
 
     Its bfloat16 gradients are several times slower there than those in float32, and would make all of the training
     slower than in float32.  Without them it is a fifth faster (benchmarks/training_step.csv).
     """
+
+    foldable = True  # see `fold_batchnorm`: what it computes is the convolution of its weights
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (N, C, H, W) to maps of the same number of channels."""
@@ -107,6 +118,18 @@ class DepthwiseConv2d(nn.Conv2d):
             with torch.autocast("cpu", enabled=False):
                 return super().forward(images.float()).to(torch.get_autocast_dtype("cpu"))
         return super().forward(images)
+
+
+class GlobalMean(nn.Module):
+    """The mean of each map, as nn.AdaptiveAvgPool2d(1) computes it, with a gradient that is not written out in full.
+
+    The pooling of squeeze-and-excitation takes a sixth of a training step on a CPU otherwise: its gradient has another
+    memory layout than the maps (benchmarks/training_step.csv).
+    """
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps (N, C, H, W) to (N, C, 1, 1)."""
+        return maps.sum(dim=(2, 3), keepdim=True) / maps.shape[2:].numel()
 
 
 def build_features(network: str) -> nn.Sequential:
@@ -121,6 +144,8 @@ def build_features(network: str) -> nn.Sequential:
         for module in features.modules():
             if isinstance(module, nn.Conv2d) and module.groups > 1:
                 module.__class__ = DepthwiseConv2d  # a new module would draw weights, and change what a seed gives
+            if isinstance(module, SqueezeExcitation):
+                module.avgpool = GlobalMean()
         return features
     resnet = getattr(torchvision_models, network.removesuffix("_cifar"))(weights=None)
     stem = OrderedDict(conv1=resnet.conv1, bn1=resnet.bn1, relu=resnet.relu, maxpool=resnet.maxpool)
@@ -154,7 +179,7 @@ def build_head(head: str, num_classes: int, num_features: int = STAGE_WIDTHS["ef
     )
 
 
-class Distillation(nn.Module):
+class Distillation(Objective):
     """The objective of a distilled network: cross-entropy with the mean probabilities of its teachers.
 
     Called as `helper_functions.CrossEntropy` is.  The teachers stay in eval mode and see the same pixels as the
@@ -210,16 +235,18 @@ def load_initial_weights(weights: str, network: str = "efficientnet_b0") -> Init
             raise ValueError(f"torchvision has no ImageNet weights for {network}; use --weights random")
         path = _download(TORCHVISION_WEIGHTS[network])
     else:
-        path = Path(weights)
+        path = expanded(weights)
         if not path.is_file():
             raise FileNotFoundError(f"there is no weights file {path}; --weights takes imagenet, random or a file")
     try:
-        state_dict = dict(load_plain(path))
+        saved = load_plain(path)
     except Exception as error:
-        raise ValueError(f"{path} cannot be loaded safely as a state dict ({type(error).__name__})") from error
+        raise ValueError(
+            f"{path} cannot be loaded safely ({type(error).__name__}); it must be a state dict as torch.save writes it"
+        ) from error
     digest = digest_of_file(path)
     return InitialWeights(
-        state_dict=_features_of(state_dict, path, network),
+        state_dict=features_of(saved, path, network, build_features(network)),
         provenance={"weights": KNOWN_WEIGHTS.get(digest[:8], "a user's file"), "file": path.name, "sha256": digest},
     )
 
@@ -286,21 +313,3 @@ def _download(weights: WeightsEnum) -> Path:
             "give a file with --weights PATH, or use --weights random"
         ) from error
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-
-
-def _features_of(state_dict: dict, path: Path, network: str) -> dict[str, torch.Tensor]:
-    """The features' tensors under the names of `build_features`; checks names, shapes and that all is finite."""
-    expected = build_features(network).state_dict()
-    found = {}
-    for name, tensor in expected.items():
-        saved = next((each for each in (f"features.{name}", name.removeprefix("stem.")) if each in state_dict), None)
-        if saved is None:
-            raise ValueError(f"{path} has no features.{name}; it must hold {network} under torchvision's names")
-        found[name] = state_dict[saved]
-        if found[name].shape != tensor.shape:
-            raise ValueError(
-                f"{saved} in {path} has shape {tuple(found[name].shape)}; {network} has {tuple(tensor.shape)}"
-            )
-        if not torch.isfinite(found[name]).all():
-            raise ValueError(f"{saved} in {path} holds values that are not finite")
-    return found

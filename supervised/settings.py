@@ -5,8 +5,10 @@ Zioło (undated) is the first report, Deceuninck 2023 the second.  The nature sc
 reports on ResNet-18: Berezin 2023 and "DF" (undated).
 """
 
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+import os
+import types
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, get_args
 
 from data.image_cache import RESIZE_RULES
 from helper_functions import TrainSettings
@@ -20,6 +22,7 @@ NETWORKS = {  # how many stages the features of each have, counted from 0
 }
 HEADS = ("shallow", "deep", "batchnorm_linear")
 AUGMENTATIONS = ("basic", "crop", "advanced", "advanced_without_crop", "padded_crop", "trivial", "mild")
+TYPES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", types.NoneType: "None"}
 CROPS = ("crop", "advanced", "trivial", "mild")  # the augmentations with a random resized crop
 
 
@@ -33,6 +36,7 @@ class Experiment:
     name: str  # key, file stem of checkpoint and result, label in figures
     question: str  # what this experiment is there to answer
     compared_with: str = ""  # the experiment that differs in the one thing asked; "": none
+    family: str = "this study"  # of comparisons that share a level; one that is added later must not change the others
     data: str = "15scene"  # a name that data.prepare knows, or a folder
     network: str = "efficientnet_b0"  # one of NETWORKS
     initial_weights: str = "imagenet"  # or "random", or the file of a state dict
@@ -56,7 +60,9 @@ class Experiment:
     has_teachers: ClassVar[bool] = False
 
     def __post_init__(self):
-        """Refuse what cannot be run."""
+        """Refuse what cannot be run; numbers of NumPy and paths become plain types."""
+        for settings in (self, self.train):
+            make_plain(settings, self.name)
         self._check_names()
         self._check_numbers()
 
@@ -90,6 +96,10 @@ class Experiment:
                 f"{self.name}: crop_size is {self.crop_size} and augmentation {self.augmentation!r}; "
                 f"it needs at least 32 pixels and one of {', '.join(CROPS)}"
             )
+        if self.images_per_class is not None and self.images_per_class < 1:
+            raise ValueError(
+                f"{self.name}: images_per_class is {self.images_per_class}; it must be at least 1, or None for all"
+            )
         if not 0 < self.subset <= 1:
             raise ValueError(f"{self.name}: subset is {self.subset}; it must be above 0 and at most 1")
         if self.seed < 0:
@@ -101,6 +111,28 @@ class Experiment:
     def features_once(self) -> bool:
         """Whether every epoch sees the same features, so that computing them once is enough."""
         return self.freeze_features and self.augmentation == "basic"
+
+
+def make_plain(settings, name: str):
+    """Turn the values of a frozen dataclass that come from NumPy, and paths, into plain types, as files hold them.
+
+    Raises ValueError naming the experiment, the field and the value where the type is not that of the field.
+    """
+    for each in fields(settings):
+        value = _plain(getattr(settings, each.name))
+        kinds = get_args(each.type) if isinstance(each.type, types.UnionType) else (each.type,)
+        if set(kinds) <= TYPES.keys() and type(value) not in kinds and (type(value), kinds[0]) != (int, float):
+            words = " or ".join(TYPES[kind] for kind in kinds)
+            raise ValueError(f"{name}: {each.name} is {value!r}; it must be {words}")
+        object.__setattr__(settings, each.name, value)
+
+
+def _plain(value):
+    if hasattr(value, "tolist"):  # a number or an array
+        value = value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True)

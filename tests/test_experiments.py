@@ -4,10 +4,18 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
+from data.augment import AUGMENTATIONS
 from runs import EXPERIMENTS, configure, find, prerequisites, settings_of
 from self_supervised import settings as self_supervised
 from self_supervised.dataloader import PRETEXTS
-from self_supervised.settings import ClassifierExperiment, FineTunedExperiment, PretextExperiment
+from self_supervised.joint_embedding import METHODS
+from self_supervised.settings import (
+    ClassifierExperiment,
+    FineTunedExperiment,
+    JointEmbeddingExperiment,
+    PretextExperiment,
+    ProbeExperiment,
+)
 from supervised import settings as supervised
 
 TABLES = (
@@ -17,6 +25,10 @@ TABLES = (
     supervised.NATURE_EXPERIMENTS,
     self_supervised.PRETEXT_EXPERIMENTS,
     self_supervised.CLASSIFIER_EXPERIMENTS,
+    self_supervised.JOINT_EMBEDDINGS,
+    self_supervised.PROBES,
+    self_supervised.NATURE_PRETEXTS,
+    self_supervised.NATURE_PROBES,
     self_supervised.CIFAR10_PRETEXTS,
     self_supervised.CIFAR10_CLASSIFIERS,
 )
@@ -46,6 +58,8 @@ def test_names_are_unique_and_experiments_frozen_and_each_asks_a_question():
 
 
 def labels_of(experiment) -> str:
+    if isinstance(experiment, JointEmbeddingExperiment):
+        return "views"
     return experiment.pretext if isinstance(experiment, PretextExperiment) else "classes"
 
 
@@ -95,6 +109,14 @@ ADAM = {"train.optimizer", "train.momentum"}
         ("nature_efficientnet_sgd_1e-2_224", {"image_size"}),
         ("cifar10_rotation_classifier", PRETEXT_ALONE),
         ("cifar10_rotation_recipe_classifier", {"pretext_run"}),
+        ("byol_classifier", {"pretext_run"}),
+        ("imagenet_classifier_probe_last_stage", {"stages"}),
+        ("byol_classifier_last_stage", {"pretext_run"}),
+        ("byol_classifier_estimated", {"batchnorm"}),
+        ("byol_scratch_classifier", {"pretext_run"}),
+        ("byol_classifier_trained_head", PRETEXT_ALONE),
+        ("nature_byol_classifier", {"pretext_run"}),
+        ("cifar10_byol_classifier", {"pretext_run"}),
     ],
 )
 def test_compared_experiments_differ_in_what_is_asked_and_nothing_else(name, fields):
@@ -111,9 +133,30 @@ def test_ablations_change_one_thing_of_their_base():
         assert {each.compared_with for each in table.values()} == {base}
 
 
+def test_joint_embeddings_differ_from_byol_in_one_thing_and_their_readouts_in_the_pretext_alone():
+    asked = self_supervised.JOINT_EMBEDDINGS
+    assert asked["byol"].method == "byol" and {each.method for each in asked.values()} == METHODS.keys()
+    assert {each.views for each in asked.values()} == AUGMENTATIONS.keys()
+    readouts = [each for each in EXPERIMENTS.values() if each.compared_with == "byol_classifier"]
+    read = [find(each.pretext_run) for each in readouts if each.pretext_run != "byol"]
+    assert len(read) > 15
+    for pretext, readout in zip(read, [each for each in readouts if each.pretext_run != "byol"], strict=True):
+        assert len(differing(pretext, asked["byol"])) == 1, pretext.name
+        assert differing(readout, find("byol_classifier")) == {"pretext_run"}, readout.name
+
+
+def test_probes_read_stages_5_to_8_of_image_and_flip_after_the_last_epoch_of_their_pretext():
+    probes = [each for each in EXPERIMENTS.values() if isinstance(each, ProbeExperiment)]
+    assert {each.stages for each in probes if not each.name.endswith("last_stage")} == {(5, 6, 7, 8)}
+    for experiment in probes:
+        assert (experiment.flip_tta, experiment.head) == (True, "batchnorm_linear") and experiment.freeze_features
+        if experiment.pretext_run:
+            assert experiment.pretext_epoch == "best" and find(experiment.pretext_run).train.keep == "last"
+
+
 def test_fine_tuned_networks_and_their_controls_from_scratch_differ_in_the_pretext_alone():
     fine_tuned = [each for each in EXPERIMENTS.values() if isinstance(each, FineTunedExperiment)]
-    assert len(fine_tuned) == 5
+    assert len(fine_tuned) == 7
     for experiment in fine_tuned:
         assert differing(experiment, find(experiment.compared_with)) == PRETEXT_ALONE
 
@@ -123,16 +166,20 @@ def test_every_classifier_asks_for_an_epoch_that_its_pretext_saves_and_sees_imag
     for experiment in EXPERIMENTS.values():
         if isinstance(experiment, ClassifierExperiment):
             classifier = configure(experiment, profile, weights="a.pth")
+            if isinstance(experiment, ProbeExperiment) and not experiment.pretext_run:  # of the initial weights
+                assert prerequisites(classifier, profile) == []
+                continue
             [(pretext, epoch)] = prerequisites(classifier, profile)
             assert epoch in ("best", "last") or 1 <= epoch <= pretext.train.max_epochs
             assert epoch in ("best", *pretext.save_epochs), experiment.name
             for name in ("resize", "network", "initial_weights", "data"):
                 assert getattr(classifier, name) == getattr(pretext, name), experiment.name
-            assert experiment.image_size == find(experiment.pretext_run).image_size
+            if experiment.freeze_features:
+                assert experiment.image_size == find(experiment.pretext_run).image_size
 
 
 def test_quick_changes_size_and_length_and_nothing_else():
-    size = {"image_size", "crop_size", "images_per_class", "subset", "batch_size"}
+    size = {"image_size", "crop_size", "view_size", "images_per_class", "subset", "batch_size", "unlabelled"}
     length = {"train.max_epochs", "train.precision", "save_epochs", "pretext_epoch", "teacher_seeds"}
     for experiment in EXPERIMENTS.values():
         quick = configure(experiment, "quick", weights=experiment.initial_weights)

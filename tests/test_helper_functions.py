@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from helper_functions import (
     CrossEntropy,
     History,
+    Objective,
     TrainSettings,
     build_accelerator,
     build_optimizer,
@@ -94,6 +95,13 @@ def test_the_best_weights_come_back_and_not_the_last(separable):
     history = fit(model, separable, max_epochs=4)
     assert (history.best_epoch, model.epochs) == (2, 2)
     assert evaluate(model, separable[1]).accuracy == history.val_accuracy[1] > history.val_accuracy[3]
+
+
+def test_the_last_weights_come_back_if_they_are_asked_for(separable):
+    model = RightOnce()
+    history = fit(model, separable, max_epochs=4, keep="last")
+    assert (history.best_epoch, model.epochs) == (2, 4)
+    assert evaluate(model, separable[1]).accuracy == history.val_accuracy[3] < history.val_accuracy[1]
 
 
 def test_of_equal_val_accuracies_the_lowest_val_loss_is_the_best_epoch():
@@ -179,7 +187,7 @@ def test_the_objective_is_torchs_cross_entropy(linear, separable, class_weights,
     assert (losses.sum() / weights.sum()).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-class TeachesTheOpposite(nn.Module):
+class TeachesTheOpposite(Objective):
     """An objective that moves the points at random and says the opposite of the labels."""
 
     def forward(self, model, points, labels):
@@ -205,6 +213,51 @@ def test_a_training_with_a_random_objective_continues_as_if_never_interrupted(se
     complete, model, _ = run(4)
     resumed, again, _ = run(4, state=run(2)[2])
     assert resumed == complete and torch.equal(model.weight, again.weight)
+
+
+class Squares(Objective):
+    """An objective without logits: the mean square of what the network says; counts its steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+
+    def forward(self, model, points, labels):
+        losses = model(points).square().mean(dim=1)
+        return losses, torch.ones_like(losses), None
+
+    def after_step(self, model):
+        self.steps += 1
+
+
+def test_an_objective_without_logits_has_no_train_accuracy_and_its_own_loss(linear, separable):
+    points, _ = separable[0].dataset.tensors  # 100, so the last batch of 16 is short
+    expected = linear(points).square().mean().item()
+    history = fit(linear, separable, max_epochs=1, learning_rate=1e-12, objective=Squares())
+    assert history.train_accuracy == [] and history.train_loss == [pytest.approx(expected, rel=1e-5)]
+    assert history.val_accuracy == [evaluate(linear, separable[1]).accuracy]
+    assert len(history.columns["val_loss"]) == history.epochs == 1
+
+
+def test_a_training_without_train_accuracies_continues_as_if_never_interrupted(separable):
+    def run(epochs, state=None):
+        torch.manual_seed(0)
+        model, states = nn.Linear(2, 2), []
+        separable[0].generator.manual_seed(0)
+        save = {"save_state": lambda state: states.append(copy.deepcopy(state)), "state": state}
+        return fit(model, separable, max_epochs=epochs, keep="last", objective=Squares(), **save), model, states[-1]
+
+    complete, model, _ = run(4)
+    resumed, again, _ = run(4, state=run(2)[2])
+    assert resumed == complete and torch.equal(model.weight, again.weight)
+    assert complete.train_accuracy == [] and len(complete.train_loss) == 4
+
+
+@pytest.mark.parametrize(("accumulation", "steps"), [(1, 14), (3, 6)])  # 7 batches an epoch
+def test_an_objective_is_told_of_each_step_of_the_optimizer(linear, separable, accumulation, steps):
+    objective = Squares()
+    fit(linear, separable, max_epochs=2, gradient_accumulation_steps=accumulation, objective=objective)
+    assert objective.steps == steps
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -293,6 +346,7 @@ def test_momentum_is_nesterovs_and_off_by_default(linear):
         ("optimizer", "adagrad"),
         ("schedule", "linear"),
         ("stopping", "soon"),
+        ("keep", "first"),
         ("precision", "float8"),
         ("max_epochs", 0),
         ("patience_epochs", 0),

@@ -318,6 +318,16 @@ def test_samplers_of_a_seed_share_their_images_and_seeds_do_not(root, scene_fold
     assert tables[0] == "imagenet_classifier_grid_subset0.5_seed0.csv"
 
 
+def test_a_search_of_images_that_have_changed_is_not_shown(root, scene_folder, loads):
+    experiment = configured(scene_folder)
+    shown = collect_searches([experiment], "quick", 1, ("random",))
+    assert collect_searches([experiment], "quick", 1, ("random",), search_missing=False).equals(shown)
+    image = next((scene_folder / "test/dark").iterdir())
+    shutil.copy(image.parents[1] / "light" / image.name, image)
+    with pytest.raises(ValueError, match="imagenet_classifier_random.*other images"):
+        collect_searches([experiment], "quick", 1, ("random",), search_missing=False)
+
+
 def test_a_study_of_other_data_or_weights_is_refused(scene_folder, file):
     experiment = configured(scene_folder)
     open_study(Search(file, subject_of(experiment, "quick")), 1)
@@ -409,7 +419,12 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(scene_folder, file, tmp
 
 
 @pytest.mark.parametrize(
-    "address", ["sqlite:///search.db", "sqlite://a.db", "mysql://u:p@localhost/x", "redis://localhost", "folder/"]
+    "address",
+    [
+        *("sqlite:///search.db", "sqlite://a.db", "sqlite:a.db", "sqlite:////no/such/a.db", "sqlite:///"),
+        *("mysql://u:p@localhost/x", "postgresql+psycopg2://u:p@localhost/x", "redis://localhost", "http://x/a.db"),
+        "folder/",
+    ],
 )
 def test_an_address_of_a_database_or_a_folder_is_refused(address, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -429,6 +444,20 @@ def test_a_file_that_is_not_ours_is_refused_and_left_unchanged(tmp_path):
     for each in (text, empty, database):
         before = each.read_bytes()
         with pytest.raises(OSError, match=each.name):
+            open_study(Search(each, TOY), 1)
+        assert each.read_bytes() == before
+
+
+def test_a_study_of_another_program_or_version_is_refused_and_left_unchanged(tmp_path, file):
+    theirs = tmp_path / "theirs.db"
+    optuna.create_study(study_name="theirs", storage=f"sqlite:///{theirs}")
+    search(file, trials=1)
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'v9.9'")
+    connection.close()
+    for each, words in ((theirs, "theirs"), (file, "version")):
+        before = each.read_bytes()
+        with pytest.raises(ValueError, match=f"{each.name} .*{words}"):
             open_study(Search(each, TOY), 1)
         assert each.read_bytes() == before
 

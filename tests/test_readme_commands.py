@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +19,9 @@ from torchvision import models
 from torchvision.models import EfficientNet_B0_Weights
 
 from data.files import CODE
-from data.prepare import CLASS_NAMES, read_manifest
+from data.prepare import CLASS_NAMES, Request, prepare, read_manifest
+from evaluation.checkpoints import read_released
+from runs import FORMAT
 from tests.make_own_images import make
 from tests.project_copy import copy_project
 
@@ -48,7 +49,8 @@ PLACEHOLDERS = {  # what stands for a user's own choice: what is chosen here
     "NAME --data FOLDER": "supervised_1 --data flowers",
 }
 SHORTER = {  # what takes hours: options that make it short
-    r"train\.py [a-z].*": "--profile quick --epochs 1",
+    r"^python train\.py [a-z].*": "--profile quick --epochs 1",
+    r"^(torchrun|accelerate) .*": "--data flowers --epochs 1",
     r"hyperparameter_search .*": "--profile quick --trials 3",
     r"evaluation\.model_inversion .*": "--steps 20",
 }
@@ -132,17 +134,21 @@ def write_imagenet_weights(hub: Path):
     torch.save(models.efficientnet_b0().state_dict(), path)
 
 
+def write_small_model(path: Path):
+    """The released supervised_short on images of 64 pixels: a heat map takes seconds."""
+    saved = read_released(CODE / "published/supervised_short.safetensors")
+    saved["identity"]["settings"]["image_size"] = 64
+    torch.save({"format": FORMAT, **saved}, path)
+
+
 @pytest.fixture(scope="module")
 def provided(tmp_path_factory) -> Path:
-    """Sources, weights and data sets that are prepared already, made once."""
+    """Sources, weights, a trained model and a prepared 15-Scene, made once."""
     folder = tmp_path_factory.mktemp("provided")
     write_sources(folder / "sources")
     write_imagenet_weights(folder / "torch/hub")
-    environment = {**os.environ, "SCENES_ROOT": str(folder), "PYTHONPATH": str(CODE)}
-    for name in ("15scene", "nature", "cifar10"):
-        command = [sys.executable, "-m", "data.prepare", name, "--source", str(folder / "sources" / name)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    write_small_model(folder / "supervised_short.pt")
+    prepare(Request("15scene", folder / "sources/15scene", folder / "data/15scene", progress=False))
     return folder
 
 
@@ -154,10 +160,11 @@ def shell(provided, tmp_path):
     environment |= {"SOURCES": str(provided / "sources"), "TORCH_HOME": str(provided / "torch")}
     environment |= {"HOME": str(tmp_path / "home"), "OMP_WAIT_POLICY": "PASSIVE"}
     make(folder / "flowers")
+    for path in list(folder.glob("flowers/train/*/*.jpg")):  # a batch of the study is 64 images
+        shutil.copy(path, path.with_stem(f"copy_{path.stem}"))
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 260), dtype=np.uint8)).save(folder / "photo.jpg")
-    for path in (CODE / "published").glob("*.safetensors"):
-        (folder / "models/full").mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, folder / "models/full")
+    (folder / "models/full").mkdir(parents=True)
+    shutil.copy(provided / "supervised_short.pt", folder / "models/full")
 
     def run(command: str) -> subprocess.CompletedProcess:
         for empty in folder.glob("flowers/*/*"):  # a class that a command has made: images belong there
@@ -173,27 +180,22 @@ def shell(provided, tmp_path):
     return folder, run
 
 
-def prepare_data(folder: Path, provided: Path, text: str):
-    """Data sets that the block does not prepare itself."""
-    if "SCENES_ROOT" not in text:
-        for name in ("15scene", "nature", "cifar10"):
-            if f"data.prepare {name}" not in text:
-                shutil.copytree(provided / "data" / name, folder / "data" / name, copy_function=os.link)
-
-
 def add_the_experiment_of_the_page(folder: Path):
     """CONTRIBUTING.md shows an entry of a table in a snippet, and commands that use it."""
     [entry] = [block.text for block in BLOCKS if block.page == "CONTRIBUTING.md" and block.text.startswith("replace(")]
     settings = folder / "supervised/settings.py"
     whole = settings.read_text()
-    assert whole.count("_TABLE = (\n") == 1
-    settings.write_text(whole.replace("_TABLE = (\n", f"_TABLE = (\n{entry.rstrip()},\n".replace(",,", ",")))
+    assert whole.count("\n_TABLE = (\n") == 1
+    settings.write_text(whole.replace("\n_TABLE = (\n", f"\n_TABLE = (\n{entry.rstrip()},\n"))
 
 
 @pytest.mark.parametrize("block", [each for each in BLOCKS if each.language != "python"], ids=lambda each: each.name)
 def test_commands_run_as_they_are_written(block, shell, provided):
     folder, run = shell
-    prepare_data(folder, provided, block.text)
+    if "evaluation.publish" in block.text:
+        shutil.rmtree(folder / "models")
+    if "data.prepare 15scene" not in block.text:
+        shutil.copytree(provided / "data/15scene", folder / "data/15scene", copy_function=os.link)
     if block.page == "CONTRIBUTING.md":
         add_the_experiment_of_the_page(folder)
     if "re_estimated.pth" in block.text:

@@ -4,11 +4,13 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +19,7 @@ from torch import nn
 
 import runs
 from data.files import CODE, digest_of_tensors, locked
-from helper_functions import History, TrainSettings
+from helper_functions import History, TrainSettings, fold_batchnorm
 from runs import (
     Files,
     collect,
@@ -31,7 +33,15 @@ from runs import (
     train_job,
 )
 from self_supervised.dataloader import build_loaders
-from self_supervised.settings import ClassifierExperiment, FineTunedExperiment, PretextExperiment
+from self_supervised.joint_embedding import OfViews
+from self_supervised.probes import vote_of_neighbors
+from self_supervised.settings import (
+    ClassifierExperiment,
+    FineTunedExperiment,
+    JointEmbeddingExperiment,
+    PretextExperiment,
+    ProbeExperiment,
+)
 from supervised.settings import DistilledExperiment, Experiment
 from tests.points import BATCHES, TINY, PointNetwork, point_job
 
@@ -443,6 +453,66 @@ def test_a_fine_tuned_network_starts_from_its_pretext_and_trains_the_features(sm
     assert not torch.equal(model.features[0][0].weight, features["0.0.weight"])
 
 
+@pytest.fixture
+def of_views(small, monkeypatch) -> JointEmbeddingExperiment:
+    """A joint-embedding experiment of a user's own, with all that resuming must restore."""
+    fields = {**small, "train": TrainSettings(max_epochs=2, optimizer="adamw", schedule="cosine", keep="last")}
+    fields |= {
+        "batch_size": 6,
+        "batchnorm": "pretext",
+    }  # the features of a random network vanish under its initial statistics
+    experiment = JointEmbeddingExperiment("views_1", "?", **fields, view_size=32, neighbors=2, save_epochs=(1, "last"))
+    monkeypatch.setitem(runs.EXPERIMENTS, "views_1", experiment)
+    return experiment
+
+
+def test_an_interrupted_joint_embedding_ends_as_an_uninterrupted_one_its_target_too(of_views, root, monkeypatch):
+    evaluate, epochs = OfViews.evaluate, iter((1, 2))
+
+    def interrupted(*given):
+        if next(epochs) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(OfViews, "evaluate", interrupted)
+        run_on_images(of_views)
+    assert "models/full/scenes/views_1.state.pt" in files_below(root)
+    model, result = run_on_images(of_views)
+    images = str(root / "scenes")
+    monkeypatch.setenv("SCENES_ROOT", str(root / "uninterrupted"))
+    expected_model, expected = run_on_images(replace(of_views, data=images))
+    assert_equal(model.state_dict(), expected_model.state_dict())
+    for each in (result, expected):
+        assert len(each["history"].pop("seconds")) == 2
+    assert result["history"] == expected["history"] and result["predictions"] == expected["predictions"]
+    assert model.step == model.steps == 4
+    assert not torch.equal(model.target_features[0][0].weight, model.features[0][0].weight)
+
+
+def test_a_joint_embedding_keeps_its_last_epoch_and_is_read_by_a_probe(of_views, small):
+    model, result = run_on_images(of_views)
+    assert result["epoch"] == 2 and result["train_accuracy"] is None
+    assert_equal(load_weights(of_views, epoch="last")[0], model.state_dict())
+    assert not torch.equal(load_weights(of_views, epoch=1)[0]["projector.0.weight"], model.projector[0].weight)
+    loaders, folded, features = build_loaders(of_views, progress=False), fold_batchnorm(model), {}
+    with torch.inference_mode():
+        for split in ("train_in_order", "val", "test"):
+            pairs = [(folded.pooled_features(images), labels) for images, labels in getattr(loaders, split)]
+            features[split] = [torch.cat(part).numpy() for part in zip(*pairs, strict=True)]
+    for split in ("val", "test"):
+        queries, labels = features[split]
+        votes = vote_of_neighbors(*features["train_in_order"], queries, 12)
+        assert result["labels"][split] == labels.tolist()
+        assert result[f"{split}_accuracy"] == (result["predictions"][split] == labels).mean()
+        assert result["predictions"][split] == votes.tolist()
+    probe = ProbeExperiment("probe_1", "?", **{**small, "stages": (5, 6, 7, 8)}, pretext_run="views_1")
+    probed, of_probe = run_on_images(probe)
+    assert_equal(probed.features.state_dict(), load_weights(of_views, prefix="features.")[0])
+    assert of_probe["initial_weights"]["weights"] == "views_1, epoch best"
+    assert of_probe["C"] > 0 and len(of_probe["history"]["val_loss"]) == 1
+
+
 def test_quick_experiments_of_a_users_own_keep_pretext_and_classifier_together(small, pretext):
     classifier = ClassifierExperiment("own", "?", **small, pretext_run="own_1", pretext_epoch=7)
     quick = configure(replace(classifier, train=TrainSettings(max_epochs=50)), "quick")
@@ -486,6 +556,46 @@ def test_collect_replaces_quick_results_of_other_settings_and_refuses_full_ones(
     assert found["first"]["settings"]["head"] == "deep"
     with pytest.raises(ValueError, match="head"):
         collect(other, "full")
+
+
+def exchange_two_images(small):
+    """Of one class, so that only their names and contents change."""
+    one, other = sorted(Path(small["data"]).glob("train/dark/*"))[:2]
+    one.rename(one.with_name("between"))
+    other.rename(one)
+    one.with_name("between").rename(other)
+
+
+def test_a_result_of_other_images_than_the_folder_holds_now_is_not_shown(small, root):
+    experiment = Experiment("first", "?", **small)
+    for profile in ("quick", "full"):
+        run_on_images(experiment, profile)
+    elsewhere = Path(small["data"]).rename(root / "elsewhere")
+    assert read(experiment)  # the data are not here to be compared
+    elsewhere.rename(small["data"])
+    exchange_two_images(small)
+    with pytest.raises(ValueError, match=r"first\.json .*other images"):
+        read(experiment)
+    assert collect([experiment], "quick") == {}
+    again = collect([experiment], "quick", train_missing=True, progress=False)["first"]
+    assert again["data"] == build_loaders(experiment, progress=False).data == read(experiment, "quick")["data"]
+    shutil.rmtree(Path(small["data"]) / "test/dark")
+    with pytest.raises(ValueError, match="'dark'"):
+        read(experiment, "quick")
+
+
+def test_a_pretext_or_teacher_of_other_images_is_refused(small, pretext, monkeypatch):
+    monkeypatch.setitem(runs.EXPERIMENTS, "teacher_1", Experiment("teacher_1", "?", **small))
+    learners = (
+        ClassifierExperiment("own_classifier", "?", **small, pretext_run="own_1"),
+        DistilledExperiment("student", "?", **small, teacher_run="teacher_1", teacher_seeds=(0,)),
+    )
+    for each in learners:
+        run_on_images(each)
+    exchange_two_images(small)
+    for each, needed in zip(learners, ("own_1", "teacher_1"), strict=True):
+        with pytest.raises(ValueError, match=rf"{needed}\.pt .*other images"):
+            runs.run(each, device="cpu", progress=False, overwrite=True)
 
 
 # --------------------------------------------------------------------------------------------------------- configuring

@@ -164,6 +164,12 @@ def test_show_marks_the_settings_that_differ_and_names_a_command_that_reproduces
         (["supervised_1", "--weights", "nowhere.pth"], "nowhere.pth"),
         (["rotation_1", "--epochs", "0"], "max_epochs"),
         (["supervised_4"], "coast"),
+        (["random_classifier", "--weights", "nowhere.pth"], "nowhere.pth"),
+        (["supervised_1", "rotation_scratch", "--weights", "imagenet"], "rotation_scratch"),
+        (["rotation_scratch_classifier", "--weights", "~/nowhere.pth"], "random weights"),
+        (["supervised_1", "--weights", "~/nowhere.pth"], "/nowhere.pth"),
+        (["supervised_1", "--data", "~/nowhere"], "nowhere"),
+        (["supervised_1", "--from-study", "~nobody/nowhere.csv"], "nowhere.csv"),
         (["supervised_1", "--from-study", "nowhere.csv"], "nowhere.csv"),
     ],
 )
@@ -183,3 +189,10 @@ def test_a_run_of_other_settings_is_replaced_only_with_overwrite(call, scene_fol
     assert call(*arguments, 2, "--overwrite")[0] == 0
     experiment = configure(EXPERIMENTS["random_classifier"], "quick", data=str(scene_folder), max_epochs=2)
     assert len(read(experiment, "quick")["history"]["val_loss"]) == 2
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "RANK", "WORLD_SIZE"])
+def test_what_a_launcher_left_in_the_environment_is_named(call, scene_folder, monkeypatch, variable):
+    monkeypatch.setenv(variable, "0")
+    code, _, error = call("random_classifier", "--data", scene_folder, *QUICK, "--epochs", 1)
+    assert code == 2 and variable in error.splitlines()[-1]

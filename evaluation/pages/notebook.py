@@ -21,7 +21,7 @@ import torch
 from IPython.display import Markdown, display
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from data.files import root_folder
+from data.files import expanded, root_folder
 from data.prepare import DATA_SETS, locate
 from evaluation.results import comparisons, read_profile
 from helper_functions import keep_freed_memory
@@ -57,6 +57,19 @@ def profile_of(environment: Mapping[str, str]) -> str:
     if profile not in PROFILES:
         raise ValueError(f"PROFILE is {profile!r}; it must be {' or '.join(PROFILES)}")
     return profile
+
+
+def check_environment(environment: Mapping[str, str]):
+    """Raise ValueError or FileNotFoundError that names the first variable no report can be made with."""
+    profile_of(environment)
+    if environment.get("DATA") and environment["DATA"] not in DATA_SETS:
+        locate(environment["DATA"])
+    for name in ("WEIGHTS", "RESNET18_WEIGHTS"):
+        value = environment.get(name)
+        if value and value not in ("imagenet", "random") and not expanded(value).is_file():
+            raise FileNotFoundError(f"{name} is {value!r}; it must be imagenet, random or the file of a state dict")
+    if environment.get("COMPUTE") not in (None, "", "0", "1"):
+        raise ValueError(f"COMPUTE is {environment['COMPUTE']!r}; it must be 0 or 1")
 
 
 def data_of(report: Report, environment: Mapping[str, str]) -> str:

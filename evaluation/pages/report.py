@@ -20,9 +20,9 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from tqdm import tqdm
 
-from data.files import CODE, root_folder, run_command, write_atomically
+from data.files import CODE, expanded, root_folder, run_command, write_atomically
 from evaluation.pages import front_page
-from evaluation.pages.notebook import REPORTS, Report, data_of, profile_of, reason_to_leave_out
+from evaluation.pages.notebook import REPORTS, Report, check_environment, data_of, profile_of, reason_to_leave_out
 
 PATHS = ("WEIGHTS", "RESNET18_WEIGHTS", "DATA", "SCENES_ROOT")  # variables that may name a file
 
@@ -52,7 +52,7 @@ def execute(path: Path, html_folder: Path, in_place: bool = False) -> Path:
 
 def absolute_paths(environment: Mapping[str, str]) -> dict[str, str]:
     """PATHS as absolute paths where they name what is there, since a notebook runs in its own folder."""
-    given = {name: Path(environment[name]).expanduser() for name in PATHS if environment.get(name)}
+    given = {name: expanded(environment[name]) for name in PATHS if environment.get(name)}
     return {name: str(path.resolve()) for name, path in given.items() if path.exists()}
 
 
@@ -100,6 +100,7 @@ def main(arguments=None) -> int:
     os.environ.update(absolute_paths(os.environ))
 
     def command() -> int:
+        check_environment(os.environ)
         html_folder = root_folder() / "results" / profile_of(os.environ)
         if not options.notebooks:
             return make_all(html_folder, options.in_place)
@@ -109,6 +110,10 @@ def main(arguments=None) -> int:
             known = ", ".join(report.path for report in REPORTS.values())
             raise ValueError(f"{unknown[0]} is no report of this project; the reports are {known}")
         named = [by_path[path.resolve()] for path in options.notebooks]
+        reasons = {report.path: reason_to_leave_out(report, os.environ) for report in named}
+        for path, reason in reasons.items():
+            if reason:
+                raise ValueError(f"{path} cannot be made: {reason}")
         return 0 if make_reports(named, html_folder, options.in_place, at_once=1) else 1
 
     return run_command(command)

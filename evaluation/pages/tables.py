@@ -15,7 +15,7 @@ from data.files import root_folder, run_command, write_atomically
 from evaluation.results import (
     EARLIER_CLAIMS,
     PRIMARY,
-    THIS_STUDY,
+    PRIMARY_FAMILY,
     comparisons,
     experiments_table,
     of_experiments,
@@ -25,7 +25,16 @@ from evaluation.results import (
 )
 from evaluation.statistics import mean_and_interval
 from runs import OWN_DATA
-from self_supervised.settings import CIFAR10_CLASSIFIERS, CIFAR10_PRETEXTS, CLASSIFIER_EXPERIMENTS, PRETEXT_EXPERIMENTS
+from self_supervised.settings import (
+    CIFAR10_CLASSIFIERS,
+    CIFAR10_PRETEXTS,
+    CLASSIFIER_EXPERIMENTS,
+    JOINT_EMBEDDINGS,
+    NATURE_PRETEXTS,
+    NATURE_PROBES,
+    PRETEXT_EXPERIMENTS,
+    PROBES,
+)
 from supervised.settings import ABLATIONS, DISTILLATION_ABLATIONS, NATURE_EXPERIMENTS
 from supervised.settings import EXPERIMENTS as SUPERVISED
 
@@ -35,39 +44,51 @@ SHORT_TABLE = {  # the experiments of README.md, and what each is
     "rotation_classifier_tuned": "frozen features after rotation, second report",
     "perturbation_classifier_tuned_3": "frozen features after perturbation, second report",
     "rotation_gentle_classifier": "frozen features after gentle rotation",
-    "perturbation_gentle_classifier": "frozen features after gentle perturbation",
-    "imagenet_classifier_best": "frozen ImageNet features, no pretext",
+    "imagenet_classifier_probe": "frozen ImageNet features, no pretext",
+    "byol_classifier": "frozen features after BYOL",
     "supervised_tuned": "fine-tuned, second report",
     "supervised_short": "fine-tuned, 8 epochs",
     "supervised_long": "fine-tuned, 20 epochs",
     "distilled_long": "distilled from an ensemble of three",
 }
 HEADLINES = {  # an experiment with `compared_with`, and both in words
+    "byol_classifier": ("Frozen features after BYOL", "the ImageNet features that it began with"),
     "rotation_gentle_classifier": ("Frozen features after a rotation pretext", "ImageNet features without one"),
     "perturbation_gentle_classifier": ("Frozen features after a perturbation pretext", "ImageNet features without one"),
     "imagenet_classifier_best": ("Frozen ImageNet features without a pretext", "fine-tuning with labels"),
 }
 BEST = "supervised_long"  # beside the highest number of the earlier reports
 PRETEXTS_NOTE = "Accuracy on the labels of the pretext (rotations, colors, orders), not on scenes."
+PROBES_NOTE = """The primary readout is logistic regression on pooled features of stages 5 to 8, image and horizontal
+flip averaged, standardized, with its strength chosen on val.  On untouched features it has no seed.  Its own
+ablations are compared with `byol_classifier`.  The hyper-parameters of BYOL come from an exploratory run, where they
+were chosen by this readout on val."""
+NEIGHBORS_NOTE = """Accuracy of a vote of the 20 nearest training images, by the features of the last epoch.  Nothing is
+chosen, on val or elsewhere."""
 SECTIONS = (  # data set, title, a note, experiments
     ("15-Scene", "Supervised experiments and controls", "", tuple(SUPERVISED)),
     ("15-Scene", "Classifiers on frozen features of a pretext", "", tuple(CLASSIFIER_EXPERIMENTS)),
+    ("15-Scene", "Joint-embedding pretexts, by the primary readout", PROBES_NOTE, tuple(PROBES)),
     ("15-Scene", "Ablations", "", (*ABLATIONS, *DISTILLATION_ABLATIONS)),
     ("15-Scene", "Pretexts", PRETEXTS_NOTE, tuple(PRETEXT_EXPERIMENTS)),
+    ("15-Scene", "Joint-embedding pretexts", NEIGHBORS_NOTE, tuple(JOINT_EMBEDDINGS)),
     ("Nature scenes", "Experiments", "", tuple(NATURE_EXPERIMENTS)),
+    ("Nature scenes", "Joint-embedding pretexts, by the primary readout", PROBES_NOTE, tuple(NATURE_PROBES)),
+    ("Nature scenes", "Joint-embedding pretexts", NEIGHBORS_NOTE, tuple(NATURE_PRETEXTS)),
     ("CIFAR-10", "Classifiers", "", tuple(CIFAR10_CLASSIFIERS)),
     ("CIFAR-10", "Pretexts", PRETEXTS_NOTE, tuple(CIFAR10_PRETEXTS)),
 )
 READING = """**Test** is the accuracy on the test images; the epoch is selected on val.  **Earlier protocol** is the
 accuracy of the epoch selected and reported on val and test together, as the earlier reports did.  It is optimistic;
 compare it with **earlier report**.  Both are means over the runs of an experiment, one run per seed.  The 95 % interval
-of the test accuracy covers the sampling of test images and the variance of seeds.  That of a single run (Wilson 1927)
+of the test accuracy covers the sampling of test images and the variance of seeds.  **Mean per class** is the mean
+over classes of the test accuracy of a class.  That of a single run (Wilson 1927)
 covers the images only."""
 COMPARING = """Every comparison is over all runs of both experiments, on the same test images.  Its interval covers the
 sampling of test images and the variance of the seeds of each side.  The comparisons of a family share the level of
-0.05 (Bonferroni).  There are two families: the claims of the earlier reports ({claims} comparisons) and this study's
-own ({own}, run or not).{primary}  p is below 0.05 exactly when the interval excludes 0.  "Inconclusive" does not say
-that both are equal.  1* is a single run: the seed variance of that side is unknown, so the interval is too narrow."""
+0.05 (Bonferroni).  The families and their numbers of comparisons, run or not: {families}.{primary}  p is below 0.05
+exactly when the interval excludes 0.  "Inconclusive" does not say that both are equal.  1* is a single run: the seed
+variance of that side is unknown, so the interval is too narrow."""
 
 
 def accuracy_text(mean: float, low: float, high: float) -> str:
@@ -93,6 +114,7 @@ def shown_experiments(table: pd.DataFrame) -> pd.DataFrame:
             "earlier report": table["earlier report"].map(lambda value: "" if pd.isna(value) else f"{value:.4f}"),
             "earlier protocol": table["earlier protocol"].map("{:.4f}".format),
             "test (95 % interval)": [accuracy_text(*each) for each in table[["test", "low", "high"]].values],
+            "mean per class": table["mean per class"].map("{:.4f}".format),
             "lowest to highest run": [
                 f"{low:.4f} to {high:.4f}" if runs > 1 else ""
                 for runs, low, high in table[["runs", "lowest", "highest"]].values
@@ -143,8 +165,10 @@ def markdown(table: pd.DataFrame, index: str | None = None) -> str:
 def comparing_text() -> str:
     """How to read the comparisons, and how many each family has."""
     families = Counter(pair.family for pair in pairs_to_compare())
-    primary = f"  The comparison of {PRIMARY} is primary and a family of its own." if PRIMARY else ""
-    return COMPARING.format(claims=families[EARLIER_CLAIMS], own=families[THIS_STUDY], primary=primary)
+    primary = (
+        f"  The comparison of {PRIMARY} is primary and a family of its own." if families.pop(PRIMARY_FAMILY, 0) else ""
+    )
+    return COMPARING.format(families=", ".join(f"{name} ({many})" for name, many in families.items()), primary=primary)
 
 
 def headlines(results: Mapping[str, dict], table: pd.DataFrame) -> list[str]:

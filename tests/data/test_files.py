@@ -1,12 +1,14 @@
 import hashlib
 import os
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 from filelock import Timeout
 
-from data.files import CODE, digest_of_file, locked, root_folder, run_command, write_atomically
+from data.files import CODE, digest_of_file, expanded, locked, root_folder, run_command, write_atomically
 
 
 def test_the_root_folder_is_that_of_the_environment_or_of_the_code(root, monkeypatch):
@@ -91,6 +93,31 @@ def test_a_mistake_is_one_sentence_and_a_code(capsys, error, code):
     (sentence,) = capsys.readouterr().err.splitlines()
     assert str(error).split("\n")[0] in sentence
     assert not sentence.endswith(": ")
+
+
+def test_a_sentence_of_thousands_of_letters_is_cut_in_its_middle(capsys):
+    def command():
+        raise ValueError(f"weights.pth {'name, ' * 5000}is wrong")
+
+    assert run_command(command) == 2
+    sentence = capsys.readouterr().err
+    assert len(sentence) < 650 and sentence.startswith("error: weights.pth") and sentence.endswith("is wrong\n")
+
+
+def test_a_terminal_without_the_letters_of_a_name_ends_no_command():
+    names = ["ünïcode", "日本語", "caf\udce9"]
+    code = f"from data.files import run_command; print(run_command(lambda: print(*{names!r})))"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=CODE, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0", done.stderr
+
+
+def test_a_home_folder_is_found_and_an_unknown_one_left_as_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded("~/flowers") == tmp_path / "flowers"
+    assert [str(expanded(path)) for path in ("~nobody-here/a", "a/~/b", "./~")] == ["~nobody-here/a", "a/~/b", "~"]
+    monkeypatch.setenv("SCENES_ROOT", "~/root")
+    assert root_folder() == tmp_path / "root"
 
 
 def test_a_defect_is_not_taken_for_a_mistake():

@@ -1,6 +1,7 @@
 import itertools
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import zlib
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision import transforms as v1
 from torchvision.datasets import ImageFolder
 from torchvision.models import EfficientNet_B0_Weights
@@ -67,11 +68,115 @@ def test_an_image_of_the_asked_size_is_not_resampled(tmp_path):
     assert np.array_equal(decode(tmp_path / "image.png", 32, "squash"), pixels.transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 70_000)])
-def test_an_image_of_unknown_range_is_refused(tmp_path, mode, value):
-    Image.new(mode, (40, 40), value).save(tmp_path / "image.tiff")
-    with pytest.raises(ValueError, match="image.tiff cannot be decoded .32 bits a pixel"):
-        decode(tmp_path / "image.tiff", 32, "squash")
+RAMP = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))
+SAMPLES_OF_12_BITS = (RAMP >> 4).reshape(-1, 2).astype(int)
+PACKED = np.stack(
+    [
+        SAMPLES_OF_12_BITS[:, 0] >> 4,
+        (SAMPLES_OF_12_BITS[:, 0] & 15) << 4 | SAMPLES_OF_12_BITS[:, 1] >> 8,
+        SAMPLES_OF_12_BITS[:, 1] & 255,
+    ],
+    axis=1,
+)
+
+
+def pgm(highest, samples):
+    return f"P5 64 64 {highest}\n".encode() + samples.tobytes()
+
+
+def tiff(samples, photometric=1, bits=16, sample_format=1):
+    """64 x 64 grey samples; photometric 0: 0 is white; sample_format 2: signed."""
+    data = samples.tobytes()
+    fields = {256: 64, 257: 64, 258: bits, 259: 1, 262: photometric, 273: 146, 277: 1, 278: 64, 279: len(data)}
+    fields |= {296: 1, 339: sample_format}
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, fields[tag]) for tag in fields)
+    return (b"II*\0\x08\0\0\0" + struct.pack("<H", len(fields)) + entries + bytes(4)).ljust(146, b"\0") + data
+
+
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        ("16 bits.pgm", pgm(65535, RAMP.astype(">u2"))),
+        ("12 bits.pgm", pgm(4095, (RAMP >> 4).astype(">u2"))),
+        ("10 bits.pgm", pgm(1023, (RAMP >> 6).astype(">u2"))),
+        ("16 bits.tif", tiff(RAMP)),
+        ("0 is white.tif", tiff(65535 - RAMP, photometric=0)),
+        ("0 is white, 8 bits.tif", tiff((255 - (RAMP >> 8)).astype("u1"), photometric=0, bits=8)),
+        ("12 bits packed.tif", tiff(PACKED.astype("u1"), bits=12)),
+    ],
+)
+def test_grey_images_of_any_range_are_scaled_to_8_bits(tmp_path, name, contents):
+    (tmp_path / name).write_bytes(contents)
+    expected = Image.fromarray((RAMP >> 8).astype(np.uint8)).resize((32, 32), Image.Resampling.BILINEAR)
+    image = decode(tmp_path / name, 32, "squash")
+    assert image.shape == (1, 32, 32)
+    assert abs(image[0].astype(int) - np.asarray(expected)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        ("12 bits in 16.tif", tiff(RAMP >> 4)),
+        ("10 bits in 16.tif", tiff(RAMP >> 6)),
+        ("signed.tif", tiff(RAMP // 2, sample_format=2)),
+        ("32 bits.tif", Image.new("I", (8, 8), 70_000)),
+        ("float.tif", Image.new("F", (8, 8), 0.5)),
+        ("12 bits in 16.png", Image.fromarray(RAMP >> 4)),
+    ],
+)
+def test_an_image_of_unknown_range_is_refused(tmp_path, name, contents):
+    contents.save(tmp_path / name) if isinstance(contents, Image.Image) else (tmp_path / name).write_bytes(contents)
+    with pytest.raises(ValueError, match=f"{name} cannot be decoded .*bits"):
+        decode(tmp_path / name, 32, "squash")
+
+
+def test_black_of_16_bits_is_black(tmp_path):
+    Image.fromarray(np.zeros((40, 40), dtype=np.uint16)).save(tmp_path / "black.png")
+    assert decode(tmp_path / "black.png", 32, "squash").max() == 0
+
+
+def noise(*shape):
+    return np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tga", ".tif"])
+def test_colors_under_alpha_0_are_white(tmp_path, suffix):
+    image = Image.fromarray(np.concatenate([noise(40, 40, 3), np.zeros((40, 40, 1), dtype=np.uint8)], axis=2))
+    image.save(tmp_path / f"hidden{suffix}", lossless=True, exact=True)
+    assert decode(tmp_path / f"hidden{suffix}", 32, "squash").min() == 255
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "name", "options", "expected"),
+    [
+        ("P", 3, "keyed.gif", {"transparency": 3}, 255),
+        ("P", 0, "keyed.png", {"transparency": 0}, 255),
+        ("L", 7, "keyed.png", {"transparency": 7}, 255),
+        ("RGB", (7, 8, 9), "keyed.png", {"transparency": (7, 8, 9)}, 255),
+        ("1", 0, "keyed.png", {"transparency": 0}, 255),
+        ("LA", (0, 0), "hidden.png", {}, 255),
+        ("RGBA", (0, 0, 0, 128), "half.png", {}, 127),
+    ],
+)
+def test_what_is_transparent_lies_on_white(tmp_path, mode, color, name, options, expected):
+    Image.new(mode, (40, 40), color).save(tmp_path / name, **options)
+    image = decode(tmp_path / name, 32, "squash")
+    assert (len(image) == 1) == (mode in ("1", "L", "LA"))
+    assert (image == expected).all()
+
+
+@pytest.mark.parametrize("shape", [(20_000, 1), (1, 20_000), (30_001, 3)])
+def test_a_strip_costs_memory_by_what_is_left_of_it(tmp_path, shape, monkeypatch):
+    sizes, resize = [], image_cache.transforms.resize
+    monkeypatch.setattr(
+        image_cache.transforms, "resize", lambda *given, **more: sizes.append(resize(*given, **more)) or sizes[-1]
+    )
+    width, height = shape
+    middle = abs(np.arange(max(shape)) - max(shape) / 2) < max(shape) / 10
+    pixels = np.tile((200 * middle).astype(np.uint8), (min(shape), 1))
+    Image.fromarray(pixels if width > height else pixels.T).save(tmp_path / "strip.png")
+    assert (decode(tmp_path / "strip.png", 224, "imagenet") == 200).all()
+    assert max(sizes[0].size) <= 17 * 256
 
 
 @pytest.mark.parametrize(
@@ -87,6 +192,45 @@ def test_images_of_every_mode_are_read_with_their_grey(tmp_path, mode, channels)
     array = decode(path, 32, "squash")
     assert array.shape == (channels, 32, 32)
     assert abs(array.astype(int) - 204).max() <= 2
+
+
+@pytest.mark.parametrize("name", ["image.png", "image.tif", "of 16 bits.png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_of_exif_is_that_of_pillow(tmp_path, orientation, name):
+    pixels, exif = noise(32, 32), Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels.astype(np.uint16) << 8 if "16" in name else pixels).save(tmp_path / name, exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "plain.png", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "plain.png")))
+    assert np.array_equal(decode(tmp_path / name, 32, "squash")[0], expected)
+
+
+EXIF = b"Exif\0\0II*\0" + struct.pack("<IHHHIHH", 8, 2, 274, 3, 1, 6, 0)  # orientation 6, and one more tag
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize(
+    "tag",
+    [
+        struct.pack("<HHII", 282, 2, 8, 38) + bytes(4) + b"72/1abc\0",  # the resolution as text
+        struct.pack("<HHI", 296, 2, 2) + b"2\0\0\0" + bytes(4),  # its unit as text
+        b"\xff",
+    ],
+    ids=["resolution", "unit", "cut"],
+)
+def test_exif_of_wrong_types_does_not_keep_an_image_from_being_turned(tmp_path, tag, suffix):
+    image = Image.fromarray(np.repeat(np.array([[0], [255]], dtype=np.uint8), 20, axis=0).repeat(40, axis=1))
+    image.convert("RGB").save(tmp_path / f"odd{suffix}", exif=EXIF + tag)
+    array = decode(tmp_path / f"odd{suffix}", 32, "squash")
+    assert array[0, :, 0].mean() > 200 and array[0, :, -1].mean() < 50
+
+
+def test_an_orientation_that_is_none_is_not_applied(tmp_path):
+    pixels, exif = noise(32, 32), Image.Exif()
+    for value in (0, 9):
+        exif[0x0112] = value
+        Image.fromarray(pixels).save(tmp_path / "image.png", exif=exif)
+        assert np.array_equal(decode(tmp_path / "image.png", 32, "squash")[0], pixels)
 
 
 def test_the_orientation_of_exif_is_applied(tmp_path):

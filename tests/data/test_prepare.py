@@ -3,6 +3,7 @@
 import csv
 import errno
 import hashlib
+import os
 import pickle
 import shutil
 import tarfile
@@ -17,7 +18,7 @@ from torchvision.datasets import CIFAR10
 
 from data import image_cache
 from data import prepare as prepare_module
-from data.files import CODE
+from data.files import CODE, say_once
 from data.image_cache import load_splits
 from data.prepare import CLASS_NAMES, MANIFEST, Request, locate, main, make_manifest, prepare
 from data.splits import SPLITS, duplicates_across_splits
@@ -520,6 +521,49 @@ def test_other_data_are_located_by_their_path(scene_folder, monkeypatch):
     assert locate("scenes") == scene_folder.resolve()
     with pytest.raises(FileNotFoundError, match="15scenes; known names are 15scene, nature"):
         locate("15scenes")
+
+
+def test_a_folder_named_as_a_prepared_one_is_taken_by_its_path(scene_folder, root, monkeypatch, capsys):
+    (root / "data/nature").mkdir(parents=True)
+    scene_folder.rename(root / "nature")
+    monkeypatch.chdir(root)
+    say_once.cache_clear()
+    assert locate("nature") == root / "data/nature"
+    assert "./nature" in capsys.readouterr().err
+    assert locate("./nature") == root / "nature"
+    monkeypatch.chdir(root / "data")
+    assert locate("nature") == root / "data/nature"
+    assert capsys.readouterr().err == ""
+
+
+def test_the_home_folder_is_found_in_every_path(few_synthetic_scenes, scene_folder, root, monkeypatch):
+    monkeypatch.setenv("HOME", str(root))
+    monkeypatch.chdir(root)
+    assert locate("~/scenes") == scene_folder
+    assert prepare(Request("synthetic", to="~/drawn", progress=False)) == root / "drawn"
+    write_nature(root / "source", {".": 20})
+    assert prepare(Request("nature", "~/source", to="~/of nature", progress=False)) == root / "of nature"
+    assert not (root / "~").exists()
+
+
+@pytest.mark.parametrize("name", ["[a]*?", "$a$ {b}", os.fsdecode(b"caf\xe9"), "日本語"])
+def test_a_folder_and_an_image_of_any_name_are_prepared_and_verified(tmp_path, out, name, capsys):
+    write_nature(tmp_path / "nature", {".": 20})
+    image = sorted((tmp_path / "nature/sea").iterdir())[0]
+    image.rename(image.with_name(f"{name}.png"))
+    (out / f".{name}.partial-abc").mkdir()
+    folder = run("nature", tmp_path / "nature", out / name)
+    assert f"{name}.png" in [path.name for path in folder.glob("*/sea/*")]
+    assert run("nature", tmp_path / "nature", out / name) == folder
+    assert [path.name for path in out.iterdir()] == [name]
+
+
+def test_files_of_a_source_that_are_left_out_are_counted(tmp_path, out, capsys):
+    write_nature(tmp_path / "nature", {".": 20})
+    for name in ("a.heic", "b.HEIC", "notes.txt", ".hidden.jpg", "Thumbs.db"):
+        (tmp_path / "nature/sea" / name).write_bytes(b"")
+    prepare(Request("nature", tmp_path / "nature", out / "result"))
+    assert "left out: 2 .heic, 1 " in capsys.readouterr().out
 
 
 def test_a_data_set_can_be_decoded_ahead_and_a_training_decodes_nothing(few_synthetic_scenes, root, monkeypatch):

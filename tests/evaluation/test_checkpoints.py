@@ -7,6 +7,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from evaluation.checkpoints import load_trained, read_released
+from evaluation.hooks import maps_and_logits
 from evaluation.publish import halve, write_released
 
 
@@ -60,14 +61,153 @@ def test_a_run_is_found_by_its_path_too_and_a_missing_one_is_named(tiny_model):
         load_trained("tiny").layer("9")
 
 
-def test_the_full_profile_comes_before_the_quick_one_and_a_checkpoint_before_a_released_file(tiny_model, root):
+@pytest.fixture
+def places(tiny_model, root):
+    """A function that puts a run of other weights each time where its name says, and returns its weights' digest."""
+    checkpoint = torch.load(tiny_model, weights_only=True)
     run = load_trained("tiny")
-    about = {"identity": {"settings": settings_of(tiny_model)}, "class_names": list(run.class_names)}
-    full = root / "models" / "full"
-    write_released(full / "tiny.safetensors", halve(run.model), about)
-    assert load_trained("tiny").weights != run.weights
-    (full / "tiny.pt").write_bytes(tiny_model.read_bytes())
-    assert load_trained("tiny").weights == run.weights
+
+    def put(place):
+        checkpoint["model"]["classifier.1.bias"] += 1
+        path = root / "models" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, path)
+        if path.suffix == ".safetensors":
+            run.model.classifier[1].bias.data += 1
+            write_released(path, halve(run.model), {key: checkpoint[key] for key in ("identity", "class_names")})
+        return load_trained(path).weights
+
+    return put
+
+
+def test_own_runs_come_before_released_ones_and_the_full_profile_before_the_quick_one(places):
+    released = places("full/run.safetensors")
+    assert load_trained("run").weights == released
+    for place in ("quick/flowers/run.pt", "quick/run.pt"):  # of other data, of the prepared data set
+        if place == "quick/run.pt":
+            with pytest.raises(ValueError, match="several runs run; .*quick/flowers/run.pt, .*quick/run.pt"):
+                places(place) and load_trained("run")
+        else:
+            assert places(place) == load_trained("run").weights
+    assert load_trained("flowers/run").weights != released
+    assert places("full/birds/run.pt") == load_trained("run").weights == load_trained("birds/run").weights
+    assert places("full/flowers/run.pt") == load_trained("flowers/run").weights
+
+
+def test_the_runs_that_are_listed_begin_with_a_users_own_and_are_few(places):
+    places("full/released.safetensors")
+    places("quick/flowers/own.pt")
+    with pytest.raises(FileNotFoundError, match="there are own, tiny, released, and"):
+        load_trained("nothing")
+    for number in range(20):
+        places(f"full/birds/run_{number:02d}.pt")
+    with pytest.raises(FileNotFoundError, match="there are run_00, .*, 15 more, and") as error:
+        load_trained("nothing")
+    assert len(str(error.value)) < 320
+
+
+@pytest.mark.parametrize("name", ["moved.pth", "moved.CKPT", "moved.v2.pt", "~/moved.pt"])
+def test_a_checkpoint_has_any_suffix(name, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / name.removeprefix("~/")).write_bytes(tiny_model.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert load_trained(name).weights == load_trained("tiny").weights
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_that_a_wrapper_changed_are_accepted(prefix, tiny_model, tmp_path):
+    expected = load_trained("tiny")
+    path = changed(tiny_model, lambda saved: wrap_names(saved, prefix))
+    assert load_trained(path).weights == expected.weights
+
+
+def wrap_names(saved, prefix):
+    saved["model"] = {f"{prefix}{name}": tensor for name, tensor in saved["model"].items()}
+
+
+def changed(tiny_model, change):
+    """The path of a copy of the checkpoint after `change`."""
+    saved = torch.load(tiny_model, weights_only=True)
+    change(saved)
+    path = tiny_model.with_name("changed.pt")
+    torch.save(saved, path)
+    return path
+
+
+def settings(**values):
+    return lambda saved: saved["identity"]["settings"].update(values)
+
+
+def tensor(name, change):
+    return lambda saved: saved["model"].update({name: change(saved["model"][name])})
+
+
+WEIGHT = "features.0.0.weight"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of quantized tensors
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (settings(resize="pad"), "resize is 'pad'"),
+        (settings(network="vit_b_16"), "'vit_b_16'"),
+        (settings(network="resnet18"), "resnet18"),
+        (settings(head=3), "head is 3"),
+        (settings(image_size="64"), "int"),
+        (settings(image_size=None), "None"),
+        (settings(stages=[9]), "stages is"),
+        (lambda saved: saved["identity"]["settings"].pop("resize"), "'resize'"),
+        (lambda saved: saved["identity"].pop("settings"), "'settings'"),
+        (lambda saved: saved.update(identity=None), "NoneType"),
+        (lambda saved: saved.update(class_names=["a"]), "2 tensors differ, such as classifier.1.bias"),
+        (lambda saved: saved.update(model=None), "no weights"),
+        (lambda saved: saved["model"].pop(WEIGHT), f"1 tensors differ, such as {WEIGHT}"),
+        (lambda saved: saved["model"].update(extra=torch.zeros(1)), "1 tensors differ, such as extra"),
+        (lambda saved: wrap_names(saved, "net."), "tensors differ"),
+        (tensor(WEIGHT, lambda value: value[:, :1]), f"such as {WEIGHT}"),
+        (tensor(WEIGHT, lambda value: None), f"{WEIGHT} in .*changed.pt is None"),
+        (tensor(WEIGHT, lambda value: value.to("meta")), f"{WEIGHT} in .*meta"),
+        (tensor(WEIGHT, lambda value: value.to_sparse()), f"{WEIGHT} in .*sparse"),
+        (tensor(WEIGHT, lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8)), f"{WEIGHT} in .*quant"),
+        (tensor(WEIGHT, lambda value: value / 0), f"{WEIGHT} in .*not finite"),
+        (tensor(WEIGHT, lambda value: value.int()), f"{WEIGHT} in .*int32"),
+    ],
+)
+def test_a_changed_checkpoint_is_refused_in_a_sentence_that_names_the_file(change, words, tiny_model):
+    path = changed(tiny_model, change)
+    with pytest.raises(ValueError, match=words) as error:
+        load_trained(path)
+    assert str(path) in str(error.value) and len(str(error.value).replace(str(path), "")) < 300
+    assert "remove" not in str(error.value) and "delete" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_read_in_float32(dtype, tiny_model):
+    def convert(saved):
+        saved["model"] = {
+            name: value.to(dtype) if value.is_floating_point() else value for name, value in saved["model"].items()
+        }
+
+    model = load_trained(changed(tiny_model, convert)).model
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize("about", ["[1, 2]", "3", "null", '"text"', "{", "{}"])
+def test_a_released_file_of_another_description_is_refused(about, tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "run.safetensors", metadata={"about": about})
+    with pytest.raises(ValueError, match="run.safetensors is not"):
+        load_trained(tmp_path / "run.safetensors")
+
+
+def test_a_convolution_is_explained_by_its_own_output(tiny_model):
+    run, images = load_trained("tiny"), torch.randn(2, 3, 32, 32)
+    for name in ("features.0.0", "features.0.2", "2"):
+        explained = run.ready_to_explain([name])
+        with torch.inference_mode():
+            found, _ = maps_and_logits(explained.model, images, explained.layer(name))
+            expected, _ = maps_and_logits(run.model, images, run.layer(name))
+        assert torch.allclose(found, expected, atol=1e-4)
+    assert run.ready_to_explain(["2"]).model is not run.model
 
 
 def test_weights_that_are_not_finite_are_refused(tiny_model):
@@ -90,7 +230,3 @@ def test_tensors_without_a_description_are_no_released_model(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "run.safetensors")
     with pytest.raises(ValueError, match="is not a released model"):
         read_released(tmp_path / "run.safetensors")
-
-
-def settings_of(path):
-    return torch.load(path, weights_only=True)["identity"]["settings"]

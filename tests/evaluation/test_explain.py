@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.files import CODE
-from evaluation import explain, explained
+from evaluation import explain, explained, probes
 from evaluation.checkpoints import TrainedRun
+from evaluation.statistics import mean_and_interval
 from supervised.models import SceneClassifier, estimate_batchnorm
 
 CLASSES = ("dark", "light", "striped")
@@ -59,17 +60,17 @@ def test_a_folder_of_other_weights_is_emptied_and_one_of_the_same_is_not(tmp_pat
 
 def test_features_are_read_back_for_the_same_weights_and_computed_for_others(tmp_path, monkeypatch):
     run, loader = a_run(), DataLoader(Images(), 32)
-    features, labels = explain.features_of(run.model, loader, "abc", tmp_path / "f.npz")
-    monkeypatch.setattr(explain, "stage_features", lambda *_: ("computed", "again"))
-    again, labels_again = explain.features_of(run.model, loader, "abc", tmp_path / "f.npz")
+    features, labels = probes.features_of(run.model, loader, "abc", tmp_path / "f.npz")
+    monkeypatch.setattr(probes, "stage_features", lambda *_: ("computed", "again"))
+    again, labels_again = probes.features_of(run.model, loader, "abc", tmp_path / "f.npz")
     assert all(np.array_equal(one, other) for one, other in zip(features, again, strict=True))
     assert np.array_equal(labels, labels_again)
-    assert explain.features_of(run.model, loader, "other", tmp_path / "f.npz") == ("computed", "again")
+    assert probes.features_of(run.model, loader, "other", tmp_path / "f.npz") == ("computed", "again")
 
 
 def test_cached_probabilities_are_the_models_own(tmp_path):
     run, dataset = a_run(), Images()
-    features, labels = explain.stage_features(run.model, DataLoader(dataset, 32))
+    features, labels = probes.stage_features(run.model, DataLoader(dataset, 32))
     explain.describe_test_images(run.model, features, labels, tmp_path)
     with np.load(tmp_path / "test.npz") as saved, torch.no_grad():
         assert np.allclose(saved["probabilities"], run.model(dataset.images).softmax(dim=1).numpy(), atol=1e-5)
@@ -203,6 +204,36 @@ def test_a_few_test_images_of_other_classes_are_enough(tmp_path):
         assert np.isfinite(saved["places"]).all() and saved["probabilities"].shape == (6, 3)
     assert pd.read_csv(tmp_path / "representation.csv")["neighbour_purity"].tolist() == pytest.approx([0.2] * 9)
     assert explain._classes(run) == {name: number for number, name in enumerate(CLASSES)}
+
+
+def test_randomization_is_averaged_over_images_with_an_interval_over_seeds():
+    lines = [("head", seed, image, 0.1 * seed + image) for seed in range(3) for image in (0, 1)]
+    lines += [("features.8", seed, image, np.nan if image else 0.5) for seed in range(3) for image in (0, 1)]
+    table = explained.randomisation_table(pd.DataFrame(lines, columns=["part", "seed", "image", "correlation"]))
+    assert table.index.tolist() == ["head", "features.8"] and table["seeds"].tolist() == [3, 3]
+    assert table.loc["head", ["mean", "from", "to"]].tolist() == pytest.approx(mean_and_interval([0.5, 0.6, 0.7]))
+    assert table.loc["features.8", "mean"] == 0.5  # an empty map has no correlation
+    older = pd.DataFrame({"part": ["head"] * 2, "image": [0, 1], "correlation": [0.2, 0.4]})
+    found = explained.randomisation_table(older)
+    assert found.loc["head", "mean"] == pytest.approx(0.3) and np.isnan(found.loc["head", "to"])
+
+
+def test_a_randomization_of_one_seed_by_older_code_is_made_again_and_an_interrupted_one_continues(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(explain, "RANDOMISED", ("classifier",))
+    seeds = []
+    monkeypatch.setattr(
+        explain.faithfulness,
+        "cascading_randomisation",
+        lambda *arguments: [seeds.append(arguments[-1]), np.full((1, 2), 0.5)][1],
+    )
+    pd.DataFrame({"part": ["head"], "image": [0], "correlation": [0.2]}).to_csv(tmp_path / "randomisation.csv")
+    for number in (2, 3, 3):
+        explain.randomise(a_run(), torch.zeros(2, 3, 32, 32), [0, 1], tmp_path, seeds=number)
+    assert seeds == [0, 1, 2]
+    table = pd.read_csv(tmp_path / "randomisation.csv")
+    assert table["seed"].tolist() == [0, 0, 1, 1, 2, 2] and table["correlation"].eq(0.5).all()
 
 
 def test_tables_of_an_empty_cache_are_empty():

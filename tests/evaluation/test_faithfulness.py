@@ -9,7 +9,7 @@ import torch
 import torchcam.metrics
 from torch import nn
 
-from evaluation import faithfulness
+from evaluation import explained, faithfulness
 from evaluation.faithfulness import (
     LOWER_IS_BETTER,
     black_baseline,
@@ -251,6 +251,45 @@ def test_wrong_sizes_targets_and_steps_are_refused(small_network):
         deletion(small_network, images, torch.rand(2, 16, 16), [0, 0], images, pixels_per_step=0)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_map_that_is_not_finite_is_left_out_and_counted(small_network, value):
+    images, given = torch.randn(4, 3, 16, 16), torch.rand(4, 16, 16)
+    given[1, 3, 5] = value
+    maps, zeros = {"given": given, "random": random_maps(images)}, torch.zeros_like(images)
+    curves = insertion(small_network, images, given, [0, 1, 2, 0], zeros)
+    assert curves.areas.isfinite().tolist() == [True, False, True, True]
+    measured = measure_faithfulness(small_network, images, maps, [0, 1, 2, 0], {"zero": zeros}, pixels_per_step=64)
+    of_map = measured[measured["map"] == "given"].set_index("image")[list(LOWER_IS_BETTER)]
+    assert of_map.loc[1].isna().all() and of_map.drop(1).notna().all(axis=None)
+    table = explained.faithfulness_table(measured).set_index(["map", "measure"])
+    assert (table.loc["given", ["images", "left_out"]] == [3, 1]).all(axis=None)
+    assert (table.loc["random", ["images", "left_out"]] == [4, 0]).all(axis=None)
+    assert table.loc[("given", "deletion"), "mean"] == pytest.approx(of_map["deletion"].mean())
+    compared = compare_maps(measured, "random")
+    assert compared["images_left_out"].tolist() == [1] * 4 and compared["advantage"].notna().all()
+
+
+def test_a_map_that_is_never_finite_has_no_mean(small_network):
+    images, zeros = torch.randn(2, 3, 16, 16), torch.zeros(2, 3, 16, 16)
+    maps = {"given": torch.full((2, 16, 16), torch.nan)}
+    table = explained.faithfulness_table(measure_faithfulness(small_network, images, maps, [0, 1], {"zero": zeros}))
+    assert table["mean"].isna().all() and (table["left_out"] == 2).all()
+
+
+def test_models_of_another_precision_and_of_one_logit_have_confidences(small_network):
+    images = torch.rand(3, 3, 16, 16)
+    expected = confidences(small_network, images, [0, 1, 2])
+    for dtype in (torch.float64, torch.bfloat16):
+        model = copy.deepcopy(small_network).to(dtype)
+        assert torch.allclose(confidences(model, images, [0, 1, 2]), expected, atol=0.01)
+        assert blurred_baseline(images.to(dtype)).dtype == dtype and edge_maps(images.to(dtype)).isfinite().all()
+    one = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1))
+    assert torch.allclose(confidences(one, images, [0, 0, 0]), one(images).sigmoid()[:, 0].double(), atol=1e-6)
+    for wrong in ({"batch_size": 0}, {"target_classes": [0.0, 1.0, 2.0]}, {"images": images.byte()}):
+        with pytest.raises(ValueError, match="batch_size is 0|whole numbers|uint8"):
+            confidences(**{"model": small_network, "images": images, "target_classes": [0, 1, 2]} | wrong)
+
+
 # --- comparisons of maps ---------------------------------------------------------------------------------------------
 
 
@@ -355,6 +394,42 @@ def test_the_cascade_randomises_from_the_top_and_logits_still_depend_on_the_imag
     assert all(same(steps[0], step, 2) for step in steps)
     with torch.no_grad():
         assert all(step(images).std(dim=0).min() > 1e-3 for step in steps)
+
+
+def test_every_batchnorm_of_a_randomized_part_takes_its_statistics_from_the_images(deeper_network, monkeypatch):
+    deeper_network[2].insert(1, nn.BatchNorm1d(216, affine=False))  # a head begins with one in every released model
+    deeper_network[2][1].running_var.fill_(9.0)
+    seen = []
+
+    def recording(model, *arguments, **options):
+        seen.append(copy.deepcopy(model))
+        return score_cam(model, *arguments, **options)
+
+    monkeypatch.setattr(faithfulness, "score_cam", recording)
+    images = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    cascading_randomisation(deeper_network, images, deeper_network[0], [0] * 5, [deeper_network[2], deeper_network[1]])
+    _, head, stage = seen
+    with torch.no_grad():
+        for network in (head, stage):
+            features = network[2][0](network[:2](images))
+            assert torch.allclose(network[2][1].running_mean, features.mean(dim=0), rtol=0.01, atol=1e-4)
+            assert torch.allclose(network[2][1].running_var, features.var(dim=0), rtol=0.01, atol=1e-4)
+        maps = stage[1][0](stage[0](images))
+        assert torch.allclose(stage[1][1].running_var, maps.var(dim=(0, 2, 3)), rtol=0.01)
+    assert torch.equal(head[1][1].running_var, deeper_network[1][1].running_var)  # a part that is not yet random
+
+
+def test_a_cascade_depends_on_its_seed_alone(deeper_network):
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def correlations(seed):
+        torch.manual_seed(torch.seed() % 100)
+        return cascading_randomisation(
+            deeper_network, images, deeper_network[1], [0, 1, 2], [deeper_network[2], deeper_network[1]], seed
+        )
+
+    assert np.array_equal(correlations(1), correlations(1))
+    assert not np.allclose(correlations(1), correlations(2))
 
 
 WEIGHT = {0: "0.weight", 1: "0.weight", 2: "1.weight"}

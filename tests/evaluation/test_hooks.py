@@ -89,6 +89,51 @@ class FirstOf(nn.Sequential):
         return super().forward(images)[0]
 
 
+class ChannelsLast(nn.Module):
+    """Patches of 4 x 4 pixels as a Swin Transformer has them: (N, height, width, channels)."""
+
+    def __init__(self, channels=5):
+        super().__init__()
+        self.patches, self.norm, self.head = (
+            nn.Conv2d(3, channels, 4, 4),
+            nn.LayerNorm(channels),
+            nn.Linear(channels, 2),
+        )
+
+    def forward(self, images):
+        return self.head(self.norm(self.patches(images).permute(0, 2, 3, 1)).mean(dim=(1, 2)))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 24), (33, 21)])
+def test_maps_with_the_channels_last_are_turned_and_others_are_not(size):
+    model, images = ChannelsLast(), torch.randn(2, 3, *size)
+    last, _ = maps_and_logits(model, images, model.norm)
+    assert torch.equal(last, model.norm(model.patches(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+    first, _ = maps_and_logits(model, images, model.patches)
+    assert torch.equal(first, model.patches(images))
+
+
+def test_where_both_orders_fit_channels_come_first():
+    model, images = ChannelsLast(channels=4), torch.randn(2, 3, 16, 16)
+    assert torch.equal(maps_and_logits(model, images, model.patches)[0], model.patches(images))
+
+
+def test_maps_without_the_proportions_of_the_images_or_of_another_number_are_refused():
+    images = torch.randn(2, 3, 16, 16)
+    for layer in (nn.AdaptiveAvgPool2d((2, 7)), nn.Unflatten(1, (3, 1))):
+        with pytest.raises(ValueError, match="proportions of the images"):
+            maps_and_logits(nn.Sequential(layer, nn.Flatten()), images, layer)
+    windows = nn.Flatten(0, 1)  # (6, 16, 16) of two images
+    with pytest.raises(ValueError, match=r"not \(6, 16, 16\)"):
+        maps_and_logits(nn.Sequential(windows), images, windows)
+
+
+@pytest.mark.parametrize("layer", [["a list"], "features.1", None, 3])
+def test_what_is_no_module_is_refused_by_its_type(layer, small_network):
+    with pytest.raises(ValueError, match=rf"the layer \({type(layer).__name__}\) is not a module of the model"):
+        maps_and_logits(small_network, torch.rand(1, 3, 8, 8), layer)
+
+
 @pytest.mark.parametrize("layers", [[Pair()], [nn.Flatten(), Pair()]], ids=["a tuple", "two dimensions"])
 def test_a_layer_without_maps_is_refused(layers):
     with pytest.raises(ValueError, match="must give maps"):

@@ -56,6 +56,18 @@ def test_top_k_counts_the_true_class_among_the_k_most_probable():
     assert [top_k_accuracy([0, 1, 1], of_two_classes, k) for k in (1, 2, 3)] == [pytest.approx(2 / 3), 1, 1]
 
 
+def test_two_classes_have_all_measures_and_the_first_of_equals_is_the_prediction():
+    probabilities = np.array([[0.5, 0.5], [0.5, 0.5], [0.2, 0.8], [0.9, 0.1]])
+    quality = quality_of_probabilities([0, 1, 1, 1], probabilities)
+    assert (quality["top 1"], quality["top 2"], quality["top 3"]) == (0.5, 1, 1)
+    assert 0 < quality["mAP"] < 1
+    generator = np.random.default_rng(0)
+    ties = generator.integers(0, 3, (200, 4)) / 2  # many equal values
+    labels = generator.integers(0, 4, 200)
+    assert top_k_accuracy(labels, ties, 1) == (ties.argmax(axis=1) == labels).mean()
+    assert top_k_accuracy(labels, ties, 4) == 1
+
+
 def test_average_precision_is_over_all_images_and_not_over_a_batch():
     # Class 0 ranks its images 1st and 3rd, class 1 1st and 4th: (1 + 2 / 3) / 2 and (1 + 2 / 4) / 2.
     found = average_precision(LABELS, PROBABILITIES)

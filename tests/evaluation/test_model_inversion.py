@@ -332,6 +332,60 @@ def test_a_class_or_filter_out_of_range_is_refused(small_network, target):
         run(small_network, filter_mean(small_network.features[0]), targets=[wrong_filter])
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.set_grad_enabled(False)])
+@pytest.mark.parametrize("parameters", ["pixels", "fourier"])
+def test_images_are_the_same_where_gradients_are_switched_off(small_network, mode, parameters):
+    settings = replace(SHORT, parameters=parameters)
+    expected = run(small_network, settings=settings)
+    with mode():
+        found = run(small_network, settings=settings)
+        assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)  # as before
+    assert torch.equal(found.images, expected.images) and torch.equal(found.losses, expected.losses)
+
+
+def test_a_model_built_in_inference_mode_is_refused():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ValueError, match="built within torch.inference_mode"):
+        run(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_model_of_another_precision_is_inverted(small_network, dtype):
+    found = run(small_network.to(dtype))
+    assert found.images.dtype == torch.float32 and found.images.isfinite().all()
+    assert (found.losses[:, -1] < found.losses[:, 0]).all()
+
+
+class Wrapped(nn.Module):
+    def __init__(self, model, wrap):
+        super().__init__()
+        self.model, self.wrap = model, wrap
+
+    def forward(self, images):
+        return self.wrap(self.model(images))
+
+
+def test_logits_may_stand_in_a_dict_and_other_outputs_are_refused(small_network):
+    expected = run(small_network)
+    assert torch.equal(run(Wrapped(small_network, lambda logits: {"logits": logits})).images, expected.images)
+    for wrap in (lambda logits: (logits, logits), lambda logits: logits[:, 0], lambda logits: logits[:, :, None, None]):
+        with pytest.raises(ValueError, match="must give logits"):
+            run(Wrapped(small_network, wrap))
+    layer = filter_mean(small_network.features)  # a filter needs no logits
+    tupled = Wrapped(small_network, lambda logits: (logits, logits))
+    assert torch.equal(run(tupled, layer).images, run(small_network, layer).images)
+
+
+def test_targets_and_colors_of_another_kind_are_refused(small_network):
+    for targets in ([0.0], ["dark"], [True], [None]):
+        with pytest.raises(ValueError, match="must be a list of whole numbers"):
+            run(small_network, targets=targets)
+    for mean, std in (((0.5,), HALF), (HALF, (0.5,)), ((0.5,) * 4, (0.5,) * 4)):
+        with pytest.raises(ValueError, match="red, green and blue"):
+            invert(small_network, class_logit, [0], SHORT, mean, std, progress=False)
+
+
 def test_no_targets_and_unusable_objectives_are_refused(small_network):
     with pytest.raises(ValueError, match="0 targets"):
         run(small_network, targets=[])

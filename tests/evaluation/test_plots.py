@@ -2,6 +2,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from evaluation import plots
 from self_supervised.dataloader import PRETEXTS
@@ -244,6 +245,33 @@ def test_columns_by_stage_have_a_panel_each():
     assert [[line.get_ydata().tolist() for line in ax.lines] for ax in axes] == [[[1.0, 2.0]] * 2, [[0.1, 0.2]] * 2]
 
 
+NAMES = ["cost_$5_to_$9", "a$10^$b", "$\\frac{", r"back\$slash$", "two\nlines $x$", "\udcff\udcfe not UTF-8 $1$"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_drawn_letter_by_letter(name):
+    pictures = np.zeros((2, 3, 4, 4), np.uint8)
+    heat_maps, places = np.zeros((2, 4, 4)), np.zeros((2, 2))
+    figures = [
+        plots.draw_heat_map_sheet(pictures, [name, "b"], {name: heat_maps}),
+        plots.draw_image_lines({name: (pictures, [name, "b"])}),
+        plots.draw_embeddings({name: places}, [0, 1], [name, "b"]),
+        plots.draw_confusion_matrices({name: (np.eye(2, dtype=int), [name, "b"])}),
+        plots.plot_curves({name: [1.0, 2.0]}, "loss", plt.figure().gca()).figure,
+        plots.plot_spectra({name: [1.0, 0.1]}, plt.figure().gca()).figure,
+    ]
+    for figure in figures:
+        figure.canvas.draw()  # mathematics that cannot be parsed is an error here
+        texts = [
+            text for text in figure.findobj(Text) if "$" in text.get_text() and "mathdefault" not in text.get_text()
+        ]
+        assert texts
+        for text in texts:
+            shown, is_mathematics = text._preprocess_math(text.get_text())
+            assert not is_mathematics and shown == plots.readable(name)
+        plt.close(figure)
+
+
 def test_embeddings_share_one_legend():
     places = np.array([[0.0, 1.0], [2.0, 3.0]])
     figure = plots.draw_embeddings({"a": places, "b": places}, [0, 1], ["dark", "light"])
@@ -251,8 +279,8 @@ def test_embeddings_share_one_legend():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dark", "light"]
 
 
-def test_randomisation_is_plotted_as_mean_and_range():
-    table = pd.DataFrame({"mean": [0.5, 0.1], "min": [0.2, 0.0], "max": [0.6, 0.3]}, index=["head", "all"])
+def test_randomisation_is_plotted_with_its_interval():
+    table = pd.DataFrame({"mean": [0.5, 0.1], "from": [0.2, 0.0], "to": [0.6, 0.3]}, index=["head", "all"])
     ax = plots.plot_randomisation(table, plt.figure().gca())
     (interval,) = ax.containers
     assert interval.lines[2][0].get_segments()[0][:, 1].tolist() == pytest.approx([0.2, 0.6])

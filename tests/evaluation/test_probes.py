@@ -1,6 +1,5 @@
 """Small classifiers on frozen features, and the cache of what the reports probe."""
 
-import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -8,10 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler, normalize
 from torch import nn
 
 from evaluation import probes, representation
@@ -19,9 +14,7 @@ from evaluation.probes import (
     collect_cifar10,
     collect_scenes,
     label_fractions,
-    linear_probe,
     mean_of_draws,
-    nearest_neighbors,
     probe_stages,
     sample_of_each_class,
     stage_features,
@@ -29,21 +22,9 @@ from evaluation.probes import (
 from evaluation.statistics import accuracy_interval, mean_and_interval
 from runs import build_model, configure, find, load_weights, read, run
 from self_supervised.dataloader import build_loaders
+from self_supervised.probes import linear_probe
 from supervised.models import SceneClassifier, estimate_batchnorm
-
-
-def clouds(images, classes=3, channels=8, distance=6.0, seed=0):
-    """Features (images, channels) and labels; class centers lie `distance` standard deviations from the origin."""
-    generator = np.random.default_rng(seed)
-    labels = np.arange(images) % classes
-    return (generator.standard_normal((images, channels)) + distance * np.eye(channels)[labels]).astype("f4"), labels
-
-
-def splits_of(images=(60, 30, 45), **options):
-    return {
-        split: clouds(count, seed=seed, **options)
-        for seed, (split, count) in enumerate(zip(("train", "val", "test"), images, strict=True))
-    }
+from tests.clouds import splits_of, spoiled
 
 
 class TwoStages(nn.Module):
@@ -128,121 +109,6 @@ def test_a_loader_without_a_batch_is_refused(small_network):
         stage_features(small_network, [])
 
 
-def test_a_linear_probe_separates_separable_classes_and_not_shuffled_ones():
-    splits = splits_of(images=(120, 200, 400), classes=4)
-    probe = linear_probe(splits)
-    assert probe.val_accuracy == probe.test_accuracy == 1.0
-    assert probe.test_predictions.tolist() == splits["test"][1].tolist()
-    generator = np.random.default_rng(0)
-    shuffled = {split: (features, generator.permutation(labels)) for split, (features, labels) in splits.items()}
-    assert linear_probe(shuffled).test_accuracy == pytest.approx(0.25, abs=0.08)
-
-
-def test_the_accuracies_are_those_of_the_predictions():
-    splits = splits_of(distance=1.0)
-    for probe in (linear_probe(splits), nearest_neighbors(splits, 5)):
-        assert 0.4 < probe.test_accuracy < 1.0
-        assert probe.test_accuracy == np.mean(probe.test_predictions == splits["test"][1])
-
-
-def test_the_strength_is_chosen_on_val_and_the_test_images_change_nothing_else():
-    """Training labels are noisy: clean images favor a strong penalty, the training images themselves none."""
-    features, labels = clouds(90, channels=60, distance=2.0)
-    noisy = np.where(np.arange(90) % 5 == 0, (labels + 1) % 3, labels)
-    clean = clouds(90, channels=60, distance=2.0, seed=1)
-    probe = linear_probe({"train": (features, noisy), "val": clean, "test": (features, noisy)})
-    swapped = linear_probe({"train": (features, noisy), "val": (features, noisy), "test": clean})
-    assert swapped.val_accuracy == 1.0 > probe.test_accuracy
-    assert probe.C < swapped.C
-    assert probe.val_accuracy > swapped.test_accuracy
-
-
-def test_of_equally_good_strengths_the_smallest_is_chosen():
-    probe = linear_probe(splits_of(distance=50.0))
-    assert probe.C == 1e-4
-
-
-def test_features_are_standardized_by_the_training_images_alone():
-    splits = splits_of(distance=1.5)
-    probe = linear_probe(splits)
-    units = np.float32(10.0) ** np.arange(-3, 5)  # every channel in a unit of its own
-    rescaled = {split: (features * units + 5 * units, labels) for split, (features, labels) in splits.items()}
-    assert linear_probe(rescaled).test_predictions.tolist() == probe.test_predictions.tolist()
-    features, labels = splits["test"]
-    outlier = np.full((1, 8), 1e4, dtype=np.float32)
-    with_outlier = {**splits, "test": (np.concatenate([features, outlier]), np.append(labels, 0))}
-    assert linear_probe(with_outlier).test_predictions[:-1].tolist() == probe.test_predictions.tolist()
-
-
-@pytest.mark.parametrize("distance", [0.0, 1.0, 100.0])
-def test_the_linear_probe_gives_no_warning(distance):
-    splits = splits_of(images=(30, 30, 30), channels=200, distance=distance)
-    splits["train"][0][:, 5] = 0  # a dead channel
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        linear_probe(splits)
-
-
-def test_a_linear_probe_of_more_features_than_images_is_that_of_all_features():
-    splits = splits_of(images=(30, 30, 60), channels=200, distance=3.0)
-    probe = linear_probe(splits)
-    plain = make_pipeline(StandardScaler(), LogisticRegression(C=probe.C, tol=1e-5, max_iter=10_000))
-    plain.fit(splits["train"][0].astype(float), splits["train"][1])
-    assert plain.score(*splits["val"]) == probe.val_accuracy
-    assert plain.predict(splits["test"][0]).tolist() == probe.test_predictions.tolist()
-
-
-def test_one_image_per_class_is_enough_for_a_linear_probe():
-    assert linear_probe(splits_of(images=(3, 30, 45), channels=3)).test_accuracy > 0.9
-
-
-def by_hand(splits, neighbors):
-    """The vote of Wu et al. 2018, in plain loops."""
-    train, test = (
-        features / np.linalg.norm(features, axis=1, keepdims=True)
-        for features in (splits["train"][0].astype(float), splits["test"][0].astype(float))
-    )
-    predictions = []
-    for similarities in test @ train.T:
-        votes = np.zeros(3)
-        for index in np.argsort(-similarities)[:neighbors]:
-            votes[splits["train"][1][index]] += np.exp(similarities[index] / 0.07)
-        predictions.append(votes.argmax())
-    return predictions
-
-
-@pytest.mark.parametrize("neighbors", [1, 7, 60])
-def test_neighbors_vote_by_their_similarity(neighbors):
-    splits = splits_of(distance=1.5)
-    assert nearest_neighbors(splits, neighbors).test_predictions.tolist() == by_hand(splits, neighbors)
-
-
-def test_one_neighbor_is_the_nearest_one():
-    splits = splits_of(distance=1.5)
-    plain = KNeighborsClassifier(1).fit(normalize(splits["train"][0]), splits["train"][1])
-    expected = plain.predict(normalize(splits["test"][0]))
-    assert nearest_neighbors(splits, 1).test_predictions.tolist() == expected.tolist()
-
-
-def test_a_near_neighbor_outvotes_two_far_ones():
-    train = np.array([[1.0, 0.0], [0.6, 0.8], [0.6, 0.8]]), np.array([0, 1, 1])
-    test = np.array([[1.0, 0.1]]), np.array([0])
-    assert nearest_neighbors({"train": train, "val": test, "test": test}, 3).test_predictions.tolist() == [0]
-
-
-def test_the_length_of_a_feature_vector_changes_nothing_for_the_neighbors():
-    splits = splits_of(distance=1.5)
-    lengths = np.random.default_rng(0).uniform(0.1, 10, 60).astype("f4")[:, None]
-    scaled = {split: (features * lengths[: len(features)], labels) for split, (features, labels) in splits.items()}
-    expected = nearest_neighbors(splits, 20).test_predictions
-    assert nearest_neighbors(scaled, 20).test_predictions.tolist() == expected.tolist()
-
-
-def test_more_neighbors_than_training_images_are_refused():
-    with pytest.raises(ValueError, match="200 neighbors .* there are 60"):
-        nearest_neighbors(splits_of(), 200)
-
-
 def test_the_stage_that_holds_the_information_is_found():
     model = TwoStages()
     features = {
@@ -301,32 +167,18 @@ def test_all_images_are_one_draw():
     assert table["test_accuracy"].item() == linear_probe(splits).test_accuracy
 
 
+def test_features_that_cannot_be_probed_are_refused():
+    splits = splits_of()
+    with pytest.raises(ValueError, match="the features of val belong to 29 images, but there are 30 labels"):
+        label_fractions(spoiled(splits, "val", features=splits["val"][0][1:]))
+
+
 def test_draws_are_summarised_by_their_number_of_images():
     fractions = pd.DataFrame({"images_per_class": [1, 1, 5], "draw": [0, 1, 0], "test_accuracy": [0.2, 0.4, 0.7]})
     summary = mean_of_draws(fractions)
     assert summary["images_per_class"].tolist() == [1, 5]
     assert summary["test_accuracy"].tolist() == pytest.approx([0.3, 0.7])
     assert summary.loc[0, ["from", "to"]].tolist() == pytest.approx(mean_and_interval([0.2, 0.4])[1:])
-
-
-def spoiled(splits, split, features=None, labels=None):
-    old_features, old_labels = splits[split]
-    return {**splits, split: (old_features if features is None else features, old_labels if labels is None else labels)}
-
-
-@pytest.mark.parametrize("probe", [linear_probe, lambda splits: nearest_neighbors(splits, 5), label_fractions])
-def test_features_that_cannot_be_probed_are_refused(probe):
-    splits = splits_of()
-    infinite = splits["test"][0].copy()
-    infinite[3, 2] = np.inf
-    with pytest.raises(ValueError, match="the features of val belong to 29 images, but there are 30 labels"):
-        probe(spoiled(splits, "val", features=splits["val"][0][1:]))
-    with pytest.raises(ValueError, match="the features of test hold values that are not finite"):
-        probe(spoiled(splits, "test", features=infinite))
-    with pytest.raises(ValueError, match="all training images are of class 2"):
-        probe(spoiled(splits, "train", labels=np.full(60, 2)))
-    with pytest.raises(ValueError, match="of val are empty"):
-        probe(spoiled(splits, "val", features=splits["val"][0][:0], labels=splits["val"][1][:0]))
 
 
 def test_the_stage_that_cannot_be_probed_is_named():

@@ -3,19 +3,22 @@
 import hashlib
 import http.server
 import json
+import re
 import threading
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from data.files import CODE, digest_of_file
 from evaluation import publish
 from evaluation.checkpoints import load_trained, read_released
 from runs import FORMAT
-from supervised.models import SceneClassifier
+from supervised.models import SceneClassifier, estimate_batchnorm
 
 NAME = "rotation_gentle_classifier"
 SETTINGS = {
@@ -119,6 +122,43 @@ def test_a_file_with_another_digest_is_refused_and_the_old_one_stays(folder, tmp
     assert placed.read_bytes() == before and [each.name for each in models.iterdir()] == ["run.safetensors"]
     with pytest.raises(FileNotFoundError, match="there is no .*run.safetensors"):
         publish.place(["run"], tmp_path / "nowhere", models, folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "photo"),
+    [
+        ({"head": "batchnorm_linear", "stages": [7, 8], "flip_tta": True}, "turned.jpg"),
+        ({"head": "deep", "resize": "squash"}, "wide.png"),
+        ({"head": "shallow", "stages": [2, 5]}, "wide.png"),
+    ],
+)
+def test_the_code_on_a_card_runs_alone_and_gives_the_logits_of_the_released_model(
+    changes, photo, tmp_path, monkeypatch
+):
+    settings = {**SETTINGS, "head": "shallow", "stages": [8], "flip_tta": False, **changes}
+    torch.manual_seed(0)
+    model = SceneClassifier(3, settings["head"], stages=settings["stages"], flip_tta=settings["flip_tta"])
+    estimate_batchnorm(model, [torch.randn(16, 3, 64, 64)])  # else no logit depends on the image
+    about = {"identity": {"settings": settings}, "class_names": ["coast", "forest", "street"]}
+    publish.write_released(tmp_path / "run.safetensors", publish.halve(model), about)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 130, 3), dtype=np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6 if photo == "turned.jpg" else 1  # a camera held upright
+    image.save(tmp_path / photo, exif=exif)
+    run = load_trained(tmp_path / "run.safetensors")
+    with torch.inference_mode():
+        expected = run.model(run.read([tmp_path / photo])[1])
+
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", publish.how_to_use("run", settings, 3), re.DOTALL)
+    assert "evaluation" not in code and "supervised" not in code
+    variables = {}
+    exec(code.replace("photo.jpg", photo), variables)
+    torch.testing.assert_close(variables["logits"], expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_card_has_no_code_for_a_network_without_stages_in_torchvision():
+    assert publish.how_to_use("run", {**SETTINGS, "network": "resnet18_cifar"}, 2) == ""
 
 
 @pytest.fixture

@@ -59,10 +59,44 @@ def test_cka_ignores_rotation_and_scale_and_is_low_for_unrelated_features():
     assert linear_cka(features, features[:, :3]) < 0.6
 
 
-def test_cka_by_hand():
-    # Centered: (-1, 1) against (-1, 1) and a second column that is not correlated.
-    one, other = np.array([[0.0], [2.0], [0.0], [2.0]]), np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
-    assert linear_cka(one, other) == pytest.approx(16 / (4 * np.sqrt(32)))
+def hsic(one, other):
+    """The unbiased estimator by its definition (Song et al. 2012, equation 5)."""
+    (first, second), n = (each @ each.T * (1 - np.eye(len(each))) for each in (one, other)), len(one)
+    rows = first.sum(axis=0) @ second.sum(axis=0)
+    total = np.trace(first @ second) + first.sum() * second.sum() / ((n - 1) * (n - 2)) - 2 * rows / (n - 2)
+    return total / (n * (n - 3))
+
+
+def test_cka_is_the_debiased_one_by_its_definition():
+    generator = np.random.default_rng(0)
+    one, noise = generator.standard_normal((30, 50)) + 2, generator.standard_normal((30, 8))
+    other = noise + one[:, :8]
+    expected = hsic(one, other) / np.sqrt(hsic(one, one) * hsic(other, other))
+    assert linear_cka(one, other) == pytest.approx(expected, abs=1e-12)
+    assert linear_cka(one.astype("f4"), other.astype("f4")) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("images", "one", "other"), [(300, 200, 200), (100, 400, 30), (50, 1280, 1280)])
+def test_cka_of_unrelated_noise_is_about_0_also_for_more_dimensions_than_images(images, one, other):
+    generator = np.random.default_rng(0)
+    found = [
+        linear_cka(generator.standard_normal((images, one)), generator.standard_normal((images, other)) + 3)
+        for _ in range(10)
+    ]
+    assert abs(np.mean(found)) < 0.04 and np.abs(found).max() < 0.1
+
+
+def test_cka_says_which_it_is_and_where_it_cannot_be_told():
+    assert cka_table({"a": groups()[0]}).index.name == "debiased linear CKA"
+    assert np.isnan(linear_cka(np.eye(6), groups()[0][:6]))  # no two images have anything in common
+    with pytest.raises(ValueError, match="at least 4; there are 3 and 3"):
+        linear_cka(np.eye(3), np.eye(3))
+
+
+def test_features_of_zeros_fill_no_dimension():
+    assert rank_me(np.zeros((5, 3))) == 0
+    assert rank_me(np.ones((5, 3), "f4")) == pytest.approx(1)
+    assert rank_me(np.zeros((5, 3)) + 1e-300) == pytest.approx(1)
 
 
 def test_the_table_is_symmetric_and_features_that_cannot_be_compared_are_refused():

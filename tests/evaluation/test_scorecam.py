@@ -1,6 +1,7 @@
 import copy
 import functools
 import re
+import types
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch
 import torchcam.methods
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import efficientnet_b0, resnet18
 
 from evaluation.hooks import maps_and_logits
 from evaluation.scorecam import scale_to_unit, score_cam
+from helper_functions import TrainSettings, train
 from supervised.models import SceneClassifier, estimate_batchnorm
 
 BUILDERS = {"efficientnet_b0": efficientnet_b0, "resnet18": resnet18}
@@ -112,6 +115,38 @@ def test_softmax_maps_equal_torchcams_except_for_the_scaling_of_masks(name, laye
         return scale_to_unit(bilinear(masks, (64, 64))[:, 0])[:, None]
 
     assert (case.maps - torchcam_maps(case, scaled_once_more)).abs().max() < 1e-5
+
+
+def test_on_a_trained_network_the_alignment_of_masks_is_all_that_differs_from_gradcam(monkeypatch):
+    """The softmax of logits selects few channels, and masks that are shifted by half a position select others."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(96) % 3
+    images = 0.5 * torch.randn(96, 3, 32, 32, generator=generator)
+    places = torch.randint(0, 24, (96, 2), generator=generator)
+    for image, label, (row, column) in zip(images, labels, places, strict=True):
+        image[label, row : row + 8, column : column + 8] += 3  # the color of a patch is its class
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(
+            layer
+            for width in ((3, 16), (16, 32), (32, 32))
+            for layer in (nn.Conv2d(*width, 3, 2, 1), nn.BatchNorm2d(width[1]), nn.ReLU())
+        ),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 3),
+    )
+    loader = DataLoader(TensorDataset(images, labels), 16)
+    history = train(
+        model, loader, loader, TrainSettings(max_epochs=8, learning_rate=0.01), device="cpu", progress=False
+    )
+    assert history.val_accuracy[-1] > 0.9
+    case = types.SimpleNamespace(model=model.eval(), layer=model[8], images=images[:6], classes=labels[:6].tolist())
+    ours, theirs = score_cam(model, case.images, case.layer, case.classes).maps, gradcam_maps(case)
+    unaligned = functools.partial(nn.Upsample, mode="bilinear", align_corners=False)
+    monkeypatch.setattr(nn, "UpsamplingBilinear2d", unaligned)
+    assert (ours - gradcam_maps(case)).abs().max() < 1e-3
+    assert (ours - theirs).abs().max() > 0.01
 
 
 def one_mask_at_a_time(model, image, layer, target_class):
@@ -285,6 +320,127 @@ def test_values_that_are_not_finite_are_an_error_and_not_a_map(value, small_netw
     images[0, 0, 4, 4] = value
     with pytest.raises(FloatingPointError):
         score_cam(small_network, images, small_network.features, [0])
+
+
+def test_targets_that_are_no_numbers_of_classes_are_refused_by_what_they_are(small_network):
+    images, layer = torch.rand(2, 3, 16, 16), small_network.features
+    for targets in ([0.0, 1.0], None, ["a", "b"], [True, False], torch.tensor([0.0, 1.0]), [[0, 1]], 1, [0, None]):
+        with pytest.raises(ValueError, match="target classes must be a list of whole numbers"):
+            score_cam(small_network, images, layer, targets)
+    for images_of_no_kind in ([[1.0]], None, "photo.jpg"):
+        with pytest.raises(ValueError, match="images must be a tensor or an array"):
+            score_cam(small_network, images_of_no_kind, layer, [0, 1])
+    for batch_size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size is {batch_size}"):
+            score_cam(small_network, images, layer, [0, 1], batch_size=batch_size)
+
+
+# --- other people's models -------------------------------------------------------------------------------------------
+
+
+def maps_of(model, images, layer, targets=(0, 1), **options):
+    return score_cam(model, images, layer, list(targets), **options).maps
+
+
+@pytest.mark.parametrize(
+    "targets", [np.array([0, 1], "u1"), torch.tensor([0, 1], dtype=torch.uint8), (0, 1), np.int16([0, 1])]
+)
+def test_whole_numbers_of_any_kind_are_targets_and_images_may_be_numpys(small_network, targets):
+    images = torch.rand(2, 3, 16, 16)
+    expected = maps_of(small_network, images, small_network.features)
+    assert torch.equal(score_cam(small_network, images, small_network.features, targets).maps, expected)
+    assert torch.equal(maps_of(small_network, images.numpy(), small_network.features), expected)
+    assert torch.allclose(maps_of(small_network, images.double().numpy(), small_network.features), expected)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-5), (torch.float16, 0.01), (torch.bfloat16, 0.05)])
+def test_a_model_of_another_precision_has_nearly_the_same_maps(small_network, dtype, most):
+    images = torch.rand(2, 3, 16, 16)
+    expected = maps_of(small_network, images, small_network.features)
+    assert expected.std() > 0.1
+    model = copy.deepcopy(small_network).to(dtype)
+    for given in (images, images.to(dtype)):
+        found = maps_of(model, given, model.features)
+        assert found.dtype == torch.float32
+        assert (found - expected).abs().mean() < most
+
+
+def test_a_network_that_flattens_by_view_has_the_maps_of_one_that_reshapes():
+    class Flattens(nn.Module):
+        def __init__(self, flatten):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.fc, self.flatten = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(256, 2), flatten
+
+        def forward(self, images):
+            return self.fc(self.flatten(self.conv(images).relu()))
+
+    by_view, by_reshape = (
+        Flattens(way) for way in (lambda maps: maps.view(len(maps), -1), lambda maps: maps.flatten(1))
+    )
+    images = torch.rand(2, 3, 16, 16)
+    for given in (images, images.contiguous(memory_format=torch.channels_last)):
+        assert torch.equal(maps_of(by_view, given, by_view.conv), maps_of(by_reshape, images, by_reshape.conv))
+
+
+def test_a_layer_with_the_channels_last_has_the_map_of_the_same_layer_with_channels_first():
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.patches, self.first, self.last = nn.Conv2d(3, 6, 4, 4), nn.Identity(), nn.Identity()
+
+        def forward(self, images):
+            maps = self.last(self.first(self.patches(images)).permute(0, 2, 3, 1))
+            return 5 * maps.relu().mean(dim=(1, 2))
+
+    model, images = Patches(), torch.rand(2, 3, 32, 48)
+    assert torch.equal(maps_of(model, images, model.last), maps_of(model, images, model.first))
+
+
+class Wrapped(nn.Module):
+    def __init__(self, model, wrap):
+        super().__init__()
+        self.model, self.wrap = model, wrap
+
+    def forward(self, images):
+        return self.wrap(self.model(images))
+
+
+def test_logits_may_stand_in_a_dict_and_other_outputs_are_refused(small_network):
+    images, layer = torch.rand(2, 3, 16, 16), small_network.features
+    in_dict = Wrapped(small_network, lambda logits: {"logits": logits, "hidden": None})
+    assert torch.equal(maps_of(in_dict, images, layer), maps_of(small_network, images, layer))
+    others = {
+        "a tuple": lambda logits: (logits, logits),
+        "a dict": lambda logits: {"out": logits},
+        "(2,)": lambda logits: logits[:, 0],
+        "(2, 3, 1, 1)": lambda logits: logits[:, :, None, None],
+        "a NoneType": lambda logits: None,
+    }
+    for found, wrap in others.items():
+        with pytest.raises(ValueError, match=rf"must give logits .* not {re.escape(found)}"):
+            maps_of(Wrapped(small_network, wrap), images, layer)
+
+
+def test_the_probability_of_a_single_logit_is_its_sigmoid():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1)
+    )
+    model[4].weight.data *= 20
+    image = torch.randn(1, 3, 16, 16)
+    one = maps_of(model, image, model[1], [0], weighting="probability")
+    # Two logits, the first of which is 0, have the sigmoid as the probability of the second.
+    two = nn.Sequential(*model[:4], nn.Linear(4, 2))
+    two[4].weight.data, two[4].bias.data = (
+        torch.cat([0 * each, each]) for each in (model[4].weight.data, model[4].bias.data)
+    )
+    torch.testing.assert_close(one, maps_of(two, image, two[1], [1], weighting="probability"))
+    model[4].weight.data.neg_()
+    assert not torch.allclose(one, maps_of(model, image, model[1], [0], weighting="probability"), atol=1e-3)
+    with pytest.raises(ValueError, match=r"0 to 0, got \[1\]"):
+        maps_of(model, image, model[1], [1])
 
 
 # --- faster passes ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from data.files import CODE
 from evaluation import model_inversion, scorecam
 from evaluation.checkpoints import load_trained
 
@@ -50,6 +51,24 @@ def test_a_mistake_with_scorecam_is_one_sentence_and_exit_code_2(
     (sentence,) = capsys.readouterr().err.strip().splitlines()
     assert sentence.startswith("error: ") and words in sentence
     assert not sheet.parent.exists()
+
+
+@pytest.mark.parametrize("output", ["sheet", "my.scene", ".", "maps.npz", "folder.png", ".png"])
+def test_a_sheet_that_cannot_be_written_is_told_before_the_model_is_read(output, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    assert scorecam.main(["a.png", "--model", "not read", "--output", output]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --output is {output}; it must be a file that ends in .png")
+
+
+def test_no_command_needs_its_docstring():
+    """Python removes them with -OO, or PYTHONOPTIMIZE=2."""
+    places = [
+        path
+        for folder in (".", "evaluation", "evaluation/pages", "data", "benchmarks")
+        for path in (CODE / folder).glob("*.py")
+    ]
+    assert len(places) > 40 and not [path for path in places if "__doc__." in path.read_text()]
 
 
 def test_model_inversion_writes_images_sheet_curves_settings_and_an_evaluators_probabilities(tiny_model, tmp_path):

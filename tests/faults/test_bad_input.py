@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models import efficientnet_b1
 
 import hyperparameter_search
 import runs
@@ -157,6 +158,8 @@ LINES = {  # a command line: what its answer must name
     f"{TRAIN} --profile huge": ["'huge'"],
     f"{TRAIN} --fast": ["--fast"],
     f"{TRAIN} --weights gone.pth": ["gone.pth"],
+    "train random_classifier --data scenes --weights gone.pth": ["random_classifier", "gone.pth"],
+    "search random_classifier --data scenes --weights text --storage new.db": ["random_classifier", "text"],
     "train --from-study gone.csv": ["gone.csv"],
     "train --from-study text": ["text is not the table"],
     f"{SEARCH} --trials 0": ["trials is 0"],
@@ -246,6 +249,8 @@ IMAGES = {
     "400 million pixels": of_400_million_pixels,
     "32 bits a pixel": lambda path: Image.new("F", (8, 8)).save(path, "tiff"),
     "a link to itself": loop,
+    "12 bits in 16": lambda path: Image.fromarray(np.full((8, 8), 4000, dtype=np.uint16)).save(path, "png"),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
     "a link to nothing": lambda path: (path.unlink(), path.symlink_to("gone")),
 }
@@ -316,12 +321,19 @@ def features(**changes):
     return write
 
 
+NETWORK = {f"features.{name}": tensor for name, tensor in SceneClassifier(3).features.state_dict().items()}
 WEIGHTS = {
     "a text": (lambda path: path.write_text("hello"), "weights.pth"),
     "code": (lambda path: torch.save({"a": Trap()}, path), "weights.pth"),
     "a zip bomb": (bomb, "weights.pth"),
     "a list": (lambda path: torch.save([1, 2], path), "weights.pth"),
     "another network": (lambda path: torch.save({"conv1.weight": torch.zeros(1)}, path), "features.0.0.weight"),
+    "EfficientNet-B1": (
+        lambda path: torch.save(efficientnet_b1().state_dict(), path),
+        "efficientnet_b1",
+        "148 too many",
+    ),
+    "two networks": (lambda path: torch.save({"model": NETWORK, "ema": NETWORK}, path), "model, ema"),
     "another shape": (features(size=(1,)), "features.0.0.weight", "(1,)", "(32, 3, 3, 3)"),
     "values that are not finite": (features(fill_value=torch.nan), "features.0.0.weight", "weights.pth"),
 }
@@ -362,7 +374,7 @@ def test_a_run_that_is_there_with_other_settings_or_is_unfinished_and_damaged(re
 
 RUNS = {
     "of one epoch": (lambda saved: saved.pop("class_names"), "class names"),
-    "of other shapes": (lambda saved: saved.update(class_names=["a", "b"]), "classifier.1.weight"),
+    "of other shapes": (lambda saved: saved.update(class_names=["a", "b"]), "classifier.1."),
     "without settings": (lambda saved: saved.update(identity={}), "settings"),
     "not finite": (lambda saved: saved["model"]["classifier.1.weight"].fill_(torch.nan), "classifier.1.weight"),
 }

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from self_supervised.dataloader import (
     PRETEXTS,
@@ -11,9 +12,10 @@ from self_supervised.dataloader import (
     PerturbationDataset,
     PretextDataset,
     RotatedDataset,
+    ViewsDataset,
     build_loaders,
 )
-from self_supervised.settings import PretextExperiment
+from self_supervised.settings import JointEmbeddingExperiment, PretextExperiment
 from supervised.dataloader import MEAN, STD, build_augmentation
 from supervised.settings import Experiment
 
@@ -161,6 +163,146 @@ def test_a_pretext_of_a_users_own_loads_by_its_name_and_an_unknown_one_is_refuse
     assert load(experiment, pretext="flipped").class_names == ("original", "flipped")
 
 
+@pytest.mark.parametrize(
+    "names", [{"a", "b"}, "ab", ("a",), ("a", "a"), None], ids=["set", "text", "one", "twice", "none"]
+)
+def test_label_names_must_have_an_order_and_differ(images, names):
+    with pytest.raises(ValueError, match="label_names of Mine"):
+        type("Mine", (FlippedDataset,), {"label_names": names})(images)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda image: image / 255,
+        lambda image: image.float(),
+        lambda image: None,
+        lambda image: image.numpy(),
+        lambda image: image[:, ::2],
+        lambda image: image.expand(3, -1, -1),
+    ],
+    ids=["0 to 1", "float", "None", "numpy", "half", "color"],
+)
+def test_a_transform_must_return_bytes_of_the_same_shape(images, transform):
+    mine = type("Mine", (FlippedDataset,), {"transform": lambda self, image, *_: transform(image)})
+    with pytest.raises(ValueError, match="transform of Mine must return torch.uint8"):
+        mine(images)[0]
+
+
 def test_experiments_without_a_pretext_have_the_classes_of_the_data(experiment):
     plain = Experiment("plain", "?", data=experiment.data, image_size=SIZE, batch_size=8)
     assert build_loaders(plain, progress=False).class_names == ("dark", "light", "striped")
+
+
+# --------------------------------------------------------------------------------------------------------------- views
+
+
+@pytest.fixture
+def of_views(scene_folder, root):
+    """A joint-embedding experiment on the scene folder."""
+    return JointEmbeddingExperiment(
+        "mine", "?", data=str(scene_folder), image_size=SIZE, view_size=SIZE, batch_size=8, resize="squash"
+    )
+
+
+def views_of(dataset, *keys):
+    return dataset.__getitems__(list(keys))[0]
+
+
+@pytest.fixture
+def dataset(images, of_views):
+    """Views of six images."""
+    return ViewsDataset(images, np.arange(6), of_views)
+
+
+def test_the_views_of_an_image_depend_on_its_index_and_seed_and_not_on_its_batch(dataset):
+    batch = views_of(dataset, (3, 5), (1, 6), (3, 7), (3, 5), (0, 2**31 - 1))
+    assert batch.shape == (5, 2, 3, SIZE, SIZE) and batch.dtype == torch.float32
+    for views, key in zip(batch, [(3, 5), (1, 6), (3, 7), (3, 5), (0, 2**31 - 1)], strict=True):
+        assert torch.allclose(dataset[key][0], views, atol=1e-5)
+        assert (views[0] - views[1]).abs().max() > 0.1
+    assert torch.allclose(batch[0], batch[3], atol=1e-5)
+    assert (batch[0] - batch[2]).abs().max() > 0.1
+    assert dataset.__getitems__([(3, 5), (1, 6)])[1].tolist() == [3, 1] and dataset[(4, 9)][1] == 4
+
+
+def test_in_evaluation_views_depend_on_the_index_alone(dataset):
+    batch = views_of(dataset, 0, 1, 2)
+    assert torch.allclose(views_of(dataset, 2, 0), batch[[2, 0]], atol=1e-5)
+    assert len({views.numpy().tobytes() for views in batch.flatten(0, 1)}) == 6
+
+
+def test_views_are_normalized_as_other_images(of_views):
+    """Images of one color, which neither crop, flip nor blur changes."""
+    images = np.full((1, 3, SIZE, SIZE), 0, dtype=np.uint8) + np.array([10, 100, 200], dtype=np.uint8).reshape(3, 1, 1)
+    for resize in ("squash", "imagenet"):
+        experiment = replace(of_views, views="without_jitter", resize=resize, views_per_image=3)
+        views = ViewsDataset(images, np.zeros(1), experiment)[0][0]
+        expected = (torch.tensor([10, 100, 200]) / 255 - torch.tensor(MEAN[resize])) / torch.tensor(STD[resize])
+        assert views.shape == (3, 3, SIZE, SIZE)
+        assert torch.allclose(views, expected.view(3, 1, 1).expand_as(views), atol=1e-4)
+
+
+def test_views_after_the_first_are_of_the_neighbors_that_are_given(of_views):
+    brightness = np.arange(6) * 40  # of six images of one grey
+    images = np.zeros((6, 1, SIZE, SIZE), dtype=np.uint8) + brightness.astype(np.uint8).reshape(6, 1, 1, 1)
+    dataset = ViewsDataset(images, np.arange(6), replace(of_views, views="without_jitter", views_per_image=3))
+    dataset.neighbors = (np.arange(6)[:, None] + [1, 3]) % 6
+
+    def seen(*keys):
+        greys = (views_of(dataset, *keys)[:, :, 0, 0, 0] * STD["squash"][0] + MEAN["squash"][0]) * 255
+        return (greys / 40).round().int().tolist()
+
+    shown = seen(*((index, seed) for index in range(6) for seed in range(20)))
+    for number, (first, *others) in enumerate(shown):
+        assert first == number // 20
+        assert set(others) <= {(first + 1) % 6, (first + 3) % 6}
+    assert {tuple(others) for first, *others in shown if first == 0} == {(1, 1), (1, 3), (3, 1), (3, 3)}
+    assert seen((4, 7), (2, 5)) == seen((4, 7)) + seen((2, 5))
+
+
+def test_loaders_of_views_train_in_whole_batches_and_have_scenes_in_order_besides(of_views):
+    loaders = build_loaders(of_views, progress=False)
+    batches = list(loaders.train)
+    assert [views.shape for views, _ in batches] == [(8, 2, 3, SIZE, SIZE)] * 4  # of 36 images
+    again = list(build_loaders(of_views, progress=False).train)
+    assert all(torch.equal(one, other) for (one, _), (other, _) in zip(batches, again, strict=True))
+    for split, count in (("train_in_order", 36), ("val", 18), ("test", 24)):
+        labels = torch.cat([labels for _, labels in getattr(loaders, split)])
+        assert labels.tolist() == sorted(labels.tolist()) and len(labels) == count
+    assert next(iter(loaders.val))[0].shape[1:] == (3, SIZE, SIZE)
+    assert loaders.class_names == ("dark", "light", "striped")
+
+
+@pytest.mark.parametrize(("batch_size", "batches"), [(17, [17]), (9, [9, 9]), (30, [18])])  # of 18 images
+def test_views_of_val_are_whole_batches_of_evenly_spaced_images(of_views, batch_size, batches):
+    """A last batch of one image would have no variance, and VICReg no loss."""
+    shown = list(build_loaders(replace(of_views, batch_size=batch_size), progress=False).views_of_val)
+    assert [len(views) for views, _ in shown] == batches
+    counts = Counter(label for _, labels in shown for label in labels.tolist())
+    assert set(counts.values()) <= {5, 6} and len(counts) == 3
+
+
+def test_images_without_labels_are_added_as_grey_as_the_others(of_views, tmp_path):
+    generator, expected = np.random.default_rng(0), []
+    for split in ("train", "val", "test"):
+        for name in ("blue", "green"):
+            folder = tmp_path / "colored" / split / name
+            folder.mkdir(parents=True)
+            for number in range(4):
+                image = Image.fromarray(generator.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
+                image.save(folder / f"{number}.png")
+                if split == "train":
+                    expected.append(np.array(image.convert("L")))
+    plain = build_loaders(of_views, progress=False)
+    loaders = build_loaders(replace(of_views, unlabelled=str(tmp_path / "colored")), progress=False)
+    images, labels = (np.asarray(getattr(loaders.train.dataset, name)) for name in ("images", "labels"))
+    assert images.shape == (44, 1, SIZE, SIZE) and images.dtype == np.uint8
+    assert np.array_equal(images[:36], np.asarray(plain.train.dataset.images))  # in their order, then the others
+    assert labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12 + [-1] * 8
+    difference = np.abs(images[36:, 0].astype(int) - np.stack(expected))
+    assert difference.max() <= 1 and difference.mean() < 0.01
+    assert loaders.data["unlabelled"]["name"] == str(tmp_path / "colored")
+    assert sum(len(views) for views, _ in loaders.train) == 40
+    for split, count in (("train_in_order", 36), ("val", 18), ("views_of_val", 16)):
+        assert sum(len(images) for images, _ in getattr(loaders, split)) == count

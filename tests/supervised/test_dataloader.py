@@ -168,6 +168,13 @@ def test_images_per_class_limits_every_split_and_a_subset_those_that_are_learned
     assert load(experiment, subset=0.5).data["images"] == {"train": 18, "val": 9, "test": 24}
 
 
+@pytest.mark.parametrize("changes", [{"images_per_class": 2}, {"subset": 0.2}])
+def test_too_few_images_for_a_batch_are_explained_by_what_limits_them(experiment, changes):
+    (field, value) = next(iter(changes.items()))
+    with pytest.raises(ValueError, match=rf"{field} = {value}.*one batch of 8"):
+        load(experiment, **changes)
+
+
 def test_skipped_images_are_named_in_the_data_of_the_result(experiment, scene_folder):
     (scene_folder / "train" / "dark" / "image_0001.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="image_0001"):

@@ -14,6 +14,7 @@ from supervised.models import (
     STAGE_WIDTHS,
     DepthwiseConv2d,
     Distillation,
+    GlobalMean,
     SceneClassifier,
     build_features,
     build_head,
@@ -95,6 +96,39 @@ def test_a_resnet_with_torchvisions_weights_has_its_outputs(network, tmp_path):
     expected = reference(images)
     assert (expected[0] - expected[1]).abs().max() > 1e-2
     assert torch.allclose(model.eval()(images), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_global_mean_is_torchs_pooling_in_value_and_gradient(layout):
+    maps = torch.randn(3, 5, 7, 4).contiguous(memory_format=layout)
+    weights = torch.randn(3, 5, 1, 1)
+    found, gradients = [], []
+    for pool in (GlobalMean(), nn.AdaptiveAvgPool2d(1)):
+        given = maps.clone().requires_grad_()
+        found.append(pool(given))
+        (weights * found[-1].square()).sum().backward()
+        gradients.append(given.grad)
+    assert found[0].shape == (3, 5, 1, 1)
+    for one, other in (found, gradients):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_efficientnets_features_and_their_gradients_are_torchvisions():
+    torch.manual_seed(0)
+    reference = efficientnet_b0(weights=None).features
+    images = images_of(4, 64)
+    estimate_batchnorm(reference, [images])  # else the features do not depend on the image
+    features = build_features("efficientnet_b0")
+    features.load_state_dict(reference.state_dict())
+    pooling = [module for module in features.modules() if isinstance(module, (GlobalMean, nn.AdaptiveAvgPool2d))]
+    assert [type(module) for module in pooling] == [GlobalMean] * 16
+    maps, expected = features.eval()(images), reference.eval()(images)
+    assert (expected[0] - expected[1]).abs().max() > 1e-2
+    assert (maps - expected).abs().max() < 1e-5 * max(1, expected.abs().max())
+    for each in (maps, expected):
+        each.square().mean().backward()
+    for one, other in zip(features.parameters(), reference.parameters(), strict=True):
+        assert (one.grad - other.grad).abs().max() < 1e-4 * other.grad.abs().max() + 1e-7
 
 
 def test_depthwise_convolutions_draw_as_torchvisions_and_have_float32_gradients_within_bfloat16():

@@ -1,7 +1,11 @@
+import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from supervised.settings import BASE, EXPERIMENTS
 
@@ -21,6 +25,14 @@ from supervised.settings import BASE, EXPERIMENTS
         ("stages", ()),
         ("stages", (8, 6)),
         ("stages", (9,)),
+        ("images_per_class", 0),
+        ("images_per_class", -1),
+        ("images_per_class", 2.5),
+        ("image_size", "64"),
+        ("batch_size", 16.5),
+        ("seed", None),
+        ("freeze_features", 1),
+        ("subset", "half"),
         ("frozen_stages", 9),
         ("frozen_stages", -1),
         ("crop_size", 224),  # of "basic", which does not crop
@@ -29,6 +41,22 @@ from supervised.settings import BASE, EXPERIMENTS
 def test_a_value_that_makes_no_sense_is_refused_by_experiment_field_and_value(field, value):
     with pytest.raises(ValueError, match=re.escape(f"supervised_1: {field} is {value!r}")):
         replace(BASE, **{field: value})
+
+
+def test_values_of_numpy_and_paths_become_plain_types():
+    training = replace(BASE.train, max_epochs=np.int32(3), learning_rate=np.float32(0.5), ema_decay=np.float64(0.25))
+    numpy = {"seed": np.int64(1), "image_size": np.uint8(64), "subset": np.float16(0.5), "flip_tta": np.bool_(True)}
+    others = {"stages": np.array([7, 8]), "images_per_class": torch.tensor(5), "save_epochs": [np.int64(2), "last"]}
+    found = replace(BASE, **numpy, **others, train=training, data=Path("flowers"), initial_weights=Path("a/w.pth"))
+    plain = {"seed": 1, "image_size": 64, "subset": 0.5, "flip_tta": True, "stages": (7, 8), "images_per_class": 5}
+    plain |= {"save_epochs": (2, "last"), "data": "flowers", "initial_weights": "a/w.pth"}
+    assert found == replace(BASE, **plain, train=replace(BASE.train, max_epochs=3, learning_rate=0.5, ema_decay=0.25))
+    assert json.loads(json.dumps(asdict(found)))["train"]["max_epochs"] == 3
+
+
+def test_a_training_setting_of_another_type_is_named():
+    with pytest.raises(ValueError, match=r"supervised_1: max_epochs is 2\.5"):
+        replace(BASE, train=replace(BASE.train, max_epochs=2.5))
 
 
 def test_values_that_make_no_sense_together_are_refused():

@@ -93,7 +93,7 @@ def test_released_weights_are_linked(tmp_path):
     (tmp_path / f"{PRETEXT}.md").touch()
     table = short_table(RESULTS, tmp_path)
     assert table.loc[PRETEXT, "released"] == f"[weights](published/{PRETEXT}.md)"
-    assert table.loc[CONTROL, "released"] == ""
+    assert table.loc[BEST, "released"] == ""
 
 
 def test_the_part_stands_between_the_comments_and_nothing_else_changes():
@@ -116,7 +116,7 @@ def test_pages_are_written_from_the_results_below_the_root(tmp_path):
     page = (tmp_path / "docs" / "results.md").read_text()
     assert page == results_page(read_profile(tmp_path / "results" / "full"))
     assert f"| {CONTROL} | 2 |" in page and "Not run yet: `supervised_1`" in page
-    assert f"| {CONTROL} | " in (tmp_path / "README.md").read_text()
+    assert f"| {BEST} | " in (tmp_path / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")

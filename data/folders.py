@@ -1,0 +1,175 @@
+"""Folders of images, `<root>/<split>/<class>/<image>`: which files belong, which are left out, what they contain."""
+
+import functools
+import hashlib
+import itertools
+import os
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+IMAGE_SUFFIXES = (  # of formats that Pillow decodes by itself; others are counted as left out
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".jpf", ".png", ".apng", ".gif", ".webp", ".avif"),
+    *(".bmp", ".dib", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pcx", ".qoi", ".ico"),
+)
+CHUNK = 64  # files that a thread reads at a time
+SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
+SYSTEM_NAMES = (  # what operating systems and network drives put beside images
+    *("@eaDir", "#recycle", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information"),
+    *("Thumbs.db", "desktop.ini"),
+)
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The image files of one split, `<folder>/<class>/<image>`, in the order of their classes and names.
+
+    A class name that is written in two Unicode forms, as by Linux and by an old Mac, is one: class_names are in NFC.
+    """
+
+    folder: Path
+    class_names: tuple[str, ...]
+    names: tuple[str, ...] = ()  # "<class>/<file>", as on the disk
+    digests: tuple[bytes | None, ...] = ()  # SHA-256 of each file; None where it cannot be read
+    left_out: Counter = field(default_factory=Counter)  # files that are not taken, by a word for the reason
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """The label of each name."""
+        label_of = {class_name: label for label, class_name in enumerate(self.class_names)}
+        return {name: label_of[_in_nfc(name.split("/")[0])] for name in self.names}
+
+    def fingerprint(self, skipped: Collection[str] = ()) -> str:
+        """A digest of the files' names and bytes, without those that are skipped; the same on every machine."""
+        digest = hashlib.sha256()
+        for name, of_file in zip(self.names, self.digests, strict=True):
+            if name not in skipped:
+                digest.update(os.fsencode(name) + (of_file or b""))
+        return digest.hexdigest()
+
+
+def is_image(file_name: str) -> bool:
+    """Whether a file is taken for an image, by its name: hidden files and other suffixes are not."""
+    return file_name.lower().endswith(IMAGE_SUFFIXES) and not file_name.startswith(".")
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split that a data set has: train, and val, test or both.
+
+    Raises FileNotFoundError where one is missing and ValueError where one has two names.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no data folder {root}; it must hold <split>/<class>/<image>")
+    folders = {}
+    for split, names in SPLIT_NAMES.items():
+        found = [root / name for name in names if (root / name).is_dir()]
+        if len(found) > 1:
+            raise ValueError(f"{root} holds both {found[0].name} and {found[1].name}; keep one of them")
+        if found:
+            folders[split] = found[0]
+    if "train" not in folders or len(folders) < 2:
+        raise FileNotFoundError(
+            f"{root} must hold the folders train and val (or validation, or test), each with <class>/<image>"
+        )
+    return folders
+
+
+def list_splits(root: Path) -> dict[str, ImageFolder]:
+    """The image files of each split; raises ValueError unless all have the same classes, at least two."""
+    found = {split: list_images(folder) for split, folder in split_folders(root).items()}
+    train = found["train"]
+    for of_split in found.values():
+        differing = sorted(set(of_split.class_names) ^ set(train.class_names))
+        if differing:
+            has, lacks = (train, of_split) if differing[0] in train.class_names else (of_split, train)
+            raise ValueError(
+                f"class {differing[0]!r} is in {has.folder} but not in {lacks.folder}; every split needs it"
+            )
+    if len(train.class_names) < 2:
+        raise ValueError(f"{train.folder} holds {len(train.class_names)} class folder(s); at least 2 are needed")
+    return found
+
+
+def list_images(folder: Path) -> ImageFolder:
+    """The image files of `<folder>/<class>/<image>`; every file is read, once in a process unless it changes.
+
+    Raises ValueError for a class that has two folders, whose names differ in their Unicode form.
+    """
+    classes, left_out = {}, Counter()
+    for entry in sorted(folder.iterdir()):
+        if is_image(entry.name):
+            left_out["outside the class folders"] += 1
+        elif entry.is_dir() and not entry.name.startswith(".") and entry.name not in SYSTEM_NAMES:
+            if _in_nfc(entry.name) in classes:
+                raise ValueError(f"{folder} holds class {entry.name!r} twice, in two Unicode forms; join the two")
+            classes[_in_nfc(entry.name)] = entry
+    names = []
+    for _, class_folder in sorted(classes.items()):
+        for name in sorted(os.listdir(class_folder)):
+            if is_image(name):
+                names.append(f"{class_folder.name}/{name}")
+            elif (class_folder / name).is_dir():
+                left_out["in subfolders"] += 0 if name in SYSTEM_NAMES else _count_images(class_folder / name)
+            else:
+                left_out[reason_to_leave_out(name)] += 1
+    del left_out[""]
+    paths = [f"{folder}/{name}" for name in names]
+    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = tuple(itertools.chain.from_iterable(pool.map(_digests_of_contents, chunks)))
+    return ImageFolder(folder, tuple(sorted(classes)), tuple(names), digests, left_out)
+
+
+def fingerprints(root: Path, skipped: Collection[str] = ()) -> dict[str, str]:
+    """The fingerprint of each split as results hold them, without the images "<split>/<class>/<file>" in `skipped`."""
+    found = list_splits(root)
+    only = next(split for split in found if split != "train")  # val and test come from it where there is no other
+    return {
+        split: found.get(split, found[only]).fingerprint(
+            {name.removeprefix(f"{split}/") for name in skipped if name.startswith(f"{split}/")}
+        )
+        for split in SPLIT_NAMES
+    }
+
+
+def reason_to_leave_out(file_name: str) -> str:
+    """Why a file is not taken for an image, by its name; "" if it is taken, or if nobody misses it."""
+    if is_image(file_name) or file_name in SYSTEM_NAMES:
+        return ""
+    if file_name.startswith("."):
+        return "hidden" if is_image(file_name.lstrip(".")) else ""
+    return Path(file_name).suffix.lower() or "without a suffix"
+
+
+def _count_images(folder: Path) -> int:
+    return sum(is_image(name) for _, _, names in os.walk(folder) for name in names)
+
+
+def _digests_of_contents(paths: list[str]) -> list[bytes | None]:
+    return [_digest_of_contents(path) for path in paths]
+
+
+def _digest_of_contents(path: str) -> bytes | None:
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return _digest_of_version(path, version)
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=2**20)
+def _digest_of_version(path: str, version: tuple[int, ...]) -> bytes:
+    """SHA-256 of a file.  Within a process its version decides: no program can set the time of the last change."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _in_nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)

@@ -1,0 +1,220 @@
+"""How far a few labels go on frozen features, with and without the unlabelled training images.
+
+    python -m evaluation.few_labels [--profile full] [--data DATA] [--weights FILE]
+
+The features are those of the primary readout.  Three readouts learn from samples of the labels:
+
+    labels alone      a linear probe of a strength that is fixed beforehand
+    label spreading   the labels are spread over the neighbor graph of all training images (Zhou et al. 2004), and the
+                      same probe learns from all of these; the control for every claim about unlabelled images
+    oracle            a linear probe whose strength is chosen with all labels of val: more labels than it claims
+
+Every pretext sees the same samples, so that differences are paired.  The tables are cached as CSV files beside the
+results; each says which weights it was computed from.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler, normalize
+from tqdm.auto import tqdm
+
+from data.files import write_atomically
+from data.prepare import locate
+from evaluation.probes import features_of_probe, sample_of_each_class
+from evaluation.statistics import estimate, mean_and_interval, variance_of_mean, verdict
+from runs import PROFILES, configure, files_of, find, prerequisites, run_command
+from self_supervised.probes import Splits, linear_probe, nearest_images
+from self_supervised.settings import ProbeExperiment
+
+FEATURES = {  # name in figures: the experiment whose features are read
+    "ImageNet": "imagenet_classifier_probe",
+    "BYOL": "byol_classifier",
+    "neighbours": "neighbours_classifier",
+    "BYOL with neighbours": "byol_neighbours_classifier",
+}
+CONTROL = "ImageNet"
+ALONE, SPREAD, ORACLE = "labels alone", "label spreading", "oracle"
+IMAGES_PER_CLASS = {"quick": (1, 2), "full": (1, 2, 5, 10, 20, 50)}
+DRAWS = {"quick": 2, "full": 20}
+SEEDS = {"quick": 1, "full": 5}  # runs of a pretext, where there are so many
+STRENGTH = 0.01  # C of both probes; from 0.001 to 10 it changes the control by less than 0.01
+SPREAD_NEIGHBORS, SPREAD_SHARE = 20, 0.8  # chosen on val for the control
+
+
+def spread_labels(features: np.ndarray, labelled: np.ndarray, labels: np.ndarray, neighbors: int) -> np.ndarray:
+    """Labels (N,) for all images by those of a few: label spreading (Zhou et al. 2004), in closed form.
+
+    features: (N, D), standardized here.  labelled: indices (M,) of the images whose `labels` (M,) are known; they keep
+    them.  The graph joins each image with its nearest ones (cosine), in both directions.  Each class has the same mass,
+    because few labels would otherwise favor the class in the densest region.
+    """
+    standardized = normalize(StandardScaler().fit_transform(features))
+    graph = np.zeros((len(features), len(features)))
+    np.put_along_axis(graph, nearest_images(standardized, neighbors), 1.0, axis=1)
+    graph = np.maximum(graph, graph.T)
+    degrees = graph.sum(axis=1)
+    graph /= np.sqrt(np.outer(degrees, degrees))
+    classes, known = np.unique(labels, return_inverse=True)
+    first = np.zeros((len(features), len(classes)))
+    first[labelled, known] = 1.0
+    mass = np.linalg.solve(np.eye(len(graph)) - SPREAD_SHARE * graph, first)
+    found = classes[(mass / mass.sum(axis=0)).argmax(axis=1)]
+    found[labelled] = labels
+    return found
+
+
+def few_labels(
+    splits: Splits, images_per_class: Sequence[int], draws: int, oracle: bool = False, progress: bool = False
+) -> pd.DataFrame:
+    """One line per number of labeled images of a class, draw and readout, with the test accuracy.
+
+    Columns: images_per_class, draw (its seed, from 0), readout, test_accuracy.  Draws are nested: those of few labels
+    are contained in those of more.  Numbers above the size of the smallest class are left out.
+    """
+    features, labels = splits["train"]
+    smallest = np.unique(labels, return_counts=True)[1].min()
+    lines = []
+    numbers = [number for number in images_per_class if number <= smallest]
+    for number in tqdm(numbers, desc="labels per class", disable=not progress):
+        for draw in range(draws):
+            sample = sample_of_each_class(labels, number, seed=draw)
+            neighbors = min(SPREAD_NEIGHBORS, len(features) - 1)
+            spread = spread_labels(features, sample, labels[sample], neighbors)
+            accuracies = {
+                ALONE: _test_accuracy(features[sample], labels[sample], splits),
+                SPREAD: _test_accuracy(features, spread, splits),
+            }
+            if oracle:
+                of_sample = {**splits, "train": (features[sample], labels[sample])}
+                accuracies[ORACLE] = linear_probe(of_sample).test_accuracy
+            lines += [(number, draw, readout, accuracy) for readout, accuracy in accuracies.items()]
+    return pd.DataFrame(lines, columns=["images_per_class", "draw", "readout", "test_accuracy"])
+
+
+def _test_accuracy(features: np.ndarray, labels: np.ndarray, splits: Splits) -> float:
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=1000))
+    return float(probe.fit(features, labels).score(*splits["test"]))
+
+
+def collect(
+    experiments: Mapping[str, ProbeExperiment], profile: str, compute: bool = False, progress: bool = False
+) -> pd.DataFrame:
+    """The tables of all runs together, from the cache; `compute` fills it first.
+
+    `experiments` are configured, by name: at least those of FEATURES.  Columns: features, seed, and those of
+    `few_labels`.  Runs whose pretext has no weights here and no table are left out.
+    """
+    tables = []
+    for label, name in FEATURES.items():
+        for seed in range(SEEDS[profile] if experiments[name].pretext_run else 1):
+            experiment = replace(experiments[name], seed=seed)
+            if compute and _has_weights(experiment, profile):
+                _fill(experiment, profile, oracle=seed == 0 and profile == "full", progress=progress)
+            path = _path(experiment, profile)
+            if path.exists():
+                tables.append(pd.read_csv(path).assign(features=label, seed=seed))
+    columns = ["features", "seed", "images_per_class", "draw", "readout", "test_accuracy"]
+    return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+def _has_weights(experiment: ProbeExperiment, profile: str) -> bool:
+    needed = prerequisites(experiment, profile)
+    return all(files_of(pretext, profile).saved(epoch).exists() for pretext, epoch in needed)
+
+
+def _path(experiment: ProbeExperiment, profile: str) -> Path:
+    files = files_of(experiment, profile)
+    return files.results / f"few_labels_{files.name}.csv"
+
+
+def _fill(experiment: ProbeExperiment, profile: str, oracle: bool, progress: bool):
+    path = _path(experiment, profile)
+    splits, weights = features_of_probe(experiment, profile)
+    if path.exists() and pd.read_csv(path)["weights"].iloc[0] == weights:
+        return
+    table = few_labels(splits, IMAGES_PER_CLASS[profile], DRAWS[profile], oracle, progress)
+    write_atomically(path, partial(table.assign(weights=weights).to_csv, index=False))
+
+
+def accuracies(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean test accuracy over draws and seeds, of each number of labels: features, readout, images_per_class, ...
+
+    Columns besides: test_accuracy, and its interval over the draws (from, to).
+    """
+    lines = []
+    for (features, readout, number), group in table.groupby(["features", "readout", "images_per_class"], sort=False):
+        of_draws = group.groupby("draw")["test_accuracy"].mean()
+        lines.append((features, readout, number, *mean_and_interval(of_draws.tolist())))
+    return pd.DataFrame(lines, columns=["features", "readout", "images_per_class", "test_accuracy", "from", "to"])
+
+
+def paired_differences(table: pd.DataFrame, control: str = CONTROL) -> pd.DataFrame:
+    """The test accuracy of each features minus that of the control, by the same readout on the same draws.
+
+    Columns: features, readout, images_per_class, seeds, difference, low, high, p, draws_better, verdict.  The 95 %
+    interval covers draws and seeds of the pretext, and the comparisons of the table share its level (Bonferroni); it
+    does not cover the sampling of test images, which all have in common.
+    """
+    of_control = table[table["features"] == control].set_index(["readout", "images_per_class", "draw"]).sort_index()
+    others = table[table["features"] != control]
+    groups = others.groupby(["features", "readout", "images_per_class"], sort=False)
+    lines = []
+    for (features, readout, number), group in groups:
+        values = group.pivot_table(index="seed", columns="draw", values="test_accuracy")
+        differences = values - of_control.loc[(readout, number), "test_accuracy"].reindex(values.columns)
+        means = differences.mean(axis=0)
+        parts = [variance_of_mean(means)]
+        if len(differences) > 1:
+            parts.append(variance_of_mean(differences.mean(axis=1)))
+        low, high, p_value = estimate(means.mean(), parts, comparisons=groups.ngroups)
+        lines.append(
+            {
+                "features": features,
+                "readout": readout,
+                "images_per_class": number,
+                "seeds": len(differences),
+                "difference": means.mean(),
+                "low": low,
+                "high": high,
+                "p": p_value,
+                "draws_better": f"{(means > 0).sum()} of {len(means)}",
+                "verdict": verdict(means.mean(), p_value),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def main(arguments=None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.few_labels", description="How far a few labels go on frozen features"
+    )
+    parser.add_argument("--profile", choices=PROFILES, default="full")
+    parser.add_argument("--data", help="the name of a prepared data set, or a folder <split>/<class>/<image>")
+    parser.add_argument("--weights", help="initial weights of the runs: imagenet, random, or the file of a state dict")
+    options = parser.parse_args(arguments)
+    return run_command(lambda: _compute(options))
+
+
+def _compute(options):
+    if options.data is not None:
+        locate(options.data)  # a mistyped folder would look like one without results
+    experiments = {
+        name: configure(find(name), options.profile, data=options.data, weights=options.weights)
+        for name in FEATURES.values()
+    }
+    table = collect(experiments, options.profile, compute=True, progress=True)
+    print(accuracies(table).to_string(index=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""What a pretext does to its features, epoch by epoch, without any classifier.
+
+    python -m evaluation.pretext_epochs [NAME ...] [--profile full] [--data DATA] [--weights FILE]
+
+For the initial weights and each saved epoch of a pretext: how many dimensions the features of the test images use
+(RankMe), how similar they are to those before (linear CKA), and how many of an image's nearest images are of its class.
+The tables are cached as CSV files beside the results; each says which run it was computed from.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from functools import partial
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from data.files import write_atomically
+from evaluation.probes import stage_features
+from evaluation.representation import linear_cka, neighbour_purity, rank_me
+from helper_functions import fold_batchnorm
+from runs import (
+    PROFILES,
+    build_model,
+    configure,
+    files_of,
+    find,
+    load_weights,
+    run_command,
+)
+from self_supervised.dataloader import build_loaders
+from self_supervised.settings import JointEmbeddingExperiment, ProbeExperiment
+
+NAMES = ("byol", "byol_20_epochs", "byol_batchnorm_trained")  # of the report
+NEIGHBORS = 20  # of neighbour_purity
+
+
+def features_by_epoch(pretext: JointEmbeddingExperiment, profile: str, progress: bool = False) -> pd.DataFrame:
+    """One line per saved epoch and one for the initial weights (epoch 0).
+
+    Columns: epoch, rank_me, cka (with epoch 0), neighbour_purity, weights (their digest, "" for epoch 0), all of the
+    pooled last stage of the test images.  Raises FileNotFoundError if the pretext has not been run here.
+    """
+    same = ("name", "data", "network", "initial_weights", "resize", "image_size", "images_per_class", "batch_size")
+    probe = ProbeExperiment(question="", flip_tta=False, **{name: getattr(pretext, name) for name in same})
+    loaders = build_loaders(probe, progress=False)
+    model, _ = build_model(probe, loaders, profile)
+    epochs = [*(epoch for epoch in pretext.save_epochs if epoch != "last"), "best"]
+    lines, before = [], None
+    for epoch in tqdm([0, *epochs], desc=f"{pretext.name}, epochs", disable=not progress):
+        weights = ""
+        if epoch:
+            features, provenance = load_weights(pretext, profile, epoch, "features.")
+            model.features.load_state_dict(features)
+            weights = provenance["sha256"]
+        stages, labels = stage_features(fold_batchnorm(model), loaders.test)
+        last = stages[-1]
+        before = last if before is None else before
+        number = pretext.train.max_epochs if epoch == "best" else epoch
+        purity = neighbour_purity(last, labels, min(NEIGHBORS, len(last) - 1))
+        lines.append((number, rank_me(last), linear_cka(before, last), purity, weights))
+    return pd.DataFrame(lines, columns=["epoch", "rank_me", "cka", "neighbour_purity", "weights"])
+
+
+def collect(
+    pretexts: Iterable[JointEmbeddingExperiment], profile: str, compute: bool = False, progress: bool = False
+) -> dict[str, pd.DataFrame]:
+    """The tables of configured pretexts by name, from the cache; `compute` fills it with those that have weights."""
+    tables = {}
+    for pretext in pretexts:
+        files = files_of(pretext, profile)
+        path = files.results / f"epochs_{files.name}.csv"
+        if compute and files.checkpoint.exists():
+            _, provenance = load_weights(pretext, profile, "best", "features.")
+            if not path.exists() or pd.read_csv(path, na_filter=False)["weights"].iloc[-1] != provenance["sha256"]:
+                table = features_by_epoch(pretext, profile, progress)
+                write_atomically(path, partial(table.to_csv, index=False))
+        if path.exists():
+            tables[pretext.name] = pd.read_csv(path, na_filter=False)
+    return tables
+
+
+def main(arguments=None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.pretext_epochs", description="What a pretext does to its features, epoch by epoch"
+    )
+    parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help=f"default: {', '.join(NAMES)}")
+    parser.add_argument("--profile", choices=PROFILES, default="full")
+    parser.add_argument("--data", help="the name of a prepared data set, or a folder <split>/<class>/<image>")
+    parser.add_argument("--weights", help="initial weights of the runs: imagenet, random, or the file of a state dict")
+    options = parser.parse_args(arguments)
+    return run_command(lambda: _compute(options))
+
+
+def _compute(options):
+    pretexts = [
+        configure(find(name), options.profile, data=options.data, weights=options.weights) for name in options.names
+    ]
+    for name, table in collect(pretexts, options.profile, compute=True, progress=True).items():
+        print(name, table.drop(columns="weights").to_string(index=False), sep="\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation import few_labels as module
+from evaluation.few_labels import (
+    ALONE,
+    ORACLE,
+    SPREAD,
+    accuracies,
+    collect,
+    few_labels,
+    paired_differences,
+    spread_labels,
+)
+from runs import configure, find, run
+from tests.clouds import splits_of
+
+
+def rings(images=120, seed=0):
+    """Two circles around one point, with labels: the nearest images of most have their class, a mean says nothing."""
+    generator = np.random.default_rng(seed)
+    angles, labels = generator.uniform(0, 2 * np.pi, images), np.arange(images) % 2
+    radii = 1 + 3 * labels
+    return np.stack([radii * np.cos(angles), radii * np.sin(angles), 3.0 * labels], axis=1), labels
+
+
+def test_one_label_of_a_class_spreads_over_its_images():
+    features, labels = rings()
+    labelled = np.array([0, 1])
+    found = spread_labels(features, labelled, labels[labelled], neighbors=8)
+    assert (found == labels).mean() > 0.95
+
+
+def test_known_labels_stay_and_have_the_names_that_they_had():
+    features, labels = rings()
+    labelled, wrong = np.array([0, 1, 2]), np.array([7, 3, 3])  # the third is an image of the first's circle
+    found = spread_labels(features, labelled, wrong, neighbors=8)
+    assert found[labelled].tolist() == [7, 3, 3] and set(found) == {3, 7}
+
+
+def test_labels_spread_as_zhou_et_al_iterate():
+    features, labels = rings(images=30)
+    labelled = np.array([0, 1, 2, 3])
+    found = spread_labels(features, labelled, labels[labelled], neighbors=4)
+    standardized = (features - features.mean(axis=0)) / features.std(axis=0)
+    standardized /= np.linalg.norm(standardized, axis=1, keepdims=True)
+    similarities = standardized @ standardized.T - 2 * np.eye(30)
+    joined = np.zeros((30, 30))
+    for image in range(30):
+        joined[image, np.argsort(-similarities[image])[:4]] = 1
+    joined = np.maximum(joined, joined.T)
+    degrees = joined.sum(axis=1)
+    matrix = joined / np.sqrt(degrees[:, None] * degrees[None])
+    first = np.eye(2)[labels] * np.isin(np.arange(30), labelled)[:, None]
+    mass = first
+    for _ in range(500):
+        mass = module.SPREAD_SHARE * matrix @ mass + (1 - module.SPREAD_SHARE) * first
+    expected = (mass / mass.sum(axis=0)).argmax(axis=1)
+    expected[labelled] = labels[labelled]
+    assert found.tolist() == expected.tolist()
+
+
+def test_a_table_has_one_line_per_number_draw_and_readout():
+    splits = splits_of(images=(10, 12, 12))
+    table = few_labels(splits, (1, 3, 50), draws=2, oracle=True)
+    assert set(table["images_per_class"]) == {1, 3}  # no class has 50
+    assert table.groupby(["images_per_class", "draw"])["readout"].apply(list).tolist() == [[ALONE, SPREAD, ORACLE]] * 4
+    assert table["test_accuracy"].between(0, 1).all()
+    assert few_labels(splits, (1,), draws=2)["readout"].unique().tolist() == [ALONE, SPREAD]
+
+
+def test_labels_alone_do_not_read_the_other_images():
+    splits = splits_of(images=(10, 12, 12))
+    features, labels = splits["train"]
+    sample = module.sample_of_each_class(labels, 3, seed=0)
+    changed = np.full_like(features, 1e3)
+    changed[sample] = features[sample]
+    one, other = (few_labels({**splits, "train": (each, labels)}, (3,), 1) for each in (features, changed))
+    alone = [table.set_index("readout").loc[ALONE, "test_accuracy"] for table in (one, other)]
+    assert alone[0] == alone[1]
+
+
+def table_of(features, seed, values):
+    lines = [(features, seed, 5, draw, ALONE, value) for draw, value in enumerate(values)]
+    return pd.DataFrame(lines, columns=["features", "seed", "images_per_class", "draw", "readout", "test_accuracy"])
+
+
+def test_differences_are_paired_by_draw():
+    spread = [0.1, 0.5, 0.9, 0.3]  # between draws, far wider than the difference
+    table = pd.concat(
+        [table_of("ImageNet", 0, spread), table_of("BYOL", 0, [each + 0.02 for each in spread[:3]] + [0.319])]
+    )
+    found = paired_differences(table).iloc[0]
+    assert found["difference"] == pytest.approx(0.01975) and found["verdict"] == "better"
+    assert found["draws_better"] == "4 of 4" and found["seeds"] == 1
+    assert 0.018 < found["low"] < found["difference"] < found["high"] < 0.022
+
+
+def test_seeds_widen_the_interval():
+    control = table_of("ImageNet", 0, [0.5, 0.6, 0.55, 0.58])
+    alike = [table_of("BYOL", seed, [0.52, 0.63, 0.57, 0.61]) for seed in (0, 1)]
+    apart = [table_of("BYOL", 0, [0.50, 0.61, 0.55, 0.59]), table_of("BYOL", 1, [0.54, 0.65, 0.59, 0.63])]
+    one, other = (paired_differences(pd.concat([control, *each])).iloc[0] for each in (alike, apart))
+    assert one["difference"] == pytest.approx(other["difference"]) and one["seeds"] == 2
+    assert other["high"] - other["low"] > 3 * (one["high"] - one["low"])
+    assert (one["verdict"], other["verdict"]) == ("better", "inconclusive")
+
+
+def test_accuracies_are_means_over_seeds_and_draws():
+    table = pd.concat([table_of("BYOL", 0, [0.5, 0.7]), table_of("BYOL", 1, [0.6, 0.8])])
+    [line] = accuracies(table).to_dict("records")
+    assert line["test_accuracy"] == pytest.approx(0.65) and line["from"] < 0.55 < 0.75 < line["to"]
+
+
+def test_tables_are_cached_and_computed_again_for_other_weights(root, monkeypatch):
+    counted = []
+
+    def counting(splits, images_per_class, draws, oracle, progress):
+        counted.append(splits["train"][0].shape)
+        return table_of("", 0, [0.5, 0.6])
+
+    monkeypatch.setattr(module, "few_labels", counting)
+    configured = partial(configure, profile="quick", data="synthetic")
+    experiments = {name: configured(find(name)) for name in module.FEATURES.values()}
+    assert len(collect(experiments, "quick")) == 0
+    run(experiments["byol_classifier"], "quick", progress=False)
+    table = collect(experiments, "quick", compute=True)
+    assert table["features"].unique().tolist() == ["ImageNet", "BYOL"]  # the other pretexts have not been run
+    assert counted == [(90, 112 + 192 + 320 + 1280)] * 2
+    assert collect(experiments, "quick", compute=True).equals(table) and len(counted) == 2
+    path = next(root.rglob("few_labels_byol_classifier.csv"))
+    pd.read_csv(path).assign(weights="others").to_csv(path, index=False)
+    assert collect(experiments, "quick", compute=True).equals(table) and len(counted) == 3
