@@ -45,55 +45,62 @@ CONTROL = "ImageNet"
 ALONE, SPREAD, ORACLE = "labels alone", "label spreading", "oracle"
 IMAGES_PER_CLASS = {"quick": (1, 2), "full": (1, 2, 5, 10, 20, 50)}
 DRAWS = {"quick": 2, "full": 20}
+ORACLE_DRAWS = {"quick": 0, "full": 5}  # it is slow, and of the first run of a pretext only
 SEEDS = {"quick": 1, "full": 5}  # runs of a pretext, where there are so many
 STRENGTH = 0.01  # C of both probes; from 0.001 to 10 it changes the control by less than 0.01
 SPREAD_NEIGHBORS, SPREAD_SHARE = 20, 0.8  # chosen on val for the control
 
 
-def spread_labels(features: np.ndarray, labelled: np.ndarray, labels: np.ndarray, neighbors: int) -> np.ndarray:
-    """Labels (N,) for all images by those of a few: label spreading (Zhou et al. 2004), in closed form.
+def spreading_matrix(features: np.ndarray, neighbors: int) -> np.ndarray:
+    """How much of a label each image (N, rows) gets from each other one (N, columns): label spreading, in closed form.
 
-    features: (N, D), standardized here.  labelled: indices (M,) of the images whose `labels` (M,) are known; they keep
-    them.  The graph joins each image with its nearest ones (cosine), in both directions.  Each class has the same mass,
-    because few labels would otherwise favor the class in the densest region.
+    After Zhou et al. 2004.  features: (N, D), standardized here.  The graph joins each image with its nearest ones
+    (cosine), in both directions.
     """
     standardized = normalize(StandardScaler().fit_transform(features))
     graph = np.zeros((len(features), len(features)))
     np.put_along_axis(graph, nearest_images(standardized, neighbors), 1.0, axis=1)
     graph = np.maximum(graph, graph.T)
     degrees = graph.sum(axis=1)
-    graph /= np.sqrt(np.outer(degrees, degrees))
+    return np.linalg.inv(np.eye(len(graph)) - SPREAD_SHARE * graph / np.sqrt(np.outer(degrees, degrees)))
+
+
+def spread_labels(matrix: np.ndarray, labelled: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Labels (N,) for all images, by a `spreading_matrix` (N, N) and the `labels` (M,) of a few, which keep them.
+
+    `labelled` are the indices (M,) of the few.  Each class has the same mass, because few labels would otherwise favor
+    the class in the densest region.
+    """
     classes, known = np.unique(labels, return_inverse=True)
-    first = np.zeros((len(features), len(classes)))
-    first[labelled, known] = 1.0
-    mass = np.linalg.solve(np.eye(len(graph)) - SPREAD_SHARE * graph, first)
+    mass = matrix[:, labelled] @ np.eye(len(classes))[known]
     found = classes[(mass / mass.sum(axis=0)).argmax(axis=1)]
     found[labelled] = labels
     return found
 
 
 def few_labels(
-    splits: Splits, images_per_class: Sequence[int], draws: int, oracle: bool = False, progress: bool = False
+    splits: Splits, images_per_class: Sequence[int], draws: int, oracle_draws: int = 0, progress: bool = False
 ) -> pd.DataFrame:
     """One line per number of labeled images of a class, draw and readout, with the test accuracy.
 
     Columns: images_per_class, draw (its seed, from 0), readout, test_accuracy.  Draws are nested: those of few labels
-    are contained in those of more.  Numbers above the size of the smallest class are left out.
+    are contained in those of more.  The oracle has the first `oracle_draws`.  Numbers above the size of the smallest
+    class are left out.
     """
     features, labels = splits["train"]
     smallest = np.unique(labels, return_counts=True)[1].min()
     lines = []
+    matrix = spreading_matrix(features, min(SPREAD_NEIGHBORS, len(features) - 1))
     numbers = [number for number in images_per_class if number <= smallest]
     for number in tqdm(numbers, desc="labels per class", disable=not progress):
         for draw in range(draws):
             sample = sample_of_each_class(labels, number, seed=draw)
-            neighbors = min(SPREAD_NEIGHBORS, len(features) - 1)
-            spread = spread_labels(features, sample, labels[sample], neighbors)
+            spread = spread_labels(matrix, sample, labels[sample])
             accuracies = {
                 ALONE: _test_accuracy(features[sample], labels[sample], splits),
                 SPREAD: _test_accuracy(features, spread, splits),
             }
-            if oracle:
+            if draw < oracle_draws:
                 of_sample = {**splits, "train": (features[sample], labels[sample])}
                 accuracies[ORACLE] = linear_probe(of_sample).test_accuracy
             lines += [(number, draw, readout, accuracy) for readout, accuracy in accuracies.items()]
@@ -118,7 +125,7 @@ def collect(
         for seed in range(SEEDS[profile] if experiments[name].pretext_run else 1):
             experiment = replace(experiments[name], seed=seed)
             if compute and _has_weights(experiment, profile):
-                _fill(experiment, profile, oracle=seed == 0 and profile == "full", progress=progress)
+                _fill(experiment, profile, progress)
             path = _path(experiment, profile)
             if path.exists():
                 tables.append(pd.read_csv(path).assign(features=label, seed=seed))
@@ -136,12 +143,13 @@ def _path(experiment: ProbeExperiment, profile: str) -> Path:
     return files.results / f"few_labels_{files.name}.csv"
 
 
-def _fill(experiment: ProbeExperiment, profile: str, oracle: bool, progress: bool):
+def _fill(experiment: ProbeExperiment, profile: str, progress: bool):
     path = _path(experiment, profile)
     splits, weights = features_of_probe(experiment, profile)
     if path.exists() and pd.read_csv(path)["weights"].iloc[0] == weights:
         return
-    table = few_labels(splits, IMAGES_PER_CLASS[profile], DRAWS[profile], oracle, progress)
+    oracle_draws = ORACLE_DRAWS[profile] if experiment.seed == 0 else 0
+    table = few_labels(splits, IMAGES_PER_CLASS[profile], DRAWS[profile], oracle_draws, progress)
     write_atomically(path, partial(table.assign(weights=weights).to_csv, index=False))
 
 

@@ -14,8 +14,9 @@ from evaluation.few_labels import (
     few_labels,
     paired_differences,
     spread_labels,
+    spreading_matrix,
 )
-from runs import configure, find, run
+from runs import configure, find
 from tests.clouds import splits_of
 
 
@@ -30,21 +31,21 @@ def rings(images=120, seed=0):
 def test_one_label_of_a_class_spreads_over_its_images():
     features, labels = rings()
     labelled = np.array([0, 1])
-    found = spread_labels(features, labelled, labels[labelled], neighbors=8)
+    found = spread_labels(spreading_matrix(features, 8), labelled, labels[labelled])
     assert (found == labels).mean() > 0.95
 
 
 def test_known_labels_stay_and_have_the_names_that_they_had():
     features, labels = rings()
     labelled, wrong = np.array([0, 1, 2]), np.array([7, 3, 3])  # the third is an image of the first's circle
-    found = spread_labels(features, labelled, wrong, neighbors=8)
+    found = spread_labels(spreading_matrix(features, 8), labelled, wrong)
     assert found[labelled].tolist() == [7, 3, 3] and set(found) == {3, 7}
 
 
 def test_labels_spread_as_zhou_et_al_iterate():
     features, labels = rings(images=30)
     labelled = np.array([0, 1, 2, 3])
-    found = spread_labels(features, labelled, labels[labelled], neighbors=4)
+    found = spread_labels(spreading_matrix(features, 4), labelled, labels[labelled])
     standardized = (features - features.mean(axis=0)) / features.std(axis=0)
     standardized /= np.linalg.norm(standardized, axis=1, keepdims=True)
     similarities = standardized @ standardized.T - 2 * np.eye(30)
@@ -65,9 +66,16 @@ def test_labels_spread_as_zhou_et_al_iterate():
 
 def test_a_table_has_one_line_per_number_draw_and_readout():
     splits = splits_of(images=(10, 12, 12))
-    table = few_labels(splits, (1, 3, 50), draws=2, oracle=True)
+    table = few_labels(splits, (1, 3, 50), draws=2, oracle_draws=1)
     assert set(table["images_per_class"]) == {1, 3}  # no class has 50
-    assert table.groupby(["images_per_class", "draw"])["readout"].apply(list).tolist() == [[ALONE, SPREAD, ORACLE]] * 4
+    assert (
+        table.groupby(["images_per_class", "draw"])["readout"].apply(list).tolist()
+        == [
+            [ALONE, SPREAD, ORACLE],
+            [ALONE, SPREAD],
+        ]
+        * 2
+    )
     assert table["test_accuracy"].between(0, 1).all()
     assert few_labels(splits, (1,), draws=2)["readout"].unique().tolist() == [ALONE, SPREAD]
 
@@ -116,21 +124,36 @@ def test_accuracies_are_means_over_seeds_and_draws():
 
 
 def test_tables_are_cached_and_computed_again_for_other_weights(root, monkeypatch):
-    counted = []
+    weights = {"imagenet_classifier_probe": "a", "byol_classifier": "b"}
+    computed = []
 
-    def counting(splits, images_per_class, draws, oracle, progress):
-        counted.append(splits["train"][0].shape)
-        return table_of("", 0, [0.5, 0.6])
+    def features(experiment, profile):
+        computed.append(experiment.name)
+        return splits_of(), weights[experiment.name]
 
-    monkeypatch.setattr(module, "few_labels", counting)
+    monkeypatch.setattr(module, "_has_weights", lambda experiment, profile: experiment.name in weights)
+    monkeypatch.setattr(module, "features_of_probe", features)
+    monkeypatch.setattr(module, "few_labels", lambda *_: table_of("", 0, [len(computed), 0.6]))
     configured = partial(configure, profile="quick", data="synthetic")
     experiments = {name: configured(find(name)) for name in module.FEATURES.values()}
     assert len(collect(experiments, "quick")) == 0
-    run(experiments["byol_classifier"], "quick", progress=False)
     table = collect(experiments, "quick", compute=True)
     assert table["features"].unique().tolist() == ["ImageNet", "BYOL"]  # the other pretexts have not been run
-    assert counted == [(90, 112 + 192 + 320 + 1280)] * 2
-    assert collect(experiments, "quick", compute=True).equals(table) and len(counted) == 2
-    path = next(root.rglob("few_labels_byol_classifier.csv"))
-    pd.read_csv(path).assign(weights="others").to_csv(path, index=False)
-    assert collect(experiments, "quick", compute=True).equals(table) and len(counted) == 3
+    assert computed == list(weights)
+    assert collect(experiments, "quick", compute=True).equals(table)
+    weights["byol_classifier"] = "of another run"
+    again = collect(experiments, "quick", compute=True)
+    changed = (again != table).any(axis=1)
+    assert set(table.loc[changed, "features"]) == {"BYOL"} and len(again) == len(table)
+
+
+def test_what_is_computed_is_of_the_features_that_the_probe_reads(root, monkeypatch):
+    read = {}
+    monkeypatch.setattr(module, "few_labels", lambda splits, *_: read.update(splits) or table_of("", 0, [0.5, 0.6]))
+    experiments = {name: configure(find(name), profile="quick", data="synthetic") for name in module.FEATURES.values()}
+    collect(experiments, "quick", compute=True)
+    assert {split: features.shape for split, (features, _) in read.items()} == {
+        "train": (90, 112 + 192 + 320 + 1280),
+        "val": (90, 1904),
+        "test": (90, 1904),
+    }

@@ -306,3 +306,33 @@ def test_images_without_labels_are_added_as_grey_as_the_others(of_views, tmp_pat
     assert sum(len(views) for views, _ in loaders.train) == 40
     for split, count in (("train_in_order", 36), ("val", 18), ("views_of_val", 16)):
         assert sum(len(images) for images, _ in getattr(loaders, split)) == count
+
+
+def test_copies_of_an_image_meet_in_one_batch_with_one_augmentation_where_the_experiment_says_so(experiment):
+    for images, labels in load(experiment, copies="together", augmentation="advanced", batch_size=8).train:
+        assert labels.tolist() == [0, 1, 2, 3] * (len(labels) // 4)
+        for first in range(0, len(images), 4):
+            upright = [torch.rot90(images[first + turns], -turns, dims=(-2, -1)) for turns in range(4)]
+            assert all(torch.equal(upright[0], each) for each in upright)
+
+
+def test_copies_of_an_image_are_apart_by_default(experiment):
+    labels = [labels.tolist() for _, labels in load(experiment, batch_size=8).train]
+    assert sorted(sum(labels, [])) == sorted([0, 1, 2, 3] * (len(sum(labels, [])) // 4))
+    assert any(each != [0, 1, 2, 3] * (len(each) // 4) for each in labels)
+
+
+def test_an_epoch_of_copies_together_shows_every_image_once_under_each_label_and_resumes(experiment):
+    train = load(experiment, copies="together", batch_size=8).train
+    keys = list(train.sampler)
+    assert sorted(index for index, _ in keys) == list(range(len(train.dataset)))
+    assert all(len({seed for _, seed in keys[first : first + 4]}) == 1 for first in range(0, len(keys), 4))
+    state = train.sampler.generator.get_state()
+    after = list(train.sampler)
+    train.sampler.generator.set_state(state)
+    assert list(train.sampler) == after != keys
+
+
+def test_another_word_for_copies_is_refused(experiment):
+    with pytest.raises(ValueError, match="copies is 'nearby'"):
+        replace(experiment, copies="nearby")
