@@ -231,9 +231,9 @@ def logits_in(outputs, images: int) -> torch.Tensor:
 class Objective(nn.Module):
     """What a training minimizes, and how the network is evaluated after each epoch.
 
-    An objective is called with the network, images (N, 3, S, S) and labels (N,).  It returns the losses (N,) that are
-    minimized, their weights (N,), whose sum divides the sum of the losses, and logits (N, classes), or None if it has
-    none.
+    An objective is called with the network, images (N, 3, S, S) that are `as_input_of` it, and labels (N,).  It returns
+    the losses (N,) that are minimized, their weights (N,), whose sum divides the sum of the losses, and logits
+    (N, classes), or None if it has none.
     """
 
     def after_step(self, model: nn.Module):
@@ -258,7 +258,7 @@ class CrossEntropy(Objective):
 
     def forward(self, model, images, labels):
         """Losses (N,), weights (N,) and logits (N, classes), float32; ValueError for a model of one logit."""
-        logits = logits_of(model, images)
+        logits = logits_in(model(images), len(images))
         if logits.shape[1] == 1:
             raise ValueError(
                 "the model gives one logit; cross-entropy needs one for each class, so two for two classes"

@@ -32,7 +32,7 @@ from torch import nn
 from data import files as plain_files
 from data.files import digest_of_tensors, expanded, load_plain, locked, root_folder, write_atomically
 from data.folders import fingerprints
-from data.prepare import folder_of
+from data.prepare import folder_of, locate
 from helper_functions import (
     CrossEntropy,
     History,
@@ -44,19 +44,13 @@ from helper_functions import (
 )
 from self_supervised import settings as self_supervised
 from self_supervised.dataloader import build_loaders
-from self_supervised.joint_embedding import METHODS, NEIGHBORS, JointEmbedding, OfViews
-from self_supervised.models import build_classifier
+from self_supervised.joint_embedding import NEIGHBORS, OfViews
+from self_supervised.models import build_classifier, build_joint_embedding
 from self_supervised.probes import linear_probe, nearest_images, set_head, vote_of_neighbors
 from self_supervised.settings import ClassifierExperiment, JointEmbeddingExperiment, ProbeExperiment
 from supervised import models as supervised_models
 from supervised import settings as supervised
-from supervised.models import (
-    Distillation,
-    build_features,
-    classifier_of,
-    estimate_batchnorm,
-    load_initial_weights,
-)
+from supervised.models import Distillation, classifier_of, estimate_batchnorm
 from supervised.settings import Experiment
 
 EXPERIMENTS = {**supervised.ALL_EXPERIMENTS, **self_supervised.EXPERIMENTS}  # an experiment of your own can be added
@@ -241,34 +235,18 @@ def build_model(experiment: Experiment, loaders, profile: str = "full") -> tuple
     Raises what `load_weights` and `supervised.models.load_initial_weights` raise.
     """
     if isinstance(experiment, JointEmbeddingExperiment):
-        return _build_joint_embedding(experiment, loaders)
-    if not getattr(experiment, "pretext_run", ""):
+        return build_joint_embedding(experiment, loaders)
+    if getattr(experiment, "pretext_run", ""):
+        [(pretext, epoch)] = prerequisites(experiment, profile)
+        features, provenance = load_weights(pretext, profile, epoch, "features.", loaders.data)
+        if experiment.batchnorm == "initial":
+            provenance["batchnorm"] = "statistics of the initial weights"
+        model = build_classifier(experiment, len(loaders.class_names), features)
+    else:
         model, provenance = supervised_models.build_model(experiment, loaders)
-        return _with_estimated_batchnorm(experiment, model, loaders), provenance
-    [(pretext, epoch)] = prerequisites(experiment, profile)
-    features, provenance = load_weights(pretext, profile, epoch, "features.", loaders.data)
-    if experiment.batchnorm == "initial":
-        provenance["batchnorm"] = "statistics of the initial weights"
-    model = build_classifier(experiment, len(loaders.class_names), features)
-    return _with_estimated_batchnorm(experiment, model, loaders), provenance
-
-
-def _with_estimated_batchnorm(experiment: Experiment, model: nn.Module, loaders) -> nn.Module:
     if getattr(experiment, "batchnorm", "") == "estimated":
         estimate_batchnorm(model.features, loaders.train)
-    return model
-
-
-def _build_joint_embedding(experiment: JointEmbeddingExperiment, loaders) -> tuple[JointEmbedding, dict]:
-    """The network of a joint-embedding pretext.  The nearest images of `loaders.train` are found by its features."""
-    if experiment.method not in METHODS:
-        raise ValueError(f"{experiment.name}: there is no method {experiment.method!r}; there are {', '.join(METHODS)}")
-    initial = load_initial_weights(experiment.initial_weights, experiment.network)
-    features = build_features(experiment.network)
-    if initial.state_dict is not None:
-        features.load_state_dict(initial.state_dict)
-    steps = experiment.train.max_epochs * -(-len(loaders.train) // experiment.train.gradient_accumulation_steps)
-    return METHODS[experiment.method](features, experiment, steps), initial.provenance
+    return model, provenance
 
 
 def build_objective(experiment: Experiment, loaders, profile: str = "full") -> tuple[nn.Module, dict]:
@@ -407,7 +385,8 @@ def _fit(job: Job, accelerator) -> tuple[History, dict]:
 
 def _neighbors(job: Job, accelerator) -> np.ndarray:
     """Indices (N, k) of the nearest training images by the initial features."""
-    features, _ = _features_in_order(job.model.to(accelerator.device), job.loaders, accelerator.device)["train"]
+    train_alone = replace(job.loaders, val=None, test=None)
+    features, _ = _features_in_order(job.model.to(accelerator.device), train_alone, accelerator.device)["train"]
     return nearest_images(features, job.experiment.neighbors)
 
 
@@ -490,11 +469,12 @@ def advice_on_memory(experiment: Experiment) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def read(experiment: Experiment, profile: str = "full") -> dict | None:
+def read(experiment: Experiment, profile: str = "full", seen: dict | None = None) -> dict | None:
     """The result of a finished run, or None if there is none.  Raises ValueError if its settings or images differ.
 
     A setting that was added to the code after the run has its default value in it.  The images are compared with those
-    of the folder where it is there: results can also be read without the data.
+    of the folder where it is there: results can also be read without the data.  A dict `seen` keeps what the folders
+    hold, so that many reads look at each folder once.
     """
     path = files_of(experiment, profile).result
     if not path.exists():
@@ -514,21 +494,28 @@ def read(experiment: Experiment, profile: str = "full") -> dict | None:
     if difference is not None:
         raise ValueError(f"{path} was made with {difference}; run the experiment again with --overwrite")
     data = result.get("data", {})
-    refuse_other_images(path, experiment.data, data)
+    refuse_other_images(path, experiment.data, data, seen)
     if "unlabelled" in data:
-        refuse_other_images(path, experiment.unlabelled, data["unlabelled"])
+        refuse_other_images(path, experiment.unlabelled, data["unlabelled"], seen)
     return result
 
 
-def refuse_other_images(path: Path, name: str, data: dict):
-    """Raise ValueError if the folder of a data set is there and holds other images than those a file was made from."""
-    try:
-        now = fingerprints(folder_of(name), data.get("skipped", ()))
-    except FileNotFoundError:
-        return
-    if data.get("fingerprint") not in (None, now, now["train"]):
+def refuse_other_images(path: Path, name: str, data: dict, seen: dict | None = None):
+    """Raise ValueError if the folder of a data set is there and holds other images than those a file was made from.
+
+    `seen` is that of `read`.
+    """
+    seen = {} if seen is None else seen
+    folder, skipped = folder_of(name), tuple(data.get("skipped", ()))
+    if (folder, skipped) not in seen:
+        try:
+            seen[folder, skipped] = fingerprints(folder, skipped)
+        except FileNotFoundError:
+            seen[folder, skipped] = None
+    now = seen[folder, skipped]
+    if now is not None and data.get("fingerprint") not in (None, now, now["train"]):
         raise ValueError(
-            f"{path} was made from other images than {folder_of(name)} holds now; "
+            f"{path} was made from other images than {folder} holds now; "
             "train again with --overwrite, or search again in another file"
         )
 
@@ -540,10 +527,10 @@ def collect(
 
     Quick results of other settings are replaced: they prove that everything runs, and nothing else.
     """
-    results, overwrite = {}, profile == "quick"
+    results, seen, overwrite = {}, {}, profile == "quick"
     for experiment in experiments:
         try:
-            result = read(experiment, profile)
+            result = read(experiment, profile, seen)
         except ValueError:
             if not overwrite:
                 raise
@@ -743,9 +730,21 @@ def run_command(command: Callable[[], int | None]) -> int:
     return plain_files.run_command(command)
 
 
-def add_common_options(parser: argparse.ArgumentParser):
-    """The options of every command that builds an experiment: --profile, --data, --weights, --device."""
+def add_data_options(parser: argparse.ArgumentParser):
+    """The options that say which runs of experiments a command is about: --profile, --data, --weights."""
     parser.add_argument("--profile", choices=PROFILES, default="full", help="quick: small and short, to try the code")
     parser.add_argument("--data", help="the name of a prepared data set, or a folder <split>/<class>/<image>")
     parser.add_argument("--weights", help="initial weights: imagenet, random, or the file of a state dict")
+
+
+def add_common_options(parser: argparse.ArgumentParser):
+    """The options of every command that builds an experiment: those of its data and weights, and --device."""
+    add_data_options(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def experiments_of(names: Iterable[str], options: argparse.Namespace) -> dict[str, Experiment]:
+    """Experiments by name, as the options of `add_data_options` say.  Raises what `find` and `locate` raise."""
+    if options.data is not None:
+        locate(options.data)  # a mistyped folder would look like one without results
+    return {name: configure(find(name), options.profile, data=options.data, weights=options.weights) for name in names}

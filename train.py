@@ -50,15 +50,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def list_experiments(profile: str) -> str:
     """One line per experiment: name, test accuracy of a finished run of seed 0 or "-", question."""
-    lines = []
+    lines, seen = [], {}
     for name, experiment in EXPERIMENTS.items():
-        lines.append(f"{name:45} {_finished_accuracy(configure(experiment, profile), profile):7} {experiment.question}")
+        accuracy = _finished_accuracy(configure(experiment, profile), profile, seen)
+        lines.append(f"{name:45} {accuracy:7} {experiment.question}")
     return "\n".join(lines)
 
 
-def _finished_accuracy(experiment: Experiment, profile: str) -> str:
+def _finished_accuracy(experiment: Experiment, profile: str, seen: dict | None = None) -> str:
     try:
-        result = read(experiment, profile)
+        result = read(experiment, profile, seen)
     except ValueError:
         return "stale"  # of other settings
     return "-" if result is None else f"{result['test_accuracy']:.4f}"

@@ -37,7 +37,6 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional
 
 from data.files import write_atomically
-from data.prepare import locate
 from evaluation import faithfulness, plots, representation
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained
 from evaluation.explained import Explained, read_explanations, read_inversion
@@ -53,7 +52,7 @@ from evaluation.model_inversion import (
 )
 from evaluation.probes import features_of
 from evaluation.scorecam import score_cam
-from runs import PROFILES, collect, configure, files_of, find, run_command
+from runs import add_data_options, collect, experiments_of, files_of, run_command
 from self_supervised.dataloader import build_loaders
 from supervised.settings import Experiment
 
@@ -396,21 +395,14 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.explain", description="Compute what evaluation.ipynb shows of the compared models"
     )
-    parser.add_argument("--profile", choices=PROFILES, default="full")
-    parser.add_argument("--data", help="the name of a prepared data set, or a folder <split>/<class>/<image>")
-    parser.add_argument("--weights", help="initial weights of the runs: imagenet, random, or the file of a state dict")
+    add_data_options(parser)
     options = parser.parse_args(arguments)
     matplotlib.use("Agg")
     return run_command(lambda: _explain(options))
 
 
 def _explain(options):
-    if options.data is not None:
-        locate(options.data)  # a mistyped folder would look like one without results
-    experiments = {
-        name: configure(find(name), options.profile, data=options.data, weights=options.weights)
-        for name in (*COMPARED, CONTROL)
-    }
+    experiments = experiments_of((*COMPARED, CONTROL), options)
     print(collect_explanations(experiments, options.profile, compute=True).note)
 
 

@@ -28,10 +28,9 @@ from sklearn.preprocessing import StandardScaler, normalize
 from tqdm.auto import tqdm
 
 from data.files import write_atomically
-from data.prepare import locate
 from evaluation.probes import features_of_probe, sample_of_each_class
 from evaluation.statistics import estimate, mean_and_interval, variance_of_mean, verdict
-from runs import PROFILES, configure, files_of, find, prerequisites, run_command
+from runs import add_data_options, experiments_of, files_of, prerequisites, run_command
 from self_supervised.probes import Splits, linear_probe, nearest_images
 from self_supervised.settings import ProbeExperiment
 
@@ -206,21 +205,13 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.few_labels", description="How far a few labels go on frozen features"
     )
-    parser.add_argument("--profile", choices=PROFILES, default="full")
-    parser.add_argument("--data", help="the name of a prepared data set, or a folder <split>/<class>/<image>")
-    parser.add_argument("--weights", help="initial weights of the runs: imagenet, random, or the file of a state dict")
+    add_data_options(parser)
     options = parser.parse_args(arguments)
     return run_command(lambda: _compute(options))
 
 
 def _compute(options):
-    if options.data is not None:
-        locate(options.data)  # a mistyped folder would look like one without results
-    experiments = {
-        name: configure(find(name), options.profile, data=options.data, weights=options.weights)
-        for name in FEATURES.values()
-    }
-    table = collect(experiments, options.profile, compute=True, progress=True)
+    table = collect(experiments_of(FEATURES.values(), options), options.profile, compute=True, progress=True)
     print(accuracies(table).to_string(index=False))
 
 

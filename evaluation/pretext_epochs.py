@@ -19,15 +19,7 @@ from data.files import write_atomically
 from evaluation.probes import stage_features
 from evaluation.representation import linear_cka, neighbour_purity, rank_me
 from helper_functions import fold_batchnorm
-from runs import (
-    PROFILES,
-    build_model,
-    configure,
-    files_of,
-    find,
-    load_weights,
-    run_command,
-)
+from runs import add_data_options, build_model, experiments_of, files_of, load_weights, run_command
 from self_supervised.dataloader import build_loaders
 from self_supervised.settings import JointEmbeddingExperiment, ProbeExperiment
 
@@ -86,18 +78,14 @@ def main(arguments=None) -> int:
         prog="python -m evaluation.pretext_epochs", description="What a pretext does to its features, epoch by epoch"
     )
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help=f"default: {', '.join(NAMES)}")
-    parser.add_argument("--profile", choices=PROFILES, default="full")
-    parser.add_argument("--data", help="the name of a prepared data set, or a folder <split>/<class>/<image>")
-    parser.add_argument("--weights", help="initial weights of the runs: imagenet, random, or the file of a state dict")
+    add_data_options(parser)
     options = parser.parse_args(arguments)
     return run_command(lambda: _compute(options))
 
 
 def _compute(options):
-    pretexts = [
-        configure(find(name), options.profile, data=options.data, weights=options.weights) for name in options.names
-    ]
-    for name, table in collect(pretexts, options.profile, compute=True, progress=True).items():
+    pretexts = experiments_of(options.names, options)
+    for name, table in collect(pretexts.values(), options.profile, compute=True, progress=True).items():
         print(name, table.drop(columns="weights").to_string(index=False), sep="\n")
 
 

@@ -11,6 +11,7 @@ every choice is made on val, and test is read once.  Labels are arrays (N,) of c
 
 import argparse
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,16 +27,25 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from data.files import digest_of_tensors, root_folder, write_atomically
-from data.prepare import locate
 from evaluation import plots, representation
 from evaluation.hooks import eval_mode
 from evaluation.results import PRETEXTS_BY_EPOCH, pretext_epochs_table
 from evaluation.statistics import accuracy_interval, mean_and_interval
 from helper_functions import fold_batchnorm
-from runs import PROFILES, build_model, collect, configure, files_of, find, load_weights, prerequisites, run_command
+from runs import (
+    add_data_options,
+    build_model,
+    collect,
+    experiments_of,
+    files_of,
+    load_weights,
+    prerequisites,
+    run_command,
+)
 from self_supervised.dataloader import build_loaders
 from self_supervised.probes import NEIGHBORS, Splits, check_splits, linear_probe, nearest_neighbors
 from self_supervised.settings import CLASSIFIER_EXPERIMENTS, ProbeExperiment
+from supervised.models import SceneClassifier
 from supervised.settings import Experiment
 
 IMAGES_PER_CLASS = (1, 5, 10, 25, 50, 100)
@@ -122,7 +132,7 @@ def stage_features(model: nn.Module, loader, device: str = "cpu") -> tuple[list[
 
 
 def features_of(model: nn.Module, loader, weights: str, cache: Path) -> tuple[list[np.ndarray], np.ndarray]:
-    """As `stage_features`; read from the .npz file `cache` if that holds those of weights with this digest."""
+    """As `stage_features`; read from the .npz file `cache` if that holds those of the same `weights`, a digest."""
     if cache.exists():
         with np.load(cache) as saved:
             if str(saved["weights"]) == weights:
@@ -136,20 +146,16 @@ def features_of(model: nn.Module, loader, weights: str, cache: Path) -> tuple[li
 def features_of_probe(experiment: ProbeExperiment, profile: str = "full") -> tuple[Splits, str]:
     """What an experiment's probe reads, pooled features (N, D) and labels (N,) by split, and a digest of the weights.
 
-    They are computed once and cached in data/cache, for every later use.
     Raises FileNotFoundError if the pretext has no weights here.
     """
     loaders = build_loaders(experiment, progress=False)
     torch.manual_seed(experiment.seed)  # of random features
     model, _ = build_model(experiment, loaders, profile)
-    digest = digest_of_tensors(model.features.state_dict())
-    splits = {}
-    for split, loader in (("train", loaders.train_in_order), ("val", loaders.val), ("test", loaders.test)):
-        made_from = f"{digest}, {loaders.data['fingerprint'][split]}, {experiment.resize} {experiment.image_size}"
-        name = f"features-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.npz"
-        stages, labels = features_of(fold_batchnorm(model), loader, made_from, root_folder() / "data/cache" / name)
-        splits[split] = np.concatenate([stages[stage] for stage in experiment.stages], axis=1), labels
-    return splits, digest
+    splits = {
+        split: (np.concatenate([features[stage] for stage in experiment.stages], axis=1), labels)
+        for split, (features, labels) in _features_of_splits(model, loaders).items()
+    }
+    return splits, digest_of_tensors(model.features.state_dict())
 
 
 def probe_stages(features_by_split: StagesOfSplits) -> pd.DataFrame:
@@ -362,25 +368,18 @@ def main(arguments=None) -> int:
         description="Small classifiers on frozen features: by stage of the network, and by number of labels",
     )
     parser.add_argument("report", nargs="?", choices=("scenes", "cifar10"), default="scenes", help="default: scenes")
-    parser.add_argument("--profile", choices=PROFILES, default="full")
-    parser.add_argument("--data", help="the name of a prepared data set, or a folder <split>/<class>/<image>")
-    parser.add_argument("--weights", help="initial weights of the runs: imagenet, random, or the file of a state dict")
+    add_data_options(parser)
     options = parser.parse_args(arguments)
     matplotlib.use("Agg")
     return run_command(lambda: _probe(options))
 
 
 def _probe(options):
-    if options.data is not None:
-        locate(options.data)  # a mistyped folder would look like one without results
     names, collect_report = {
         "scenes": ((*SCENES.values(), *CLASSIFIER_EXPERIMENTS), collect_scenes),
         "cifar10": (CIFAR10.values(), collect_cifar10),
     }[options.report]
-    experiments = {
-        name: configure(find(name), options.profile, data=options.data, weights=options.weights) for name in names
-    }
-    print(collect_report(experiments, options.profile, compute=True, progress=True).note)
+    print(collect_report(experiments_of(names, options), options.profile, compute=True, progress=True).note)
 
 
 @dataclass(frozen=True)
@@ -460,9 +459,17 @@ def _probe_cifar10(profile: str, control: Experiment, label: str, experiment: Ex
     }
 
 
-def _features_of_splits(model: nn.Module, loaders) -> StagesOfSplits:
+def _features_of_splits(model: SceneClassifier, loaders) -> StagesOfSplits:
+    """`stage_features` of each split, computed once and cached in data/cache for every later use."""
     splits = {"train": loaders.train_in_order, "val": loaders.val, "test": loaders.test}
-    return {split: stage_features(model, loader) for split, loader in splits.items()}
+    weights, folded, found = digest_of_tensors(model.features.state_dict()), fold_batchnorm(model), {}
+    for split, loader in splits.items():
+        scenes, resize = loader.dataset.scenes, loader.dataset.resize
+        images = [scenes.fingerprint, *scenes.names, resize, str(scenes.images.shape)]  # names: it may be a part
+        made_from = hashlib.sha256(os.fsencode("\n".join([weights, str(model.flip_tta), *images]))).hexdigest()
+        cache = root_folder() / "data" / "cache" / f"features-{made_from[:16]}.npz"
+        found[split] = features_of(folded, loader, made_from, cache)
+    return found
 
 
 def _at_stage(features_by_split: StagesOfSplits, stage: int) -> Splits:

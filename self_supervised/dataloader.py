@@ -203,8 +203,7 @@ def build_loaders(experiment, skip_bad_images: bool = False, progress: bool = Tr
     """The loaders of any experiment; those of a pretext have the pretext's labels as classes.
 
     All labels of an image stay in its split.  Those of a joint-embedding pretext train on views and yield scenes in
-    order.  Raises what `supervised.dataloader.build_loaders` raises, and ValueError
-    for an unknown pretext.
+    order.  Raises what `supervised.dataloader.build_loaders` raises, and ValueError for an unknown pretext or views.
     """
     if isinstance(experiment, JointEmbeddingExperiment):
         return _build_loaders_of_views(experiment, skip_bad_images, progress)

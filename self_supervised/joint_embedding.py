@@ -20,6 +20,8 @@ defines its heads and `losses`:
 
 import copy
 import math
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import combinations, permutations
 
 import torch
@@ -147,9 +149,7 @@ class SimCLR(JointEmbedding):
 
     def losses(self, pooled, views):
         """`nt_xent` of the embeddings, averaged over pairs of views."""
-        embeddings = [self.projector(each) for each in pooled]
-        pairs = list(combinations(embeddings, 2))
-        return sum(nt_xent(one, other, self.temperature) for one, other in pairs) / len(pairs)
+        return mean_over_pairs(partial(nt_xent, temperature=self.temperature), map(self.projector, pooled))
 
 
 class VICReg(JointEmbedding):
@@ -161,12 +161,16 @@ class VICReg(JointEmbedding):
 
     def losses(self, pooled, views):
         """`vicreg` of the embeddings, averaged over pairs of views."""
-        embeddings = [self.projector(each) for each in pooled]
-        pairs = list(combinations(embeddings, 2))
-        return sum(vicreg(one, other) for one, other in pairs) / len(pairs)
+        return mean_over_pairs(vicreg, map(self.projector, pooled))
 
 
 METHODS = {"byol": BYOL, "simclr": SimCLR, "vicreg": VICReg}
+
+
+def mean_over_pairs(loss: Callable, embeddings: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The mean of loss(one, other), each (N,), over the pairs of views with these embeddings (N, D)."""
+    pairs = list(combinations(embeddings, 2))
+    return sum(loss(one, other) for one, other in pairs) / len(pairs)
 
 
 def negative_cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

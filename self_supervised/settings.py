@@ -79,7 +79,7 @@ class ClassifierExperiment(Experiment):
     freeze_features: bool = True
     pretext_run: str = ""  # the name of a PretextExperiment; its run of the same seed is used
     pretext_epoch: int | str = "best"  # one of its `save_epochs`, or "best": the epoch chosen on val
-    batchnorm: str = "pretext"  # source of BatchNorm's running statistics, or "estimated" on the training images
+    batchnorm: str = "pretext"  # its statistics: of the pretext, the "initial" weights, or "estimated" on train images
     fine_tunes: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -119,6 +119,7 @@ class ProbeExperiment(ClassifierExperiment):
     resize: str = "imagenet"
     flip_tta: bool = True
     batch_size: int = 64
+    train: TrainSettings = field(default_factory=partial(TrainSettings, max_epochs=1))  # it is fitted, not trained
 
 
 _ROTATION = PretextExperiment(
@@ -446,9 +447,9 @@ def _probe(name: str, question: str, pretext: JointEmbeddingExperiment | None, *
     """The primary readout of a pretext's features, or of the initial weights."""
     of_pretext = {}
     if pretext is not None:
-        of_pretext = {"pretext_run": pretext.name, "initial_weights": pretext.initial_weights, "data": pretext.data}
-        of_pretext |= {"network": pretext.network, "stages": ProbeExperiment.stages}
-    return ProbeExperiment(name, question, **{**of_pretext, "train": TrainSettings(max_epochs=1), **changes})
+        same = {each: getattr(pretext, each) for each in ("initial_weights", "data", "network")}
+        of_pretext = {"pretext_run": pretext.name, **same}
+    return ProbeExperiment(name, question, **{**of_pretext, **changes})
 
 
 _IMAGENET_PROBE = _probe("imagenet_classifier_probe", "Control: how good are untouched ImageNet features?", None)
@@ -519,7 +520,7 @@ _BYOL_LABELLED = (
         "Secondary: is a trained head better on BYOL's features?",
         _BYOL,
         compared_with=_CONTROL.name,
-        family="joint embeddings",
+        family=ProbeExperiment.family,
         stages=_CONTROL.stages,
         head=_CONTROL.head,
         batch_size=_CONTROL.batch_size,
@@ -531,7 +532,7 @@ _BYOL_LABELLED = (
             "name": "byol_finetuned",
             "question": "Is fine-tuning better from BYOL's features than from ImageNet's?",
             "compared_with": "supervised_long",
-            "family": "joint embeddings",
+            "family": ProbeExperiment.family,
         },
         pretext_run=_BYOL.name,
     ),
@@ -728,10 +729,10 @@ _CIFAR10_CLASSIFIERS = (
     _CIFAR10_SCRATCH,
     _on_cifar10(_CIFAR10_ROTATION, _CIFAR10_SCRATCH_TENTH, "cifar10_rotation_finetuned_tenth"),
     _CIFAR10_SCRATCH_TENTH,
-    replace(_frozen_on_cifar10(_CIFAR10_BYOL), family="joint embeddings"),
+    replace(_frozen_on_cifar10(_CIFAR10_BYOL), family=ProbeExperiment.family),
     replace(
         _on_cifar10(_CIFAR10_BYOL, _CIFAR10_SCRATCH, "cifar10_byol_finetuned"),
-        family="joint embeddings",
+        family=ProbeExperiment.family,
         earlier_accuracy=None,
     ),
     _frozen_on_cifar10(_CIFAR10_ROTATION_RECIPE),

@@ -224,9 +224,7 @@ def loaders_of(
 ) -> Loaders:
     """Loaders of the experiment's batch size: `train` shuffled by its seed, the splits of `in_order` in order.
 
-    `copies` is that of `SeededShuffle`.
-
-    Raises ValueError if there are too few images for a batch.
+    `copies` is that of `SeededShuffle`.  Raises ValueError if there are too few images for a batch.
     """
     if len(train) < experiment.batch_size:
         limits = [f"images_per_class = {experiment.images_per_class}"] * (experiment.images_per_class is not None)

@@ -123,8 +123,8 @@ class DepthwiseConv2d(nn.Conv2d):
 class GlobalMean(nn.Module):
     """The mean of each map, as nn.AdaptiveAvgPool2d(1) computes it, with a gradient that is not written out in full.
 
-    The pooling of squeeze-and-excitation takes a sixth of a training step on a CPU otherwise: its gradient has another
-    memory layout than the maps (benchmarks/training_step.csv).
+    In squeeze-and-excitation that gradient is added to another one of the maps.  Written out, it has another memory
+    layout than the maps, and on a CPU the sum is slow.
     """
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:

@@ -202,19 +202,6 @@ def test_an_objective_decides_what_is_learned_and_labels_what_is_reported(linear
     assert history.train_loss[-1] > 1
 
 
-def test_a_training_with_a_random_objective_continues_as_if_never_interrupted(separable):
-    def run(epochs, state=None):
-        torch.manual_seed(0)
-        model, states = nn.Linear(2, 2), []
-        separable[0].generator.manual_seed(0)
-        save = {"save_state": lambda state: states.append(copy.deepcopy(state)), "state": state}
-        return fit(model, separable, max_epochs=epochs, objective=TeachesTheOpposite(), **save), model, states[-1]
-
-    complete, model, _ = run(4)
-    resumed, again, _ = run(4, state=run(2)[2])
-    assert resumed == complete and torch.equal(model.weight, again.weight)
-
-
 class Squares(Objective):
     """An objective without logits: the mean square of what the network says; counts its steps."""
 
@@ -239,18 +226,23 @@ def test_an_objective_without_logits_has_no_train_accuracy_and_its_own_loss(line
     assert len(history.columns["val_loss"]) == history.epochs == 1
 
 
-def test_a_training_without_train_accuracies_continues_as_if_never_interrupted(separable):
+@pytest.mark.parametrize(
+    ("objective", "keep", "train_accuracies"),
+    [(TeachesTheOpposite, "best", 4), (Squares, "last", 0)],
+    ids=["a random objective", "without train accuracies"],
+)
+def test_a_training_with_an_objective_continues_as_if_never_interrupted(separable, objective, keep, train_accuracies):
     def run(epochs, state=None):
         torch.manual_seed(0)
         model, states = nn.Linear(2, 2), []
         separable[0].generator.manual_seed(0)
         save = {"save_state": lambda state: states.append(copy.deepcopy(state)), "state": state}
-        return fit(model, separable, max_epochs=epochs, keep="last", objective=Squares(), **save), model, states[-1]
+        return fit(model, separable, max_epochs=epochs, keep=keep, objective=objective(), **save), model, states[-1]
 
     complete, model, _ = run(4)
     resumed, again, _ = run(4, state=run(2)[2])
     assert resumed == complete and torch.equal(model.weight, again.weight)
-    assert complete.train_accuracy == [] and len(complete.train_loss) == 4
+    assert len(complete.train_accuracy) == train_accuracies and len(complete.train_loss) == 4
 
 
 @pytest.mark.parametrize(("accumulation", "steps"), [(1, 14), (3, 6)])  # 7 batches an epoch

@@ -81,9 +81,8 @@ SECTIONS = (  # data set, title, a note, experiments
 READING = """**Test** is the accuracy on the test images; the epoch is selected on val.  **Earlier protocol** is the
 accuracy of the epoch selected and reported on val and test together, as the earlier reports did.  It is optimistic;
 compare it with **earlier report**.  Both are means over the runs of an experiment, one run per seed.  The 95 % interval
-of the test accuracy covers the sampling of test images and the variance of seeds.  **Mean per class** is the mean
-over classes of the test accuracy of a class.  That of a single run (Wilson 1927)
-covers the images only."""
+of the test accuracy covers the sampling of test images and the variance of seeds.  That of a single run (Wilson 1927)
+covers the images only.  **Mean per class** is the mean over classes of the test accuracy of a class."""
 COMPARING = """Every comparison is over all runs of both experiments, on the same test images.  Its interval covers the
 sampling of test images and the variance of the seeds of each side.  The comparisons of a family share the level of
 0.05 (Bonferroni).  The families and their numbers of comparisons, run or not: {families}.{primary}  p is below 0.05

@@ -24,6 +24,9 @@ def result(
         "settings": {"name": name, "train": {"max_epochs": 30}, **settings},
         "data": {"name": "15scene", "images": {"train": images, "test": images}},
         "test_accuracy": accuracy,
+        "test_accuracy_by_class": {
+            each: float((predictions == labels)[labels == label].mean()) for label, each in enumerate(CLASSES)
+        },
         "earlier_protocol_accuracy": accuracy,
         "history": {"train_accuracy": [0.5, 1.0], "test_accuracy": [0.5, accuracy]},
         **dict.fromkeys(("earlier_protocol_epoch", "val_accuracy", "train_accuracy", "epoch"), 1),

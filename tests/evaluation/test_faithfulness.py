@@ -370,14 +370,20 @@ def test_randomisation_changes_the_map_and_not_the_model(deeper_network):
     assert np.array_equal(correlations, again)
 
 
-def test_the_cascade_randomises_from_the_top_and_logits_still_depend_on_the_image(deeper_network, monkeypatch):
-    seen = []
+@pytest.fixture
+def seen(monkeypatch):
+    """Copies of the networks that Score-CAM is computed of, in their order."""
+    copies = []
 
     def recording(model, *arguments, **options):
-        seen.append(copy.deepcopy(model))
+        copies.append(copy.deepcopy(model))
         return score_cam(model, *arguments, **options)
 
     monkeypatch.setattr(faithfulness, "score_cam", recording)
+    return copies
+
+
+def test_the_cascade_randomises_from_the_top_and_logits_still_depend_on_the_image(deeper_network, seen):
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     parts = [deeper_network[2], deeper_network[1], deeper_network[0]]
     cascading_randomisation(deeper_network, images, deeper_network[0], [0, 1, 2], parts)
@@ -396,16 +402,9 @@ def test_the_cascade_randomises_from_the_top_and_logits_still_depend_on_the_imag
         assert all(step(images).std(dim=0).min() > 1e-3 for step in steps)
 
 
-def test_every_batchnorm_of_a_randomized_part_takes_its_statistics_from_the_images(deeper_network, monkeypatch):
+def test_every_batchnorm_of_a_randomized_part_takes_its_statistics_from_the_images(deeper_network, seen):
     deeper_network[2].insert(1, nn.BatchNorm1d(216, affine=False))  # a head begins with one in every released model
     deeper_network[2][1].running_var.fill_(9.0)
-    seen = []
-
-    def recording(model, *arguments, **options):
-        seen.append(copy.deepcopy(model))
-        return score_cam(model, *arguments, **options)
-
-    monkeypatch.setattr(faithfulness, "score_cam", recording)
     images = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     cascading_randomisation(deeper_network, images, deeper_network[0], [0] * 5, [deeper_network[2], deeper_network[1]])
     _, head, stage = seen

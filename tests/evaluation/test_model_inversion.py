@@ -27,6 +27,7 @@ from evaluation.model_inversion import (
     strongest_filters,
 )
 from supervised.models import SceneClassifier, estimate_batchnorm
+from tests.wrapped import Wrapped
 
 DOWNLOAD = EfficientNet_B0_Weights.IMAGENET1K_V1.url
 IMAGENET_FEATURES = Path(os.environ.get("WEIGHTS") or Path(torch.hub.get_dir()) / "checkpoints" / Path(DOWNLOAD).name)
@@ -355,15 +356,6 @@ def test_a_model_of_another_precision_is_inverted(small_network, dtype):
     found = run(small_network.to(dtype))
     assert found.images.dtype == torch.float32 and found.images.isfinite().all()
     assert (found.losses[:, -1] < found.losses[:, 0]).all()
-
-
-class Wrapped(nn.Module):
-    def __init__(self, model, wrap):
-        super().__init__()
-        self.model, self.wrap = model, wrap
-
-    def forward(self, images):
-        return self.wrap(self.model(images))
 
 
 def test_logits_may_stand_in_a_dict_and_other_outputs_are_refused(small_network):

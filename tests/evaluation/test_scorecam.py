@@ -17,6 +17,7 @@ from evaluation.hooks import maps_and_logits
 from evaluation.scorecam import scale_to_unit, score_cam
 from helper_functions import TrainSettings, train
 from supervised.models import SceneClassifier, estimate_batchnorm
+from tests.wrapped import Wrapped
 
 BUILDERS = {"efficientnet_b0": efficientnet_b0, "resnet18": resnet18}
 EARLY = [("efficientnet_b0", "features.1"), ("efficientnet_b0", "features.2"), ("resnet18", "layer1")]
@@ -396,15 +397,6 @@ def test_a_layer_with_the_channels_last_has_the_map_of_the_same_layer_with_chann
 
     model, images = Patches(), torch.rand(2, 3, 32, 48)
     assert torch.equal(maps_of(model, images, model.last), maps_of(model, images, model.first))
-
-
-class Wrapped(nn.Module):
-    def __init__(self, model, wrap):
-        super().__init__()
-        self.model, self.wrap = model, wrap
-
-    def forward(self, images):
-        return self.wrap(self.model(images))
 
 
 def test_logits_may_stand_in_a_dict_and_other_outputs_are_refused(small_network):
