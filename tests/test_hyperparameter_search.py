@@ -85,7 +85,7 @@ def start():
 
 def test_two_workers_run_every_trial_once_and_that_of_a_killed_worker_again(file, tmp_path, start):
     log = tmp_path / "log"
-    killed, other = workers = start(file, "grid", 20, log, "hang"), start(file, "grid", 20, log)
+    killed, other = workers = start(file, "grid", 20, log, "hang"), start(file, "grid", 20, log, "patient")
     for worker in workers:
         assert worker.stdout.readline() == "ready\n"
     for worker in workers:
