@@ -25,6 +25,9 @@ STOPPING_RULES = ("none", "patience", "two_worse")
 KEPT_EPOCHS = ("best", "last")
 LAUNCHER = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets for each process
 PRECISIONS = ("auto", "float32", "bfloat16")
+STEPS = ("auto", "eager", "compiled", "graph")
+WARM_UP = 3  # steps before one is recorded, as CUDA asks for
+SHOWN_EVERY = 0.5  # seconds between two looks at the running loss, which make a GPU wait
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class TrainSettings:
     gradient_accumulation_steps: int = 1  # batches per optimizer step, see `train_one_epoch`
     ema_decay: float = 0.0  # decay per step of the exponential moving average of the weights; 0: none
     precision: str = "auto"  # see `resolve_precision`
+    step: str = "auto"  # how a step is launched, see `resolve_step`
 
     def __post_init__(self):
         """Refuse what cannot be trained."""
@@ -57,6 +61,7 @@ class TrainSettings:
             ("stopping", STOPPING_RULES),
             ("keep", KEPT_EPOCHS),
             ("precision", PRECISIONS),
+            ("step", STEPS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
@@ -150,6 +155,15 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
+def resolve_step(step: str) -> str:
+    """How a training step is launched: "eager", "compiled" by torch.compile, or recorded once as a CUDA "graph".
+
+    "auto" is eager.  On two CPU cores compiling takes minutes for steps 1.2 times as fast.  For a GPU
+    `python -m benchmarks.gpu` measures all three; small batches are bound by launches there.
+    """
+    return "eager" if step == "auto" else step
+
+
 def keep_freed_memory():
     """Let glibc reuse the memory that a training step frees, instead of returning it to the kernel.
 
@@ -184,7 +198,7 @@ def build_accelerator(device: str = "auto", gradient_accumulation_steps: int = 1
     return Accelerator(
         cpu=device == "cpu" or not torch.accelerator.is_available(),  # else several processes would not find each other
         gradient_accumulation_steps=gradient_accumulation_steps,
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
     )
 
 
@@ -236,6 +250,8 @@ class Objective(nn.Module):
     (N, classes), or None if it has none.
     """
 
+    recordable = False  # whether it does the same with every batch, and may be recorded in a CUDA graph
+
     def after_step(self, model: nn.Module):
         """Called after each step of the optimizer."""
 
@@ -249,6 +265,8 @@ class CrossEntropy(Objective):
 
     `class_weights` (classes,) and `label_smoothing` (0 to 1) mean what they mean in nn.CrossEntropyLoss.
     """
+
+    recordable = True
 
     def __init__(self, class_weights: torch.Tensor | None = None, label_smoothing: float = 0.0):
         """Keep both; class_weights move with the module."""
@@ -325,6 +343,7 @@ class _Training:
     ema: torch.optim.swa_utils.AveragedModel | None
     accelerator: Accelerator
     sampler_generator: torch.Generator | None
+    step: "_Step | None" = None  # set when all else is there
 
     @property
     def evaluated(self) -> nn.Module:
@@ -362,7 +381,7 @@ class _Training:
         return History(**state["history"]), state["best_weights"]
 
 
-def train_one_epoch(training: _Training, loader, precision: str, bar: tqdm) -> tuple[float, float | None]:
+def train_one_epoch(training: _Training, loader, bar: tqdm) -> tuple[float, float | None]:
     """Train on every batch once.  Returns cross-entropy (nats per image) and accuracy (0 to 1) over all images.
 
     Without logits they are the mean of what is minimized, and None.
@@ -371,18 +390,10 @@ def train_one_epoch(training: _Training, loader, precision: str, bar: tqdm) -> t
     """
     accelerator, network = training.accelerator, training.network
     network.train()
-    loss_sum, hits, images_seen, weight_of_step = 0.0, 0, 0, 0
+    seen, weight_of_step = _Seen(), 0
     for images, labels in loader:
         with accelerator.accumulate(network):
-            with autocast(precision, accelerator.device):
-                losses, weights, logits = training.objective(network, as_input_of(network, images), labels)
-                loss, weight = sums_over_batch(losses, weights, accelerator)
-                earlier_weight, weight_of_step = weight_of_step, weight_of_step + weight
-                loss = loss / weight_of_step
-            gradients = [each.grad for each in network.parameters() if each.grad is not None]
-            if gradients:  # of earlier batches of this step: the mean over their images becomes one over more images
-                torch._foreach_mul_(gradients, earlier_weight / weight_of_step)
-            loss.backward()  # accelerator.backward would divide by the number of batches
+            losses, logits, weight_of_step = training.step(images, labels, weight_of_step)
             training.optimizer.step()
             training.optimizer.zero_grad()
         if accelerator.sync_gradients:
@@ -393,16 +404,136 @@ def train_one_epoch(training: _Training, loader, precision: str, bar: tqdm) -> t
         # Gathered from all processes, without the images that accelerate repeats to fill the last batch.
         if logits is None:
             losses, labels = accelerator.gather_for_metrics((losses.detach(), labels))
-            loss_sum += losses.sum().item()
+            seen.add(len(labels), losses.sum())
         else:
             logits, labels = accelerator.gather_for_metrics((logits.detach(), labels))
-            loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-            hits += (logits.argmax(dim=1) == labels).sum().item()
-        images_seen += len(labels)
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+            seen.add(len(labels), loss, (logits.argmax(dim=1) == labels).sum())
         bar.update(len(labels))
-        accuracy = None if logits is None else hits / images_seen
-        bar.set_postfix_str(_numbers(loss_sum / images_seen, accuracy), refresh=False)
-    return loss_sum / images_seen, accuracy
+        if seen.age > SHOWN_EVERY:
+            bar.set_postfix_str(_numbers(*seen.means()), refresh=False)
+    return seen.means()
+
+
+class _Seen:
+    """Sums over the images of an epoch.  What is added stays on the device until the means are asked for."""
+
+    def __init__(self):
+        self.images, self.loss, self.hits = 0, 0.0, None
+        self.pending, self.read = [], time.perf_counter()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the means were last asked for."""
+        return time.perf_counter() - self.read
+
+    def add(self, images: int, loss: torch.Tensor, hits: torch.Tensor | None = None):
+        """Add a batch: its images, the sum of their losses, and how many were classified correctly."""
+        self.images += images
+        self.pending.append((loss, hits))
+
+    def means(self) -> tuple[float, float | None]:
+        """Loss and accuracy so far; the order of summation is that of the batches, however often this is called."""
+        if self.pending:
+            losses, hits = zip(*self.pending, strict=True)
+            self.loss = sum(torch.stack(losses).tolist(), self.loss)
+            if hits[0] is not None:
+                self.hits = sum(torch.stack(hits).tolist(), self.hits or 0)
+        self.pending, self.read = [], time.perf_counter()
+        return self.loss / self.images, None if self.hits is None else self.hits / self.images
+
+
+class _Step:
+    """The gradients of one batch: forward and backward, each operation launched by itself, or compiled."""
+
+    def __init__(self, training: "_Training", precision: str, compiled: bool = False):
+        self.training, self.precision = training, precision
+        self.network = torch.compile(training.network) if compiled else training.network
+
+    def __call__(self, images, labels, earlier_weight):
+        """Add to the gradients; returns losses (N,), logits (N, classes) or None, and the weight of the step so far.
+
+        `earlier_weight` is the sum of the weights of the earlier batches of this optimizer step.
+        """
+        accelerator = self.training.accelerator
+        with autocast(self.precision, accelerator.device):
+            images = as_input_of(self.network, images)
+            losses, weights, logits = self.training.objective(self.network, images, labels)
+            loss, weight = sums_over_batch(losses, weights, accelerator)
+            weight = earlier_weight + weight
+            loss = loss / weight
+        gradients = [each.grad for each in self.network.parameters() if each.grad is not None]
+        if gradients:  # of earlier batches of this step: the mean over their images becomes one over more images
+            torch._foreach_mul_(gradients, earlier_weight / weight)
+        loss.backward()  # accelerator.backward would divide by the number of batches
+        return losses, logits, weight
+
+
+class _RecordedStep(_Step):
+    """The same, recorded once for each shape of a batch as a CUDA graph and replayed: one launch for all operations.
+
+    Batches must not be accumulated, since a replay overwrites the gradients.
+    """
+
+    def __init__(self, training, precision):
+        super().__init__(training, precision)
+        self.parameters = [each for each in training.network.parameters() if each.requires_grad]
+        self.recorded = {}
+
+    def __call__(self, images, labels, earlier_weight):
+        """As `_Step`, for a batch that is an optimizer step by itself."""
+        key = tuple(images.shape)
+        if key not in self.recorded:
+            self.recorded[key] = self._record(torch.empty_like(images), torch.empty_like(labels), images, labels)
+        graph, static_images, static_labels, gradients, outputs = self.recorded[key]
+        static_images.copy_(images)
+        static_labels.copy_(labels)
+        graph.replay()
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return outputs
+
+    def _record(self, static_images, static_labels, images, labels):
+        static_images.copy_(images)
+        static_labels.copy_(labels)
+        buffers = [each.clone() for each in self.network.buffers()]  # steps to warm up must leave no trace
+        generator = torch.cuda.get_rng_state()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self._forget_gradients()
+                super().__call__(static_images, static_labels, 0)
+        torch.cuda.current_stream().wait_stream(stream)
+        for buffer, before in zip(self.network.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        torch.cuda.set_rng_state(generator)
+        self._forget_gradients()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = super().__call__(static_images, static_labels, 0)
+        return graph, static_images, static_labels, [each.grad for each in self.parameters], outputs
+
+    def _forget_gradients(self):
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+def _build_step(training: "_Training", settings: TrainSettings) -> _Step:
+    """The step of the settings; raises ValueError where there can be no graph."""
+    kind = resolve_step(settings.step)
+    if kind != "graph":
+        return _Step(training, settings.precision, compiled=kind == "compiled")
+    reasons = {
+        "needs an NVIDIA GPU": training.accelerator.device.type != "cuda",
+        "needs one process": training.accelerator.num_processes > 1,
+        "needs gradient_accumulation_steps = 1": settings.gradient_accumulation_steps > 1,
+        f"cannot record {type(training.objective).__name__}": not training.objective.recordable,
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    if reason is not None:
+        raise ValueError(f"step is 'graph', which {reason}; use 'eager'")
+    return _RecordedStep(training, settings.precision)
 
 
 def _numbers(loss: float, accuracy: float | None) -> str:
@@ -535,7 +666,7 @@ def train(
             started = time.perf_counter()
             bar.set_description(f"{title} epoch {epoch}/{settings.max_epochs}".strip())
             learning_rate = training.optimizer.param_groups[0]["lr"]
-            train_loss, train_accuracy = train_one_epoch(training, train_loader, settings.precision, bar)
+            train_loss, train_accuracy = train_one_epoch(training, train_loader, bar)
             history.append(train_loss=train_loss, learning_rate=learning_rate)
             if train_accuracy is not None:
                 history.append(train_accuracy=train_accuracy)
@@ -567,7 +698,7 @@ def _build_training(model, train_loader, settings, objective, device) -> _Traini
     if objective is None:
         objective = CrossEntropy(label_smoothing=settings.label_smoothing)
     network, optimizer = accelerator.prepare(model, optimizer)
-    return _Training(
+    training = _Training(
         model=model,
         network=network,
         objective=objective.to(accelerator.device),
@@ -577,6 +708,8 @@ def _build_training(model, train_loader, settings, objective, device) -> _Traini
         accelerator=accelerator,
         sampler_generator=getattr(train_loader.sampler, "generator", None),
     )
+    training.step = _build_step(training, settings)
+    return training
 
 
 def _evaluate_epoch(training: _Training, held_out: list, precision: str, history: History) -> float:

@@ -30,16 +30,21 @@ from filelock import Timeout
 from torch import nn
 
 from data import files as plain_files
-from data.files import digest_of_tensors, expanded, load_plain, locked, root_folder, write_atomically
-from data.folders import fingerprints
-from data.prepare import folder_of, locate
+from data.augment import AUGMENTATION_RULES
+from data.files import digest_of_tensors, expanded, load_plain, locked, root_folder, say_once, write_atomically
+from data.layouts import ALL_BELOW, fingerprints, is_split, list_splits
+from data.prepare import DATA_SETS, folder_of, locate
 from helper_functions import (
     CrossEntropy,
+    Evaluation,
     History,
+    TrainSettings,
     build_accelerator,
+    evaluate,
     fold_batchnorm,
     keep_freed_memory,
     resolve_precision,
+    resolve_step,
     train,
 )
 from self_supervised import settings as self_supervised
@@ -58,6 +63,7 @@ PROFILES = ("quick", "full")
 OWN_DATA = "15scene"  # the data set whose results stand directly in the profile's folder
 FORMAT = 2  # of checkpoints and results; migrations/second_edition.py brings older results here
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow")
+DATA_HELP = "a prepared data set, a folder [<split>/]<class>/<image>, or a table of files and labels (.csv)"
 NOT_IDENTITY = ("question", "compared_with", "family", "earlier_accuracy")  # fields that do not change what is trained
 
 
@@ -86,6 +92,8 @@ def configure(
     """
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}; it must be {' or '.join(PROFILES)}")
+    if data is not None and expanded(data).name == ALL_BELOW:
+        raise ValueError(f"data is {data}; images without labels can be added to those of a pretext, see --unlabelled")
     if profile == "quick":
         kinds = self_supervised.PretextExperiment, JointEmbeddingExperiment, ClassifierExperiment
         of_pretexts = isinstance(experiment, kinds)
@@ -96,6 +104,33 @@ def configure(
     if max_epochs is not None:
         experiment = replace(experiment, train=replace(experiment.train, max_epochs=max_epochs))
     return replace(experiment, data=data or experiment.data, seed=experiment.seed if seed is None else seed)
+
+
+def with_unlabelled(experiment: Experiment, folder: str) -> Experiment:
+    """A joint-embedding pretext, or what starts from one, with more images: a new experiment, which is returned.
+
+    `folder` is the name of a prepared data set or a folder with splits, of which the training images are added, or any
+    other folder, of which all images are added.  Its name is in those of the new experiments, which can be found.
+    Raises ValueError for an experiment without views, and FileNotFoundError for a folder that is not there.
+    """
+    root = locate(folder)
+    if not root.is_dir():
+        raise ValueError(f"--unlabelled is {folder}; it must be a folder of images")
+    words = re.sub(r"[^A-Za-z0-9_-]+", "_", root.name)
+    if isinstance(experiment, JointEmbeddingExperiment):
+        unlabelled = folder if folder in DATA_SETS else str(root if is_split(root) else root / ALL_BELOW)
+        added = replace(experiment, name=f"{experiment.name}_with_{words}", unlabelled=unlabelled)
+        count = len(list_splits(locate(unlabelled))["train"].names)
+        say_once(f"{added.name}: {count:,} images of {root} are added to the training images, without labels")
+    elif getattr(experiment, "pretext_run", "") and isinstance(find(experiment.pretext_run), JointEmbeddingExperiment):
+        pretext = with_unlabelled(find(experiment.pretext_run), folder)
+        added = replace(experiment, name=f"{experiment.name}_with_{words}", pretext_run=pretext.name)
+    else:
+        raise ValueError(
+            f"{experiment.name} learns from labels, so --unlabelled adds nothing; byol and byol_classifier take it"
+        )
+    EXPERIMENTS[added.name] = added
+    return added
 
 
 @dataclass(frozen=True)
@@ -269,22 +304,26 @@ def build_objective(experiment: Experiment, loaders, profile: str = "full") -> t
 def train_job(job: Job) -> tuple[nn.Module, dict]:
     """As `run`, for a job whose parts are built."""
     accelerator = build_accelerator(job.device)
+    job = replace(job, loaders=job.loaders.on(accelerator.device))
     with _sole_process(job, accelerator):
         finished = _read_finished(job)
         if finished is not None:
             return finished
         state = _read_state(job)
-        machine = describe_machine(accelerator.device, job.experiment.train.precision, state)
+        machine = describe_machine(accelerator.device, job.experiment.train, state)
         clock = _Clock(0.0 if state is None else state["seconds"])
         if isinstance(job.experiment, ProbeExperiment):
             history, result = _fit(job, accelerator)
         else:
             history = _train(job, accelerator, state, machine, clock)
             result = {}
+        chosen = None
+        if job.experiment.flip_tta and not job.experiment.select_with_flip:
+            chosen = _evaluate_chosen(job, accelerator)
         if isinstance(job.experiment, JointEmbeddingExperiment):
             result |= summarize_views(history, job, accelerator)
         else:
-            result |= summarize(history, job.loaders)
+            result |= summarize(history, job.loaders, chosen)
         result |= {"name": job.files.name, "seconds": round(clock.seconds, 1), **machine, **job.identity}
         if accelerator.is_main_process:
             _write_finished(job, history, result)
@@ -351,6 +390,8 @@ def _train(job: Job, accelerator, state: dict | None, machine: dict, clock: _Clo
         contents |= {"seconds": clock.seconds, "machine": machine}
         write_atomically(files.state, lambda temporary: torch.save(contents, temporary))
 
+    if not experiment.select_with_flip:
+        network.flip_tta = False
     return train(
         network,
         batches.train,
@@ -364,6 +405,15 @@ def _train(job: Job, accelerator, state: dict | None, machine: dict, clock: _Clo
         progress=job.progress,
         title=files.name,
     )
+
+
+def _evaluate_chosen(job: Job, accelerator) -> dict[str, Evaluation]:
+    """Val and test images at the chosen epoch with the flipped copy, by which no epoch was chosen."""
+    job.model.flip_tta = True
+    network = accelerator.prepare_model(job.model, evaluation_mode=True)
+    loaders = {split: accelerator.prepare(getattr(job.loaders, split)) for split in ("val", "test")}
+    precision = job.experiment.train.precision
+    return {split: evaluate(network, loader, accelerator, precision) for split, loader in loaders.items()}
 
 
 def _fit(job: Job, accelerator) -> tuple[History, dict]:
@@ -604,6 +654,7 @@ def settings_of(experiment: Experiment) -> dict:
     settings = {name: value for name, value in asdict(experiment).items() if name not in NOT_IDENTITY}
     settings["data"] = expanded(settings["data"]).resolve().name  # folders differ between machines
     settings["initial_weights"] = Path(settings["initial_weights"]).name
+    settings["train"].pop("step")  # the result states it; it does not change what is trained
     return json.loads(json.dumps(settings))  # tuples become lists, as they do in a file
 
 
@@ -642,8 +693,10 @@ def _with_defaults(settings: dict, experiment: Experiment) -> dict:
 # ---------------------------------------------------------------------------------------------------------- the result
 
 
-def summarize(history: History, loaders) -> dict:
+def summarize(history: History, loaders, chosen: dict[str, Evaluation] | None = None) -> dict:
     """The result's numbers under both protocols, from the predictions of each epoch.
+
+    `chosen` replaces those of the chosen epoch, where they were made in another way than the epochs were compared.
 
     The epoch is chosen on val and reported on test.  The earlier protocol, that of the earlier reports, chooses and
     reports on both together, which is optimistic.  Both choose the highest accuracy; ties go to the lowest loss.
@@ -656,22 +709,26 @@ def summarize(history: History, loaders) -> dict:
     )
     earlier_epoch = 1 + max(range(history.epochs), key=lambda epoch: (hits[epoch], -losses[epoch]))
     epoch = history.best_epoch
-    test_hits = predictions["test"][epoch - 1] == labels["test"]
+    found = {split: predictions[split][epoch - 1] for split in labels}
+    if chosen is not None:
+        found = {split: chosen[split].predictions.numpy() for split in labels}
+    hits_at_epoch = {split: found[split] == labels[split] for split in labels}
     return {
         "format": FORMAT,
         "epoch": epoch,
         "train_accuracy": history.train_accuracy[epoch - 1],
-        "val_accuracy": history.val_accuracy[epoch - 1],
-        "test_accuracy": history.test_accuracy[epoch - 1],
+        "val_accuracy": float(hits_at_epoch["val"].mean()),
+        "test_accuracy": float(hits_at_epoch["test"].mean()),
         "earlier_protocol_epoch": earlier_epoch,
         "earlier_protocol_accuracy": int(hits[earlier_epoch - 1]) / sum(len(each) for each in labels.values()),
         "class_names": list(loaders.class_names),
         "test_accuracy_by_class": {
-            name: float(test_hits[labels["test"] == label].mean()) for label, name in enumerate(loaders.class_names)
+            name: float(hits_at_epoch["test"][labels["test"] == label].mean())
+            for label, name in enumerate(loaders.class_names)
         },
         "history": history.columns,
         "labels": {split: labels[split].tolist() for split in labels},
-        "predictions": {split: predictions[split][epoch - 1].tolist() for split in labels},
+        "predictions": {split: found[split].tolist() for split in labels},
         "earlier_protocol_predictions": {split: predictions[split][earlier_epoch - 1].tolist() for split in labels},
     }
 
@@ -694,12 +751,14 @@ def summarize_views(history: History, job: Job, accelerator) -> dict:
     return {**summarize(found, job.loaders), **last}
 
 
-def describe_machine(device: torch.device, precision: str, state: dict | None = None) -> dict:
+def describe_machine(device: torch.device, settings: TrainSettings, state: dict | None = None) -> dict:
     """What could change the numbers besides the settings; both machines of a run that continued on another one."""
     machine = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "cpu_threads": torch.get_num_threads(),
-        "precision": resolve_precision(precision, device),
+        "precision": resolve_precision(settings.precision, device),
+        "step": resolve_step(settings.step),
+        "augmentation": AUGMENTATION_RULES,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
     earlier = machine if state is None else state["machine"]
@@ -733,7 +792,7 @@ def run_command(command: Callable[[], int | None]) -> int:
 def add_data_options(parser: argparse.ArgumentParser):
     """The options that say which runs of experiments a command is about: --profile, --data, --weights."""
     parser.add_argument("--profile", choices=PROFILES, default="full", help="quick: small and short, to try the code")
-    parser.add_argument("--data", help="the name of a prepared data set, or a folder <split>/<class>/<image>")
+    parser.add_argument("--data", help=DATA_HELP)
     parser.add_argument("--weights", help="initial weights: imagenet, random, or the file of a state dict")
 
 

@@ -13,23 +13,23 @@ A pretext of your own is one class: its label names, and how an image looks unde
 `runs.run(PretextExperiment("flipped_1", "How well is a flip predicted?", pretext="flipped"))` then trains on it.
 """
 
+import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data.augment import AUGMENTATIONS, apply, draw
+from data.augment import AUGMENTATIONS, Augmentation, apply, augment, draw
 from data.image_cache import Scenes, load_splits
+from data.on_device import DeviceImages
 from data.prepare import locate
 from self_supervised.settings import JointEmbeddingExperiment, PretextExperiment
 from supervised import dataloader as supervised
 from supervised.dataloader import (
     Loaders,
     SceneDataset,
-    augment,
-    build_augmentation,
     load_scenes_of,
     loaders_of,
     normalise,
@@ -47,21 +47,30 @@ class PretextDataset(Dataset):
     the place of a square, depend on the seed in training.  In evaluation they depend on the image's index, so they are
     the same in every epoch and for every label.
 
-    A subclass defines `label_names` and `transform`, and nothing else.
+    A subclass defines `label_names` and `transform`, and nothing else; or `transform_batch` instead, which is faster.
     """
 
     label_names: tuple[str, ...]
 
-    def __init__(self, images: Sequence, resize: str = "squash", augmentation: Callable | None = None):
-        """Raise ValueError unless the label names have an order and differ."""
+    def __init__(self, images: Sequence, resize: str = "squash", augmentation: Augmentation | None = None):
+        """Raise ValueError unless the images are square, and the label names have an order and differ."""
         names = getattr(self, "label_names", None)
         if not isinstance(names, (tuple, list)) or len(set(names)) != len(names) or len(names) < 2:
             raise ValueError(
                 f"label_names of {type(self).__name__} is {names!r}; it must be a tuple of differing names"
             )
-        self.images = images
+        images = np.asarray(images) if isinstance(images, list) else images
+        if images.shape[-1] != images.shape[-2]:
+            raise ValueError(f"images {tuple(images.shape[1:])} are not square; {type(self).__name__} needs squares")
+        self.images = DeviceImages(images)
         self.resize = resize
         self.augmentation = augmentation
+
+    def on(self, device: torch.device) -> "PretextDataset":
+        """The same pretext, made on a device."""
+        moved = copy.copy(self)
+        moved.images = self.images.on(device)
+        return moved
 
     def transform(self, image: torch.Tensor, label: int, generator: torch.Generator) -> torch.Tensor:
         """The bytes of an image (C, S, S) under `label`, of the same shape: augmented already, not yet normalized.
@@ -70,23 +79,34 @@ class PretextDataset(Dataset):
         """
         raise NotImplementedError
 
+    def transform_batch(self, images: torch.Tensor, labels: list[int], seeds: list[int]) -> torch.Tensor:
+        """The bytes of images (N, C, S, S), each under its label; what is random depends on an image's seed alone."""
+        shape, transformed = images.shape[1:], []
+        for image, label, seed in zip(images, labels, seeds, strict=True):
+            image = self.transform(image, label, torch.Generator().manual_seed(seed))
+            if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.shape == shape):
+                found = f"{image.dtype} of {tuple(image.shape)}" if hasattr(image, "dtype") else type(image).__name__
+                raise ValueError(
+                    f"transform of {type(self).__name__} must return torch.uint8 of {tuple(shape)}, it returns {found}"
+                )
+            transformed.append(image)
+        return torch.stack(transformed)
+
+    def items(self, keys) -> tuple[torch.Tensor, list[int]]:
+        """Items before normalization: bytes (N, C, S, S) and their labels."""
+        pairs = [key if isinstance(key, tuple) else (key, None) for key in keys]
+        sources = [index // len(self.label_names) for index, _ in pairs]
+        labels = [index % len(self.label_names) for index, _ in pairs]
+        seeds = [source if seed is None else seed for source, (_, seed) in zip(sources, pairs, strict=True)]
+        images = self.images[sources]
+        if self.augmentation is not None and all(seed is not None for _, seed in pairs):
+            images = augment(self.augmentation, images, seeds, self.images.size).round().byte()
+        return self.transform_batch(images, labels, seeds), labels
+
     def item(self, index: int, seed: int | None = None) -> tuple[torch.Tensor, int]:
         """One item before normalization: bytes (C, S, S) and its label."""
-        source, label = divmod(index, len(self.label_names))
-        image = torch.from_numpy(np.array(self.images[source]))  # a copy: a transform may write into it
-        if image.shape[-1] != image.shape[-2]:
-            raise ValueError(f"image {source} is not square: {tuple(image.shape)}; {type(self).__name__} needs squares")
-        if self.augmentation is not None and seed is not None:
-            image = augment(image, self.augmentation, seed)
-        generator = torch.Generator().manual_seed(source if seed is None else seed)
-        shape = image.shape
-        image = self.transform(image, label, generator)
-        if not (isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.shape == shape):
-            returned = f"{image.dtype} of {tuple(image.shape)}" if hasattr(image, "dtype") else type(image).__name__
-            raise ValueError(
-                f"transform of {type(self).__name__} must return torch.uint8 of {tuple(shape)}, it returns {returned}"
-            )
-        return image, label
+        images, labels = self.items([index if seed is None else (index, seed)])
+        return images[0], labels[0]
 
     def __len__(self):
         """Images times labels."""
@@ -99,9 +119,8 @@ class PretextDataset(Dataset):
 
     def __getitems__(self, keys):
         """A batch at once, as DataLoader asks for it: images (N, 3, S, S), labels (N,)."""
-        items = [self.item(*key) if isinstance(key, tuple) else self.item(key) for key in keys]
-        images = normalise(torch.stack([image for image, _ in items]), self.resize)
-        return images, torch.tensor([label for _, label in items])
+        images, labels = self.items(keys)
+        return normalise(images, self.resize), torch.tensor(labels)
 
 
 class RotatedDataset(PretextDataset):
@@ -112,9 +131,13 @@ class RotatedDataset(PretextDataset):
 
     label_names = ("0 degrees", "90 degrees", "180 degrees", "270 degrees")
 
-    def transform(self, image, label, generator):
-        """The image after `label` quarter turns."""
-        return torch.rot90(image, label, dims=(-2, -1))
+    def transform_batch(self, images, labels, seeds):
+        """Each image after as many quarter turns as its label says."""
+        for turns in (1, 2, 3):
+            chosen = torch.tensor([place for place, label in enumerate(labels) if label == turns], dtype=torch.int64)
+            chosen = chosen.to(images.device)
+            images[chosen] = torch.rot90(images[chosen], turns, dims=(-2, -1))
+        return images
 
 
 class PerturbationDataset(PretextDataset):
@@ -127,14 +150,16 @@ class PerturbationDataset(PretextDataset):
     label_names = ("black", "white")
     square = 10  # pixels
 
-    def transform(self, image, label, generator):
-        """The image with the square, of 0 for label 0 and of 255 for label 1."""
-        size = image.shape[-1]
+    def transform_batch(self, images, labels, seeds):
+        """Each image with its square, of 0 for label 0 and of 255 for label 1."""
+        size = images.shape[-1]
         if size < self.square:
             raise ValueError(f"a square of {self.square} pixels does not fit into images of {size} pixels")
-        top, left = torch.randint(size - self.square + 1, (2,), generator=generator).tolist()
-        image[:, top : top + self.square, left : left + self.square] = 255 * label
-        return image
+        for image, label, seed in zip(images, labels, seeds, strict=True):
+            generator = torch.Generator().manual_seed(seed)
+            top, left = torch.randint(size - self.square + 1, (2,), generator=generator).tolist()
+            image[:, top : top + self.square, left : left + self.square] = 255 * label
+        return images
 
 
 class JigsawDataset(PretextDataset):
@@ -147,13 +172,15 @@ class JigsawDataset(PretextDataset):
     orders = tuple(itertools.permutations((1, 2, 3, 4)))
     label_names = tuple("".join(map(str, order)) for order in orders)
 
-    def transform(self, image, label, generator):
-        """The quadrants (1 2 above 3 4) in the order of the label's name."""
-        size = image.shape[-1]
+    def transform_batch(self, images, labels, seeds):
+        """The quadrants (1 2 above 3 4) in the order of each label's name."""
+        size = images.shape[-1]
         if size % 2:
             raise ValueError(f"jigsaw_2x2 needs an even image size, got {size} pixels")
-        quadrants = [half for row in image.chunk(2, dim=-2) for half in row.chunk(2, dim=-1)]
-        first, second, third, fourth = (quadrants[number - 1] for number in self.orders[label])
+        quadrants = torch.stack([half for row in images.chunk(2, dim=-2) for half in row.chunk(2, dim=-1)], dim=1)
+        orders = torch.tensor([self.orders[label] for label in labels], device=images.device) - 1
+        quadrants = quadrants[torch.arange(len(images), device=images.device)[:, None], orders]
+        first, second, third, fourth = quadrants.unbind(dim=1)
         return torch.cat([torch.cat([first, second], dim=-1), torch.cat([third, fourth], dim=-1)], dim=-2)
 
 
@@ -166,12 +193,18 @@ class ViewsDataset(Dataset):
     """
 
     def __init__(self, images: Sequence, labels: np.ndarray, experiment: JointEmbeddingExperiment):
-        self.images = images
+        self.images = DeviceImages(images)
         self.labels = labels
         self.augmentation = AUGMENTATIONS[experiment.views]
         self.views_per_image, self.view_size = experiment.views_per_image, experiment.view_size
         self.resize = experiment.resize
         self.neighbors = None
+
+    def on(self, device: torch.device) -> "ViewsDataset":
+        """The same views, made on a device."""
+        moved = copy.copy(self)
+        moved.images = self.images.on(device)
+        return moved
 
     def __len__(self):
         """Number of images."""
@@ -191,7 +224,7 @@ class ViewsDataset(Dataset):
             for row, (index, seed) in enumerate(pairs):
                 sources[row, 1:] = np.random.default_rng(seed).choice(self.neighbors[index], self.views_per_image - 1)
         drawn = draw(self.augmentation, [seed for _, seed in pairs], self.views_per_image)
-        views = apply(drawn, torch.from_numpy(self.images[sources.ravel()]), self.view_size)
+        views = apply(drawn, self.images[sources.ravel()], self.view_size)
         views = normalise(views, self.resize).unflatten(0, sources.shape)
         return views, torch.from_numpy(self.labels[indices])
 
@@ -215,7 +248,7 @@ def build_loaders(experiment, skip_bad_images: bool = False, progress: bool = Tr
         )
     pretext = PRETEXTS[experiment.pretext]
     splits, data = load_scenes_of(experiment, skip_bad_images, progress)
-    augmentation = build_augmentation(experiment.augmentation, experiment.image_size)
+    augmentation = AUGMENTATIONS.get(experiment.augmentation)  # none for "basic"
     return loaders_of(
         experiment,
         data,

@@ -4,19 +4,22 @@ The first report's names stand at the end, for notebooks: `simple_15SceneData` h
 `load_15SceneData` has "advanced", or "advanced_without_crop" without the crop.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
-from torchvision.transforms import v2
 
+from data.augment import AUGMENTATIONS, Augmentation, augment
 from data.image_cache import Scenes, load_splits
+from data.on_device import DeviceImages
 from data.prepare import locate
 from supervised.settings import BASE, Experiment
 
-EVALUATION_BATCH = 64  # images, at least: without gradients they need little memory, and small batches leave a GPU idle
+EVALUATION_BATCH = {"cpu": 64, "cuda": 512}  # images, at least: without gradients they need little memory
 MEAN = {"squash": (0.5, 0.5, 0.5), "imagenet": (0.485, 0.456, 0.406)}  # of red, green and blue, in 0..1
 STD = {"squash": (0.5, 0.5, 0.5), "imagenet": (0.229, 0.224, 0.225)}
 
@@ -48,13 +51,21 @@ class SeededShuffle(Sampler):
 class SceneDataset(Dataset):
     """Scenes as network input.  Item: (image (3, S, S) float32, normalized for the resize rule, label).
 
-    The key of an item is its index, or (index, seed) for an augmented image.
+    The key of an item is its index, or (index, seed) for an augmented image, which has `size` pixels a side.
     """
 
-    def __init__(self, scenes: Scenes, resize: str, augmentation: Callable | None = None):
+    def __init__(self, scenes: Scenes, resize: str, augmentation: Augmentation | None = None, size: int | None = None):
         self.scenes = scenes
+        self.images = DeviceImages(scenes.images)
         self.resize = resize
         self.augmentation = augmentation
+        self.size = size or self.images.size
+
+    def on(self, device: torch.device) -> "SceneDataset":
+        """The same scenes, augmented and normalized on a device."""
+        moved = copy.copy(self)
+        moved.images = self.images.on(device)
+        return moved
 
     def __len__(self):
         """Number of images."""
@@ -68,26 +79,27 @@ class SceneDataset(Dataset):
     def __getitems__(self, keys):
         """A batch at once, as DataLoader asks for it: images (N, 3, S, S), labels (N,)."""
         indices = [key if isinstance(key, int) else key[0] for key in keys]
-        images = torch.from_numpy(self.scenes.images[indices])
+        images = self.images[indices]
         if self.augmentation is not None:
-            images = torch.stack(
-                [augment(image, self.augmentation, seed) for image, (_, seed) in zip(images, keys, strict=True)]
-            )
+            images = augment(self.augmentation, images, [seed for _, seed in keys], self.size)
         return normalise(images, self.resize), torch.from_numpy(self.scenes.labels[indices])
 
 
-def augment(image: torch.Tensor, augmentation: Callable, seed: int) -> torch.Tensor:
-    """Augment the bytes of one image (C, S, S) by its seed; for a batch torchvision would draw once."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return augmentation(image)
-
-
 def normalise(images: torch.Tensor, resize: str) -> torch.Tensor:
-    """Bytes (N, 1 or 3, S, S) to network input: float32 (N, 3, S, S), channels last, minus MEAN, divided by STD."""
-    mean, std = (255 * torch.tensor(values[resize]).view(3, 1, 1) for values in (MEAN, STD))
-    images = (images.float() - mean) / std  # one grey channel becomes three here
-    return images.contiguous(memory_format=torch.channels_last)
+    """Bytes or floats of 0 to 255 (N, 1 or 3, S, S) to network input: minus MEAN, divided by STD.
+
+    It is float32 (N, 3, S, S) and channels last.  One grey channel becomes three.
+    """
+    mean, std = (255 * torch.tensor(values[resize], device=images.device) for values in (MEAN, STD))
+    if images.dtype == torch.uint8 and images.shape[1] == 1:  # the same numbers, looked up in a third of the time
+        table = (torch.arange(256, device=images.device)[:, None] - mean) / std
+        return functional.embedding(images[:, 0].int(), table).permute(0, 3, 1, 2)
+    shape = (len(images), 3, *images.shape[2:])
+    normalized = torch.empty(shape, device=images.device, memory_format=torch.channels_last)
+    for channel in range(3):  # faster than all at once, whose innermost dimension has three numbers
+        values = images[:, min(channel, images.shape[1] - 1)].float()
+        normalized[:, channel] = (values - mean[channel]) / std[channel]
+    return normalized
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,24 @@ class Loaders:
     class_weights: torch.Tensor | None  # (classes,), of the loss
     data: dict  # name, fingerprint, images of each split, skipped images
     views_of_val: DataLoader | None = None  # what a joint-embedding pretext is evaluated on, instead of val and test
+
+    def on(self, device: torch.device) -> "Loaders":
+        """The same batches, made on a device; on a GPU, larger ones where images come in order.  Samplers are shared.
+
+        Loaders of data sets without a method `on` stay as they are.
+        """
+
+        def moved(loader: DataLoader, at_least: int = 1) -> DataLoader:
+            if not hasattr(loader.dataset, "on"):
+                return loader
+            batch_size = max(loader.batch_size, at_least)
+            return _loader(loader.dataset.on(device), batch_size, loader.sampler, loader.drop_last)
+
+        at_least = EVALUATION_BATCH.get(device.type, 1)
+        in_order = {name: getattr(self, name) for name in ("train_in_order", "val", "test")}
+        loaders = {name: moved(each, at_least) for name, each in in_order.items() if each is not None}
+        views = None if self.views_of_val is None else moved(self.views_of_val)
+        return replace(self, train=moved(self.train), views_of_val=views, **loaders)
 
     def of_features(self, extract: Callable, device: str = "cpu", train: bool = True) -> "Loaders":
         """The same batches in the same order, of extract(images) (N, D) instead of images; computed here, once.
@@ -146,41 +176,19 @@ class _FeatureDataset(Dataset):
         return self.features[indices], self.labels[indices]
 
 
-def build_augmentation(name: str, size: int) -> Callable | None:
-    """Training transforms for one image of bytes (C, S, S); None for "basic".
-
-    "crop" and "advanced" are the first report's.  "padded_crop" is the usual augmentation of CIFAR-10 (He et al. 2016:
-    4 pixels of 32).  "trivial" adds TrivialAugment (Mueller and Hutter 2021) to a random crop and flip.  "mild" is a
-    random crop of at least half the image, and a flip.
-    """
-    if name == "basic":
-        return None
-    if name == "padded_crop":
-        return v2.Compose([v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip(0.5)])
-    if name == "mild":
-        crop = v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True)
-        return v2.Compose([crop, v2.RandomHorizontalFlip(0.5)])
-    if name == "trivial":
-        crop = v2.RandomResizedCrop(size, antialias=True)
-        return v2.Compose([crop, v2.RandomHorizontalFlip(0.5), v2.TrivialAugmentWide()])
-    crop = [] if name == "advanced_without_crop" else [v2.RandomResizedCrop(size, antialias=True)]
-    if name == "crop":
-        return v2.Compose(crop)
-    return v2.Compose([v2.RandomHorizontalFlip(0.5), *crop, v2.RandomRotation(20)])
-
-
 def build_loaders(experiment: Experiment, skip_bad_images: bool = False, progress: bool = True) -> Loaders:
     """The loaders of an experiment, over its data set `experiment.data` (a prepared name or a folder).
 
     Raises what `load_scenes_of` and `loaders_of` raise.
     """
     splits, data = load_scenes_of(experiment, skip_bad_images, progress)
-    augmentation = build_augmentation(experiment.augmentation, experiment.crop_size or experiment.image_size)
     class_names = splits["train"].class_names
     return loaders_of(
         experiment,
         data,
-        train=SceneDataset(splits["train"], experiment.resize, augmentation),
+        train=SceneDataset(
+            splits["train"], experiment.resize, AUGMENTATIONS.get(experiment.augmentation), experiment.crop_size
+        ),
         in_order={split: SceneDataset(scenes, experiment.resize) for split, scenes in splits.items()},
         class_names=class_names,
         class_weights=_class_weights(experiment, class_names),
@@ -233,7 +241,7 @@ def loaders_of(
         raise ValueError(
             f"{data['name']} has {len(train)} training images{words}, fewer than one batch of {experiment.batch_size}"
         )
-    at_once = max(experiment.batch_size, EVALUATION_BATCH)
+    at_once = max(experiment.batch_size, EVALUATION_BATCH["cpu"])
     return Loaders(
         train=_loader(train, experiment.batch_size, SeededShuffle(len(train), experiment.seed, copies)),
         train_in_order=_loader(in_order["train"], at_once),
@@ -282,7 +290,7 @@ def _loader(dataset: Dataset, batch_size: int, sampler: Sampler | None = None, d
         sampler=sampler or SequentialSampler(dataset),
         collate_fn=_identity,
         generator=torch.Generator(),
-        drop_last=drop_last or (sampler is not None and len(dataset) % batch_size == 1),  # too few for BatchNorm
+        drop_last=drop_last or (isinstance(sampler, SeededShuffle) and len(dataset) % batch_size == 1),  # for BatchNorm
     )
 
 

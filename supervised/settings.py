@@ -49,6 +49,7 @@ class Experiment:
     image_size: int = 224  # pixels, square
     crop_size: int | None = None  # pixels of a random crop after its resize, in training; None: image_size
     flip_tta: bool = False  # horizontal-flip test-time augmentation: features of image and flipped image averaged
+    select_with_flip: bool = True  # False: epochs are compared without the flipped copy, in half the time
     images_per_class: int | None = None  # at most, of each split; None: all
     subset: float = 1.0  # fraction of each class of train and val, sampled by `seed`
     class_weights: tuple[tuple[str, float], ...] = ()  # (class, weight in the loss); other classes weigh 1

@@ -126,7 +126,7 @@ def test_a_rotation_is_undone_by_rotating_back(half, channels, seed):
     image = torch.randint(0, 256, (channels, 2 * half, 2 * half), generator=torch.Generator().manual_seed(seed))
     dataset = PRETEXTS["rotation"](image[None].to(torch.uint8).numpy(), "squash")
     for label in range(4):
-        rotated = dataset.transform(image, label, None)
+        rotated = dataset.transform_batch(image[None].clone(), [label], [0])[0]
         assert torch.equal(rotated.rot90(-label, dims=(1, 2)), image)
 
 
@@ -136,7 +136,7 @@ def test_a_square_has_one_value_and_a_hundred_pixels_wherever_it_lies(size, chan
     image = torch.randint(1, 255, (channels, size, size), generator=generator).to(torch.uint8)  # neither 0 nor 255
     dataset = PRETEXTS["perturbation"](image[None].numpy(), "squash")
     for label, value in ((0, 0), (1, 255)):
-        changed = dataset.transform(image.clone(), label, torch.Generator().manual_seed(seed))
+        changed = dataset.transform_batch(image[None].clone(), [label], [seed])[0]
         differing = (changed != image).any(dim=0)
         assert differing.sum() == 100
         assert (changed[:, differing] == value).all()
@@ -152,7 +152,7 @@ def test_a_jigsaw_moves_quadrants_and_loses_none(half, seed):
         return Counter(tuple(part.flatten().tolist()) for part in parts)
 
     for label in range(24):
-        assert quadrants(dataset.transform(image, label, None)) == quadrants(image)
+        assert quadrants(dataset.transform_batch(image[None].clone(), [label], [0])[0]) == quadrants(image)
 
 
 # ----------------------------------------------------------------------------------------------------------- Score-CAM

@@ -19,7 +19,7 @@ from torch import nn
 
 import runs
 from data.files import CODE, digest_of_tensors, locked
-from helper_functions import History, TrainSettings, fold_batchnorm
+from helper_functions import History, TrainSettings, evaluate, fold_batchnorm
 from runs import (
     Files,
     collect,
@@ -42,6 +42,7 @@ from self_supervised.settings import (
     PretextExperiment,
     ProbeExperiment,
 )
+from supervised.models import SceneClassifier
 from supervised.settings import DistilledExperiment, Experiment
 from tests.points import BATCHES, TINY, PointNetwork, point_job
 
@@ -300,9 +301,47 @@ def test_a_run_that_continues_on_another_machine_names_both(root, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 run(model=Interrupted(passes))
     _, result = run()
-    name = describe(here, "float32")["device"]
+    name = describe(here, TINY.train)["device"]
     assert result["device"] == f"H200 in bfloat16 to epoch 1, then {name}"
     assert result["precision"] == "float32"
+
+
+def test_the_result_states_how_steps_were_launched_and_reads_back_whatever_is_asked_for(root):
+    _, result = run()
+    assert result["step"] == "eager" and result["augmentation"] == 2 and "step" not in result["settings"]["train"]
+    assert read(changed(TINY, step="compiled")) == result
+    with pytest.raises(ValueError, match="step is 'graph', which needs an NVIDIA GPU"):
+        run(replace(changed(TINY, step="graph"), seed=5), device="cpu")
+
+
+def test_epochs_can_be_compared_without_the_flipped_copy_that_the_result_is_made_with(
+    root, scene_folder, monkeypatch
+):
+    passes, pool = [], SceneClassifier._pool
+
+    def counted(model, images):
+        passes.append(model.training)
+        return pool(model, images)
+
+    monkeypatch.setattr(SceneClassifier, "_pool", counted)
+    experiment = Experiment(
+        "flipped", "?", data=str(scene_folder), initial_weights="random", image_size=32, flip_tta=True
+    )
+    experiment = replace(experiment, batch_size=8, train=TrainSettings(max_epochs=3, learning_rate=0.01))
+    model, with_flip = runs.run(experiment, "quick", device="cpu", progress=False)
+    of_evaluation = passes.count(False)
+    passes.clear()
+    without = replace(experiment, name="unflipped", select_with_flip=False)
+    same_model, result = runs.run(without, "quick", device="cpu", progress=False)
+    assert model.flip_tta and same_model.flip_tta
+    assert result["history"]["train_loss"] == with_flip["history"]["train_loss"]
+    # val and test are one batch each: once in each of 3 epochs, and twice at the chosen one, instead of twice in each
+    assert (passes.count(False), of_evaluation) == (2 * (3 + 2), 2 * 2 * 3)
+    loaders = build_loaders(without, progress=False)
+    for split in ("val", "test"):
+        found = evaluate(same_model, getattr(loaders, split))
+        assert found.predictions.tolist() == result["predictions"][split]
+        assert result[f"{split}_accuracy"] == pytest.approx(found.accuracy)
 
 
 @pytest.mark.slow

@@ -8,10 +8,28 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from data.augment import AUGMENTATIONS, SCENE_VIEWS, Augmentation, Drawn, apply, crop_and_flip, draw, gaussian_blur
+from data.augment import (
+    AUGMENTATIONS,
+    GEOMETRIC,
+    OPERATIONS,
+    SCENE_VIEWS,
+    Augmentation,
+    Drawn,
+    apply,
+    crop_and_flip,
+    draw,
+    gaussian_blur,
+)
 
 SIZE = 24
-EVERYTHING = Augmentation(crop_scale=(0.2, 1.0), jitter=1.0, brightness=0.4, contrast=0.4, blur=1.0)
+EVERYTHING = Augmentation(crop_scale=(0.2, 1.0), jitter=1.0, brightness=0.4, contrast=0.4, blur=1.0, solarize=0.5)
+TRIVIAL = Augmentation(crop_scale=(0.2, 1.0), antialias=False, rotation=20, trivial=True, padding=0.1)
+THEIRS = {  # names of TrivialAugmentWide's operations
+    **{"shear_x": "ShearX", "shear_y": "ShearY", "translate_x": "TranslateX", "translate_y": "TranslateY"},
+    **{"rotate": "Rotate", "brightness": "Brightness", "color": "Color", "contrast": "Contrast"},
+    **{"sharpness": "Sharpness", "posterize": "Posterize", "solarize": "Solarize", "identity": "Identity"},
+    **{"autocontrast": "AutoContrast", "equalize": "Equalize"},
+}
 
 
 def noise(count=4, channels=3, height=40, width=40, seed=0):
@@ -44,7 +62,7 @@ def test_a_crop_of_whole_pixels_is_torchvisions_resized_crop(channels, size):
         [[0, 0, 36, 44], [3, 5, 20, 31], [16, 12, 20, 32], [35, 0, 1, 44]]
     )  # left, top, width, height
     flipped = torch.tensor([False, True, False, True])
-    found = crop_and_flip(images, pixels / torch.tensor([36, 44, 36, 44]), flipped, size)
+    found = crop_and_flip(Drawn(pixels / torch.tensor([36, 44, 36, 44]), flipped), images, size)
     for image, (left, top, width, height), flip, ours in zip(images, pixels.tolist(), flipped, found, strict=True):
         expected = functional.resized_crop(image.float(), top, left, height, width, [size, size], antialias=True)
         expected = functional.horizontal_flip(expected) if flip else expected
@@ -89,17 +107,97 @@ def test_a_blur_wider_than_the_image_stops_at_its_edges():
 def test_the_order_is_crop_brightness_contrast_blur():
     images = noise(count=3)
     drawn = draw(EVERYTHING, [3, 4, 5])
-    step = crop_and_flip(images, drawn.boxes, drawn.flipped, SIZE)
+    step = crop_and_flip(drawn, images, SIZE)
     step = apply(unchanged(3, brightness=drawn.brightness), step, SIZE)
     step = apply(unchanged(3, contrast=drawn.contrast), step, SIZE)
-    assert torch.allclose(apply(drawn, images, SIZE), gaussian_blur(step, drawn.sigma, 6), atol=1e-3)
+    step = apply(unchanged(3, solarized=drawn.solarized), gaussian_blur(step, drawn.sigma, 6), SIZE)
+    found = apply(drawn, images, SIZE)
+    assert drawn.solarized.any() and not drawn.solarized.all()
+    assert ((found - step).abs() < 1e-3).double().mean() > 0.999  # a pixel of 128 may fall on either side
+
+
+def smooth(size=48):
+    """A byte image (1, 1, size, size) without hard edges."""
+    x = torch.linspace(0, 6, size)
+    return (127 + 60 * torch.sin(x)[None] + 50 * torch.cos(1.3 * x)[:, None]).byte()[None, None]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("angle", [-20.0, 7.0, 90.0, 180.0])
+def test_flip_crop_and_rotation_in_one_step_are_torchvisions_one_after_the_other(angle, flip):
+    image, size = smooth().float(), 48
+    box = torch.tensor([[6, 12, 36, 24]]) / size  # left, top, width, height
+    given = {"boxes": box, "flipped": torch.tensor([flip]), "antialias": False}
+    found = apply(unchanged(1, **given, angles=torch.tensor([angle])), image, size)[0]
+    expected = functional.resized_crop(image[0], 12, 6, 24, 36, [size, size], antialias=True)
+    expected = functional.horizontal_flip(expected) if flip else expected
+    assert (apply(unchanged(1, **given), image, size)[0] - expected).abs().max() < 1e-3  # without the rotation
+    expected = functional.rotate(expected, angle, interpolation=v2.InterpolationMode.BILINEAR)
+    difference = (found - expected).abs()
+    inside = torch.ones(1, size, size)
+    inside = functional.rotate(inside, angle, interpolation=v2.InterpolationMode.BILINEAR) > 0.999
+    assert difference[inside].max() < 3  # of 255: once interpolated instead of twice
+    corner = functional.rotate(torch.ones(1, size, size), angle) == 0
+    assert (found[corner] == 0).sum() >= 0.95 * corner.sum()
+
+
+def test_a_padded_crop_moves_whole_pixels_by_up_to_the_padding_and_fills_with_black():
+    image = noise(count=1, channels=3, height=32, width=32)
+    augmentation = Augmentation(antialias=False, flip=0, padding=1 / 8)
+    padded, found = torch.nn.functional.pad(image, (4, 4, 4, 4)), set()
+    for seed in range(150):
+        view = apply(draw(augmentation, [seed]), image, 32)
+        places = [
+            (top, left)
+            for top in range(9)
+            for left in range(9)
+            if torch.allclose(view, padded[:, :, top : top + 32, left : left + 32].float(), atol=1e-2)
+        ]
+        assert len(places) == 1
+        found |= set(places)
+    assert len(found) > 60 and {top for top, _ in found} == {left for _, left in found} == set(range(9))
+
+
+@pytest.mark.parametrize("strength", [-20, 12, 30])  # of 30
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_operations_of_trivial_augment_are_torchvisions(name, channels, strength):
+    moves = name in GEOMETRIC
+    images = smooth().repeat(1, channels, 1, 1) if moves else noise(count=2, channels=channels, height=48, width=48)
+    count, share = len(images), strength / 30
+    given = {"operations": torch.full((count,), OPERATIONS.index(name)), "strengths": torch.full((count,), share)}
+    found = apply(unchanged(count, antialias=False, **given), images, 48)
+    largest = {"translate_x": 32, "translate_y": 32, "rotate": 135}.get(name, 0.99)
+    level = {"posterize": 8 - round(abs(strength) / 5), "solarize": 1 - abs(share)}.get(name, largest * share)
+    bilinear = v2.InterpolationMode.BILINEAR
+    theirs = v2.TrivialAugmentWide(interpolation=bilinear)
+    for image, ours in zip(images, found, strict=True):
+        image = image.float() if moves else image
+        expected = theirs._apply_image_or_video_transform(image, THEIRS[name], level, bilinear, theirs._fill).float()
+        difference = (ours - expected).abs()
+        if moves:  # at the border torchvision blends with black, or with the pixel beside it
+            assert (difference > 1).double().mean() < 0.03
+        elif name == "solarize":
+            assert difference[(image - 255 * level).abs() > 0.5].max() < 1e-3
+        else:
+            assert difference.max() < 2  # torchvision rounds to bytes
+
+
+def test_trivial_augment_draws_every_operation_and_strength_equally_often():
+    drawn = draw(TRIVIAL, range(14 * 400))
+    counts = torch.bincount(drawn.operations, minlength=len(OPERATIONS))
+    assert len(OPERATIONS) == len(THEIRS) == 14 and counts.min() > 320 and counts.max() < 480
+    levels, counts = (30 * drawn.strengths).round().unique(return_counts=True)
+    assert levels.tolist() == list(range(-30, 31)) and counts.min() > 50
+    assert drawn.angles.abs().max() <= 20 and drawn.angles.std() == pytest.approx(40 / math.sqrt(12), rel=0.05)
 
 
 # ----------------------------------------------------------------------------------------------- one image, one seed
 
 
 def parameters(drawn):
-    return [getattr(drawn, field.name) for field in fields(drawn) if field.name != "reach"]
+    values = [getattr(drawn, field.name) for field in fields(drawn)]
+    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
 def test_the_parameters_and_pixels_of_an_image_depend_on_its_seed_alone():
@@ -124,6 +222,14 @@ def test_torchs_global_generator_is_neither_read_nor_moved():
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     assert all(torch.equal(one, other) for one, other in zip(drawn, parameters(draw(EVERYTHING, [3])), strict=True))
+
+
+def test_an_image_is_warped_by_its_seed_alone():
+    images, seeds = noise(count=14, channels=3), list(range(14))
+    together = apply(draw(TRIVIAL, seeds), images, 40)
+    for place, seed in enumerate(seeds):
+        alone = apply(draw(TRIVIAL, [seed]), images[place : place + 1], 40)
+        assert ((alone[0] - together[place]).abs() < 0.1).double().mean() > 0.99
 
 
 def test_views_of_an_image_stand_together_and_the_first_ones_do_not_depend_on_their_number():
@@ -187,7 +293,8 @@ def test_operations_are_as_frequent_as_asked_and_independent(many):
     happened = torch.stack([many.flipped, many.brightness != 1, many.sigma > 0]).double()
     assert (torch.corrcoef(happened) - torch.eye(3)).abs().max() < 0.06
     assert shares(draw(Augmentation(flip=1, jitter=1, brightness=0.4, contrast=0.4, blur=1), range(99))) == [1, 1, 1]
-    assert shares(draw(Augmentation(flip=0, brightness=0.4, contrast=0.4), range(99))) == [0, 0, 0]
+    never = draw(Augmentation(flip=0, brightness=0.4, contrast=0.4), range(99))
+    assert not never.flipped.any() and never.brightness is never.contrast is never.sigma is None
 
 
 def test_strengths_are_uniform_between_their_ends(many):
@@ -225,6 +332,10 @@ def test_a_grey_image_and_its_copy_of_three_channels_are_augmented_alike():
         ("blur", 2),
         ("brightness", -1),
         ("contrast", 1.5),
+        ("padding", 1.5),
+        ("solarize", -1),
+        ("rotation", 190),
+        ("rotation", -3),
         ("crop_scale", (0.0, 1.0)),
         ("crop_scale", (0.5, 0.2)),
         ("crop_scale", (0.5, 1.1)),
@@ -235,3 +346,9 @@ def test_a_grey_image_and_its_copy_of_three_channels_are_augmented_alike():
 def test_an_augmentation_that_makes_no_sense_is_refused_by_the_field(field, value):
     with pytest.raises(ValueError, match=f"^{field} is"):
         Augmentation(**{field: value})
+
+
+@pytest.mark.parametrize("given", [{"padding": 0.1}, {"rotation": 5}, {"trivial": True}])
+def test_what_needs_a_grid_is_refused_with_antialiasing(given):
+    with pytest.raises(ValueError, match="^antialias"):
+        Augmentation(**given)

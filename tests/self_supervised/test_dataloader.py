@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data.augment import AUGMENTATIONS
 from self_supervised.dataloader import (
     PRETEXTS,
     JigsawDataset,
@@ -16,7 +17,7 @@ from self_supervised.dataloader import (
     build_loaders,
 )
 from self_supervised.settings import JointEmbeddingExperiment, PretextExperiment
-from supervised.dataloader import MEAN, STD, build_augmentation
+from supervised.dataloader import MEAN, STD
 from supervised.settings import Experiment
 
 SIZE = 32
@@ -53,7 +54,7 @@ def load(experiment, **changes):
 @pytest.mark.parametrize("name", ALL)
 def test_every_pretext_follows_the_contract(name, images):
     before = images.copy()
-    dataset = ALL[name](images, "squash", build_augmentation("advanced", SIZE))
+    dataset = ALL[name](images, "squash", AUGMENTATIONS["advanced"])
     labels = len(dataset.label_names)
     assert len(dataset) == len(images) * labels
     assert len(set(dataset.label_names)) == labels

@@ -9,14 +9,16 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as v1
 from torchvision.datasets import ImageFolder
 
+from data.augment import AUGMENTATIONS
 from supervised.dataloader import (
     MEAN,
     STD,
-    build_augmentation,
     build_loaders,
     load_15SceneData,
+    normalise,
     simple_15SceneData,
 )
+from supervised.settings import AUGMENTATIONS as SETTINGS_AUGMENTATIONS
 from supervised.settings import Experiment
 
 IN_ORDER = ("val", "test", "train_in_order")
@@ -106,25 +108,31 @@ def test_validation_and_test_images_are_never_augmented(experiment):
     assert not torch.equal(all_of(augmented.train)[0], all_of(plain.train)[0])
 
 
+def test_every_augmentation_that_an_experiment_can_name_is_there(experiment):
+    assert set(SETTINGS_AUGMENTATIONS) - set(AUGMENTATIONS) == {"basic"}
+    plain = load(experiment).train.dataset
+    assert plain.augmentation is None
+
+
+def test_an_augmented_batch_is_that_of_its_images_by_themselves_and_of_their_seeds(experiment):
+    dataset = load(experiment, augmentation="advanced").train.dataset
+    keys = [(3, 11), (0, 12), (3, 13), (3, 11)]
+    images, labels = dataset.__getitems__(keys)
+    for key, image, label in zip(keys, images, labels, strict=True):
+        alone = dataset[key]
+        assert torch.allclose(alone[0], image, atol=1e-5) and alone[1] == label
+    assert torch.allclose(images[0], images[3], atol=1e-5) and not torch.allclose(images[0], images[2], atol=0.1)
+
+
+@pytest.mark.parametrize("resize", MEAN)
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(
-    ("name", "steps"),
-    [
-        ("crop", ["RandomResizedCrop"]),
-        ("advanced", ["RandomHorizontalFlip", "RandomResizedCrop", "RandomRotation"]),
-        ("advanced_without_crop", ["RandomHorizontalFlip", "RandomRotation"]),
-        ("padded_crop", ["RandomCrop", "RandomHorizontalFlip"]),
-        ("mild", ["RandomResizedCrop", "RandomHorizontalFlip"]),
-        ("trivial", ["RandomResizedCrop", "RandomHorizontalFlip", "TrivialAugmentWide"]),
-    ],
-)
-def test_augmentations_have_their_steps_and_keep_shape_and_bytes(name, steps, channels):
-    image = torch.randint(256, (channels, 32, 32), dtype=torch.uint8)
-    augmentation = build_augmentation(name, 32)
-    assert [type(step).__name__ for step in augmentation.transforms] == steps
-    augmented = [augmentation(image) for _ in range(20)]
-    assert all(each.shape == image.shape and each.dtype == torch.uint8 for each in augmented)
-    assert any(not torch.equal(each, image) for each in augmented)
+def test_bytes_and_floats_are_normalized_to_the_last_bit_as_by_the_formula(resize, channels):
+    images = torch.randint(0, 256, (3, channels, 9, 9), dtype=torch.uint8)
+    mean, std = (255 * torch.tensor(values[resize]).view(3, 1, 1) for values in (MEAN, STD))
+    expected = (images.float() - mean) / std
+    for given in (images, images.float()):
+        found = normalise(given, resize)
+        assert torch.equal(found, expected) and found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_crop_size_is_that_of_training_images_alone(experiment):
@@ -189,5 +197,5 @@ def test_the_first_reports_names_build_its_loaders(root, scene_folder):
     assert next(iter(plain.train))[0].shape == (4, 3, 224, 224)
     assert plain.train.dataset.augmentation is None
     for crop in (True, False):
-        steps = load_15SceneData(4, scene_folder, crop=crop).train.dataset.augmentation.transforms
-        assert ("RandomResizedCrop" in [type(step).__name__ for step in steps]) is crop
+        augmentation = load_15SceneData(4, scene_folder, crop=crop).train.dataset.augmentation
+        assert augmentation.crop_scale[0] == (0.08 if crop else 1.0) and augmentation.rotation == 20
