@@ -45,7 +45,7 @@ def torchcam_maps(network: nn.Module, stage: str, images: torch.Tensor, target_c
     """Maps (1, height, width) of torchcam, at the layer's resolution."""
     with torchcam.methods.ScoreCAM(network, network.features[int(stage)]) as extractor:
         network(images)
-        return extractor(target_class)[0].numpy()
+        return extractor(target_class)[0].cpu().numpy()
 
 
 def our_maps(
@@ -53,7 +53,7 @@ def our_maps(
 ) -> np.ndarray:
     """Our maps (1, H, W)."""
     with autocast(precision, images.device):
-        return score_cam(network, images, network.features[int(stage)], [target_class]).maps.numpy()
+        return score_cam(network, images, network.features[int(stage)], [target_class]).maps.cpu().numpy()
 
 
 def our_cluster_maps(network: nn.Module, stage: str, images: torch.Tensor, target_class: int) -> np.ndarray:

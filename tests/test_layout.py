@@ -18,7 +18,7 @@ LEVELS = (  # each may import itself and the levels before it
     ("supervised",),
     ("self_supervised",),
     ("runs",),
-    ("hyperparameter_search",),
+    ("hyperparameter_search", "study"),
     ("train", "evaluation"),
     ("benchmarks",),
 )

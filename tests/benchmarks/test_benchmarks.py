@@ -10,9 +10,11 @@ from torchvision.transforms import functional
 
 import benchmarks
 from benchmarks import (  # noqa: F401
+    augmentation,
     data,
     evaluation,
     frozen_classifier,
+    gpu,
     implementations,
     inversion,
     profile,
@@ -194,3 +196,33 @@ def test_clusters_are_compared_with_every_mask_scored_once(monkeypatch):
     assert (few["passes"], all_of_them["passes"]) == (16, 1280)
     assert all_of_them["correlation"] == pytest.approx(1)
     assert few["share_of_time"] == pytest.approx(16 / 1280 + few["seconds_besides"] / few["exact_seconds"])
+
+
+def test_the_gpu_script_measures_every_case_and_writes_after_each_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "explanations", lambda options: [])  # their parts are measured by benchmarks.scorecam
+    monkeypatch.setattr(gpu.Options, "epochs", 2)
+    path = tmp_path / "gpu.csv"
+    tables, write = [], pd.DataFrame.to_csv
+    monkeypatch.setattr(
+        pd.DataFrame, "to_csv", lambda table, *given, **more: (tables.append(table), write(table, *given, **more))
+    )
+    size = ["--device", "cpu", "--batches", "4", "--size", "32", "--batches-per-epoch", "2", "--out", str(path)]
+    assert gpu.main(size) == 0
+    table = pd.read_csv(path)
+    assert len(tables) == len(table) == 2 * len(gpu.CASES) + 1
+    assert (table.images_per_second > 0).all() and set(table.case) == {*gpu.CASES, "evaluation"}
+    assert set(table.implementation) == {"limit", "loop, eager", "ours"} and set(table.precision) == {"float32"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_script_says_where_there_is_none(tmp_path, capsys):
+    assert gpu.main(["--out", str(tmp_path / "gpu.csv")]) == 2
+    assert "no GPU" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", augmentation.ONE_BY_ONE)
+def test_both_ways_to_augment_give_network_input_of_the_same_statistics(name):
+    batch = augmentation.images()[:8]
+    one, other = (each(name, batch, 0) for each in (augmentation.one_by_one, augmentation.whole_batch))
+    assert one.shape == other.shape == (8, 3, 224, 224)
+    assert abs(one.mean() - other.mean()) < 0.3

@@ -1,0 +1,213 @@
+"""The whole study with one command: every experiment of the tables that has no result, several at a time.
+
+    python train.py --study                        says how long it will take, then trains
+    python train.py --study byol simclr --seeds 0 1    these only, with what they need
+
+Each run is a process of its own with a log under logs/study/.  Interrupted, the command continues where it was.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import psutil
+import torch
+from tqdm.auto import tqdm
+
+from data.files import CODE, root_folder
+from runs import configure, files_of, find, prerequisites, read
+from self_supervised.settings import JointEmbeddingExperiment, PretextExperiment, ProbeExperiment
+from supervised.settings import Experiment
+
+GIB_PER_RUN = 7  # BYOL's on 64 pairs of views of 160 pixels, the largest of the study
+IMAGES = {"train": 1500, "val": 894, "test": 2091}  # of 15-Scene, for the time where there is no result of the data
+LABELS = {"rotation": 4, "perturbation": 2, "jigsaw_2x2": 24}  # under which a pretext shows each image
+BACKWARD = 3  # a training pass costs as much as three forward passes
+POLL = 0.5  # seconds
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of an experiment, and the files that must be there before it can start."""
+
+    experiment: Experiment
+    profile: str
+    needs: tuple[Path, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The file stem of the run."""
+        return files_of(self.experiment, self.profile).name
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its checkpoint and its result are there."""
+        files = files_of(self.experiment, self.profile)
+        return files.checkpoint.exists() and files.result.exists()
+
+
+def missing_tasks(names: Iterable[str], profile: str, seeds: Iterable[int], **changes) -> list[Task]:
+    """Runs without a result, each after what it starts from, and checkpoints that these need again.
+
+    `changes` are those of `configure`.  Raises ValueError for a result of other settings, naming the field.
+    """
+    tasks, seen = {}, {}
+
+    def add(experiment: Experiment, needed: bool):
+        files = files_of(experiment, profile)
+        if files.name in tasks or files.checkpoint.exists() and files.result.exists():
+            return
+        if not needed and read(experiment, profile, seen) is not None:
+            return
+        before = prerequisites(experiment, profile)
+        for each, _ in before:
+            add(each, needed=True)
+        needs = tuple(files_of(each, profile).saved(epoch) for each, epoch in before)
+        tasks[files.name] = Task(experiment, profile, needs)
+
+    for name in names:
+        for seed in seeds:
+            add(configure(find(name), profile, seed=seed, **changes), needed=False)
+    return list(tasks.values())
+
+
+def forward_passes(experiment: Experiment) -> float:
+    """What a run costs, in forward passes of one image of 224x224 pixels through its network."""
+    train, held_out = experiment.train, IMAGES["val"] + IMAGES["test"]
+    pixels = ((experiment.crop_size or experiment.image_size) / 224) ** 2
+    views = 2 if experiment.flip_tta else 1
+    if isinstance(experiment, JointEmbeddingExperiment):
+        size = (experiment.view_size / 224) ** 2
+        return train.max_epochs * IMAGES["train"] * experiment.views_per_image * (BACKWARD + 1) * size
+    if isinstance(experiment, ProbeExperiment) or experiment.features_once:
+        return views * pixels * sum(IMAGES.values())
+    labels = LABELS.get(experiment.pretext, 2) if isinstance(experiment, PretextExperiment) else 1
+    of_training = IMAGES["train"] * (1 if experiment.freeze_features else BACKWARD)
+    of_evaluation = held_out * views * (experiment.image_size / 224) ** 2
+    return train.max_epochs * labels * (of_training * pixels + of_evaluation)
+
+
+def expected_seconds(tasks: Iterable[Task], results: Iterable[tuple[Experiment, dict]]) -> dict[str, float]:
+    """Seconds that each task will take alone, by name, from what finished runs took for a forward pass.
+
+    `results`: finished runs, on machines that are as fast as this one.  Empty if there are none.
+    """
+    rates = [result["seconds"] / forward_passes(experiment) for experiment, result in results]
+    if not rates:
+        return {}
+    return {task.name: statistics.median(rates) * forward_passes(task.experiment) for task in tasks}
+
+
+def runs_at_a_time() -> int:
+    """How many runs fit: one per CPU core, or per two cores beside a GPU, and GIB_PER_RUN of memory for each."""
+    cores = os.cpu_count() or 1
+    if torch.cuda.is_available():
+        cores, free = cores // 2, torch.cuda.mem_get_info()[0]
+    else:
+        free = psutil.virtual_memory().available
+    return max(1, min(cores, int(free / 2**30 / GIB_PER_RUN)))
+
+
+def in_words(seconds: float) -> str:
+    """A time as hours and minutes."""
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{max(1, minutes)} min"
+
+
+@dataclass
+class _Queue:
+    """Tasks that wait, run, are done and have failed."""
+
+    waiting: list[Task]
+    running: dict[subprocess.Popen, Task] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+    def next(self) -> Task | None:
+        """The first task whose files are there."""
+        for task in self.waiting:
+            if all(path.exists() for path in task.needs):
+                self.waiting.remove(task)
+                return task
+        return None
+
+    def collect(self) -> list[Task]:
+        """The tasks whose process has ended since the last call."""
+        ended = [process for process in self.running if process.poll() is not None]
+        tasks = [self.running.pop(process) for process in ended]
+        for process, task in zip(ended, tasks, strict=True):
+            if process.returncode != 0:
+                self.failed.append(task.name)
+        return tasks
+
+
+def train_tasks(
+    tasks: list[Task], command: Callable[[Task], list[str]], at_a_time: int, seconds: dict[str, float]
+) -> list[str]:
+    """Run the command of each task, `at_a_time` side by side, with one progress bar; returns the names that failed.
+
+    A task starts when the files that it needs are there.  What could not start because another failed has failed too.
+    Interrupted, it ends the processes; each continues later from its last finished epoch.
+    """
+    queue, started = _Queue(list(tasks)), time.perf_counter()
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_a_time))}
+    with tqdm(total=len(tasks), desc="study", unit="run") as bar:
+        try:
+            while queue.waiting or queue.running:
+                while len(queue.running) < at_a_time and (task := queue.next()) is not None:
+                    queue.running[_start(command(task), task.name, environment)] = task
+                if not queue.running:
+                    break
+                bar.update(len(queue.collect()))
+                names = ", ".join(task.name for task in queue.running.values())
+                left = sum(seconds.get(task.name, 0) for task in (*queue.waiting, *queue.running.values()))
+                words = f", about {in_words(left / at_a_time)} left" if left else ""
+                bar.set_postfix_str(f"{in_words(time.perf_counter() - started)}{words}: {names}")
+                time.sleep(POLL)
+        finally:
+            for process in queue.running:
+                process.terminate()
+            for process in queue.running:
+                process.wait()
+    return queue.failed + [task.name for task in queue.waiting]
+
+
+def log_of(name: str) -> Path:
+    """Where a run of the study writes what it prints."""
+    return root_folder() / "logs" / "study" / f"{name}.log"
+
+
+def _start(command: list[str], name: str, environment: dict[str, str]) -> subprocess.Popen:
+    log_of(name).parent.mkdir(parents=True, exist_ok=True)
+    with log_of(name).open("ab") as log:
+        return subprocess.Popen(command, cwd=CODE, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def command_of(task: Task, options: Iterable[str], weights: str | None = None) -> list[str]:
+    """The command that trains one run; `options` are those of train.py that are the same for all."""
+    experiment = task.experiment
+    fixed = ["--profile", task.profile, "--seeds", str(experiment.seed)]
+    if weights is not None and experiment.initial_weights != "random":
+        fixed += ["--weights", weights]
+    return [sys.executable, str(CODE / "train.py"), experiment.name, *fixed, *options]
+
+
+def finished_runs(names: Iterable[str], profile: str, **changes) -> list[tuple[Experiment, dict]]:
+    """Experiments and results of seed 0 that were trained on a machine of this kind (CPU, or this GPU)."""
+    here = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    found, seen = [], {}
+    for name in names:
+        experiment = configure(find(name), profile, **changes)
+        try:
+            result = read(experiment, profile, seen)
+        except ValueError:  # of other settings
+            continue
+        if result is not None and result["device"].startswith(here):
+            epochs = max(1, len(result["history"]["val_loss"]))
+            trained = replace(experiment, train=replace(experiment.train, max_epochs=epochs))
+            found.append((trained, result))
+    return found

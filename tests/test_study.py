@@ -1,0 +1,110 @@
+"""The command that trains everything that is missing: order, side by side, failures, interruption."""
+
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+import study
+from runs import EXPERIMENTS, configure, files_of
+from study import Task, expected_seconds, forward_passes, missing_tasks, train_tasks
+from tests.points import TINY
+
+WRITES = "import sys, time; time.sleep(0.3); open(sys.argv[1], 'w').write(f'{time.time()}')"
+
+
+def task(name, *needs):
+    return Task(replace(TINY, name=name), "quick", needs)
+
+
+@pytest.fixture
+def trains(tmp_path):
+    """A command that writes <name> into a folder after a while, and fails for names that begin with "bad"."""
+
+    def command(task):
+        code = "raise SystemExit(3)" if task.name.startswith("bad") else WRITES
+        return [sys.executable, "-c", code, str(tmp_path / task.name)]
+
+    return command
+
+
+def test_what_a_run_starts_from_is_trained_before_it_and_once(root):
+    names = ["byol_classifier", "byol_finetuned", "supervised_1", "byol"]
+    tasks = missing_tasks(names, "full", [0, 1], weights="random")
+    found = [each.name for each in tasks]
+    assert sorted(found) == sorted([*names, *(f"{name}.seed1" for name in names)])
+    for seed in ("", ".seed1"):
+        assert found.index(f"byol{seed}") < min(
+            found.index(f"byol_{each}{seed}") for each in ("classifier", "finetuned")
+        )
+    by_name = {each.name: each for each in tasks}
+    assert by_name["byol_classifier"].needs == (files_of(by_name["byol"].experiment, "full").checkpoint,)
+    assert by_name["supervised_1"].needs == ()
+
+
+def test_a_run_with_a_result_is_left_out_but_trained_again_where_its_weights_are_needed(root):
+    byol = files_of(configure(EXPERIMENTS["byol"], "full", weights="random"), "full")
+    byol.results.mkdir(parents=True)
+    byol.models.mkdir(parents=True)
+    byol.result.write_text("{}")
+    byol.checkpoint.write_bytes(b"")
+    assert [each.name for each in missing_tasks(["byol"], "full", [0], weights="random")] == []
+    assert [each.name for each in missing_tasks(["byol_classifier"], "full", [0], weights="random")] == [
+        "byol_classifier"
+    ]
+    byol.checkpoint.unlink()
+    found = missing_tasks(["byol_classifier"], "full", [0], weights="random")
+    assert [each.name for each in found] == ["byol", "byol_classifier"]
+
+
+def test_tasks_run_side_by_side_and_wait_for_the_files_they_need(root, tmp_path, trains):
+    tasks = [task("after", tmp_path / "first"), task("first"), task("beside")]
+    started = time.perf_counter()
+    assert train_tasks(tasks, trains, at_a_time=2, seconds={"first": 60.0}) == []
+    assert time.perf_counter() - started < 20
+    written = {name: float((tmp_path / name).read_text()) for name in ("after", "first", "beside")}
+    assert written["first"] < written["after"]
+    assert abs(written["first"] - written["beside"]) < written["after"] - written["first"]
+
+
+def test_a_run_that_fails_stops_only_what_needs_it(root, tmp_path, trains):
+    tasks = [task("bad"), task("after", tmp_path / "bad"), task("other")]
+    assert train_tasks(tasks, trains, at_a_time=1, seconds={}) == ["bad", "after"]
+    assert (tmp_path / "other").exists()
+
+
+def test_an_interruption_ends_every_process(root, monkeypatch):
+    started = []
+    popen = study.subprocess.Popen
+
+    def remembered(*arguments, **options):
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    def interrupt(_):
+        if len(started) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(study.subprocess, "Popen", remembered)
+    monkeypatch.setattr(study.time, "sleep", interrupt)
+    sleeping = [sys.executable, "-c", "import time; time.sleep(100)"]
+    with pytest.raises(KeyboardInterrupt):
+        train_tasks([task("one"), task("two"), task("three")], lambda _: sleeping, at_a_time=2, seconds={})
+    assert len(started) == 2 and all(each.returncode is not None and each.returncode < 0 for each in started)
+
+
+def test_expected_seconds_grow_with_epochs_images_and_pixels_and_come_from_finished_runs():
+    base = EXPERIMENTS["supervised_long"]
+    longer = replace(base, train=replace(base.train, max_epochs=2 * base.train.max_epochs))
+    assert forward_passes(longer) == 2 * forward_passes(base)
+    assert forward_passes(replace(base, image_size=2 * base.image_size, crop_size=2 * base.crop_size)) == pytest.approx(
+        4 * forward_passes(base)
+    )
+    assert forward_passes(EXPERIMENTS["rotation_1"]) > 3 * forward_passes(
+        replace(EXPERIMENTS["supervised_1"], train=EXPERIMENTS["rotation_1"].train)
+    )
+    assert forward_passes(EXPERIMENTS["byol_classifier"]) < forward_passes(EXPERIMENTS["byol"]) / 3
+    results = [(base, {"seconds": 100.0}), (longer, {"seconds": 200.0})]
+    assert expected_seconds([Task(longer, "full")], results) == {"supervised_long": pytest.approx(200)}
+    assert expected_seconds([Task(longer, "full")], []) == {}
