@@ -1,0 +1,71 @@
+"""Three ways to launch a training step have the same results.  A CUDA graph is tested where there is a GPU."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from helper_functions import CrossEntropy, Objective, TrainSettings, train
+from tests.conftest import SmallNetwork
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def loaders():
+    """27 train and 9 val images of three classes, in batches of 8 of which the last has 3."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(36, 3, 9, 9, generator=generator), torch.arange(36) % 3
+    train_set, val_set = TensorDataset(images[:27], labels[:27]), TensorDataset(images[27:], labels[27:])
+    return DataLoader(train_set, 8, shuffle=True, generator=torch.Generator().manual_seed(1)), DataLoader(val_set, 8)
+
+
+def fit(step, device, **options):
+    torch.manual_seed(0)
+    model = SmallNetwork()
+    settings = TrainSettings(max_epochs=3, learning_rate=0.01, schedule="cosine", step=step, precision="float32")
+    history = train(model, *loaders(), settings, device=device, progress=False, **options)
+    return history, model.cpu().state_dict()
+
+
+def assert_same(one, other, **tolerance):
+    assert one[0].train_loss == pytest.approx(other[0].train_loss, **tolerance)
+    assert one[0].val_loss == pytest.approx(other[0].val_loss, **tolerance)
+    for name, tensor in one[1].items():
+        assert torch.allclose(tensor.double(), other[1][name].double(), rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.slow
+def test_a_compiled_step_trains_as_an_eager_one_but_for_rounding():
+    objective = CrossEntropy(torch.tensor([1.0, 2.0, 0.5]), 0.1)
+    found = [fit(step, "cpu", objective=objective) for step in ("eager", "compiled")]
+    # dropout draws in another order when compiled, so the losses are near and not equal
+    assert found[0][0].train_loss == pytest.approx(found[1][0].train_loss, rel=0.3)
+    assert found[0][1].keys() == found[1][1].keys()
+
+
+@needs_gpu
+def test_a_recorded_step_trains_as_an_eager_one_with_dropout_batchnorm_and_a_ragged_last_batch():
+    assert_same(fit("eager", "cuda"), fit("graph", "cuda"), rel=1e-5)
+
+
+@needs_gpu
+def test_a_training_with_recorded_steps_continues_as_if_never_interrupted():
+    states = []
+    whole = fit("graph", "cuda", save_state=lambda state: states.append(copy.deepcopy(state)))
+    assert_same(whole, fit("graph", "cuda", state=states[0]), rel=1e-6)
+
+
+@needs_gpu
+def test_what_cannot_be_recorded_is_refused_by_name():
+    class Other(Objective):
+        def forward(self, model, images, labels):
+            return CrossEntropy()(model, images, labels)
+
+    with pytest.raises(ValueError, match="cannot record Other"):
+        fit("graph", "cuda", objective=Other())
+
+
+def test_a_graph_is_refused_on_a_cpu():
+    with pytest.raises(ValueError, match="'graph', which needs an NVIDIA GPU"):
+        fit("graph", "cpu")
