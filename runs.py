@@ -512,7 +512,8 @@ def advice_on_memory(experiment: Experiment) -> Iterator[None]:
             raise
         raise MemoryError(
             f"{experiment.name} ran out of memory with batches of {experiment.batch_size} images; halve batch_size and "
-            "double gradient_accumulation_steps in its settings, which leaves the optimizer's steps as they are"
+            "double gradient_accumulation_steps in its settings, which leaves the optimizer's steps as they are "
+            "(but for BatchNorm's statistics, which are of a batch)"
         ) from error
 
 

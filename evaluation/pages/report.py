@@ -59,8 +59,15 @@ def absolute_paths(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: str(path.resolve()) for name, path in given.items() if path.exists()}
 
 
-def make_reports(reports: Sequence[Report], html_folder: Path, in_place: bool, at_once: int) -> bool:
-    """Execute several notebooks, `at_once` at a time; prints a line for each and returns whether all succeeded."""
+def make_reports(reports: Sequence[Report], html_folder: Path, in_place: bool) -> bool:
+    """Execute several notebooks; prints a line for each and returns whether all succeeded.
+
+    In the quick profile one runs on each CPU core: tiny networks gain nothing from threads.
+    """
+    at_once = 1
+    if profile_of(os.environ) == "quick":
+        at_once = os.cpu_count() or 1
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     def make(report: Report) -> bool:
         started = time.perf_counter()
@@ -83,10 +90,7 @@ def make_all(html_folder: Path, in_place: bool) -> int:
     for path, reason in left_out.items():
         print(f"{path}: left out, {reason}")
     reports = [report for report in REPORTS.values() if report.path not in left_out]
-    quick = profile_of(os.environ) == "quick"
-    if quick:  # tiny networks gain nothing from threads, but reports gain from running side by side
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if not make_reports(reports, html_folder, in_place, at_once=(os.cpu_count() or 1) if quick else 1):
+    if not make_reports(reports, html_folder, in_place):
         return 1
     data = data_of(REPORTS["supervised"], os.environ)
     made = [report.path for report in reports]
@@ -117,7 +121,7 @@ def main(arguments=None) -> int:
         for path, reason in reasons.items():
             if reason:
                 raise ValueError(f"{path} cannot be made: {reason}")
-        return 0 if make_reports(named, html_folder, options.in_place, at_once=1) else 1
+        return 0 if make_reports(named, html_folder, options.in_place) else 1
 
     return run_command(command)
 
