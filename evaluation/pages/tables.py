@@ -4,6 +4,7 @@ Everything is read from results/full.  README.md has its part between two commen
 The front page and docs/claims.md format their numbers by the functions of this file.
 """
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.files import root_folder, run_command, write_atomically
+from data.files import CODE, root_folder, run_command, write_atomically
 from evaluation.results import (
     EARLIER_CLAIMS,
     PRIMARY,
@@ -88,6 +89,12 @@ sampling of test images and the variance of the seeds of each side.  The compari
 0.05 (Bonferroni).  The families and their numbers of comparisons, run or not: {families}.{primary}  p is below 0.05
 exactly when the interval excludes 0.  "Inconclusive" does not say that both are equal.  1* is a single run: the seed
 variance of that side is unknown, so the interval is too narrow."""
+
+
+ENSEMBLES = """Mean class probabilities of several runs, by `python -m evaluation.ensemble`; an ensemble costs as many
+networks.  **Earlier protocol** is the accuracy on val and test together, at epochs that were chosen on val alone."""
+VERSIONS = """The torch versions that the results of each data set were made with.  Every result file names its own.
+`requirements.txt` pins torch {pinned}; comparisons between runs of different machines say so."""
 
 
 def accuracy_text(mean: float, low: float, high: float) -> str:
@@ -222,8 +229,31 @@ def with_part(readme: str, part: str) -> str:
     return f"{before}{START}\n{part}\n{END}{after}"
 
 
-def results_page(results: Mapping[str, dict]) -> str:
-    """docs/results.md: all experiments and comparisons, by data set."""
+def ensembles(folder: Path) -> pd.DataFrame:
+    """The ensembles of `evaluation.ensemble` in a folder of results, as text."""
+    lines = {}
+    for path in sorted(folder.glob("ensemble_*.csv")):
+        table = pd.read_csv(path, index_col="network")
+        mean, together = (table.loc[name] for name in table.index[-2:])
+        lines[f"{path.stem.removeprefix('ensemble_')}: {together.name}"] = {
+            "mean of the single runs": f"{mean['test_accuracy']:.4f}",
+            "test (95 % interval)": accuracy_text(*together[["test_accuracy", "low", "high"]]),
+            "mean per class": f"{together['mean_per_class']:.4f}",
+            "earlier protocol": f"{together['earlier_protocol']:.4f}",
+        }
+    return pd.DataFrame(lines).T
+
+
+def versions(results: Mapping[str, dict]) -> pd.DataFrame:
+    """How many results of each data set were made with each torch version, as text."""
+    counts = Counter((result["data"]["name"], result["versions"]["torch"]) for result in results.values())
+    columns = sorted({version for _, version in counts})
+    names = dict.fromkeys(name for name, _ in counts)
+    return pd.DataFrame({f"torch {each}": {name: str(counts[name, each]) for name in names} for each in columns})
+
+
+def results_page(results: Mapping[str, dict], folder: Path) -> str:
+    """docs/results.md: all experiments and comparisons, by data set; `folder` holds the tables of ensembles."""
     parts = [
         "# Results",
         "Written by `make pages` from the files in `results/full`; no number is typed.",
@@ -240,6 +270,11 @@ def results_page(results: Mapping[str, dict]) -> str:
         lines = compared[compared["experiment"].isin(names)]
         if len(lines):
             parts += ["### Comparisons", markdown(shown_comparisons(lines))]
+    together = ensembles(folder)
+    pinned = re.search(r"^torch==(\S+)", (CODE / "requirements.txt").read_text(), re.MULTILINE)[1]
+    if len(together):
+        parts += ["## Ensembles", ENSEMBLES, markdown(together, "ensemble")]
+    parts += ["## Versions", VERSIONS.format(pinned=pinned), markdown(versions(results), "data")]
     return "\n\n".join(parts) + "\n"
 
 
@@ -254,7 +289,7 @@ def write_pages(root: Path):
     """Write README.md's part and docs/results.md below `root` from its results/full."""
     results = read_profile(root / "results" / "full")
     readme = with_part((root / "README.md").read_text(), readme_part(results, root / "published"))
-    page = results_page(results)
+    page = results_page(results, root / "results" / "full")
     write_atomically(root / "docs" / "results.md", lambda temporary: temporary.write_text(page))
     write_atomically(root / "README.md", lambda temporary: temporary.write_text(readme))
 

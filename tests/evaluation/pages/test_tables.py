@@ -1,3 +1,4 @@
+import pandas as pd
 import pytest
 
 from data.files import CODE
@@ -114,7 +115,7 @@ def test_pages_are_written_from_the_results_below_the_root(tmp_path):
     (tmp_path / "README.md").write_text(f"{START}\n{END}\n")
     write_pages(tmp_path)
     page = (tmp_path / "docs" / "results.md").read_text()
-    assert page == results_page(read_profile(tmp_path / "results" / "full"))
+    assert page == results_page(read_profile(tmp_path / "results" / "full"), tmp_path / "results" / "full")
     assert f"| {CONTROL} | 2 |" in page and "Not run yet: `supervised_1`" in page
     assert f"| {BEST} | " in (tmp_path / "README.md").read_text()
 
@@ -125,9 +126,26 @@ def study():
 
 
 def test_the_committed_results_page_is_that_of_the_committed_results(study):
-    assert (CODE / "docs" / "results.md").read_text() == results_page(study)
+    assert (CODE / "docs" / "results.md").read_text() == results_page(study, CODE / "results" / "full")
 
 
 def test_the_committed_readme_holds_the_committed_results(study):
     readme = (CODE / "README.md").read_text()
     assert with_part(readme, readme_part(study, CODE / "published")) == readme
+
+
+def test_ensembles_and_versions_stand_on_the_results_page(study, tmp_path):
+    table = pd.DataFrame(
+        {"test_accuracy": [0.9, 0.8, 0.85, 0.95]}, index=["a", "a.seed1", "mean of 2 runs", "ensemble of 2 runs"]
+    )
+    table = table.assign(
+        low=[0.8, 0.7, None, 0.9], high=[0.95, 0.9, None, 0.97], mean_per_class=0.5, earlier_protocol=0.6
+    )
+    table.rename_axis("network").to_csv(tmp_path / "ensemble_a.csv")
+    page = results_page(study, tmp_path)
+    assert "| a: ensemble of 2 runs | 0.8500 | 0.9500 (0.9000 to 0.9700) | 0.5000 | 0.6000 |" in page
+    older = [
+        each for each in study.values() if each["versions"]["torch"] != "2.15.0" and each["data"]["name"] == "15scene"
+    ]
+    [line] = [line for line in page.splitlines() if line.startswith("| 15scene | ")]
+    assert line.startswith(f"| 15scene | {len(older)} |") and older  # what is older than the pins is counted
