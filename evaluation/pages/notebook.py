@@ -22,6 +22,7 @@ from IPython.display import Markdown, display
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from data.files import expanded, root_folder
+from data.layouts import list_splits
 from data.prepare import DATA_SETS, locate
 from evaluation.results import comparisons, read_profile
 from helper_functions import keep_freed_memory
@@ -106,7 +107,7 @@ class Study:
     @cached_property
     def class_names(self) -> set[str]:
         """The classes of the data."""
-        return {path.name for path in (locate(self.data) / "train").iterdir() if path.is_dir()}
+        return set(list_splits(locate(self.data))["train"].class_names)
 
     def configured(self, table: Mapping[str, Experiment]) -> dict[str, Experiment]:
         """The experiments of a table as this study runs them, without those that weigh classes not in the data."""

@@ -14,6 +14,7 @@ import pandas as pd
 
 from data.files import CODE, root_folder, run_command, write_atomically
 from evaluation.results import (
+    DETERMINISTIC,
     EARLIER_CLAIMS,
     PRIMARY,
     PRIMARY_FAMILY,
@@ -152,8 +153,9 @@ def shown_comparisons(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def runs_text(line: Mapping) -> str:
-    """How many runs each side of a comparison has."""
-    return ", ".join("1*" if count == 1 else str(count) for count in (line["runs"], line["other_runs"]))
+    """How many runs each side of a comparison has; 1* where the seed variance of a single one is unknown."""
+    sides = (line["experiment"], line["runs"]), (line["compared_with"], line["other_runs"])
+    return ", ".join("1*" if count == 1 and name not in DETERMINISTIC else str(count) for name, count in sides)
 
 
 def machines_text(line: Mapping) -> str:

@@ -16,6 +16,7 @@ from evaluation.pages.tables import (
     p_text,
     readme_part,
     results_page,
+    runs_text,
     short_table,
     shown_comparisons,
     shown_experiments,
@@ -149,3 +150,9 @@ def test_ensembles_and_versions_stand_on_the_results_page(study, tmp_path):
     ]
     [line] = [line for line in page.splitlines() if line.startswith("| 15scene | ")]
     assert line.startswith(f"| 15scene | {len(older)} |") and older  # what is older than the pins is counted
+
+
+def test_a_single_run_is_marked_unless_its_result_does_not_depend_on_the_seed():
+    line = {"experiment": "byol_classifier", "runs": 1, "compared_with": "imagenet_classifier_probe", "other_runs": 1}
+    assert runs_text(line) == "1*, 1"
+    assert runs_text(line | {"runs": 5, "compared_with": "random_classifier"}) == "5, 1*"
