@@ -184,7 +184,7 @@ def log_of(name: str) -> Path:
 def _start(command: list[str], name: str, environment: dict[str, str]) -> subprocess.Popen:
     log_of(name).parent.mkdir(parents=True, exist_ok=True)
     with log_of(name).open("ab") as log:
-        return subprocess.Popen(command, cwd=CODE, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
 def command_of(task: Task, options: Iterable[str], weights: str | None = None) -> list[str]:

@@ -3,6 +3,7 @@
     python train.py supervised_1 rotation_classifier_tuned --profile full --seeds 0 1 2
     python train.py --list                   every experiment, its question, and the accuracy of a finished run
     python train.py --show supervised_long   every setting of one experiment
+    python train.py --study                  every experiment that has no result, several at a time
 
 Finished runs are read back.  Interrupted runs continue after their last finished epoch.
 """
@@ -24,6 +25,17 @@ from runs import (
     run,
     run_command,
     settings_of,
+    with_unlabelled,
+)
+from study import (
+    command_of,
+    expected_seconds,
+    finished_runs,
+    in_words,
+    log_of,
+    missing_tasks,
+    runs_at_a_time,
+    train_tasks,
 )
 from supervised.settings import BASE, Experiment
 
@@ -36,8 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments, see --list")
     parser.add_argument("--list", action="store_true", help="list the experiments and end")
     parser.add_argument("--show", metavar="NAME", help="show every setting of an experiment and end")
+    parser.add_argument("--study", action="store_true", help="train what has no result: of NAME..., or of all")
+    parser.add_argument("--at-a-time", type=int, metavar="N", help="runs of --study side by side; by default what fits")
     parser.add_argument("--from-study", metavar="FILE", help="train the best trial of a hyper-parameter search (.csv)")
     add_common_options(parser)
+    parser.add_argument(
+        "--unlabelled", metavar="FOLDER", help="add images without labels to the training images of byol and the like"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per seed")
     parser.add_argument("--epochs", type=int, help="train for at most this many epochs")
     parser.add_argument(
@@ -107,6 +124,8 @@ def train_all(options: argparse.Namespace):
         raise ValueError("name at least one experiment; --list shows them")
     for experiment in found:
         refuse_unused_weights(experiment, options.weights)
+    if options.unlabelled is not None:
+        found = [with_unlabelled(experiment, options.unlabelled) for experiment in found]
     changes = {"data": options.data, "weights": options.weights, "max_epochs": options.epochs}
     for experiment in found:
         for seed in options.seeds:
@@ -122,6 +141,31 @@ def train_all(options: argparse.Namespace):
             PartialState().print(summary(configured, options.profile, result))  # once, by the main process
 
 
+def train_study(options: argparse.Namespace) -> int:
+    """Train every run that is missing, after saying how long it will take; 1 if one failed, else 0."""
+    if options.from_study or options.unlabelled:
+        raise ValueError("--study cannot be combined with --from-study or --unlabelled")
+    if options.at_a_time is not None and options.at_a_time < 1:
+        raise ValueError(f"--at-a-time is {options.at_a_time}; it must be at least 1")
+    changes = {"data": options.data, "weights": options.weights, "max_epochs": options.epochs}
+    tasks = missing_tasks(options.names or EXPERIMENTS, options.profile, options.seeds, **changes)
+    if not tasks:
+        print("every run that is asked for has a result")
+        return 0
+    finished = finished_runs(EXPERIMENTS, options.profile, data=options.data, weights=options.weights)
+    seconds, at_a_time = expected_seconds(tasks, finished), options.at_a_time or runs_at_a_time()
+    words = f"about {in_words(sum(seconds.values()) / at_a_time)}" if seconds else "no finished run says for how long"
+    print(f"{len(tasks)} run(s) without a result, {at_a_time} at a time: {words}", flush=True)
+    same = ["--device", options.device, "--precision", options.precision]
+    for name, value in (("--data", options.data), ("--epochs", options.epochs)):
+        same += [] if value is None else [name, str(value)]
+    same += ["--skip-bad-images"] * options.skip_bad_images + ["--overwrite"] * options.overwrite
+    failed = train_tasks(tasks, lambda task: command_of(task, same, options.weights), at_a_time, seconds)
+    for name in failed:
+        print(f"{name} failed or could not start; see {log_of(name)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Answer the command line; a user's mistake gets one sentence and exit code 2."""
     options = build_parser().parse_args(arguments)
@@ -129,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
         return run_command(lambda: print(list_experiments(options.profile)))
     if options.show:
         return run_command(lambda: print(show(find(options.show), options.profile)))
-    return run_command(lambda: train_all(options))
+    return run_command(lambda: train_study(options) if options.study else train_all(options))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from benchmarks.scorecam_clusters import summarise
 
 FOLDER = Path(__file__).resolve().parent
-NAMES = ("training_step", "evaluation", "data", "frozen_classifier", "scorecam", "inversion")
+NAMES = ("training_step", "evaluation", "augmentation", "data", "frozen_classifier", "scorecam", "inversion")
 COLUMNS = (  # of every table, see `implementations.make_table`; what others hold stands in the README under "besides"
     *("what", "implementation", "seconds", "spread", "images", "ratio", "ratio_to", "peak_mib"),
     *("largest_difference", "correlation", "rounds", "machine"),
@@ -117,14 +117,23 @@ def profile_markdown(profile: pd.DataFrame) -> str:
 
 
 def clusters_markdown(rows: pd.DataFrame) -> str:
-    """How near maps with clusters come to exact ones: one line a network and number of clusters."""
-    columns = ("network", "clusters", "passes", "images", "median correlation", "lowest", "share of time", "held out")
+    """How near maps with clusters come to exact ones: one line a network and number of clusters.
+
+    The last three columns are those of the maps after the check, where some images are exact.
+    """
+    columns = ["network", "clusters", "passes", "images", "median correlation", "lowest", "share of time", "held out"]
+    summary = summarise(rows)
+    if "exact" in summary:
+        columns += ["exact", "lowest after the check", "share of time with it"]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    for row in summarise(rows).itertuples():
-        lines.append(
+    for row in summary.itertuples():
+        line = (
             f"| {row.run} | {row.clusters} | {row.passes} | {row.images} | {row.median:.4f} | {row.lowest:.4f} "
             f"| {row.share_of_time:.3f} | {row.held_out:.2f} |"
         )
+        if "exact" in summary:
+            line += f" {row.exact:.2f} | {row.lowest_checked:.4f} | {row.checked_share_of_time:.3f} |"
+        lines.append(line)
     return "\n".join(lines)
 
 

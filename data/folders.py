@@ -7,10 +7,12 @@ import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from data.files import say_once
 
 IMAGE_SUFFIXES = (  # of formats that Pillow decodes by itself; others are counted as left out
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".jpf", ".png", ".apng", ".gif", ".webp", ".avif"),
@@ -29,6 +31,7 @@ class ImageFolder:
     """The image files of one split, `<folder>/<class>/<image>`, in the order of their classes and names.
 
     A class name that is written in two Unicode forms, as by Linux and by an old Mac, is one: class_names are in NFC.
+    Where the names are other paths below the folder, `class_of` gives the class of each.
     """
 
     folder: Path
@@ -36,19 +39,27 @@ class ImageFolder:
     names: tuple[str, ...] = ()  # "<class>/<file>", as on the disk
     digests: tuple[bytes | None, ...] = ()  # SHA-256 of each file; None where it cannot be read
     left_out: Counter = field(default_factory=Counter)  # files that are not taken, by a word for the reason
+    class_of: Mapping[str, str] = field(default_factory=dict)
+    part: str = ""  # which of the folder's images these are, where they are not all
+
+    @property
+    def classes(self) -> dict[str, str]:
+        """The class of each name."""
+        return {name: self.class_of.get(name) or in_nfc(name.split("/")[0]) for name in self.names}
 
     @property
     def labels(self) -> dict[str, int]:
         """The label of each name."""
         label_of = {class_name: label for label, class_name in enumerate(self.class_names)}
-        return {name: label_of[_in_nfc(name.split("/")[0])] for name in self.names}
+        return {name: label_of[class_name] for name, class_name in self.classes.items()}
 
     def fingerprint(self, skipped: Collection[str] = ()) -> str:
         """A digest of the files' names and bytes, without those that are skipped; the same on every machine."""
         digest = hashlib.sha256()
         for name, of_file in zip(self.names, self.digests, strict=True):
             if name not in skipped:
-                digest.update(os.fsencode(name) + (of_file or b""))
+                labelled = f"{self.class_of[name]}/{name}" if self.class_of else name
+                digest.update(os.fsencode(labelled) + (of_file or b""))
         return digest.hexdigest()
 
 
@@ -73,12 +84,13 @@ def split_folders(root: Path) -> dict[str, Path]:
             folders[split] = found[0]
     if "train" not in folders or len(folders) < 2:
         raise FileNotFoundError(
-            f"{root} must hold the folders train and val (or validation, or test), each with <class>/<image>"
+            f"{root} must hold the folders train and val (or validation, or test), each with <class>/<image>, "
+            "or none of them and <class>/<image>"
         )
     return folders
 
 
-def list_splits(root: Path) -> dict[str, ImageFolder]:
+def list_split_folders(root: Path) -> dict[str, ImageFolder]:
     """The image files of each split; raises ValueError unless all have the same classes, at least two."""
     found = {split: list_images(folder) for split, folder in split_folders(root).items()}
     train = found["train"]
@@ -104,9 +116,9 @@ def list_images(folder: Path) -> ImageFolder:
         if is_image(entry.name):
             left_out["outside the class folders"] += 1
         elif entry.is_dir() and not entry.name.startswith(".") and entry.name not in SYSTEM_NAMES:
-            if _in_nfc(entry.name) in classes:
+            if in_nfc(entry.name) in classes:
                 raise ValueError(f"{folder} holds class {entry.name!r} twice, in two Unicode forms; join the two")
-            classes[_in_nfc(entry.name)] = entry
+            classes[in_nfc(entry.name)] = entry
     names = []
     for _, class_folder in sorted(classes.items()):
         for name in sorted(os.listdir(class_folder)):
@@ -117,23 +129,47 @@ def list_images(folder: Path) -> ImageFolder:
             else:
                 left_out[reason_to_leave_out(name)] += 1
     del left_out[""]
-    paths = [f"{folder}/{name}" for name in names]
+    return ImageFolder(folder, tuple(sorted(classes)), tuple(names), digests_of(folder, names), left_out)
+
+
+def digests_of(folder: Path, names: Sequence[str]) -> tuple[bytes | None, ...]:
+    """SHA-256 of each file of a folder, read once in a process unless it changes; None where it cannot be read."""
+    paths = [os.path.join(folder, name) for name in names]
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = tuple(itertools.chain.from_iterable(pool.map(_digests_of_contents, chunks)))
-    return ImageFolder(folder, tuple(sorted(classes)), tuple(names), digests, left_out)
+        return tuple(itertools.chain.from_iterable(pool.map(_digests_of_contents, chunks)))
 
 
-def fingerprints(root: Path, skipped: Collection[str] = ()) -> dict[str, str]:
-    """The fingerprint of each split as results hold them, without the images "<split>/<class>/<file>" in `skipped`."""
-    found = list_splits(root)
-    only = next(split for split in found if split != "train")  # val and test come from it where there is no other
-    return {
-        split: found.get(split, found[only]).fingerprint(
-            {name.removeprefix(f"{split}/") for name in skipped if name.startswith(f"{split}/")}
-        )
-        for split in SPLIT_NAMES
-    }
+def images_in(paths: Iterable[Path]) -> list[Path]:
+    """The files that are named, and every image below the folders that are named, sorted by folder and name.
+
+    Says once how many files of the folders are left out.  Raises FileNotFoundError for a path that is not there, and
+    ValueError for a folder without images.
+    """
+    found = []
+    for path in paths:
+        if path.is_dir():
+            found += _images_below(path)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"there is no image {path}")
+    return found
+
+
+def _images_below(root: Path) -> list[Path]:
+    images, left_out = [], Counter()
+    for parent, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in SYSTEM_NAMES)
+        images += [Path(parent, name) for name in sorted(names) if is_image(name)]
+        left_out.update(reason_to_leave_out(name) for name in names)
+    del left_out[""]
+    if not images:
+        raise ValueError(f"the folder {root} holds no images")
+    if left_out:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
+        say_once(f"{root}: {left_out.total():,} file(s) left out: {reasons}")
+    return images
 
 
 def reason_to_leave_out(file_name: str) -> str:
@@ -171,5 +207,6 @@ def _digest_of_version(path: str, version: tuple[int, ...]) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _in_nfc(name: str) -> str:
+def in_nfc(name: str) -> str:
+    """A name in one Unicode form, whatever system wrote it."""
     return unicodedata.normalize("NFC", name)

@@ -1,9 +1,9 @@
 """The image cache: images are decoded and resized once, into arrays on disk that are memory-mapped.
 
-A data set is a folder `<root>/<split>/<class>/<image>`.  Decoding JPEGs costs more than anything else that is done to
-them.  The cache therefore holds each split as an .npy file of bytes (N, channels, size, size), with an index (.json) of
-its names beside it.  Both files are named after a digest of the names and bytes of the images they were made from: an
-image that is added, removed or changed leads to new ones.
+A data set is a folder `<root>/<split>/<class>/<image>`, or another of data.layouts.  Decoding JPEGs costs more than
+anything else that is done to them.  The cache therefore holds each split as an .npy file of bytes (N, channels, size,
+size), with an index (.json) of its names beside it.  Both files are named after a digest of the names and bytes of the
+images they were made from: an image that is added, removed or changed leads to new ones.
 """
 
 import hashlib
@@ -23,7 +23,8 @@ from torchvision.transforms.v2 import functional as transforms
 from tqdm.auto import tqdm
 
 from data.files import locked, root_folder, say_once, write_atomically
-from data.folders import ImageFolder, is_image, list_images, list_splits
+from data.folders import ImageFolder, is_image, list_images
+from data.layouts import list_splits, record_split
 
 RESIZE_RULES = ("squash", "imagenet")
 GREY_MODES = ("1", "L", "LA", "La", "I")
@@ -133,7 +134,8 @@ class _Source:
         """How the cache's files of this folder, size and rule begin, whatever images the folder holds."""
         folder = self.images.folder
         place = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
-        return f"{folder.parent.name[:20]}-{folder.name[:20]}-{self.resize}-{self.size}-{place}"
+        part = f"-{self.images.part[-20:]}" if self.images.part else ""
+        return f"{folder.parent.name[:20]}-{folder.name[:20]}{part}-{self.resize}-{self.size}-{place}"
 
     def digest(self) -> str:
         """A digest that changes when an image is added, removed, renamed or written to."""
@@ -160,8 +162,9 @@ def load_splits(
 ) -> dict[str, Scenes]:
     """The scenes of a data set by split: "train", "val" and "test", all with the same classes.
 
-    If only one folder besides `train` holds images (val, validation or test), its images are divided into val (30 %)
-    and test (70 %), class by class and always in the same way: images that select a model must not report on it.
+    The root is one of the layouts of data.layouts.  If only one folder besides `train` holds images (val, validation
+    or test), its images are divided into val (30 %) and test (70 %), class by class and always in the same way: images
+    that select a model must not report on it.  Images without labels, `<folder>/**`, are all "train".
     Raises FileNotFoundError for a missing folder, ValueError for one with no, one or differing classes, and for an
     image that cannot be decoded (unless `skip_bad_images`).
     """
@@ -176,12 +179,13 @@ def load_splits(
             if not np.any(scenes.labels == label):
                 raise ValueError(f"class {class_name!r} has no image in {listed[split].folder}; add some or remove it")
     _report_left_out(root, listed, splits)
+    record_split(root)
     if len(splits) == 2:
         only = next(split for split in splits if split != "train")
         listed |= {"val": listed[only], "test": listed[only]}
         splits["val"], splits["test"] = _divide(splits[only])
     _report_copies(root, listed, splits)
-    return {split: splits[split] for split in ("train", "val", "test")}
+    return {split: splits[split] for split in ("train", "val", "test") if split in splits}
 
 
 def load_scenes(
@@ -282,7 +286,8 @@ def _load(source: _Source, cache: Path | None, progress: bool) -> Scenes:
 def _report_left_out(root: Path, listed: dict[str, ImageFolder], splits: dict[str, Scenes]):
     """Say once how many files of a data set are not used, and why."""
     counts = sum((images.left_out for images in listed.values()), Counter())
-    counts["outside the class folders"] += sum(is_image(path.name) for path in root.iterdir())
+    if root.is_dir():
+        counts["outside the class folders"] += sum(is_image(path.name) for path in root.iterdir())
     counts["that cannot be decoded"] = sum(len(scenes.skipped) for scenes in splits.values())
     counts = +counts  # without those of which there are none
     if counts:
@@ -298,8 +303,8 @@ def _report_copies(root: Path, listed: dict[str, ImageFolder], splits: dict[str,
         contents[split] = [digest_of[name] for name in scenes.names]
     found = []
     for split, other in (("val", "train"), ("test", "train"), ("test", "val")):
-        of_other = set(contents[other])
-        count = sum(digest in of_other for digest in contents[split])
+        of_other = set(contents.get(other, ()))
+        count = sum(digest in of_other for digest in contents.get(split, ()))
         if count:
             found.append(f"{count:,} image(s) of {split} are also in {other}")
     if found:

@@ -34,6 +34,7 @@ from data.download import check_checksum, download, unpack
 from data.files import CODE, expanded, locked, root_folder, run_command, say_once, write_atomically
 from data.folders import is_image, reason_to_leave_out
 from data.image_cache import RESIZE_RULES, load_splits
+from data.layouts import ALL_BELOW, TABLE
 from data.splits import (
     SPLITS,
     ImageName,
@@ -182,7 +183,7 @@ def prepare(request: Request) -> Path:
 
 
 def locate(data: str | Path) -> Path:
-    """The folder of a data set: a prepared one by its name, or any other by its path.
+    """The folder of a data set, or its table: a prepared one by its name, or any other of data.layouts by its path.
 
     The synthetic scenes are drawn on first use; they need no download.  Raises FileNotFoundError that says what to do.
     """
@@ -191,14 +192,15 @@ def locate(data: str | Path) -> Path:
         say_once(f"{name} is the prepared data set {folder}; to use the folder {name} that is here, write ./{name}")
     if name == "synthetic":
         return prepare(Request(name, progress=False))
-    if folder.is_dir():
+    of_all = folder.name == ALL_BELOW and folder.parent.is_dir()  # without labels
+    if folder.is_dir() or of_all or (folder.is_file() and folder.suffix == TABLE):
         return folder
     if name in DATA_SETS:
         raise FileNotFoundError(
             f"the data set {name} is not prepared: run `python -m data.prepare {name}` (it takes --source), "
             "or name a folder of your own, or synthetic, with --data"
         )
-    raise FileNotFoundError(f"there is no data folder {data}; known names are {', '.join(DATA_SETS)}")
+    raise FileNotFoundError(f"there is no data folder or table (.csv) {data}; known names are {', '.join(DATA_SETS)}")
 
 
 def folder_of(data: str | Path) -> Path:

@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from data.files import digest_of_file
 
 SPLITS = ("train", "val", "test")
 SEED = 0  # of every split that is made here
+SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}  # of a data set that comes without splits
 
 
 class ImageName(NamedTuple):
@@ -40,6 +41,27 @@ def divide(images: Iterable[ImageName], shares: Mapping[str, float]) -> dict[Ima
             stop = round(share_so_far * len(members))
             split_of.update(dict.fromkeys(members[start:stop], split))
             start = stop
+    return split_of
+
+
+def assign(images: Iterable[ImageName], recorded: Mapping[ImageName, str]) -> dict[ImageName, str]:
+    """The split of images that came without one: the recorded split, and for new images that of `divide` by SHARES.
+
+    Returns {image: split}.  Every class has an image in each split: where it would have none, its largest split gives
+    one.  Raises ValueError, naming the class, for one of fewer than three images.
+    """
+    classes = _shuffled_classes(images)
+    for class_name, members in classes.items():
+        if len(members) < len(SPLITS):
+            raise ValueError(f"class {class_name!r} has {len(members)} image(s); train, val and test need one each")
+    by_rule = divide((image for members in classes.values() for image in members), SHARES)
+    split_of = {image: recorded.get(image, split) for image, split in by_rule.items()}
+    for members in classes.values():
+        for split in SPLITS:
+            counts = Counter(split_of[image] for image in members)
+            if not counts[split]:
+                largest = max(SPLITS, key=counts.__getitem__)
+                split_of[[image for image in members if split_of[image] == largest][-1]] = split
     return split_of
 
 

@@ -36,6 +36,7 @@ class TrainedRun:
     image_size: int  # pixels, square
     resize: str  # a resize rule of data.image_cache
     weights: str  # digest of the weights: what is computed from a run can name them
+    file: Path | None = None  # that it was read from
 
     @property
     def mean(self) -> tuple[float, float, float]:
@@ -54,8 +55,12 @@ class TrainedRun:
         """
         check_images(paths)
         pixels = [decode(path, self.image_size, self.resize) for path in paths]
+        return pixels, self.normalised(pixels)
+
+    def normalised(self, pixels: Sequence[np.ndarray]) -> torch.Tensor:
+        """Pixels as `data.image_cache.decode` gives them, as network input (N, 3, S, S)."""
         colour = [torch.tensor(each).expand(3, -1, -1) for each in pixels]
-        return pixels, normalise(torch.stack(colour), self.resize)
+        return normalise(torch.stack(colour), self.resize)
 
     def folded(self) -> "TrainedRun":
         """The same run with BatchNorm folded into the convolutions: equal outputs but for rounding, a third faster.
@@ -114,6 +119,7 @@ def load_trained(run: str | Path, models: Path | None = None) -> TrainedRun:
         image_size=experiment.image_size,
         resize=experiment.resize,
         weights=digest_of_tensors(tensors),
+        file=path,
     )
 
 

@@ -3,20 +3,23 @@
 Four parts, from top to bottom: image parameters, regularizers, objectives, optimization loop.  Inside the loop an image
 is its difference from mid gray, (N, 1 or 3, S, S) in -0.5..0.5, so decay and clipping pull toward gray.  It stays
 float: rounding to bytes would lose small steps.  Each image is optimized independently: in a batch it is the same as
-alone.
+alone.  image_parameters.py has the image parameters, random_views.py the views of an image that a step sees.
 
 The command writes the images, a sheet of them, the loss curves, the settings and which images converged:
 
     python -m evaluation.model_inversion --model RUN --classes bedroom coast
     python -m evaluation.model_inversion --model RUN --filters top5
+
+inversion_quality.py has settings whose images other networks recognize, and measures what each part contributes.
 """
 
 import argparse
 import json
 import math
+import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import matplotlib
@@ -26,18 +29,20 @@ from matplotlib import pyplot as plt
 from torch import nn
 from torchvision.transforms.v2 import functional
 from torchvision.utils import save_image
-from tqdm.auto import trange
+from tqdm.auto import tqdm
 
 from data.files import expanded
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.hooks import eval_mode, maps_and_logits
+from evaluation.image_parameters import PARAMETERS, Conversion, conversion, low_frequencies
+from evaluation.random_views import Views, generator_of, views_of
 from evaluation.scorecam import check_targets, label_numbers, one_target_each, probabilities_of
+from evaluation.split_images import training_amplitudes
 from helper_functions import logits_of
 from runs import run_command
 
 COLOURS = ("grey", "colour")
-PARAMETERS = ("pixels", "fourier")
 LAST_STEPS = 10  # number of losses at the end of a curve that decide whether it converged
 # (model, normalized images (N, 3, S, S), targets (N,)) to the values (N,) that are maximized.
 Objective = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -49,10 +54,13 @@ class InversionSettings:
 
     image_size: int = 224  # pixels, square
     colour: str = "grey"  # one channel, repeated three times; "colour": three channels
-    parameters: str = "fourier"  # what is optimized: the image's spectrum, or its "pixels"
+    parameters: str = "fourier"  # what is optimized: the image's spectrum, its "pixels", or only the "phase"s
     start_noise: float = 0.01  # standard deviation of the initial image around mid gray
-    seed: int = 0  # of the noise and of the shifts
-    steps: int = 200
+    seed: int = 0  # of the noise and of the views
+    steps: int = 200  # at most, of all levels together
+    patience: int = 0  # steps in which an image must improve, or it is finished; 0: every image takes all steps
+    levels: int = 1  # resolutions in equal steps from coarsest * image_size to image_size
+    coarsest: float = 0.5  # fraction of image_size
     learning_rate: float = 0.02  # of Adam; roughly the change of a pixel per step
     gradient_clip: float = 0.1  # maximum norm of the gradient of an image's parameters; inf: none
     decay: float = 0.01  # fraction of its difference from mid gray that a pixel loses per step
@@ -61,6 +69,10 @@ class InversionSettings:
     norm_clip: float = 0.0  # fraction of an image's pixels, those nearest to mid gray, set to mid gray per step
     contribution_clip: float = 0.0  # the same for the pixels that contribute least to the objective
     jitter: int = 16  # pixels; maximum shift of the images that the model sees in a step
+    scale: float = 0.0  # maximum fraction by which they are enlarged or reduced
+    rotation: float = 0.0  # degrees; maximum rotation of them, to either side
+    noise: float = 0.0  # standard deviation of the noise that is added to them
+    views: int = 1  # views of an image in each step; the objective is their mean
 
     def __post_init__(self):
         """Check every field."""
@@ -68,7 +80,8 @@ class InversionSettings:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
         # EfficientNet-B0 halves images five times.  Convergence compares the last ten losses with the ten before.
-        for name, lowest in (("image_size", 32), ("steps", 2 * LAST_STEPS), ("blur_every", 1)):
+        at_least = {"image_size": 32, "steps": 2 * LAST_STEPS, "blur_every": 1, "levels": 1, "views": 1, "patience": 0}
+        for name, lowest in at_least.items():
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
         if not 0 < self.learning_rate < math.inf:
@@ -78,29 +91,56 @@ class InversionSettings:
         for name in ("decay", "norm_clip", "contribution_clip"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
-        if not 0 <= self.start_noise <= 0.5:
-            raise ValueError(f"start_noise is {self.start_noise}; it must be 0 to 0.5")
+        for name in ("start_noise", "noise"):
+            if not 0 <= getattr(self, name) <= 0.5:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to 0.5")
+        for name, highest in (("scale", 1), ("rotation", 180)):
+            if not 0 <= getattr(self, name) <= highest:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to {highest}")
+        if not 0 < self.coarsest <= 1 or self.sizes[0] < 32:
+            raise ValueError(f"coarsest is {self.coarsest}; it must be at most 1 and leave at least 32 pixels")
+        if self.steps < 2 * LAST_STEPS * self.levels:
+            raise ValueError(f"steps is {self.steps}; {self.levels} levels need at least {2 * LAST_STEPS} each")
         if not 0 <= self.blur_sigma < self.image_size / 8:
             raise ValueError(f"blur_sigma is {self.blur_sigma}; it must be at least 0 and below image_size / 8")
         if not 0 <= self.jitter < self.image_size:
             raise ValueError(f"jitter is {self.jitter}; it must be at least 0 and below image_size")
+
+    @property
+    def sizes(self) -> list[int]:
+        """The resolutions (pixels) in their order; a single level has the full one."""
+        fractions = torch.linspace(self.coarsest, 1, self.levels).tolist() if self.levels > 1 else [1.0]
+        return [round(fraction * self.image_size) for fraction in fractions]
+
+    @property
+    def random_views(self) -> Views:
+        """How the views of an image differ from it."""
+        return Views(self.jitter / self.image_size, self.scale, self.rotation, self.noise, self.views)
 
 
 @dataclass(frozen=True)
 class Inversion:
     """Images (N, 3, S, S) in 0..1, their targets (N,), and losses (N, steps): minus the objective.
 
-    A loss is measured before its step, on the shifted image.  All tensors are on the CPU.
+    A loss is measured before its step, as the mean over the step's views.  It is NaN after the last step of an image.
+    `stopped` (N,) says which images met the stopping rule before their last step; None where there was no rule.
+    All tensors are on the CPU.
     """
 
     images: torch.Tensor
     targets: torch.Tensor
     losses: torch.Tensor
+    stopped: torch.Tensor | None = None
+
+    @property
+    def steps(self) -> torch.Tensor:
+        """The number of steps (N,) that each image took."""
+        return self.losses.isfinite().sum(dim=1)
 
     @property
     def final_losses(self) -> torch.Tensor:
         """The median of the last ten losses (N,), which ignores a single spike: settings are searched by it."""
-        return self.losses[:, -LAST_STEPS:].quantile(0.5, dim=1)
+        return torch.stack([curve[-LAST_STEPS:].quantile(0.5) for curve in self._curves])
 
     @property
     def converged(self) -> torch.Tensor:
@@ -109,14 +149,25 @@ class Inversion:
         Each of the last ten losses must be within a quarter of the decrease from the lowest, and their median within a
         twentieth of the decrease from the median of the ten before.  Noise, a curve with a single spike, and a curve
         that still falls steeply have not converged.
+        With a stopping rule (see `InversionSettings.patience`) those have that met it.  It compares medians of more
+        steps: the loss of a single random view says little.
         """
-        lowest = self.losses.min(dim=1).values
-        fall = self.losses[:, 0] - lowest
-        worst_of_last = self.losses[:, -LAST_STEPS:].max(dim=1).values
-        before = self.losses[:, -2 * LAST_STEPS : -LAST_STEPS].quantile(0.5, dim=1)
-        stayed = worst_of_last - lowest <= fall / 4
-        settled = (self.final_losses - before).abs() <= fall / 20
-        return (fall > 0) & stayed & settled
+        if self.stopped is not None:
+            return self.stopped
+        return torch.tensor([_has_converged(curve) for curve in self._curves])
+
+    @property
+    def _curves(self) -> list[torch.Tensor]:
+        return [losses[:steps] for losses, steps in zip(self.losses, self.steps.tolist(), strict=True)]
+
+
+def _has_converged(curve: torch.Tensor) -> bool:
+    lowest = curve.min()
+    fall = curve[0] - lowest
+    last, before = curve[-LAST_STEPS:], curve[-2 * LAST_STEPS : -LAST_STEPS]
+    stayed = last.max() - lowest <= fall / 4
+    settled = (last.quantile(0.5) - before.quantile(0.5)).abs() <= fall / 20
+    return bool(fall > 0 and stayed and settled)
 
 
 def starting_pixels(settings: InversionSettings, starts: int) -> torch.Tensor:
@@ -124,23 +175,6 @@ def starting_pixels(settings: InversionSettings, starts: int) -> torch.Tensor:
     shape = (1 if settings.colour == "grey" else 3, settings.image_size, settings.image_size)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed + k)) for k in range(starts)]
     return (settings.start_noise * torch.stack(noise)).clamp(-0.5, 0.5)
-
-
-def fourier_from_pixels(pixels: torch.Tensor) -> torch.Tensor:
-    """Pixels (N, C, S, S) to their scaled spectrum (N, C, S, S // 2 + 1, 2), real and imaginary parts.
-
-    Each frequency is divided by its weight in natural images, 1 / frequency (Olah et al. 2017).  A step of the
-    optimizer then changes the large shapes of an image more than its fine texture.
-    """
-    spectrum = torch.view_as_real(torch.fft.rfft2(pixels, norm="ortho"))
-    return spectrum / _frequency_weights(pixels.shape[-2]).to(pixels.device)
-
-
-def pixels_from_fourier(parameters: torch.Tensor) -> torch.Tensor:
-    """The inverse of `fourier_from_pixels`, for square images."""
-    size = parameters.shape[-3]
-    spectrum = torch.view_as_complex(parameters * _frequency_weights(size).to(parameters.device))
-    return torch.fft.irfft2(spectrum, s=(size, size), norm="ortho")
 
 
 def decay(pixels: torch.Tensor, fraction: float) -> torch.Tensor:
@@ -194,6 +228,16 @@ def class_logit(model: nn.Module, images: torch.Tensor, classes: torch.Tensor) -
     return logits.gather(1, classes[:, None])[:, 0]
 
 
+def class_log_probability(model: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Objective: the logarithm (N,) of the probability of each image's class; other classes count against it.
+
+    Raises ValueError for a class the model does not have.
+    """
+    logits = logits_of(model, images)
+    check_targets(classes, logits.shape[1])
+    return logits.log_softmax(dim=1).gather(1, classes[:, None])[:, 0]
+
+
 def filter_mean(layer: nn.Module) -> Objective:
     """Objective: the mean over positions of each image's filter in the output of `layer`.
 
@@ -231,16 +275,18 @@ def invert(
     std: Sequence[float],
     starts: int = 1,
     progress: bool = True,
+    amplitudes: torch.Tensor | None = None,
 ) -> Inversion:
     """Optimize `starts` images for each target, all in one batch; those of the first target come first.
 
     `targets` are class or filter numbers, as the objective expects.  Start k has the same initial noise for every
-    target.  `mean` and `std` of red, green and blue normalize images in 0..1 as the model expects.  The model is in
-    eval mode meanwhile; it does not change, and its parameters get no gradients.  Within `torch.no_grad` and
-    `torch.inference_mode` it works as outside.
-    Raises ValueError for no targets or starts, another number of colors, a model that was built in inference mode, an
-    objective that does not give one value per image, and whatever the objective raises; FloatingPointError if a value
-    is not finite.
+    target.  `mean` and `std` of red, green and blue normalize images in 0..1 as the model expects.  `amplitudes` are
+    those of `image_parameters.mean_amplitudes`, for parameters="phase".  The model is in eval mode meanwhile; it does
+    not change, and its parameters get no gradients.  Within `torch.no_grad` and `torch.inference_mode` it works as
+    outside.
+    Raises ValueError for no targets or starts, another number of colors, phases without amplitudes, a model that was
+    built in inference mode, an objective that does not give one value per image, and whatever the objective raises;
+    FloatingPointError if a value is not finite.
     """
     if len(targets) < 1 or starts < 1:
         raise ValueError(f"there are {len(targets)} targets and {starts} starts; there must be at least 1 of each")
@@ -249,34 +295,117 @@ def invert(
     weight = next(model.parameters())
     if weight.is_inference():
         raise ValueError("the model was built within torch.inference_mode, which rules out gradients; build it outside")
-    encode, decode = _PARAMETRISATIONS[settings.parameters]
-    device = weight.device
-    targets = label_numbers(targets).to(device).repeat_interleave(starts)
-    pixels = starting_pixels(settings, starts).repeat(len(targets) // starts, 1, 1, 1).to(device)
-    parameters = encode(pixels).requires_grad_()
+    if settings.parameters == "phase" and amplitudes is None:
+        raise ValueError("parameters is 'phase', which needs the amplitudes of training images")
+    targets = label_numbers(targets).to(weight.device).repeat_interleave(starts)
+    pixels = starting_pixels(settings, starts).repeat(len(targets) // starts, 1, 1, 1).to(weight.device)
+    generators = [
+        generator_of(settings.seed, number % starts, target) for number, target in enumerate(targets.tolist())
+    ]
+    curves = [[] for _ in generators]
+
+    def value_of(pixels: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """The objective (n,) of images (n, C, S, S), those of these numbers: the mean over their views."""
+        views = views_of(pixels, settings.random_views, [generators[number] for number in numbers])
+        of_views = targets[numbers].repeat_interleave(settings.views)
+        values = objective(model, _normalise(_images(views), mean, std), of_views)
+        if values.shape != of_views.shape:
+            raise ValueError(f"the objective gives {tuple(values.shape)}; it must give one value per image")
+        if not values.isfinite().all():
+            raise FloatingPointError(f"the objective is not finite in step {len(curves[numbers[0]]) + 1}")
+        return values.view(-1, settings.views).mean(dim=1)
+
+    steps = settings.steps // settings.levels
+    with eval_mode(model), tqdm(total=len(targets) * steps * settings.levels, unit="step", disable=not progress) as bar:
+        bar.set_description("model inversion")
+        for size in settings.sizes:
+            if size != pixels.shape[-1]:
+                pixels = _resized(pixels, size, settings)
+            convert = conversion(settings.parameters, _at_size(amplitudes, size, settings, weight.device))
+            pixels, stopped = _optimise(pixels, value_of, convert, settings, curves, bar)
+    losses = torch.full((len(curves), settings.steps), torch.nan)
+    for row, curve in zip(losses, curves, strict=True):
+        row[: len(curve)] = torch.tensor(curve)
+    images = _images(pixels).clamp(0, 1)  # rounding of the spectrum may exceed the range by 1e-7
+    losses = losses[:, : max(map(len, curves))]
+    return Inversion(images.cpu(), targets.cpu(), losses, stopped if settings.patience else None)
+
+
+def _optimise(
+    pixels, value_of: Callable, convert: Conversion, settings, curves: list[list[float]], bar
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Optimize images (N, C, S, S) at one resolution until each is finished; append its losses to its curve.
+
+    `value_of` is called with images and their numbers.  A finished image leaves the batch: the others go on without it.
+    Also returns which images (N,) met the stopping rule.
+    """
+    encode, decode = convert
+    steps = settings.steps // settings.levels
+    parameters, first = encode(pixels).requires_grad_(), [len(curve) for curve in curves]
     optimizer = torch.optim.Adam([parameters], settings.learning_rate)  # elementwise, so images stay independent
-    shifts = torch.Generator().manual_seed(settings.seed)
-    losses = []
-    with eval_mode(model):
-        for step in trange(1, settings.steps + 1, desc="model inversion", unit="step", disable=not progress):
-            pixels = decode(parameters)
-            shift = torch.randint(-settings.jitter, settings.jitter + 1, (2,), generator=shifts).tolist()
-            images = _images(pixels).roll(shift, dims=(2, 3))  # the same shift whatever the batch
-            values = objective(model, _normalise(images, mean, std), targets)
-            if values.shape != targets.shape:
-                raise ValueError(f"the objective gives {tuple(values.shape)}; it must give one value per image")
-            if not values.isfinite().all():
-                raise FloatingPointError(f"the objective is not finite in step {step}")
-            losses.append(-values.detach())
-            # torch.autograd.grad leaves the model's parameters without gradients.
-            pixel_gradient, gradient = torch.autograd.grad(-values.sum(), (pixels, parameters))
-            parameters.grad = clip_gradient(gradient, settings.gradient_clip)
-            optimizer.step()
-            with torch.no_grad():
-                parameters.copy_(encode(regularise(decode(parameters), pixel_gradient, settings, step)))
-    with torch.no_grad():
-        images = _images(decode(parameters)).clamp(0, 1)  # rounding of the spectrum may exceed the range by 1e-7
-    return Inversion(images.cpu(), targets.cpu(), torch.stack(losses, dim=1).cpu())
+    active, finished = torch.arange(len(pixels)), torch.empty_like(pixels)
+    stopped = torch.zeros(len(pixels), dtype=torch.bool)
+    for step in range(1, steps + 1):
+        pixels = decode(parameters)
+        values = value_of(pixels, active)
+        for number, value in zip(active.tolist(), values.tolist(), strict=True):
+            curves[number].append(-value)
+        # torch.autograd.grad leaves the model's parameters without gradients.
+        pixel_gradient, gradient = torch.autograd.grad(-values.sum(), (pixels, parameters))
+        parameters.grad = clip_gradient(gradient, settings.gradient_clip)
+        optimizer.step()
+        bar.update(len(active))
+        with torch.no_grad():
+            parameters.copy_(encode(regularise(decode(parameters), pixel_gradient, settings, step)))
+            stopped[active] = torch.tensor(
+                [_is_finished(curves[each], first[each], settings.patience) for each in active]
+            )
+            done = stopped[active] | (step == steps)
+            if done.any():
+                finished[active[done]] = decode(parameters)[done]
+                bar.update(int(done.sum()) * (steps - step))
+                active = active[~done]
+                if not len(active):
+                    return finished, stopped
+                parameters, optimizer = _without(optimizer, parameters, ~done, settings.learning_rate)
+    return finished, stopped
+
+
+def _is_finished(curve: Sequence[float], first: int, patience: int) -> bool:
+    """Whether the loss of an image has stopped falling since its step `first`.
+
+    The median of its last `patience` losses is compared with that of the `patience` before.  It must be lower by a
+    twentieth of the whole decrease.  Medians, because views make the loss noisy.
+    """
+    if patience < 1 or len(curve) - first < 2 * max(patience, LAST_STEPS):
+        return False
+    fall = curve[0] - min(curve)
+    return statistics.median(curve[-2 * patience : -patience]) - statistics.median(curve[-patience:]) < fall / 20
+
+
+def _without(optimizer, parameters: torch.Tensor, kept: torch.Tensor, learning_rate: float):
+    """The parameters and the optimizer of the images that are kept, with their averages of gradients."""
+    remaining = parameters.detach()[kept].requires_grad_()
+    state = {name: value[kept] if value.ndim else value for name, value in optimizer.state[parameters].items()}
+    optimizer = torch.optim.Adam([remaining], learning_rate)
+    optimizer.state[remaining] = state
+    return remaining, optimizer
+
+
+def _resized(pixels: torch.Tensor, size: int, settings: InversionSettings) -> torch.Tensor:
+    """The images at another resolution, with new noise: the frequencies that they did not have start from it."""
+    noise = starting_pixels(replace(settings, image_size=size, levels=1), 1).to(pixels)
+    resized = nn.functional.interpolate(pixels, (size, size), mode="bicubic", align_corners=False, antialias=True)
+    return (resized + noise).clamp(-0.5, 0.5)
+
+
+def _at_size(amplitudes: torch.Tensor | None, size: int, settings: InversionSettings, device) -> torch.Tensor | None:
+    """The amplitudes of one resolution, on the device; one channel of them where the images are gray."""
+    if amplitudes is None or settings.parameters != "phase":
+        return None
+    if settings.colour == "grey":
+        amplitudes = amplitudes.mean(dim=0, keepdim=True)
+    return low_frequencies(amplitudes, size).to(device)
 
 
 @torch.inference_mode()
@@ -295,25 +424,6 @@ def score_by_another(
         probabilities = probabilities_of(logits_of(model, _normalise(images, mean, std)))
     check_targets(targets, probabilities.shape[1])
     return probabilities.gather(1, targets[:, None])[:, 0].cpu()
-
-
-# From pixels to the parameters that are optimized, and back.
-_PARAMETRISATIONS = {
-    "pixels": (torch.clone, torch.clone),
-    "fourier": (fourier_from_pixels, pixels_from_fourier),
-}
-
-
-def _frequency_weights(size: int) -> torch.Tensor:
-    """Weights (S, S // 2 + 1, 1) whose mean square over the spectrum is 1.
-
-    The learning rate then has the same scale for both kinds of parameters.  Frequencies are in periods per pixel;
-    frequency 0, the mean gray, has the weight of the lowest other frequency.
-    """
-    frequencies = torch.fft.fftfreq(size)
-    weights = 1 / torch.hypot(frequencies[:, None], frequencies[None, :]).clamp(min=1 / size)
-    weights = weights / weights.square().mean().sqrt()
-    return weights[:, : size // 2 + 1, None]
 
 
 def _clip_smallest(pixels: torch.Tensor, sizes: torch.Tensor, fraction: float) -> torch.Tensor:
@@ -377,6 +487,7 @@ def main(arguments=None) -> int:
     parser.add_argument(
         "--output", type=expanded, default=Path("inversion"), help="folder of images, curves and tables"
     )
+    parser.add_argument("--data", default="15scene", help="training images of the amplitudes, with --parameters phase")
     for name, default in _options().items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     options = parser.parse_args(arguments)
@@ -398,7 +509,10 @@ def _invert(options):
     settings = InversionSettings(image_size=run.image_size, **{name: getattr(options, name) for name in _options()})
     objective, targets, names = _objective(run, options)
     evaluator = _evaluator(run, options.evaluator)
-    inversion = invert(run.model, objective, targets, settings, run.mean, run.std, options.starts)
+    amplitudes = training_amplitudes(run, options.data) if settings.parameters == "phase" else None
+    inversion = invert(
+        run.model, objective, targets, settings, run.mean, run.std, options.starts, amplitudes=amplitudes
+    )
     facts = {}
     if evaluator is not None:
         scores = score_by_another(evaluator.model, inversion.images, inversion.targets, evaluator.mean, evaluator.std)

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import NullFormatter
 
+EMPTY_MAP = "empty map"  # written over an image whose heat map shows nothing
 ACCURACY_TICKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 0.99)
 
 
@@ -168,10 +169,18 @@ def plot_images(images, titles, columns: int, axes=None):
 
 
 def plot_heat_map(pixels, heat_map, ax=None):
-    """A heat map (H, W) in 0..1 with a color bar, over the gray image, uint8 (1 or 3, H, W)."""
+    """A heat map (H, W) in 0..1 with a color bar, over the gray image, uint8 (1 or 3, H, W).
+
+    A map that is the same everywhere, or not finite, shows nothing: the image stays as it is, and a note says so.
+    """
     ax = ax or plt.gca()
     ax.imshow(np.asarray(pixels).mean(axis=0), cmap="gray", vmin=0, vmax=255)
-    overlay = ax.imshow(np.asarray(heat_map), cmap="jet", vmin=0, vmax=1, alpha=0.5)
+    heat_map = np.asarray(heat_map)
+    if not np.isfinite(heat_map).all() or heat_map.min() == heat_map.max():
+        ax.text(0.5, 0.5, EMPTY_MAP, ha="center", va="center", transform=ax.transAxes, bbox={"facecolor": "white"})
+        ax.axis("off")
+        return ax
+    overlay = ax.imshow(heat_map, cmap="jet", vmin=0, vmax=1, alpha=0.5)
     ax.figure.colorbar(overlay, ax=ax, fraction=0.046, pad=0.03)
     ax.axis("off")
     return ax

@@ -1,29 +1,41 @@
-"""Class probabilities, and a command that prints and draws them.
+"""Class probabilities of images, and a command that prints, lists and draws them.
 
-    python -m evaluation.predict photo.jpg --model supervised_short
+    python -m evaluation.predict PATH... [--model RUN] [--csv FILE] [--map] [--why-not CLASS]
 
-The command prints the most probable classes of each image.  It draws each image beside its Score-CAM for the most
-probable class.
+A path is an image or a folder, which is searched at any depth.  The command prints each image's most probable class,
+its probability and the runner-up, and warns of images that are unlike all scenes of the training set
+(evaluation/novelty.py).  With `--map` it draws each image beside its Score-CAM for the most probable class, and with
+`--why-not` beside that for the difference between its class and another one.  In a notebook:
+
+    from evaluation.predict import load
+    model = load("byol_classifier")
+    model.predict(paths), model.embed(paths), model.explain(path)
 """
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 from torch import nn
 from tqdm import tqdm
 
-from data.files import expanded
+from data.files import expanded, say_once, write_atomically
+from data.folders import images_in
 from evaluation import plots
-from evaluation.checkpoints import check_images, load_trained
+from evaluation.checkpoints import TrainedRun
+from evaluation.embed import add_model_options, check_target, embed, features_in_batches
 from evaluation.hooks import eval_mode
+from evaluation.novelty import Novelty, novelty_of
 from evaluation.plots import readable
-from evaluation.scorecam import probabilities_of, score_cam
+from evaluation.publish import load_run
+from evaluation.scorecam import contrast_cam, probabilities_of, score_cam
 from helper_functions import logits_of
 from runs import run_command
 
@@ -44,14 +56,110 @@ def class_probabilities(model: nn.Module, images: torch.Tensor | Iterable) -> np
         return torch.cat([probabilities_of(logits_of(model, batch)).cpu() for batch in batches]).numpy()
 
 
-def draw_prediction(pixels: np.ndarray, heat_map, probabilities: np.ndarray, class_names, title: str):
-    """A figure of one image, uint8 (1 or 3, S, S), its heat map (S, S), and its most probable classes."""
+@dataclass(frozen=True)
+class Model:
+    """A trained network for image files: what `load` returns.
+
+    `novelty` describes its training images, and is None where nothing is known of them.
+    """
+
+    run: TrainedRun
+    novelty: Novelty | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of probabilities and labels."""
+        return self.run.class_names
+
+    def predict(self, paths: Iterable[str | Path], skip_bad_images: bool = False) -> pd.DataFrame:
+        """One line per image: file, class, probability, runner_up, runner_up_probability, distance, unlike_training.
+
+        Paths are images and folders.  `distance` is that to the training images, 1 at the threshold; above it an image
+        is `unlike_training`.  Both are missing where the training images are not known.
+        Raises FileNotFoundError or ValueError that names a file which is not there or cannot be decoded.
+        """
+        found = [table for table, _ in self.predictions(images_in(map(expanded, paths)), skip_bad_images)]
+        if not found:
+            raise ValueError("none of the images can be decoded")
+        return pd.concat(found, ignore_index=True)
+
+    def predictions(
+        self, paths: Sequence[Path], skip_bad_images: bool = False
+    ) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
+        """In batches: lines as `predict` returns them, and the probabilities (images, classes)."""
+        run = self.run.folded()
+        for batch, features in features_in_batches(run, paths, skip_bad_images):
+            probabilities = class_probabilities(run.model, torch.from_numpy(features))
+            yield self._lines(batch, features, probabilities), probabilities
+
+    def embed(self, paths: Iterable[str | Path]) -> np.ndarray:
+        """The vectors of images, float32 (N, D): the pooled features that the head of the network reads."""
+        return embed(self.run, images_in(map(expanded, paths)))[1]
+
+    def explain(
+        self, path: str | Path, class_name: str | None = None, why_not: str | None = None, layer: str = "8"
+    ) -> np.ndarray:
+        """Where in an image the network finds a class: the Score-CAM, float32 (S, S) in 0..1.
+
+        Without `class_name` that is the most probable class.  With `why_not` it is what speaks for the class and
+        against this other one.  Raises ValueError for a class that the network does not have.
+        """
+        _, image = self.run.read([expanded(path)])
+        target = self.label(class_name) if class_name else int(class_probabilities(self.run.model, image).argmax())
+        rival = None if why_not is None else self.label(why_not)
+        return heat_map_of(self.run.ready_to_explain([layer]), image, target, rival, layer).numpy()
+
+    def label(self, class_name: str) -> int:
+        """The number of a class; ValueError lists them for one that there is not."""
+        if class_name not in self.class_names:
+            raise ValueError(f"{self.run.name} has no class {class_name}; it has {', '.join(self.class_names)}")
+        return self.class_names.index(class_name)
+
+    def _lines(self, paths: Sequence[Path], features: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+        first, second = probabilities.argsort(axis=1)[:, :-3:-1].T
+        rows, names = np.arange(len(paths)), np.array(self.class_names, dtype=object)
+        table = pd.DataFrame({"file": [str(path) for path in paths], "class": names[first]})
+        table["probability"] = probabilities[rows, first]
+        table["runner_up"], table["runner_up_probability"] = names[second], probabilities[rows, second]
+        distances = None if self.novelty is None else self.novelty.distances(features)
+        table["distance"] = np.nan if distances is None else distances
+        table["unlike_training"] = pd.array([pd.NA] * len(paths) if distances is None else distances > 1, "boolean")
+        return table
+
+
+def load(run: str | Path) -> Model:
+    """A trained run by its name or file, to be used on image files; a released model is put in its place by itself.
+
+    Raises what `evaluation.checkpoints.load_trained` raises.
+    """
+    found = load_run(run)
+    return Model(found, novelty_of(found))
+
+
+def heat_map_of(
+    run: TrainedRun, image: torch.Tensor, target: int, rival: int | None = None, layer: str = "8"
+) -> torch.Tensor:
+    """The Score-CAM (S, S) of one image (1, 3, S, S) for a class, or for the difference between it and a rival.
+
+    `run` is `ready_to_explain`.
+    """
+    layer = run.layer(layer)
+    if rival is None:
+        return score_cam(run.model, image, layer, [target]).maps[0]
+    return contrast_cam(run.model, image, layer, [target], [rival]).maps[0]
+
+
+def draw_prediction(pixels: np.ndarray, heat_map, probabilities: np.ndarray, class_names, titles: Sequence[str]):
+    """A figure of one image, uint8 (1 or 3, S, S), its heat map (S, S), and its most probable classes.
+
+    `titles` are those of the image and of the heat map.
+    """
     figure, (plain, explained, bars) = plt.subplots(
         1, 3, figsize=(10, 3.2), width_ratios=(1, 1.2, 1.2), layout="constrained"
     )
-    plots.plot_images([pixels], [title], columns=1, axes=[plain])
+    plots.plot_images([pixels], titles[:1], columns=1, axes=[plain])
     plots.plot_heat_map(pixels, heat_map, explained)
-    explained.set_title(plots.plain(f"Score-CAM for {class_names[probabilities.argmax()]}"), fontsize=8)
+    explained.set_title(plots.plain(titles[1]), fontsize=8)
     top = probabilities.argsort()[::-1][:TOP]
     bars.barh([plots.plain(class_names[label]) for label in top][::-1], probabilities[top][::-1])
     bars.set_xlim(0, 1)
@@ -62,36 +170,92 @@ def draw_prediction(pixels: np.ndarray, heat_map, probabilities: np.ndarray, cla
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation.predict", description="Print and draw the most probable classes of images"
+        prog="python -m evaluation.predict", description="Print, list and draw the most probable classes of images"
     )
-    parser.add_argument("images", nargs="+", type=expanded, metavar="IMAGE")
-    parser.add_argument("--model", required=True, metavar="RUN", help="name of a trained run, or path of its file")
-    parser.add_argument("--layer", default="8", help="of the heat map: a stage, 0 to 8, or the name of a module")
-    parser.add_argument("--output", type=expanded, default=Path("predictions"), help="folder of the figures")
+    parser.add_argument("paths", nargs="+", type=expanded, metavar="PATH", help="images, or folders of images")
+    add_model_options(parser)
+    parser.add_argument("--csv", type=expanded, metavar="FILE", help="also write a table of all images")
+    parser.add_argument("--map", action="store_true", help="draw each image beside its heat map")
+    parser.add_argument("--why-not", metavar="CLASS", help="draw what speaks for the predicted class and against CLASS")
+    parser.add_argument("--layer", help="of the heat map: a stage, 0 to 8, or the name of a module (default: 8)")
+    parser.add_argument("--output", type=expanded, help="folder of the figures (default: predictions)")
     options = parser.parse_args(arguments)
     matplotlib.use("Agg")
     return run_command(lambda: _predict(options))
 
 
 def _predict(options):
-    run = load_trained(options.model)
-    explained = run.ready_to_explain([options.layer])
-    check_images(options.images)
-    if options.output.is_file():
-        raise ValueError(f"{options.output} is a file; --output takes a folder")
-    for number, path in enumerate(tqdm(options.images, desc="Score-CAM", unit="image"), start=1):
-        (pixels,), image = run.read([path])  # one at a time, so that memory does not grow with their number
-        (probabilities,) = class_probabilities(run.model, image)
-        top = probabilities.argsort()[::-1][:TOP]
-        listed = ", ".join(f"{run.class_names[label]} {probabilities[label]:.3f}" for label in top)
-        tqdm.write(f"{readable(path)}: {listed}")
-        found = score_cam(explained.model, image, explained.layer(options.layer), [top[0]])
-        figure = draw_prediction(pixels, found.maps[0], probabilities, run.class_names, readable(path.name))
-        options.output.mkdir(parents=True, exist_ok=True)
-        target = options.output / f"{number:03d}_{_shortened(readable(path.stem))}.png"
-        figure.savefig(target, dpi=120)
+    for name in ("layer", "output"):
+        if getattr(options, name) is not None and not (options.map or options.why_not):
+            raise ValueError(f"--{name} is of a figure: add --map or --why-not CLASS")
+    if options.csv is not None:
+        check_target(options.csv, "--csv", (".csv",))
+    model = load(options.model)
+    figures = _Figures(model, options) if options.map or options.why_not else None
+    paths = images_in(options.paths)
+    if model.novelty is None:
+        say_once(
+            f"{model.run.name} has no description of its training images, so nothing warns of images unlike them; "
+            f"python -m evaluation.novelty {model.run.name} makes one"
+        )
+    tables = []
+    for table, probabilities in model.predictions(paths, options.skip_bad_images):
+        for line, of_image in zip(table.itertuples(index=False, name=None), probabilities, strict=True):
+            tqdm.write(_sentence(*line))
+            if figures is not None:
+                tqdm.write(f"  {figures.draw(Path(line[0]), of_image)}")
+        tables.append(table)
+    if not tables:
+        raise ValueError("none of the images can be decoded")
+    _report(model, pd.concat(tables, ignore_index=True), options.csv)
+
+
+def _sentence(file, name, probability, runner_up, second_probability, distance, _) -> str:
+    warning = f"; unlike the training images, at {distance:.2f} times the threshold" if distance > 1 else ""
+    return f"{readable(file)}: {name} {probability:.3f}, {runner_up} {second_probability:.3f}{warning}"
+
+
+def _report(model: Model, table: pd.DataFrame, csv: Path | None):
+    """Warn of images that are unlike the training images, and write the table."""
+    unlike = int(table["unlike_training"].sum())
+    if unlike:
+        say_once(
+            f"warning: {unlike:,} of {len(table):,} image(s) look like no scene of the training set, so their classes "
+            f"mean little; of scenes like those of the training, {model.novelty.false_alarms:.0%} get this warning too"
+        )
+    if csv is not None:
+        write_atomically(csv, lambda path: table.to_csv(path, index=False, errors="surrogateescape"))
+        print(f"{csv}: {len(table):,} images")
+
+
+class _Figures:
+    """Draws images one by one into a folder."""
+
+    def __init__(self, model: Model, options: argparse.Namespace):
+        """Refuse a layer, a class or a folder that cannot be, before any image is read."""
+        self.model, self.layer = model, options.layer or "8"
+        self.explained = model.run.ready_to_explain([self.layer])
+        self.explained.layer(self.layer)
+        self.rival = None if options.why_not is None else model.label(options.why_not)
+        self.folder, self.drawn = options.output or Path("predictions"), 0
+        if self.folder.is_file():
+            raise ValueError(f"{self.folder} is a file; --output takes a folder")
+
+    def draw(self, path: Path, probabilities: np.ndarray) -> Path:
+        """Write the figure of an image, and return its path."""
+        names, target, rival = self.model.class_names, int(probabilities.argmax()), self.rival
+        if rival == target:  # it is that class: what keeps it from being the next one
+            rival = int(probabilities.argsort()[-2])
+        (pixels,), image = self.model.run.read([path])
+        heat_map = heat_map_of(self.explained, image, target, rival, self.layer)
+        title = f"Score-CAM for {names[target]}" + ("" if rival is None else f", not {names[rival]}")
+        figure = draw_prediction(pixels, heat_map, probabilities, names, [readable(path.name), title])
+        self.drawn += 1
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target_file = self.folder / f"{self.drawn:03d}_{_shortened(readable(path.stem))}.png"
+        figure.savefig(target_file, dpi=120)
         plt.close(figure)
-        tqdm.write(f"  {target}")
+        return target_file
 
 
 def _shortened(name: str) -> str:

@@ -24,10 +24,13 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from data.files import digest_of_tensors, root_folder, write_atomically
+from data.image_cache import Scenes
 from evaluation import plots, representation
+from evaluation.checkpoints import TrainedRun
 from evaluation.hooks import eval_mode
 from evaluation.results import PRETEXTS_BY_EPOCH, pretext_epochs_table
 from evaluation.statistics import accuracy_interval, mean_and_interval
@@ -45,9 +48,11 @@ from runs import (
 from self_supervised.dataloader import build_loaders
 from self_supervised.probes import NEIGHBORS, Splits, check_splits, linear_probe, nearest_neighbors
 from self_supervised.settings import CLASSIFIER_EXPERIMENTS, ProbeExperiment
+from supervised.dataloader import SceneDataset
 from supervised.models import SceneClassifier
 from supervised.settings import Experiment
 
+BATCH = 64  # images
 IMAGES_PER_CLASS = (1, 5, 10, 25, 50, 100)
 
 # What the reports probe: name in figures, experiment that the features come from.
@@ -183,6 +188,26 @@ def probe_stages(features_by_split: StagesOfSplits) -> pd.DataFrame:
             low, high = accuracy_interval(int(correct.sum()), len(correct))
             lines.append((stage, name, probe.val_accuracy, probe.test_accuracy, low, high))
     return pd.DataFrame(lines, columns=["stage", "probe", "val_accuracy", "test_accuracy", "from", "to"])
+
+
+def features_of_scenes(run: TrainedRun, splits: Mapping[str, Scenes]) -> Splits:
+    """Pooled features (N, D), which the head of a trained run reads, and labels (N,) by split.
+
+    They are computed once and cached in data/cache, as those of an experiment are.
+    """
+    loaders = {
+        split: DataLoader(SceneDataset(scenes, run.resize), BATCH, collate_fn=_as_it_is)
+        for split, scenes in splits.items()
+    }
+    found, stages = _cached_features(run.model, loaders), sorted(run.model.stages)
+    return {
+        split: (np.concatenate([features[stage] for stage in stages], axis=1), labels)
+        for split, (features, labels) in found.items()
+    }
+
+
+def _as_it_is(batch):
+    return batch
 
 
 def sample_of_each_class(labels: np.ndarray, images_per_class: int, seed: int) -> np.ndarray:
@@ -460,8 +485,12 @@ def _probe_cifar10(profile: str, control: Experiment, label: str, experiment: Ex
 
 
 def _features_of_splits(model: SceneClassifier, loaders) -> StagesOfSplits:
-    """`stage_features` of each split, computed once and cached in data/cache for every later use."""
+    """`stage_features` of each split of an experiment, computed once and cached in data/cache for every later use."""
     splits = {"train": loaders.train_in_order, "val": loaders.val, "test": loaders.test}
+    return _cached_features(model, splits)
+
+
+def _cached_features(model: SceneClassifier, splits: Mapping[str, DataLoader]) -> StagesOfSplits:
     weights, folded, found = digest_of_tensors(model.features.state_dict()), fold_batchnorm(model), {}
     for split, loader in splits.items():
         scenes, resize = loader.dataset.scenes, loader.dataset.resize

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from data.download import check_checksum, download
-from data.files import CODE, digest_of_file, root_folder, write_atomically
-from evaluation.checkpoints import RELEASED, load_trained, read_released
+from data.files import CODE, digest_of_file, root_folder, say_once, write_atomically
+from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, read_released
 from evaluation.statistics import accuracy_interval
 from helper_functions import predict
 from runs import configure, files_of, find, load_checkpoint, run_command
@@ -36,6 +36,34 @@ from supervised.models import STAGE_WIDTHS
 FOLDER = CODE / "published"
 DIGESTS = "sha256.json"
 FLOAT32_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d)
+FRONT_MATTER = """\
+---
+license: mit
+library_name: pytorch
+pipeline_tag: image-classification
+tags:
+- scene-recognition
+- self-supervised-learning
+- {network}
+datasets:
+- {data}
+metrics:
+- accuracy
+model-index:
+- name: {name}
+  results:
+  - task:
+      type: image-classification
+    dataset:
+      name: {data}
+      type: {data}
+      split: test
+    metrics:
+    - type: accuracy
+      name: test accuracy of this file
+      value: {measured:.4f}
+---
+"""  # what the Hugging Face Hub reads of a card: github.com/huggingface/hub-docs, modelcard.md
 CARD = """\
 # {name}
 
@@ -176,7 +204,7 @@ def card(result: Mapping, about: Mapping, size: int, digest: str) -> str:
     settings, data = identity["settings"], identity["data"]
     low, high = accuracy_interval(round(result["test_accuracy"] * len(labels)), len(labels))
     worst = sorted(result["test_accuracy_by_class"].items(), key=lambda item: item[1])[:3]
-    return CARD.format(
+    return (FRONT_MATTER + CARD).format(
         **{key: settings[key] for key in ("network", "head", "stages", "image_size", "resize", "seed")},
         **{key: result[key] for key in ("name", "epoch", "precision", "device")},
         **{split: data["images"][split] for split in ("train", "val", "test")},
@@ -250,6 +278,18 @@ def place(names: Sequence[str], source: str | Path, models: Path, folder: Path =
             write_atomically(target, lambda temporary, origin=origin: temporary.write_bytes(origin.read_bytes()))
         placed.append(target)
     return placed
+
+
+def load_run(name: str | Path) -> TrainedRun:
+    """As `load_trained`; a released model that is named and is not under models/ yet is placed there first."""
+    try:
+        return load_trained(name)
+    except FileNotFoundError:
+        if str(name) not in _read_digests(FOLDER) or not (FOLDER / f"{name}{RELEASED}").is_file():
+            raise
+    (placed,) = place([str(name)], FOLDER, root_folder() / "models" / "full", FOLDER)
+    say_once(f"{name} is a released model; it was copied to {placed}")
+    return load_trained(name)
 
 
 def main(arguments=None) -> int:

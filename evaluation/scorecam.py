@@ -30,7 +30,7 @@ from evaluation.hooks import eval_mode, maps_and_logits
 from helper_functions import logits_in, logits_of
 from runs import run_command
 
-WEIGHTINGS = ("softmax", "probability")
+WEIGHTINGS = ("softmax", "probability", "increase")
 NOT_FINITE = "an activation of the layer or a score of a masked image is not finite"
 ROUNDING = 1e-6  # values that differ by less than this fraction of the largest are constant but for rounding
 FIGURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")  # suffixes of a sheet
@@ -38,10 +38,28 @@ FIGURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")  # suffixes of a sheet
 
 @dataclass(frozen=True)
 class ScoreCam:
-    """Maps (N, H, W) in [0, 1], float32, and each image's number of constant channels (N,), both on the CPU."""
+    """Heat maps, one per image.  All tensors are on the CPU.
+
+    `maps` (N, H, W) are float32 in [0, 1].  `constant_channels` (N,) counts the channels that mask nothing.
+    `fell_back` (N,) is True where the weighted sum of activations is nowhere positive, and the map shows the weighted
+    sum of masks instead (see `MaskedImages.maps`).
+    """
 
     maps: torch.Tensor
     constant_channels: torch.Tensor
+    fell_back: torch.Tensor
+
+    @property
+    def empty(self) -> torch.Tensor:
+        """Which maps (N,) are zero everywhere: there is nothing to show, for example in an image of one color."""
+        return is_empty(self.maps)
+
+
+@dataclass(frozen=True)
+class ContrastCam(ScoreCam):
+    """`maps` show what speaks for the target class and against the other; `other_maps` (N, H, W) the opposite."""
+
+    other_maps: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -64,33 +82,75 @@ class MaskedImages:
         """Which channels (N, channels) have the same value everywhere: they mask nothing and get no weight."""
         return _is_constant(self.activations.amin(dim=(2, 3)), self.activations.amax(dim=(2, 3)))
 
-    def scores(self, channels: torch.Tensor) -> torch.Tensor:
-        """The class's logit or probability under each mask, (N, channels); zero where `channels` is False."""
-        scores = torch.zeros_like(channels, dtype=self.activations.dtype)
+    @cached_property
+    def of_blank(self) -> torch.Tensor:
+        """The probabilities (1, classes) in the image that hides everything."""
+        return probabilities_of(logits_of(self.model, torch.zeros_like(self.images[:1]))).float()
+
+    def measure(
+        self, channels: torch.Tensor, read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Run the model on every masked image, once: (N, channels, values); zero where `channels` is False.
+
+        `channels` (N, channels) says which masks to run.  `read` is called with the logits (n, classes) of masked
+        images and the numbers (n,) of the images behind them; it gives the values (n, values) to keep.
+        """
+        found = None
         for pairs in channels.nonzero().split(self.batch_size):
             images, numbers = pairs.unbind(dim=1)
-            masks = scale_to_unit(_upsample(self.activations[images, numbers], self.images.shape[2:]))
+            masks = scale_to_unit(upsample(self.activations[images, numbers], self.images.shape[2:]))
             masked = self.images[images] * masks[:, None]
-            outputs = logits_of(self.model, masked)
-            if self.weighting == "probability":
-                outputs = probabilities_of(outputs)
-            scores[images, numbers] = outputs.gather(1, self.targets[images, None]).squeeze(1)
-        return scores
+            values = read(logits_of(self.model, masked), images)
+            if found is None:
+                found = torch.zeros(*channels.shape, values.shape[1], device=channels.device)
+            found[images, numbers] = values.to(found)
+        return torch.zeros(*channels.shape, 1, device=channels.device) if found is None else found
 
-    def weights(self, scores: torch.Tensor) -> torch.Tensor:
-        """The weights of the channels (N, channels): the softmax of their scores, or the scores themselves."""
+    def scores(self, channels: torch.Tensor) -> torch.Tensor:
+        """The class's logit or probability under each mask, (N, channels); zero where `channels` is False."""
+        return self.scores_of_classes(channels, self.targets[:, None])[..., 0]
+
+    def scores_of_classes(self, channels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """As `scores`, of several classes (N, K) in the same passes: (N, channels, K)."""
+
+        def read(logits, images):
+            outputs = logits if self.weighting == "softmax" else probabilities_of(logits)
+            return outputs.gather(1, classes[images])
+
+        return self.measure(channels, read).expand(-1, -1, classes.shape[1])
+
+    def weights(self, scores: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        """The weights (N, channels) of the channels, from the scores of `targets` (N,): by default of the targets.
+
+        They are the softmax of the scores, the scores themselves, or their increase above the blank image's.
+        """
         if self.weighting == "softmax":
             return scores.masked_fill(self.constant, -torch.inf).softmax(dim=1).masked_fill(self.constant, 0)
+        if self.weighting == "increase":
+            of_blank = self.of_blank[0, self.targets if targets is None else targets]
+            return (scores - of_blank[:, None]).masked_fill(self.constant, 0)
         return scores
 
-    def maps(self, scores: torch.Tensor) -> torch.Tensor:
-        """The heat maps (N, H, W) of these scores; FloatingPointError if a value is not finite."""
-        sums = (self.weights(scores)[:, :, None, None] * self.activations).sum(dim=1)
+    def maps(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The heat maps (N, H, W) of these weights (N, channels), and which fell back (N,).
+
+        Where the weighted sum of activations is nowhere positive, its map would be empty.  It happens with activations
+        that can be negative, as those of SiLU: the scores are those of masks, and a channel that is negative everywhere
+        has a mask like any other.  The map then is the weighted sum of the masks, which the scores were measured with:
+        the same weights and no further pass.  It is empty only where no channel has a positive weight.
+        Raises FloatingPointError if a value is not finite.
+        """
+        sums = (weights[:, :, None, None] * self.activations).sum(dim=1)
         if not sums.isfinite().all():
             raise FloatingPointError(NOT_FINITE)
         if self.weighting == "softmax":
             sums = sums.relu()
-        return scale_to_unit(_upsample(sums, self.images.shape[2:]).relu())
+        maps = scale_to_unit(upsample(sums, self.images.shape[2:]).relu())
+        empty = is_empty(maps)
+        for image in empty.nonzero().flatten():
+            of_masks = (weights[image, :, None, None] * scale_to_unit(self.activations[image])).sum(dim=0)
+            maps[image] = scale_to_unit(upsample(of_masks[None], self.images.shape[2:]).relu())[0]
+        return maps, empty & ~is_empty(maps)
 
 
 def score_cam(
@@ -111,16 +171,20 @@ def score_cam(
     `weighting` names the source.  "softmax": the weights are the softmax over channels of the class's logits, and
     negative sums are set to zero before upsampling (the paper; grad-cam, torchcam).  "probability": the weights are the
     class's probabilities, and negative sums are set to zero after upsampling (the authors' code of 2020,
-    github.com/haofanwang/Score-CAM).  Both upsample bilinearly (align_corners=False) and scale the masks afterwards, as
-    the authors do; grad-cam upsamples its masks with align_corners=True, torchcam scales them before upsampling.  At a
-    late layer of a trained network that is no detail: the softmax of logits selects few channels, and masks that are
-    shifted by half a position select others.  With masks aligned alike the maps are grad-cam's.
+    github.com/haofanwang/Score-CAM).  "increase": the same, less the probability in the blank image, which hides
+    everything.  This is the paper's baseline.  In the paper it stands within the softmax, where it has no effect: it is
+    one number for all channels, and a softmax does not change when a number is added to all its inputs.
+    All upsample bilinearly (align_corners=False) and scale the masks afterwards, as the authors do; grad-cam upsamples
+    its masks with align_corners=True, torchcam scales them before upsampling.  At a late layer of a trained network
+    that is no detail: the softmax of logits selects few channels, and masks that are shifted by half a position select
+    others.  With masks aligned alike the maps are grad-cam's.
 
     The probability of a model's only logit is its sigmoid.
 
     Masks hide by the value 0 of the normalized image, as in all these sources: its mean color, not black.  A constant
-    channel masks nothing: it is left out, as in the authors' code, and counted.  A constant map becomes zeros.  The
-    modes of all submodules are restored, and no hook or gradient is left.
+    channel masks nothing: it is left out, as in the authors' code, and counted.  Where the sources give an empty map,
+    the map is that of the masks (see `MaskedImages.maps`) and `fell_back` says so.  A constant map becomes zeros.
+    The modes of all submodules are restored, and no hook or gradient is left.
     Raises ValueError for images of another shape or type, a batch size below 1, an unknown weighting, a layer that the
     model does not have or run or that gives no maps, a model that does not give logits, and target classes that it does
     not have; FloatingPointError if an activation or a score is not finite.
@@ -128,6 +192,39 @@ def score_cam(
     return explain_batches(
         model, images, layer, target_classes, weighting, batch_size, lambda masked: masked.scores(~masked.constant)
     )
+
+
+def contrast_cam(
+    model: nn.Module,
+    images: torch.Tensor,
+    layer: nn.Module,
+    target_classes: Sequence[int],
+    other_classes: Sequence[int],
+    weighting: str = "softmax",
+    batch_size: int = 32,
+) -> ContrastCam:
+    """Why the target class and not the other one: the map of the difference of two classes, and the opposite map.
+
+    The weighted sums of activations of the two classes (see `score_cam`) are subtracted.  Where the difference is
+    positive the region speaks for the target class, where it is negative for the other one.  Both classes are scored in
+    the same passes, so two classes cost no more than one.  A map is empty where nothing speaks for its class.
+    The other arguments and the errors are those of `score_cam`.  Also raises ValueError where the two classes of an
+    image are the same.
+    """
+    images = as_images(images)
+    others = one_target_each(images, other_classes)
+    if (others == one_target_each(images, target_classes)).any():
+        raise ValueError("the other class is the target class; a contrast needs two classes")
+
+    def explain(masked: MaskedImages, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        check_targets(others, masked.of_blank.shape[1])
+        classes = torch.stack([masked.targets, others[batch]], dim=1)
+        of_target, of_other = masked.scores_of_classes(~masked.constant, classes).unbind(dim=2)
+        weights = masked.weights(of_target) - masked.weights(of_other, others[batch])
+        maps, fell_back = masked.maps(weights)
+        return maps, masked.constant.sum(dim=1), fell_back, masked.maps(-weights)[0]
+
+    return ContrastCam(*run_batches(model, images, layer, target_classes, weighting, batch_size, explain))
 
 
 def explain_batches(
@@ -140,22 +237,42 @@ def explain_batches(
     scores_of: Callable[[MaskedImages], torch.Tensor],
 ) -> ScoreCam:
     """As `score_cam`, with the scores (N, channels) that `scores_of` gives for each batch of images."""
+
+    def explain(masked: MaskedImages, _) -> tuple[torch.Tensor, ...]:
+        maps, fell_back = masked.maps(masked.weights(scores_of(masked)))
+        return maps, masked.constant.sum(dim=1), fell_back
+
+    return ScoreCam(*run_batches(model, images, layer, target_classes, weighting, batch_size, explain))
+
+
+def run_batches(
+    model: nn.Module,
+    images: torch.Tensor,
+    layer: nn.Module,
+    target_classes: Sequence[int],
+    weighting: str,
+    batch_size: int,
+    explain: Callable[[MaskedImages, torch.Tensor], tuple[torch.Tensor, ...]],
+) -> list[torch.Tensor]:
+    """What `explain` gives for each batch of masked images and the numbers of its images: joined, on the CPU.
+
+    The other arguments are those of `score_cam`.
+    """
     images = as_images(images)
     check_batch_size(batch_size)
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting is {weighting!r}; it must be one of {', '.join(WEIGHTINGS)}")
     targets = one_target_each(images, target_classes)
-    maps, constant_channels = [], []
+    found = []
     uncompiled = getattr(model, "_orig_mod", model)  # a compiled model does not call hooks that are added later
     with torch.inference_mode(), eval_mode(model):
         for batch in torch.arange(len(images)).split(batch_size):
             activations, outputs = maps_and_logits(uncompiled, images[batch], layer)
             check_targets(targets, logits_in(outputs, len(batch)).shape[1])
             masked = MaskedImages(model, images[batch], activations.float(), targets[batch], weighting, batch_size)
-            maps.append(masked.maps(scores_of(masked)).cpu())
-            constant_channels.append(masked.constant.sum(dim=1).cpu())
+            found.append([each.cpu() for each in explain(masked, batch)])
     # Copies made outside inference mode are ordinary tensors, which callers may change.
-    return ScoreCam(torch.cat(maps), torch.cat(constant_channels))
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
 def as_images(images: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -210,12 +327,17 @@ def scale_to_unit(maps: torch.Tensor) -> torch.Tensor:
     return ((maps - low) / (high - low)).masked_fill(_is_constant(low, high), 0)
 
 
+def is_empty(maps: torch.Tensor) -> torch.Tensor:
+    """Which maps (N, H, W) in 0..1 are zero everywhere: (N,)."""
+    return maps.amax(dim=(1, 2)) == 0
+
+
 def _is_constant(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     return high - low <= ROUNDING * torch.maximum(low.abs(), high.abs())
 
 
-def _upsample(maps: torch.Tensor, size) -> torch.Tensor:
-    """Maps (N, height, width) to (N, H, W)."""
+def upsample(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Maps (N, height, width) to (N, H, W), bilinearly."""
     return nn.functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 

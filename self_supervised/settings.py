@@ -8,6 +8,7 @@ its own at the end, with its controls.
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 from helper_functions import TrainSettings
@@ -45,7 +46,7 @@ class JointEmbeddingExperiment(Experiment):
     views_per_image: int = 2
     view_size: int = 160  # pixels, square
     neighbors: int = 0  # the second view is of one of so many nearest images, by the initial features; 0: of the same
-    unlabelled: str = ""  # a data set whose training images are added, grey if the others are
+    unlabelled: str = ""  # a data set whose training images are added, grey if the others are; <folder>/**: all images
     batchnorm: str = "initial"  # "initial": BatchNorm keeps its statistics; "pretext": it learns new ones
     momentum: float = 0.99  # of BYOL's target at first
     temperature: float = 0.2  # of SimCLR
@@ -802,7 +803,8 @@ def quick(experiment: Experiment) -> Experiment:
         experiment = replace(experiment, save_epochs=(epochs, "last"))
     if isinstance(experiment, JointEmbeddingExperiment):
         epochs = QUICK_PRETEXT_EPOCHS
-        experiment = replace(experiment, view_size=32, unlabelled="", save_epochs=())
+        own = experiment.unlabelled if Path(experiment.unlabelled).is_absolute() else ""  # quick needs no prepared data
+        experiment = replace(experiment, view_size=32, unlabelled=own, save_epochs=())
     if isinstance(experiment, ClassifierExperiment) and not isinstance(experiment.pretext_epoch, str):
         experiment = replace(experiment, pretext_epoch=QUICK_PRETEXT_EPOCHS)
     return replace(

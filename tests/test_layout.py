@@ -12,7 +12,7 @@ import pytest
 
 from data.files import CODE
 
-OPTIONAL_EXTRAS = ()  # packages that may be missing, and be imported elsewhere than at the top of a file
+OPTIONAL_EXTRAS = ("onnx", "onnxruntime")  # may be missing, and be imported elsewhere than at the top of a file
 LEVELS = (  # each may import itself and the levels before it
     ("data", "helper_functions"),
     ("supervised",),

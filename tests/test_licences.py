@@ -1,10 +1,14 @@
 """What is installed with the project may be used by anyone: no dependency, however far, is under the GPL or AGPL."""
 
+import importlib.util
 import re
+import tomllib
 from importlib import metadata
 
 import pytest
 from packaging.requirements import Requirement
+
+from data.files import CODE
 
 
 def licence_of(name: str) -> str:
@@ -26,9 +30,20 @@ def needed_by(name: str, found: dict[str, str]) -> dict[str, str]:
     return found
 
 
+def of_extras() -> dict[str, str]:
+    """The licences of the packages of all optional extras that are installed, and of what they need."""
+    found = {}
+    extras = tomllib.loads((CODE / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for requirement in (Requirement(text) for texts in extras.values() for text in texts):
+        if importlib.util.find_spec(requirement.name) is not None:
+            found[requirement.name] = licence_of(requirement.name)
+            needed_by(requirement.name, found)
+    return found
+
+
 LICENCES = {
     name: licence
-    for name, licence in needed_by("self-supervised-scenes", {}).items()
+    for name, licence in (needed_by("self-supervised-scenes", {}) | of_extras()).items()
     if not name.startswith(("cuda-", "nvidia-"))  # come with torch's builds for GPUs, under NVIDIA's own licence
 }
 

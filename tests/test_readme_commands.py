@@ -35,6 +35,9 @@ NOT_RUN = {  # a command, without its comment: why it does not run here
     "make test": ".ci/run runs it",
     "make slow": "this test is a part of it",
     "FAULTS=50 pytest tests/faults": "make slow runs it",
+    "python train.py --study": "trains for days; tests/test_train.py runs a small one",
+    "python train.py --study byol simclr --seeds 0 1 2": "trains for hours",
+    "python -m benchmarks.gpu": "needs a GPU",
     "make bench": "takes twenty minutes of a quiet machine",
     "python train.py": "names the script and is no command",
 }
@@ -163,6 +166,9 @@ def shell(provided, tmp_path):
     for path in list(folder.glob("flowers/train/*/*.jpg")):  # a batch of the study is 64 images
         shutil.copy(path, path.with_stem(f"copy_{path.stem}"))
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 260), dtype=np.uint8)).save(folder / "photo.jpg")
+    (folder / "photos").mkdir()
+    for name in ("one", "two"):
+        shutil.copy(folder / "photo.jpg", folder / f"photos/{name}.jpg")
     (folder / "models/full").mkdir(parents=True)
     shutil.copy(provided / "supervised_short.pt", folder / "models/full")
 

@@ -314,9 +314,7 @@ def test_the_result_states_how_steps_were_launched_and_reads_back_whatever_is_as
         run(replace(changed(TINY, step="graph"), seed=5), device="cpu")
 
 
-def test_epochs_can_be_compared_without_the_flipped_copy_that_the_result_is_made_with(
-    root, scene_folder, monkeypatch
-):
+def test_epochs_can_be_compared_without_the_flipped_copy_that_the_result_is_made_with(root, scene_folder, monkeypatch):
     passes, pool = [], SceneClassifier._pool
 
     def counted(model, images):

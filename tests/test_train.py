@@ -4,14 +4,18 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models import resnet18
 
+import runs
 import train as script
 from data.files import CODE
+from data.layouts import fingerprints
 from runs import EXPERIMENTS, configure, files_of, load_checkpoint, read, settings_of
 from supervised.settings import BASE
+from tests.conftest import draw
 
 QUICK = ("--profile", "quick", "--device", "cpu")
 
@@ -196,3 +200,61 @@ def test_what_a_launcher_left_in_the_environment_is_named(call, scene_folder, mo
     monkeypatch.setenv(variable, "0")
     code, _, error = call("random_classifier", "--data", scene_folder, *QUICK, "--epochs", 1)
     assert code == 2 and variable in error.splitlines()[-1]
+
+
+@pytest.fixture
+def photos(root):
+    """Images of a user's own without labels, at two depths."""
+    paths = [root / "my photos" / name for name in ("a.png", "deep/b.png", "deep/c.png")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw("striped", np.random.default_rng(number)).save(path)
+    return root / "my photos"
+
+
+def test_photos_without_labels_are_added_to_those_of_a_pretext_and_the_runs_have_names_of_their_own(
+    call, scene_folder, photos, root, monkeypatch
+):
+    monkeypatch.setattr(runs, "EXPERIMENTS", dict(EXPERIMENTS))
+    code, output, error = call("byol_classifier", "--data", scene_folder, "--unlabelled", photos, *QUICK)
+    assert code == 0, error
+    assert "3 images of" in error and output.startswith("byol_classifier_with_my_photos: ")
+    pretext = result_of(root, "byol_with_my_photos")
+    assert pretext["settings"]["unlabelled"].endswith("my photos/**")
+    assert pretext["data"]["unlabelled"]["fingerprint"] == fingerprints(photos / "**")["train"]
+    assert pretext["data"]["images"]["train"] == 18 and not (root / "results/quick/scenes/byol.json").exists()
+    draw("dark", np.random.default_rng(9)).save(photos / "new.png")
+    code, _, error = call("byol_with_my_photos", "--data", scene_folder, *QUICK)
+    assert code == 2 and "byol_with_my_photos" in error  # the pretext has seen other images
+
+
+def test_a_folder_of_classes_without_splits_is_trained_on_under_its_name(call, scene_folder, root):
+    code, output, error = call("imagenet_classifier", "--data", scene_folder / "train", "--epochs", 1, *QUICK)
+    assert code == 0, error
+    result = json.loads((root / "results/quick/train/imagenet_classifier.json").read_text())
+    assert sum(result["data"]["images"].values()) <= 36 and (scene_folder / "train/split.csv").is_file()
+
+
+def test_photos_without_labels_are_refused_by_what_learns_from_labels(call, photos):
+    code, _, error = call("supervised_1", "--unlabelled", photos, *QUICK)
+    assert code == 2 and "supervised_1" in error and "--unlabelled" in error
+
+
+def test_a_study_trains_what_is_missing_and_then_nothing(call, scene_folder, root):
+    arguments = ("--study", "imagenet_classifier", "--data", scene_folder, "--at-a-time", 1, *QUICK)
+    code, output, error = call(*arguments)
+    assert code == 0, error
+    assert output.startswith("1 run(s) without a result, 1 at a time")
+    assert result_of(root, "imagenet_classifier")["data"]["name"] == "scenes"
+    assert call(*arguments)[:2] == (0, "every run that is asked for has a result\n")
+
+
+def test_a_study_names_the_run_that_failed_and_its_log(call, scene_folder, root):
+    (scene_folder / "train" / "dark" / "broken.jpg").write_bytes(b"no image")
+    code, _, error = call("--study", "imagenet_classifier", "--data", scene_folder, *QUICK)
+    log = root / "logs" / "study" / "imagenet_classifier.log"
+    assert code == 1 and str(log) in error and "broken.jpg" in log.read_text()
+    code, _, error = call("--study", "supervised_1", "--data", scene_folder, "--at-a-time", 0, *QUICK)
+    assert code == 2 and "--at-a-time is 0" in error
+    for flag in (("--unlabelled", scene_folder), ("--from-study", "found.csv")):
+        assert call("--study", "byol", *flag, *QUICK)[0] == 2

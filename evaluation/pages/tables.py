@@ -92,8 +92,8 @@ exactly when the interval excludes 0.  "Inconclusive" does not say that both are
 variance of that side is unknown, so the interval is too narrow."""
 
 
-ENSEMBLES = """Mean class probabilities of several runs, by `python -m evaluation.ensemble`; an ensemble costs as many
-networks.  **Earlier protocol** is the accuracy on val and test together, at epochs that were chosen on val alone."""
+ENSEMBLES = """Mean class probabilities of several runs, by `evaluation/ensemble.py`; each costs as many networks.
+**Earlier protocol** is the accuracy on val and test together, at epochs that were chosen on val alone."""
 VERSIONS = """The torch versions that the results of each data set were made with.  Every result file names its own.
 `requirements.txt` pins torch {pinned}; comparisons between runs of different machines say so."""
 

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from data.files import say_once
-from data.folders import IMAGE_SUFFIXES, fingerprints, list_images
+from data.folders import IMAGE_SUFFIXES, images_in, list_images
 from data.image_cache import load_splits
+from data.layouts import fingerprints
 
 
 @pytest.fixture(autouse=True)
@@ -201,3 +202,19 @@ def test_a_folder_a_class_and_an_image_may_have_any_name(scene_folder, name):
     train = load(root)["train"]
     assert name in train.class_names and f"{name}/{name[:200]}.jpg" in train.names
     assert load(root)["train"].names == train.names
+
+
+def test_images_of_files_and_folders_are_found_at_any_depth_in_the_order_of_their_names(scene_folder, capsys):
+    for name in ("notes.txt", ".hidden.jpg"):
+        (scene_folder / "train" / name).write_text("hello")
+    (scene_folder / "train/.cache").mkdir()
+    shutil.copy(scene_folder / "train/dark/image_0000.jpg", scene_folder / "train/.cache/a.jpg")
+    named = scene_folder / "train/notes.txt"
+    found = images_in([named, scene_folder / "train"])
+    assert found == [named, *sorted((scene_folder / "train").glob("*/image*.jpg"))] and len(found) == 37
+    assert "2 file(s) left out" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="gone"):
+        images_in([scene_folder / "gone"])
+    (scene_folder / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no images"):
+        images_in([scene_folder / "empty"])

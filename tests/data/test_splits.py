@@ -1,6 +1,15 @@
 import pytest
 
-from data.splits import ImageName, divide, divide_by_number, duplicates_across_splits, read_record, write_record
+from data.splits import (
+    SHARES,
+    ImageName,
+    assign,
+    divide,
+    divide_by_number,
+    duplicates_across_splits,
+    read_record,
+    write_record,
+)
 
 
 def images_of(**sizes):
@@ -55,3 +64,21 @@ def test_duplicates_are_found_across_splits_only(tmp_path):
     assert [set(same) for same in duplicates_across_splits(tmp_path)] == [
         {ImageName("train", "a", "1.jpg"), ImageName("test", "b", "2.jpg")}
     ]
+
+
+def test_recorded_images_keep_their_split_and_new_ones_get_that_of_the_rule():
+    images = images_of(sea=100)
+    recorded = dict.fromkeys(images[:50], "train")
+    split_of, by_rule = assign(images, recorded), divide(images, SHARES)
+    assert all(split_of[image] == (recorded.get(image) or by_rule[image]) for image in images)
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 6])
+def test_the_smallest_classes_have_an_image_in_each_split(size):
+    assert min(counts_of(assign(images_of(sea=size, street=40), {}), "sea")) >= 1
+    assert min(counts_of(assign(images_of(sea=size), dict.fromkeys(images_of(sea=size), "test")), "sea")) >= 1
+
+
+def test_a_class_of_two_images_is_named():
+    with pytest.raises(ValueError, match=r"class 'sea' has 2 image\(s\)"):
+        assign(images_of(sea=2, street=9), {})

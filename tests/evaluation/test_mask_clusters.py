@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,16 @@ from torch import nn
 
 from evaluation import mask_clusters
 from evaluation.checkpoints import load_trained
-from evaluation.mask_clusters import choose_medoids, cluster_score_cam, predict_scores
-from evaluation.scorecam import score_cam
+from evaluation.hooks import maps_and_logits
+from evaluation.mask_clusters import (
+    PredictedScores,
+    agreement_of,
+    choose_medoids,
+    cluster_score_cam,
+    held_out_r2,
+    predict_scores,
+)
+from evaluation.scorecam import MaskedImages, score_cam
 from supervised.models import SceneClassifier, estimate_batchnorm
 
 
@@ -42,7 +52,7 @@ def test_predictions_and_held_out_scores_equal_scikit_learns(monkeypatch):
     medoids = np.arange(0, 40, 2)
     monkeypatch.setattr(mask_clusters, "WIDTHS", (0.3,))
     monkeypatch.setattr(mask_clusters, "PENALTIES", (0.1,))
-    predicted, held_out = predict_scores(masks, medoids, scores[medoids])
+    predicted, errors = predict_scores(masks, medoids, scores[medoids])
     ridge = KernelRidge(alpha=0.1, kernel="rbf", gamma=0.3)
     centred = scores[medoids] - scores[medoids].mean()
     reference = ridge.fit(masks[medoids], centred).predict(masks) + scores[medoids].mean()
@@ -50,7 +60,8 @@ def test_predictions_and_held_out_scores_equal_scikit_learns(monkeypatch):
     assert np.allclose(predicted[others], reference[others])
     assert np.array_equal(predicted[medoids], scores[medoids])
     left_out = cross_val_predict(ridge, masks[medoids], centred, cv=LeaveOneOut())
-    assert held_out == pytest.approx(1 - ((centred - left_out) ** 2).mean() / centred.var())
+    assert np.allclose(errors, centred - left_out)
+    assert held_out_r2(scores[medoids], errors) == pytest.approx(1 - (errors**2).mean() / centred.var())
 
 
 def test_held_out_is_high_for_smooth_scores_and_low_for_noise():
@@ -58,11 +69,11 @@ def test_held_out_is_high_for_smooth_scores_and_low_for_noise():
     masks = rng.random((300, 3))
     medoids = choose_medoids(masks, 40)
     smooth = masks @ [3.0, -2.0, 1.0]
-    predicted, held_out = predict_scores(masks, medoids, smooth[medoids])
-    assert held_out > 0.95 and np.corrcoef(predicted, smooth)[0, 1] > 0.98
+    predicted, errors = predict_scores(masks, medoids, smooth[medoids])
+    assert held_out_r2(smooth[medoids], errors) > 0.95 and np.corrcoef(predicted, smooth)[0, 1] > 0.98
     noise = rng.standard_normal(300)
-    assert predict_scores(masks, medoids, noise[medoids])[1] < 0.2
-    assert np.isnan(predict_scores(masks, medoids, np.ones(40))[1])
+    assert held_out_r2(noise[medoids], predict_scores(masks, medoids, noise[medoids])[1]) < 0.2
+    assert np.isnan(held_out_r2(np.ones(40), predict_scores(masks, medoids, np.ones(40))[1]))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +97,8 @@ def passes_of(explain, model, *arguments, **options):
 
 
 @pytest.mark.parametrize("weighting", ["softmax", "probability"])
-def test_maps_are_close_to_exact_ones_in_fewer_passes(network, weighting):
+def test_maps_are_close_to_exact_ones_in_fewer_passes(network, weighting, monkeypatch):
+    monkeypatch.setattr(mask_clusters, "AGREEMENT", -1.0)  # no image is computed exactly
     model, images = network
     layer = model.features[5]  # 112 channels of 4 x 4: masks are points in 16 dimensions
     exact, passes = passes_of(score_cam, model, images, layer, [3, 7], weighting=weighting)
@@ -97,17 +109,47 @@ def test_maps_are_close_to_exact_ones_in_fewer_passes(network, weighting):
         assert np.corrcoef(*(each.flatten() for each in pair))[0, 1] > 0.98
     assert (found.held_out > 0.5).all() and (found.held_out <= 1).all()
     again = cluster_score_cam(model, images, layer, [3, 7], 14, weighting)
-    assert torch.equal(again.maps, found.maps)  # deterministic
+    assert torch.equal(again.maps, found.maps) and torch.equal(again.agreement, found.agreement)  # deterministic
+    assert not found.exact.any() and (found.agreement <= 1).all()
+
+
+def test_an_image_below_the_check_is_exact_and_no_mask_runs_twice(network, monkeypatch):
+    model, images = network
+    layer = model.features[5]
+    exact = score_cam(model, images, layer, [3, 7])
+    agreement = cluster_score_cam(model, images, layer, [3, 7], 14).agreement
+    assert agreement[0] != agreement[1]
+    monkeypatch.setattr(mask_clusters, "AGREEMENT", agreement.mean().item())  # one image is above, one below
+    found, passes = passes_of(cluster_score_cam, model, images, layer, [3, 7], 14)
+    below = int(agreement.argmin())
+    assert found.exact.tolist() == (agreement < agreement.mean()).tolist()
+    assert passes == 28 + 112
+    assert torch.allclose(found.maps[below], exact.maps[below], atol=1e-4)
+
+
+def test_the_check_sees_errors_that_change_the_map_and_no_others(network):
+    """With one channel far above the others errors change nothing; with all alike they change the map."""
+    model, images = network
+    with torch.inference_mode():
+        activations, _ = maps_and_logits(model, images[:1], model.features[5])
+        masked = MaskedImages(model, images[:1], activations, torch.tensor([3]), "softmax", 32)
+        measured = torch.arange(112)[None] < 20
+        errors = [np.random.default_rng(0).normal(0, 3.0, 20)]
+        alike = PredictedScores(torch.zeros(1, 112), measured, torch.zeros(1), errors)
+        certain = replace(alike, scores=100.0 * (torch.arange(112)[None] == 3))
+        assert agreement_of(masked, certain) > 0.999 > 0.9 > agreement_of(masked, alike)
+        assert agreement_of(masked, replace(alike, errors=[np.zeros(20)])) > 0.999
 
 
 def test_the_map_of_a_layer_of_few_channels_is_exact(small_network):
     images = torch.rand(3, 3, 16, 16)
     exact = score_cam(small_network, images, small_network.features, [0, 1, 2])
     found = cluster_score_cam(small_network, images, small_network.features, [0, 1, 2], 4)
-    assert torch.equal(found.maps, exact.maps) and found.held_out.isnan().all()
+    assert torch.equal(found.maps, exact.maps) and found.held_out.isnan().all() and found.exact.all()
 
 
-def test_constant_channels_are_left_out(small_network):
+def test_constant_channels_are_left_out(small_network, monkeypatch):
+    monkeypatch.setattr(mask_clusters, "AGREEMENT", -1.0)
     nn.init.zeros_(small_network.features[0].weight[:3])
     nn.init.zeros_(small_network.features[0].bias)
     images, layer = torch.rand(2, 3, 16, 16), small_network.features[0]
@@ -139,4 +181,4 @@ def test_the_command_writes_approximate_maps(tiny_model, tmp_path, capsys):
     expected = cluster_score_cam(run.model, run.read([photo])[1], run.layer("5"), [1], 8)
     with np.load(sheet.with_suffix(".npz")) as saved:
         assert np.array_equal(saved["layer_5"], expected.maps.numpy())
-    assert f"{expected.held_out.item():.2f}" in capsys.readouterr().out
+    assert f"{int(expected.exact.sum())} of 1" in capsys.readouterr().out

@@ -8,19 +8,19 @@ import torch
 from torch import nn
 from torchvision.models import EfficientNet_B0_Weights
 
+from evaluation.image_parameters import fourier_from_pixels, mean_amplitudes, pixels_from_fourier
 from evaluation.model_inversion import (
     Inversion,
     InversionSettings,
     blur,
+    class_log_probability,
     class_logit,
     clip_gradient,
     clip_small_contribution,
     clip_small_norm,
     decay,
     filter_mean,
-    fourier_from_pixels,
     invert,
-    pixels_from_fourier,
     regularise,
     score_by_another,
     starting_pixels,
@@ -57,11 +57,18 @@ def run(model, objective=class_logit, targets=(0, 1, 2), settings=SHORT, **argum
         ("blur_sigma", -1),
         ("blur_sigma", 28),
         ("jitter", 224),
+        ("views", 0),
+        ("noise", 0.6),
+        ("scale", 1.5),
+        ("rotation", -1),
+        ("levels", 0),
+        ("patience", -1),
+        ("coarsest", 0.1),
     ],
 )
 def test_invalid_settings_are_refused_by_name_and_value(field, value):
     with pytest.raises(ValueError, match=rf"^{field} is '?{value}'?;"):
-        InversionSettings(**{field: value})
+        InversionSettings(**{"levels": 2, field: value})
 
 
 def test_settings_are_frozen():
@@ -194,6 +201,10 @@ def test_the_same_seed_gives_the_same_images(small_network):
         {"norm_clip": 0.5},
         {"contribution_clip": 0.5},
         {"jitter": 0},
+        {"scale": 0.5},
+        {"rotation": 30.0},
+        {"noise": 0.2},
+        {"views": 2},
     ],
     ids=str,
 )
@@ -203,6 +214,64 @@ def test_every_regulariser_changes_the_image(small_network, change):
         run(small_network, settings=plain).images - run(small_network, settings=replace(plain, **change)).images
     )
     assert difference.abs().max() > 1e-3
+
+
+def test_images_grow_in_resolution_and_end_at_the_full_one(small_network):
+    settings = InversionSettings(image_size=64, steps=60, levels=3, coarsest=0.5, jitter=4)
+    sizes = []
+    handle = small_network.features.register_forward_hook(lambda _, inputs, output: sizes.append(inputs[0].shape[-1]))
+    inversion = run(small_network, settings=settings)
+    handle.remove()
+    assert sizes == 20 * [32] + 20 * [48] + 20 * [64]
+    assert inversion.images.shape == (3, 3, 64, 64) and inversion.losses.shape == (3, 60)
+
+
+def test_an_image_stops_when_its_loss_does_and_the_others_go_on_without_it(small_network):
+    """Class 0 gets a reward that is soon exhausted, class 1 one that grows with every step."""
+
+    def reward(model, images, targets):
+        brightness = images.mean(dim=(1, 2, 3))
+        return torch.where(targets == 0, brightness.clamp(max=0.1), 10 * brightness)
+
+    settings = replace(
+        SHORT, steps=120, patience=10, decay=0.0, blur_sigma=0.0, jitter=0, learning_rate=0.002, parameters="pixels"
+    )
+    inversion = run(small_network, reward, targets=[0, 1], settings=settings)
+    assert inversion.steps[0] < 100 and inversion.steps[1] == 120
+    assert inversion.losses[0, inversion.steps[0] :].isnan().all() and inversion.losses[1].isfinite().all()
+    assert inversion.converged.tolist() == [True, False]
+    alone = run(small_network, reward, targets=[1], settings=settings)
+    assert torch.allclose(alone.images[0], inversion.images[1], atol=1e-5)
+
+
+def test_an_image_of_phases_has_the_amplitudes_it_is_given_and_rises_in_the_objective(small_network):
+    photographs = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    photographs = (255 * nn.functional.interpolate(photographs, (32, 32), mode="bilinear")).byte()
+    amplitudes = mean_amplitudes([photographs])
+    settings = replace(SHORT, parameters="phase", learning_rate=0.1, decay=0.0, blur_sigma=0.0, steps=40, levels=1)
+    inversion = run(small_network, settings=settings, amplitudes=amplitudes)
+    assert (inversion.final_losses < inversion.losses[:, 0]).all()
+    found = torch.fft.rfft2(inversion.images[:, :1] - 0.5, norm="forward").abs()
+    assert torch.allclose(found[..., 1:16, 1:16].mean(dim=0), amplitudes[:, 1:16, 1:16], atol=2e-3)
+    with pytest.raises(ValueError, match="amplitudes"):
+        run(small_network, settings=settings)
+
+
+def test_an_image_with_every_part_is_the_same_in_a_batch_as_alone(small_network):
+    settings = InversionSettings(
+        image_size=64, steps=80, levels=2, patience=10, scale=0.2, rotation=10.0, noise=0.05, views=2, jitter=4
+    )
+    together = run(small_network, targets=[2, 0], starts=2, settings=settings)
+    alone = run(small_network, targets=[0], starts=2, settings=settings)
+    assert torch.allclose(together.images[2:], alone.images, atol=1e-3)
+    assert torch.equal(together.steps[2:], alone.steps)
+
+
+def test_the_log_probability_falls_where_another_class_rises(small_network):
+    images, classes = torch.rand(2, 3, 32, 32), torch.tensor([0, 2])
+    with torch.no_grad():
+        expected = small_network.eval()(images).log_softmax(dim=1)[[0, 1], classes]
+        assert torch.allclose(class_log_probability(small_network, images, classes), expected)
 
 
 def test_the_model_does_not_change_and_its_parameters_get_no_gradients(small_network):

@@ -114,6 +114,12 @@ def test_images_are_shown_unchanged_with_their_titles(channels):
     assert axes[0, 0].images[0].get_clim() == (0, 255)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5, float("nan")])
+def test_a_map_that_shows_nothing_is_not_drawn(value):
+    ax = plots.plot_heat_map(np.zeros((1, 8, 8), np.uint8), np.full((8, 8), value), plt.figure().gca())
+    assert len(ax.images) == 1 and [text.get_text() for text in ax.texts] == [plots.EMPTY_MAP]
+
+
 def test_a_heat_map_is_over_the_gray_image_with_a_color_bar():
     pixels = np.stack([np.full((8, 8), value, dtype=np.uint8) for value in (0, 90, 150)])
     ax = plots.plot_heat_map(pixels, np.eye(8), plt.figure().gca())

@@ -1,18 +1,21 @@
-"""Class probabilities, and the command that prints and draws them."""
+"""Class probabilities, and the command that prints, lists and draws them."""
 
 import os
 import weakref
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from evaluation import predict
+from evaluation import embed, predict, publish
 from evaluation.checkpoints import TrainedRun, load_trained
-from evaluation.predict import class_probabilities
-from evaluation.scorecam import ScoreCam
+from evaluation.novelty import digest_of_features, fit_novelty
+from evaluation.predict import class_probabilities, load
+from evaluation.scorecam import ScoreCam, contrast_cam, score_cam
 
 
 @pytest.mark.parametrize("batch_size", [4, 10])
@@ -30,23 +33,130 @@ def test_probabilities_of_a_loader_are_those_of_its_images_in_order(small_networ
     np.testing.assert_allclose(class_probabilities(small_network, images), probabilities, atol=1e-6)
 
 
-def test_the_command_prints_the_probabilities_of_the_model_and_draws_each_image(tiny_model, tmp_path, capsys):
-    photos = [tmp_path / "a photo.jpg", tmp_path / "b.png"]
+@pytest.fixture
+def photos(tmp_path):
+    """Five images of noise, some of them deep in a folder."""
     generator = np.random.default_rng(0)
-    Image.fromarray(generator.integers(0, 255, (50, 70), dtype=np.uint8)).save(photos[0])
-    Image.fromarray(generator.integers(0, 255, (60, 40, 3), dtype=np.uint8)).save(photos[1])
-    assert predict.main([*map(str, photos), "--model", "tiny", "--output", str(tmp_path / "out")]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    run = load_trained("tiny")
+    paths = [tmp_path / "photos" / name for name in ("b/deep/3.jpg", "a photo.jpg", "b/2.png", "c.PNG", "b/1.png")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "photos/notes.txt").write_text("hello")
+    return sorted(paths)
+
+
+def probabilities_of(run, path):
     with torch.inference_mode():
-        probabilities = run.model(run.read(photos)[1]).softmax(dim=1)[0]
-    best = probabilities.argmax()
-    assert printed[0].startswith(f"{photos[0]}: {run.class_names[best]} {probabilities[best]:.3f}, ")
-    for name in ("001_a photo.png", "002_b.png"):
-        assert np.asarray(Image.open(tmp_path / "out" / name)).std() > 10
+        return run.model(run.read([Path(path)])[1]).softmax(dim=1)[0]
 
 
-def test_images_are_in_memory_one_at_a_time(tiny_model, tmp_path, monkeypatch):
+def test_the_command_prints_the_probabilities_of_the_model_and_draws_only_on_request(
+    tiny_model, tmp_path, photos, capsys
+):
+    files = [str(path) for path in photos[:2]]
+    out = tmp_path / "out"
+    assert predict.main([*files, "--model", "tiny"]) == 0
+    printed, run = capsys.readouterr().out.splitlines(), load_trained("tiny")
+    for file, line in zip(files, printed, strict=True):
+        probabilities = probabilities_of(run, file)
+        first, second = probabilities.argsort(descending=True)[:2]
+        expected = f"{run.class_names[first]} {probabilities[first]:.3f}, {run.class_names[second]}"
+        assert line.startswith(f"{file}: {expected} {probabilities[second]:.3f}")
+    assert not out.exists() and not (tmp_path / "predictions").exists()
+    assert predict.main([*files, "--model", "tiny", "--map", "--output", str(out)]) == 0
+    assert len(list(out.iterdir())) == 2
+    for path in out.iterdir():
+        assert np.asarray(Image.open(path)).std() > 10
+
+
+def test_a_folder_is_searched_at_any_depth_and_the_table_has_a_line_for_each_image(
+    tiny_model, tmp_path, photos, monkeypatch
+):
+    monkeypatch.setattr(embed, "BATCH", 2)
+    target = tmp_path / "new" / "table.csv"
+    assert predict.main([str(tmp_path / "photos"), "--model", "tiny", "--csv", str(target)]) == 0
+    table, run = pd.read_csv(target), load_trained("tiny")
+    assert sorted(table["file"]) == sorted(map(str, photos))
+    for line in table.itertuples(index=False):
+        probabilities = probabilities_of(run, line.file)
+        assert line[1] == run.class_names[probabilities.argmax()]
+        assert line.probability == pytest.approx(float(probabilities.max()), abs=1e-5)
+        assert line.runner_up != line[1] and line.runner_up_probability <= line.probability
+    assert table["unlike_training"].isna().all()  # nothing is known of the training images
+
+
+def test_bad_images_end_the_command_or_are_left_out(tiny_model, tmp_path, photos, capsys):
+    photos[0].write_text("no image")
+    arguments = [str(tmp_path / "photos"), "--model", "tiny", "--csv", str(tmp_path / "table.csv")]
+    assert predict.main(arguments) == 2
+    assert photos[0].name in capsys.readouterr().err and not (tmp_path / "table.csv").exists()
+    assert predict.main([*arguments, "--skip-bad-images"]) == 0
+    assert sorted(pd.read_csv(tmp_path / "table.csv")["file"]) == sorted(map(str, photos[1:]))
+
+
+def test_from_python_a_model_predicts_embeds_and_explains_in_one_import(tiny_model, photos):
+    model, run = load("tiny"), load_trained("tiny")
+    table = model.predict(photos)
+    assert table["file"].tolist() == list(map(str, photos))
+    with torch.inference_mode():
+        expected = run.model.pooled_features(run.read(photos)[1])
+    np.testing.assert_allclose(model.embed(photos), expected.numpy(), atol=1e-4)
+    explained, (_, image) = run.ready_to_explain(["2"]), run.read(photos[:1])
+    found = model.explain(photos[0], "light", layer="2")
+    np.testing.assert_allclose(
+        found, score_cam(explained.model, image, explained.layer("2"), [1]).maps[0].numpy(), atol=1e-5
+    )
+    contrast = model.explain(photos[0], "light", why_not="dark", layer="2")
+    expected = contrast_cam(explained.model, image, explained.layer("2"), [1], [0]).maps[0].numpy()
+    np.testing.assert_allclose(contrast, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="no class beach; it has dark, light, striped"):
+        model.explain(photos[0], "beach")
+
+
+def test_a_released_model_is_put_in_its_place_by_its_name(tiny_model, root, tmp_path, monkeypatch):
+    released = tmp_path / "published"
+    released.mkdir()
+    run = load_trained("tiny")
+    settings = {"head": "shallow", "freeze_features": False, "stages": [8], "image_size": 32, "resize": "imagenet"}
+    about = {"identity": {"settings": settings}, "class_names": list(run.class_names)}
+    publish.write_released(released / "given.safetensors", publish.halve(run.model), about)
+    digest = publish.digest_of_file(released / "given.safetensors")
+    (released / publish.DIGESTS).write_text(f'{{"given": "{digest}", "gone": "{digest}"}}')
+    monkeypatch.setattr(publish, "FOLDER", released)
+    assert load("given").class_names == run.class_names
+    assert (root / "models/full/given.safetensors").is_file()
+    with pytest.raises(FileNotFoundError, match="there is no trained run gone"):
+        load("gone")
+
+
+def test_an_image_unlike_the_training_images_is_flagged(tiny_model, photos, tmp_path, capsys):
+    model = load("tiny")
+    features = model.embed(photos)
+    noise = np.random.default_rng(0).standard_normal((20, features.shape[1]))
+    near = np.tile(features[:2], (10, 1)) + 0.01 * features.std(axis=0) * noise
+    splits = {"train": (near.astype(np.float32), np.zeros(20)), "val": (near.astype(np.float32), np.zeros(20))}
+    fit_novelty(splits, digest_of_features(model.run)).write(tiny_model.with_name("tiny.novelty.npz"))
+    assert load("tiny").predict(photos)["unlike_training"].tolist() == [False, False, True, True, True]
+    assert predict.main([*map(str, photos), "--model", "tiny"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("unlike the training images") == 3
+    assert "3 of 5 image(s)" in captured.err
+
+
+def test_why_not_draws_another_map_than_the_class_alone_and_takes_the_runner_up_for_the_class_itself(
+    tiny_model, photos, tmp_path
+):
+    (line,) = load("tiny").predict(photos[:1]).itertuples(index=False)
+    options = {"map": ["--map"], "runner-up": ["--why-not", line.runner_up], "itself": ["--why-not", line[1]]}
+    drawn = {}
+    for name, more in options.items():
+        folder = tmp_path / name
+        assert predict.main([str(photos[0]), "--model", "tiny", "--layer", "2", *more, "--output", str(folder)]) == 0
+        drawn[name] = next(folder.iterdir()).read_bytes()
+    assert drawn["map"] != drawn["runner-up"] == drawn["itself"]
+
+
+def test_images_are_explained_one_at_a_time(tiny_model, tmp_path, monkeypatch):
     photos = [tmp_path / f"{number}.png" for number in range(5)]
     for photo in photos:
         Image.new("L", (40, 40)).save(photo)
@@ -60,8 +170,8 @@ def test_images_are_in_memory_one_at_a_time(tiny_model, tmp_path, monkeypatch):
         return pixels, images
 
     monkeypatch.setattr(TrainedRun, "read", counted)
-    monkeypatch.setattr(predict, "score_cam", lambda model, images, *rest: ScoreCam(torch.zeros(1, 32, 32), None))
-    assert predict.main([*map(str, photos), "--model", "tiny", "--output", str(tmp_path / "out")]) == 0
+    monkeypatch.setattr(predict, "score_cam", lambda model, images, *rest: ScoreCam(torch.zeros(1, 32, 32), None, None))
+    assert predict.main([*map(str, photos), "--model", "tiny", "--map", "--output", str(tmp_path / "out")]) == 0
     assert len(most) == 5 and max(most) <= 2  # the last one, and the one that takes its place
     assert len(list((tmp_path / "out").iterdir())) == 5
 
@@ -72,7 +182,9 @@ def test_images_are_in_memory_one_at_a_time(tiny_model, tmp_path, monkeypatch):
 def test_images_of_any_name_are_predicted(name, tiny_model, tmp_path, capsys):
     photo = tmp_path / os.fsdecode(name)
     Image.new("L", (40, 40)).save(photo)
-    assert predict.main([str(photo), "--model", "tiny", "--layer", "2", "--output", str(tmp_path / "out")]) == 0
+    assert (
+        predict.main([str(photo), "--model", "tiny", "--map", "--layer", "2", "--output", str(tmp_path / "out")]) == 0
+    )
     (written,) = (tmp_path / "out").iterdir()
     assert len(os.fsencode(written.name)) <= 255 and str(written) in capsys.readouterr().out
 
@@ -80,16 +192,21 @@ def test_images_of_any_name_are_predicted(name, tiny_model, tmp_path, capsys):
 def test_a_mistake_is_one_sentence_and_exit_code_2(tiny_model, tmp_path, capsys):
     broken, photo = tmp_path / "broken.jpg", tmp_path / "photo.png"
     broken.write_bytes(b"no image")
+    (tmp_path / "empty").mkdir()
     Image.new("L", (40, 40)).save(photo)
     mistakes = {
         "there is no image": ["missing.jpg", "--model", "tiny"],
         "cannot be decoded": [str(broken), "--model", "tiny"],
         "there is no trained run": [str(photo), "--model", "nothing"],
-        "has no layer 17": [str(photo), "--model", "tiny", "--layer", "17"],
+        "has no layer 17": [str(photo), "--model", "tiny", "--map", "--layer", "17"],
+        "has no class beach": [str(photo), "--model", "tiny", "--why-not", "beach"],
+        "--output is of a figure": [str(photo), "--model", "tiny", "--output", "out"],
+        "holds no images": [str(tmp_path / "empty"), "--model", "tiny"],
+        "--csv is table.txt": [str(photo), "--model", "tiny", "--csv", "table.txt"],
         "last.jpg": [str(photo), str(tmp_path / "last.jpg"), "--model", "tiny"],
     }
     for words, arguments in mistakes.items():
-        assert predict.main([*arguments, "--output", str(tmp_path / "out")]) == 2
+        assert predict.main(arguments) == 2
         sentence = capsys.readouterr().err.strip().splitlines()[-1]  # after a progress bar
         assert sentence.startswith("error: ") and words in sentence
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and not (tmp_path / "predictions").exists()

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -206,6 +207,20 @@ def test_a_run_is_released_with_its_card_and_what_half_precision_changes(result,
     assert publish.write_cards(folder) == [path.with_suffix(".md")]
     assert path.with_suffix(".md").read_text() == card
     assert publish.place([], folder, tmp_path / "placed", folder)[0].read_bytes() == path.read_bytes()
+
+
+def test_a_card_begins_with_what_the_hugging_face_hub_reads(result, tmp_path):
+    empty, matter, rest = publish.make(NAME, tmp_path).with_suffix(".md").read_text().split("---\n", 2)
+    read = yaml.safe_load(matter)
+    assert empty == "" and rest.startswith(f"# {NAME}")
+    assert read["license"] == "mit" and read["metrics"] == ["accuracy"] and read["datasets"] == ["15scene"]
+    ((model,), (measured,)) = read["model-index"], read["model-index"][0]["results"][0]["metrics"]
+    assert model["name"] == NAME and model["results"][0]["task"]["type"] == "image-classification"
+    assert measured == {
+        "type": "accuracy",
+        "name": "test accuracy of this file",
+        "value": pytest.approx(result["test_accuracy"], abs=1e-4),
+    }
 
 
 def test_a_card_names_the_ensemble_that_a_network_was_distilled_from(result, tmp_path):

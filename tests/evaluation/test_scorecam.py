@@ -2,6 +2,7 @@ import copy
 import functools
 import re
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import efficientnet_b0, resnet18
 
 from evaluation.hooks import maps_and_logits
-from evaluation.scorecam import scale_to_unit, score_cam
+from evaluation.scorecam import WEIGHTINGS, MaskedImages, contrast_cam, scale_to_unit, score_cam
 from helper_functions import TrainSettings, train
 from supervised.models import SceneClassifier, estimate_batchnorm
 from tests.wrapped import Wrapped
@@ -224,12 +225,107 @@ def test_blank_images_and_constant_layers_give_finite_maps(weighting, small_netw
     assert found.constant_channels.tolist() == [7, 7]
 
 
+class BelowZero(HalfNetwork):
+    """The maps are those of HalfNetwork less 2: negative everywhere, and the logits are the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.colours = nn.Conv2d(3, 3, 1)
+        self.colours.weight = nn.Parameter(torch.eye(3)[:, :, None, None])
+        self.colours.bias = nn.Parameter(torch.full((3,), -2.0))
+
+    def forward(self, images):
+        left, right = (self.colours(images) + 2).relu().chunk(2, dim=3)
+        return self.sharpness * torch.stack([left.mean(dim=(1, 2, 3)), right.mean(dim=(1, 2, 3))], dim=1)
+
+
 @pytest.mark.parametrize("weighting", ["softmax", "probability"])
-def test_a_sum_that_is_nowhere_positive_gives_zeros(weighting):
-    model = HalfNetwork()
+def test_where_the_weighted_sum_is_nowhere_positive_the_masks_are_shown_instead(weighting):
+    usual, below = HalfNetwork(), BelowZero()
+    expected = score_cam(usual, two_patches(), usual.colours, [0], weighting)
+    found = score_cam(below, two_patches(), below.colours, [0], weighting)
+    assert found.fell_back.tolist() == [True] and expected.fell_back.tolist() == [False]
+    assert not found.empty.any() and torch.allclose(found.maps, expected.maps, atol=1e-5)
+
+
+def test_a_map_that_shows_nothing_is_marked_empty():
+    model = BelowZero()
+    images = torch.cat([two_patches(), torch.zeros(1, 3, 16, 16)])
+    found = score_cam(model, images, model.colours, [0, 0])
+    assert found.empty.tolist() == [False, True] and found.fell_back.tolist() == [True, False]
+
+
+def test_the_papers_baseline_changes_nothing_within_the_softmax_and_lowers_probabilities():
+    """The score of the blank image is one number for all channels."""
+    model = HalfNetwork(sharpness=20.0)
+    masked = MaskedImages(model, two_patches(), model.colours(two_patches()), torch.tensor([0]), "softmax", 8)
     with torch.no_grad():
-        model.colours.weight.neg_()
-    assert (score_cam(model, two_patches(), model.colours, [0], weighting).maps == 0).all()
+        scores = masked.scores(~masked.constant)
+        less = scores - model(torch.zeros(1, 3, 16, 16))[:, :1]
+        assert torch.allclose(masked.weights(scores), masked.weights(less))
+        increase = replace(masked, weighting="increase")
+        probabilities = increase.scores(~masked.constant)
+        assert increase.weights(probabilities)[0].tolist() == pytest.approx(
+            [probabilities[0, 0].item() - 0.5, probabilities[0, 1].item() - 0.5, 0.0]
+        )
+
+
+# --- why one class and not another -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_a_contrast_shows_what_speaks_for_either_of_two_classes(weighting):
+    model = HalfNetwork()
+    for classes in ((0, 1), (1, 0)):
+        found = contrast_cam(model, two_patches(), model.colours, classes[:1], classes[1:], weighting)
+        for maps, name in ((found.maps, classes[0]), (found.other_maps, classes[1])):
+            halves = maps[0].chunk(2, dim=1)
+            assert halves[name].max() == 1 and halves[1 - name].sum() < 1e-3 * halves[name].sum()
+
+
+class ThreeClasses(HalfNetwork):
+    """The third class needs both patches: it shares the left one with the first class."""
+
+    def forward(self, images):
+        left, right = super().forward(images).unbind(dim=1)
+        return torch.stack([left, right, left + right], dim=1)
+
+
+def test_what_two_classes_share_is_not_in_their_contrast():
+    model = ThreeClasses(sharpness=20.0)
+    alone = score_cam(model, two_patches(), model.colours, [2], "probability").maps[0]
+    left, right = alone.chunk(2, dim=1)
+    assert left.max() > 0.5 and right.max() > 0.5
+    left, right = contrast_cam(model, two_patches(), model.colours, [2], [0], "probability").maps[0].chunk(2, dim=1)
+    assert right.max() == 1 and left.max() < 0.1
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_a_contrast_is_the_difference_of_two_weighted_sums_in_one_set_of_passes(weighting, small_network):
+    images, layer = torch.rand(3, 3, 16, 16), small_network.features[0]
+    sizes = []
+    handle = layer.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    found = contrast_cam(small_network, images, layer, [0, 1, 2], [1, 2, 0], weighting, batch_size=2)
+    handle.remove()
+    assert sum(sizes) - 3 * 8 - 3 <= 4  # at most two blank images for each of two batches
+    sums = []
+    with torch.no_grad():
+        small_network.eval()
+        for targets in ([0, 1, 2], [1, 2, 0]):
+            masked = MaskedImages(small_network, images, layer(images), torch.tensor(targets), weighting, 8)
+            weights = masked.weights(masked.scores(~masked.constant))
+            sums.append((weights[:, :, None, None] * masked.activations).sum(dim=1))
+    difference = sums[0] - sums[1] if weighting != "softmax" else (sums[0] - sums[1]).relu()
+    expected = scale_to_unit(bilinear(difference[:, None], (16, 16))[:, 0].relu())
+    shown = ~found.fell_back & ~found.empty
+    assert shown.any() and torch.allclose(found.maps[shown], expected[shown], atol=2e-3)
+
+
+def test_a_contrast_of_a_class_with_itself_or_an_unknown_class_is_refused(small_network):
+    images, layer = torch.rand(2, 3, 16, 16), small_network.features
+    for others in ([0, 1], [1, 3], [1]):
+        with pytest.raises(ValueError):
+            contrast_cam(small_network, images, layer, [0, 2], others)
 
 
 def test_the_map_of_an_image_does_not_depend_on_the_batch(small_network):

@@ -26,7 +26,20 @@ import train
 from data import prepare
 from data.image_cache import load_splits
 from data.prepare import CLASS_NAMES
-from evaluation import explain, inversion_search, model_inversion, nature, predict, probes, publish, scorecam
+from evaluation import (
+    audit,
+    embed,
+    explain,
+    export,
+    inversion_search,
+    model_inversion,
+    nature,
+    novelty,
+    predict,
+    probes,
+    publish,
+    scorecam,
+)
 from evaluation.pages import report
 from runs import configure, find
 from supervised.models import SceneClassifier
@@ -37,6 +50,10 @@ COMMANDS = {
     "search": hyperparameter_search.main,
     "prepare": prepare.main,
     "predict": predict.main,
+    "embed": embed.main,
+    "novelty": novelty.main,
+    "audit": audit.main,
+    "export": export.main,
     "scorecam": scorecam.main,
     "invert": model_inversion.main,
     "search_inversion": inversion_search.main,
@@ -79,6 +96,10 @@ def original(tmp_path_factory, tiny_run) -> Path:
     write_nature_source(folder / "source")
     noisy_jpeg(folder / "photo.jpg")
     (folder / "text").write_text("hello")
+    (folder / "flat").mkdir()
+    noisy_jpeg(folder / "flat/1.jpg")
+    (folder / "source/empty").mkdir()
+    (folder / "labels.csv").write_text("name,label\nphoto.jpg,sea\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("SCENES_ROOT", str(folder / "finished"))
@@ -188,8 +209,33 @@ LINES = {  # a command line: what its answer must name
     "predict gone.jpg --model tiny": ["gone.jpg"],
     "predict text --model tiny": ["text"],
     f"{PREDICT} gone": ["gone", "tiny"],
-    f"{PREDICT} tiny --layer 17": ["tiny", "17"],
-    f"{PREDICT} tiny --layer classifier.1": ["(1, 3)"],
+    f"{PREDICT} tiny --map --layer 17": ["tiny", "17"],
+    f"{PREDICT} tiny --map --layer classifier.1": ["(1, 3)"],
+    f"{PREDICT} tiny --map --output text": ["text"],
+    f"{PREDICT} tiny --output out": ["--output", "--map"],
+    f"{PREDICT} tiny --why-not beach": ["tiny", "beach", "striped"],
+    f"{PREDICT} tiny --csv table.txt": ["--csv", "table.txt"],
+    "predict source/empty --model tiny": ["source/empty"],
+    "embed gone --out new.npz --model tiny": ["gone"],
+    "embed flat --out new.txt --model tiny": ["--out", "new.txt"],
+    "embed flat --out new.npz --model gone": ["gone", "tiny"],
+    "novelty gone --data scenes": ["gone", "tiny"],
+    "novelty tiny --data nowhere": ["nowhere"],
+    "novelty tiny --data scenes --photographs flat": ["'flat'", "NAME=FOLDER"],
+    "audit nowhere --model tiny": ["nowhere"],
+    "audit scenes --model gone": ["gone", "tiny"],
+    "audit scenes --model tiny --planted 2": ["--planted is 2"],
+    "audit scenes --model tiny --out text": ["text"],
+    "audit scenes --weights gone.pth": ["gone.pth"],
+    "export gone --to torchvision": ["gone", "tiny"],
+    "export tiny --to java": ["'java'"],
+    "export tiny --to torchvision --out new.onnx": ["--out", "new.onnx"],
+    "train byol --profile quick --data scenes --unlabelled nowhere": ["nowhere"],
+    "train byol --profile quick --data scenes --unlabelled labels.csv": ["--unlabelled", "labels.csv"],
+    f"{TRAIN} --unlabelled flat": ["imagenet_classifier", "--unlabelled"],
+    "train supervised_1 --profile quick --data flat": ["flat", "<class>/<image>"],
+    "train supervised_1 --profile quick --data flat/**": ["flat/**", "--unlabelled"],
+    "train supervised_1 --profile quick --data labels.csv": ["labels.csv", "'file'"],
     "scorecam photo.jpg --model tiny --target beach": ["tiny", "beach", "striped"],
     "scorecam photo.jpg --model tiny --output sheet.txt": ["sheet.txt"],
     f"{INVERT} --classes beach": ["tiny", "beach", "striped"],

@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+from data.files import CODE
 from tests.project_copy import copy_project
 
 DATA, MODELS, EVALUATION = "tests/data/test_", "tests/supervised/test_", "tests/evaluation/test_"
@@ -17,7 +18,7 @@ MUTATIONS = {  # what breaks: file, line as it is, as it is broken, test that mu
     "validation images are augmented": (
         "supervised/dataloader.py",
         "split: SceneDataset(scenes, experiment.resize) for",
-        "split: SceneDataset(scenes, experiment.resize, augmentation) for",
+        "split: SceneDataset(scenes, experiment.resize, AUGMENTATIONS.get(experiment.augmentation)) for",
         f"{MODELS}dataloader.py::test_validation_and_test_images_are_never_augmented",
     ),
     "val and test share their images": (
@@ -28,8 +29,8 @@ MUTATIONS = {  # what breaks: file, line as it is, as it is broken, test that mu
     ),
     "a changed image is read from the cache": (
         "data/image_cache.py",
-        "{name}|{status.st_size}|{status.st_mtime_ns}",
-        "{name}",
+        "{self.skip_bad_images}|{self.images.fingerprint()}",
+        "{self.skip_bad_images}|{self.images.names}",
         f"{DATA}image_cache.py::test_a_changed_file_is_noticed_and_the_old_images_are_removed",
     ),
     "an archive may write outside its folder": (
@@ -58,8 +59,8 @@ MUTATIONS = {  # what breaks: file, line as it is, as it is broken, test that mu
     ),
     "a loss is the mean of the means of batches": (
         "helper_functions.py",
-        'loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum").item()',
-        "loss_sum += nn.functional.cross_entropy(logits, labels).item() * 16",
+        'loss = nn.functional.cross_entropy(logits, labels, reduction="sum")',
+        "loss = nn.functional.cross_entropy(logits, labels) * 16",
         "tests/test_helper_functions.py::"
         "test_the_train_loss_is_plain_cross_entropy_over_all_images_whatever_is_minimized",
     ),
@@ -89,8 +90,8 @@ MUTATIONS = {  # what breaks: file, line as it is, as it is broken, test that mu
     ),
     "rotations are clockwise": (
         "self_supervised/dataloader.py",
-        "torch.rot90(image, label, dims=(-2, -1))",
-        "torch.rot90(image, -label, dims=(-2, -1))",
+        "torch.rot90(images[chosen], turns, dims=(-2, -1))",
+        "torch.rot90(images[chosen], -turns, dims=(-2, -1))",
         "tests/self_supervised/test_dataloader.py::test_rotations_are_counter_clockwise",
     ),
     "the white square is not white": (
@@ -145,13 +146,17 @@ def project(tmp_path_factory):
     return folder, run
 
 
+@pytest.mark.parametrize(("file", "line"), [case[:2] for case in MUTATIONS.values()], ids=MUTATIONS)
+def test_a_line_to_break_is_there_once(file, line):
+    assert (CODE / file).read_text().count(line) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", MUTATIONS.values(), ids=MUTATIONS)
 def test_a_broken_line_is_noticed(project, case):
     file, line, broken, test = case
     folder, run = project
     whole = (folder / file).read_text()
-    assert whole.count(line) == 1
     (folder / file).write_text(whole.replace(line, broken))
     try:
         done = run(test)

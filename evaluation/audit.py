@@ -1,0 +1,340 @@
+"""Audit a data set: images that are probably mislabeled, and images that are in it more than once.
+
+    python -m evaluation.audit DATA [--out FOLDER] [--model RUN | --weights FILE]
+    python -m evaluation.audit DATA --planted 0.05      flip 5 % of the labels first, and count how many are found
+
+**Labels.** Each image gets probabilities from a linear probe that was not fitted to it (5-fold cross-validation, on the
+frozen features of a network), as in confident learning (Northcutt et al. 2021).  Its label is listed where another
+class is more probable by at least MARGIN.
+
+**Exact copies** have the same bytes.  **Near copies** look alike: the fine structure of their thumbnails, one of them
+mirrored or not, correlates above a threshold that 99 % of re-encoded copies of this data set's own images exceed (see
+`copy_threshold`).  Crops are not found.
+
+The folder gets audit.html, a page of thumbnails that needs no other file, and audit.csv.  With `--planted` nothing but
+results/full/audit_<data>.csv is written.
+"""
+
+import argparse
+import io
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.ndimage import laplace
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.preprocessing import StandardScaler
+
+from data.files import digest_of_tensors, expanded, root_folder, write_atomically
+from data.image_cache import Scenes, load_splits
+from data.layouts import list_splits
+from data.prepare import locate
+from evaluation.checkpoints import TrainedRun
+from evaluation.embed import DEFAULT_MODEL
+from evaluation.pages.audit_page import write_page
+from evaluation.probes import features_of_scenes
+from evaluation.publish import load_run
+from runs import run_command
+from supervised.models import SceneClassifier, load_initial_weights
+
+FOLDS = 5
+DIRECTIONS = 256  # principal components of the features that the probe sees, at most
+STRENGTHS = (0.0001, 0.001, 0.01, 0.1)  # C of the probe
+MARGIN = 0.5  # a label is listed where another class is more probable by so much
+THUMBNAIL = 32  # pixels, square
+COPIES = 200  # images that the threshold of near copies is chosen by
+COPIES_FOUND = 0.99  # share of their re-encoded copies that are above it
+BLOCK = 1024  # images compared at a time
+SEED = 0
+WEIGHTS_STAGES = (5, 6, 7, 8)  # whose features are read where only weights are given
+
+
+@dataclass(frozen=True)
+class Audited:
+    """The images of a data set in the order of the splits, and pixels and digest of each."""
+
+    files: tuple[str, ...]  # as messages name them
+    paths: tuple[Path, ...]
+    splits: np.ndarray  # (N,) names
+    labels: np.ndarray  # (N,) numbers
+    class_names: tuple[str, ...]
+    digests: tuple[bytes, ...]  # of the files' bytes
+    scenes: Mapping[str, Scenes]
+
+    @cached_property
+    def thumbnails(self) -> np.ndarray:
+        """Gray thumbnails, float32 (N, THUMBNAIL, THUMBNAIL), 0..255."""
+        return np.stack([shrink(image) for scenes in self.scenes.values() for image in scenes.images])
+
+    def pixels(self, number: int) -> np.ndarray:
+        """The bytes of one image (1 or 3, S, S)."""
+        for scenes in self.scenes.values():
+            if number < len(scenes):
+                return np.asarray(scenes.images[number])
+            number -= len(scenes)
+        raise IndexError(number)
+
+
+def read_data(root: Path, scenes: Mapping[str, Scenes]) -> Audited:
+    """The images of a data set whose splits are loaded."""
+    listed = list_splits(root.resolve())
+    only = next(split for split in listed if split != "train")  # val and test come from it if it is alone
+    files, paths, digests = [], [], []
+    for split, of_split in scenes.items():
+        images = listed.get(split, listed[only])
+        digest_of = dict(zip(images.names, images.digests, strict=True))
+        paths += [images.folder / name for name in of_split.names]
+        files += [f"{split}/{name}" for name in of_split.names]
+        digests += [digest_of[name] for name in of_split.names]
+    return Audited(
+        tuple(files),
+        tuple(paths),
+        np.repeat(list(scenes), [len(each) for each in scenes.values()]),
+        np.concatenate([each.labels for each in scenes.values()]),
+        scenes["train"].class_names,
+        tuple(digests),
+        scenes,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- labels
+
+
+def out_of_fold_probabilities(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Probabilities (N, classes) of each image by a linear probe that was fitted to the others, in FOLDS parts.
+
+    The probe reads the first principal components of the standardized features.  Its strength is that of STRENGTHS with
+    the lowest out-of-fold loss.  Raises ValueError for a class with fewer than two images.
+    """
+    folds = min(FOLDS, int(np.bincount(labels).min()))
+    if folds < 2:
+        raise ValueError("a class has fewer than 2 images; its labels cannot be audited")
+    reduced = PCA(min(DIRECTIONS, features.shape[1], len(features) - 1), random_state=SEED)
+    inputs = reduced.fit_transform(StandardScaler().fit_transform(features.astype(np.float64)))
+    parts = StratifiedKFold(folds, shuffle=True, random_state=SEED)
+    found = [
+        cross_val_predict(
+            LogisticRegression(C=strength, max_iter=500), inputs, labels, cv=parts, method="predict_proba"
+        )
+        for strength in STRENGTHS
+    ]
+    return min(found, key=lambda probabilities: log_loss(labels, probabilities, labels=np.arange(labels.max() + 1)))
+
+
+def suspicious_labels(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
+    """Images whose label is probably wrong, the most certain first: image (its number), suggestion, margin.
+
+    `suggestion` is the number of the other class, and `margin`, at least MARGIN, how much more probable it is.
+    """
+    rows = np.arange(len(labels))
+    others = probabilities.copy()
+    others[rows, labels] = -1
+    suggestion = others.argmax(axis=1)
+    margin = others[rows, suggestion] - probabilities[rows, labels]
+    table = pd.DataFrame({"image": rows, "suggestion": suggestion, "margin": margin})
+    return table[table["margin"] >= MARGIN].sort_values("margin", ascending=False, ignore_index=True)
+
+
+def plant_errors(labels: np.ndarray, share: float) -> np.ndarray:
+    """Labels of which this share, sampled by SEED, is another class at random."""
+    generator = np.random.default_rng(SEED)
+    planted, count = labels.copy(), labels.max() + 1
+    chosen = generator.choice(len(labels), round(share * len(labels)), replace=False)
+    planted[chosen] = (labels[chosen] + generator.integers(1, count, len(chosen))) % count
+    return planted
+
+
+def score_planted(features: np.ndarray, labels: np.ndarray, share: float) -> dict[str, float]:
+    """How many planted errors are found: planted, flagged, found, precision, recall, and precision_of_the_first.
+
+    The last is that of as many images as were planted.  Wrong and ambiguous labels that the data had before count as
+    false, so the precision is a lower bound.
+    """
+    planted = plant_errors(labels, share)
+    found = suspicious_labels(out_of_fold_probabilities(features, planted), planted)["image"].to_numpy()
+    hits, number = planted[found] != labels[found], int((planted != labels).sum())
+    return {
+        "planted": number,
+        "flagged": len(found),
+        "found": int(hits.sum()),
+        "precision": float(hits.mean()) if len(hits) else 0.0,
+        "recall": float(hits.sum() / max(1, number)),
+        "precision_of_the_first": float(hits[:number].sum() / max(1, number)),
+    }
+
+
+# -------------------------------------------------------------------------------------------------------------- copies
+
+
+def exact_copies(digests: tuple[bytes, ...]) -> list[tuple[int, int]]:
+    """Pairs of images with the same bytes, as numbers in order."""
+    same = defaultdict(list)
+    for number, digest in enumerate(digests):
+        same[digest].append(number)
+    return sorted(pair for numbers in same.values() for pair in combinations(numbers, 2))
+
+
+def shrink(image: np.ndarray) -> np.ndarray:
+    """A gray thumbnail, float32 (THUMBNAIL, THUMBNAIL), of bytes (1 or 3, S, S)."""
+    picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).convert("L")
+    return np.asarray(picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float32)
+
+
+def fine_structure(thumbnails: np.ndarray) -> np.ndarray:
+    """What two photographs of the same view do not share: the Laplacian of thumbnails, of mean 0 and length 1 (N, D).
+
+    A thumbnail of one color has none, and becomes zeros.
+    """
+    flat = np.stack([laplace(each) for each in thumbnails]).reshape(len(thumbnails), -1)
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(flat, axis=1, keepdims=True)
+    return np.where(length > 1e-3, flat / np.maximum(length, 1e-3), 0).astype(np.float32)
+
+
+def copy_threshold(data: Audited) -> float:
+    """The correlation that COPIES_FOUND of re-encoded copies of the data set's own images exceed.
+
+    A copy is resized to three quarters, brightened a little, and saved as a JPEG of quality 50.  COPIES images are
+    sampled by SEED.
+    """
+    generator = np.random.default_rng(SEED)
+    chosen = generator.choice(len(data.files), min(COPIES, len(data.files)), replace=False)
+    copies = np.stack([shrink(_copied(data.pixels(number))) for number in chosen])
+    correlations = (fine_structure(copies) * fine_structure(data.thumbnails[chosen])).sum(axis=1)
+    return float(np.quantile(correlations, 1 - COPIES_FOUND))
+
+
+def near_copies(thumbnails: np.ndarray, threshold: float) -> list[tuple[int, int, float]]:
+    """Pairs of images that look alike, or are each other's mirror image, with their correlation: the highest first."""
+    structure, mirrored = fine_structure(thumbnails), fine_structure(thumbnails[:, :, ::-1])
+    found = []
+    for start in range(0, len(structure), BLOCK):
+        block = structure[start : start + BLOCK]
+        alike = np.maximum(block @ structure.T, block @ mirrored.T)
+        for row, column in np.argwhere(alike >= threshold):
+            if start + row < column:
+                found.append((int(start + row), int(column), float(alike[row, column])))
+    return sorted(found, key=lambda pair: -pair[2])
+
+
+def _copied(image: np.ndarray) -> np.ndarray:
+    picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    size = tuple(max(1, 3 * side // 4) for side in picture.size)
+    saved = io.BytesIO()
+    picture.resize(size, Image.Resampling.BICUBIC).point(lambda value: min(255, int(1.1 * value) + 5)).save(
+        saved, "jpeg", quality=50
+    )
+    copied = np.asarray(Image.open(saved))
+    return copied[None] if copied.ndim == 2 else copied.transpose(2, 0, 1)
+
+
+# --------------------------------------------------------------------------------------------------------------- audit
+
+
+def audit(data: Audited, features: np.ndarray) -> tuple[pd.DataFrame, float]:
+    """All that was found, and the threshold of near copies.
+
+    Columns: kind (label, exact copy, near copy), file, split, label, other_file, other_split, other_label (of a label:
+    the suggestion), score (margin or correlation), image and other (their numbers; -1: none).
+    """
+    lines = []
+    suspicious = suspicious_labels(out_of_fold_probabilities(features, data.labels), data.labels)
+    for image, suggestion, margin in suspicious.itertuples(index=False):
+        lines.append(("label", image, -1, data.class_names[suggestion], margin))
+    exact, threshold = exact_copies(data.digests), copy_threshold(data)
+    pairs = [("exact copy", *pair, 1.0) for pair in exact]
+    known = set(exact)
+    pairs += [("near copy", *pair) for pair in near_copies(data.thumbnails, threshold) if pair[:2] not in known]
+    lines += [(kind, one, other, data.class_names[data.labels[other]], score) for kind, one, other, score in pairs]
+    names = np.array(data.class_names, dtype=object)
+    table = pd.DataFrame(lines, columns=["kind", "image", "other", "other_label", "score"])
+    one, other = table["image"].to_numpy(dtype=int), table["other"].to_numpy(dtype=int)
+    files = np.array([*data.files, ""], dtype=object)  # -1 is the last
+    table["file"], table["split"], table["label"] = files[one], data.splits[one], names[data.labels[one]]
+    table["other_file"], table["other_split"] = files[other], np.array([*data.splits, ""], dtype=object)[other]
+    columns = ["kind", "file", "split", "label", "other_file", "other_split", "other_label", "score", "image", "other"]
+    return table[columns], threshold
+
+
+def network_of(weights: str) -> TrainedRun:
+    """EfficientNet-B0 with the features of a weights file, whose pooled late stages are read."""
+    initial = load_initial_weights(weights)
+    model = SceneClassifier(2, "batchnorm_linear", freeze_features=True, stages=WEIGHTS_STAGES).eval()
+    if initial.state_dict is not None:
+        model.features.load_state_dict(initial.state_dict)
+    digest = digest_of_tensors(model.features.state_dict())
+    return TrainedRun(Path(weights).name, model, ("none", "other"), 224, "imagenet", digest)
+
+
+def main(arguments=None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.audit", description="Find images that are probably mislabeled, and copies"
+    )
+    parser.add_argument("data", metavar="DATA", help="a prepared data set, a folder of classes, or a table (.csv)")
+    parser.add_argument("--out", type=expanded, default=Path("audit"), metavar="FOLDER", help="default: audit")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", default=DEFAULT_MODEL, metavar="RUN", help=f"default: {DEFAULT_MODEL}")
+    source.add_argument("--weights", metavar="FILE", help="features of EfficientNet-B0, instead of a trained run")
+    parser.add_argument("--planted", type=float, metavar="SHARE", help="flip this share of the labels and count them")
+    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be decoded")
+    options = parser.parse_args(arguments)
+    return run_command(lambda: _audit(options))
+
+
+def _audit(options):
+    if options.planted is not None and not 0 < options.planted < 1:
+        raise ValueError(f"--planted is {options.planted}; it must be a share above 0 and below 1")
+    if options.out.is_file():
+        raise ValueError(f"{options.out} is a file; --out takes a folder")
+    root = locate(options.data)
+    run = network_of(options.weights) if options.weights else load_run(options.model)
+    scenes = load_splits(root, run.image_size, run.resize, skip_bad_images=options.skip_bad_images)
+    data = read_data(root, scenes)
+    features = np.concatenate([features for features, _ in features_of_scenes(run, scenes).values()])
+    if options.planted is not None:
+        _write_score(root, run, data, features, options.planted)
+        return
+    table, threshold = audit(data, features)
+    written = table.drop(columns=["image", "other"])
+    write_atomically(
+        options.out / "audit.csv",
+        lambda path: written.to_csv(path, index=False, float_format="%.4f", errors="surrogateescape"),
+    )
+    write_page(options.out / "audit.html", root.name, table, data.pixels, threshold)
+    print(f"{root}: {len(data.files):,} images, features of {run.name}\n{count(table)}\n{options.out / 'audit.html'}")
+
+
+def _write_score(root: Path, run: TrainedRun, data: Audited, features: np.ndarray, share: float):
+    crossing = sum(data.splits[one] != data.splits[other] for one, other in exact_copies(data.digests))
+    line = {"data": root.name, "features": run.name, "images": len(data.files), "share": share}
+    line |= score_planted(features, data.labels, share) | {"exact_pairs_across_splits": crossing}
+    path = root_folder() / "results" / "full" / f"audit_{root.stem}.csv"
+    table = pd.DataFrame([line])
+    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False, float_format="%.4f"))
+    print(f"{table.T.to_string(header=False)}\n{path}")
+
+
+def count(table: pd.DataFrame) -> str:
+    """What was found, in one line per kind."""
+    copies = table[table["kind"] != "label"]
+    across = copies[copies["split"] != copies["other_split"]]
+    lines = [f"{(table['kind'] == 'label').sum():,} labels are probably wrong"]
+    for kind in ("exact copy", "near copy"):
+        of_kind, crossing = (copies["kind"] == kind).sum(), (across["kind"] == kind).sum()
+        lines.append(f"{of_kind:,} pairs, kind: {kind}; {crossing:,} of them across splits")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""A trained run for other programs: an ONNX file, or a state dict with torchvision's names.
+
+    python -m evaluation.export RUN --to onnx           RUN.onnx, for onnxruntime and others; the batch size is free
+    python -m evaluation.export RUN --to torchvision    RUN.pth, for torchvision.models.efficientnet_b0 or resnet18
+
+Both take normalized images, float32 (N, 3, S, S).  The metadata of the ONNX file say how to prepare them, and name the
+classes.  A state dict has the classifier only where torchvision's network has the same one: a single linear layer on
+the last stage.  ONNX needs the packages of the optional extra `export`.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.files import expanded, write_atomically
+from evaluation.checkpoints import TrainedRun
+from evaluation.embed import check_target
+from evaluation.publish import load_run
+from runs import run_command
+
+SUFFIX = {"onnx": ".onnx", "torchvision": ".pth"}
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of the extra
+TOLERANCE = 1e-4  # of logits, relative to the largest
+
+
+def to_onnx(run: TrainedRun, path: Path) -> float:
+    """Write an ONNX file with input "images" and output "logits"; returns their largest difference in onnxruntime.
+
+    Raises ValueError if a package is missing, and FloatingPointError if onnxruntime's logits are not those of the run.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"--to onnx needs {' and '.join(missing)}: pip install 'self-supervised-scenes[export]'")
+    import onnx
+    import onnxruntime
+
+    model = run.folded().model.to(memory_format=torch.contiguous_format).requires_grad_(False)
+    size = run.image_size
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    shapes = {"images": {0: torch.export.Dim("batch")}}
+    names = {"input_names": ["images"], "output_names": ["logits"]}
+    with torch.no_grad():
+        program = torch.onnx.export(model, (images[:2],), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+        expected = model(images).numpy()
+    written = program.model_proto
+    onnx.helper.set_model_props(written, metadata(run))
+    session = onnxruntime.InferenceSession(written.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": images.numpy()})
+    difference = float(np.abs(found - expected).max())
+    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise FloatingPointError(f"{run.name}: onnxruntime's logits differ by {difference:.2g}; nothing was written")
+    write_atomically(path, lambda temporary: onnx.save(written, temporary))
+    return difference
+
+
+def metadata(run: TrainedRun) -> dict[str, str]:
+    """What a program must know of a run to use it, as JSON by key."""
+    about = {
+        "name": run.name,
+        "class_names": run.class_names,
+        "image_size": run.image_size,
+        "resize": run.resize,
+        "mean": run.mean,
+        "std": run.std,
+    }
+    return {key: json.dumps(value) for key, value in about.items()}
+
+
+def torchvision_state(run: TrainedRun) -> tuple[dict[str, torch.Tensor], str]:
+    """The weights of a run under torchvision's names, and the name of the network there.
+
+    The classifier is among them if torchvision's network has the same one.  Raises ValueError for a network that
+    torchvision does not have.
+    """
+    state = run.model.state_dict()
+    resnet = "features.stem.conv1.weight" in state
+    if resnet and state["features.stem.conv1.weight"].shape[-1] != 7:
+        raise ValueError(f"{run.name} is a ResNet with a stem for 32x32 images, which torchvision does not have")
+    blocks = len(run.model.features.layer3) if resnet else 0
+    network = {0: "efficientnet_b0", 2: "resnet18", 6: "resnet34"}[blocks]
+    last_alone = run.model.stages == {len(run.model.features) - 1}
+    if not (last_alone and set(_heads(state)) == {"classifier.1.weight", "classifier.1.bias"}):
+        state = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+    if resnet:
+        state = {_resnet_name(name): tensor for name, tensor in state.items()}
+    return {name: tensor.contiguous().clone() for name, tensor in state.items()}, network
+
+
+def _heads(state: dict) -> list[str]:
+    return [name for name in state if name.startswith("classifier.")]
+
+
+def _resnet_name(name: str) -> str:
+    return name.removeprefix("features.").removeprefix("stem.").replace("classifier.1.", "fc.")
+
+
+def main(arguments=None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation.export", description="Write a run for other programs")
+    parser.add_argument("run", metavar="RUN", help="name of a trained run or released model, or path of its file")
+    parser.add_argument("--to", required=True, choices=tuple(SUFFIX))
+    parser.add_argument("--out", type=expanded, metavar="FILE", help="default: RUN.onnx or RUN.pth, here")
+    options = parser.parse_args(arguments)
+    return run_command(lambda: _export(options))
+
+
+def _export(options):
+    suffix = SUFFIX[options.to]
+    if options.out is not None:
+        check_target(options.out, "--out", (suffix,))
+    run = load_run(options.run)
+    path = options.out or Path(f"{run.name}{suffix}")
+    if options.to == "onnx":
+        difference = to_onnx(run, path)
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; onnxruntime's logits differ by at most {difference:.1g}")
+        return
+    state, network = torchvision_state(run)
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    kept = "with its classifier" if any(not _is_feature(name) for name in state) else "without a classifier"
+    print(f"{path}: {network} of torchvision, {kept}")
+
+
+def _is_feature(name: str) -> bool:
+    return not name.startswith(("classifier.", "fc."))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,318 @@
+"""Images by model inversion that other networks recognize: the recipe, what each part contributes, and blind sheets.
+
+    python -m evaluation.inversion_quality --model RUN --evaluators RUN ... [--recipes all | ablation | NAME ...]
+
+An inverted class image is good when networks that had no part in making it recognize the class.  Search settings by the
+word of one evaluator network and report that of others.  Written below --output, one folder per network and recipe:
+
+    <model>/<recipe>/    images, curves and tables of `model_inversion.save_inversion`, evaluators.csv, nearest.csv
+    <model>/<recipe>/sheet.blind.png, sheet.key.json    all classes in random order without titles, and the answers
+    quality.csv          one line per network, recipe and evaluator network
+
+What is there is not computed again.  A folder of other weights or settings is refused by its name.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib import pyplot as plt
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional
+from tqdm.auto import tqdm
+
+from data.files import expanded, write_atomically
+from evaluation import plots
+from evaluation.checkpoints import TrainedRun, load_trained
+from evaluation.explained import read_inversion
+from evaluation.model_inversion import (
+    Inversion,
+    InversionSettings,
+    class_log_probability,
+    class_logit,
+    invert,
+    save_inversion,
+    score_by_another,
+)
+from evaluation.split_images import evenly_spread, images_for, training_amplitudes
+from helper_functions import keep_freed_memory
+from runs import run_command
+from supervised.dataloader import normalise
+
+SIZE = 224  # pixels of the images; the network's own size, if that is smaller
+RECIPE = InversionSettings(
+    image_size=SIZE,
+    parameters="phase",
+    learning_rate=0.1,
+    steps=480,
+    patience=30,
+    levels=2,
+    coarsest=0.57,
+    gradient_clip=math.inf,
+    decay=0.0,
+    blur_sigma=0.0,
+    jitter=24,
+    scale=0.25,
+    rotation=10.0,
+)
+ABLATION = {  # each recipe lacks one part
+    "all_parts": RECIPE,
+    "without_scales_and_rotations": replace(RECIPE, scale=0.0, rotation=0.0),
+    "without_views": replace(RECIPE, scale=0.0, rotation=0.0, jitter=0),
+    "one_resolution": replace(RECIPE, levels=1),
+    "spectrum": replace(RECIPE, parameters="fourier", learning_rate=0.02),  # amplitudes are optimized too
+    "pixels": replace(RECIPE, parameters="pixels", learning_rate=0.02),
+    "fixed_steps": replace(RECIPE, patience=0),
+    "two_views": replace(RECIPE, views=2, steps=RECIPE.steps // 2),  # as many passes
+    "noise": replace(RECIPE, noise=0.1),
+    "log_probability": RECIPE,  # of the class, in the place of its logit
+}
+OBJECTIVES = {"log_probability": class_log_probability}  # of recipes that do not maximize the logit
+OTHERS = {
+    # The transformations and the learning rate of lucent's defaults (2020), Fourier parameters as there.
+    "lucent": InversionSettings(
+        parameters="fourier",
+        learning_rate=0.05,
+        steps=RECIPE.steps,
+        gradient_clip=math.inf,
+        decay=0.0,
+        blur_sigma=0.0,
+        jitter=12,
+        scale=0.1,
+        rotation=10.0,
+    ),
+    # The settings of the earlier figures.
+    "earlier": InversionSettings(norm_clip=0.3, contribution_clip=0.3, blur_sigma=1.0, jitter=32, steps=RECIPE.steps),
+}
+RECIPES = ABLATION | OTHERS
+
+
+def fitted(settings: InversionSettings, size: int) -> InversionSettings:
+    """The settings for images of at most `size` pixels: shifts keep their share, and there are fewer resolutions."""
+    size = min(settings.image_size, size)
+    jitter = round(settings.jitter * size / settings.image_size)
+    small = round(settings.coarsest * size) < 32
+    blur_sigma = min(settings.blur_sigma, size / 9)
+    return replace(
+        settings,
+        image_size=size,
+        jitter=jitter,
+        blur_sigma=blur_sigma,
+        levels=1 if small else settings.levels,
+        coarsest=1.0 if small else settings.coarsest,
+    )
+
+
+def recognition(evaluators: Sequence[TrainedRun], images: torch.Tensor, targets: Sequence[int]) -> pd.DataFrame:
+    """What evaluator networks say of images (N, 3, S, S) in 0..1: one line each, columns evaluator, image, probability.
+
+    Each evaluator sees the images at its own size.
+    """
+    parts = []
+    for run in evaluators:
+        seen = functional.resize(images, [run.image_size] * 2, antialias=True).clamp(0, 1)
+        probabilities = [
+            score_by_another(run.model, seen[part], np.asarray(targets)[part], run.mean, run.std)
+            for part in np.array_split(np.arange(len(images)), -(-len(images) // 8))
+        ]
+        lines = {"evaluator": run.name, "image": range(len(images)), "probability": torch.cat(probabilities).tolist()}
+        parts.append(pd.DataFrame(lines))
+    return pd.concat(parts, ignore_index=True)
+
+
+@torch.inference_mode()
+def features_of_images(run: TrainedRun, images: Dataset | Sequence[torch.Tensor]) -> torch.Tensor:
+    """The pooled features (N, D) of normalized images, of length 1."""
+    features = [run.model.pooled_features(batch) for batch in DataLoader(images, 32)]
+    return nn.functional.normalize(torch.cat(features), dim=1)
+
+
+def nearest_training_images(
+    run: TrainedRun, images: torch.Tensor, training: Dataset, others: Sequence[torch.Tensor]
+) -> tuple[pd.DataFrame, float]:
+    """The training image whose features are nearest to those of each image (N, 3, S, S) in 0..1.
+
+    Columns: nearest (the file) and similarity (cosine, -1 to 1) of features by `run`; take a network that had no part
+    in making the images.  Also returns the median similarity of `others`, normalized photographs that were not trained
+    on, to theirs: an image that copies a training image would be far above it.
+    """
+    known = features_of_images(run, _Images(training))
+    resized = functional.resize(images, [run.image_size] * 2, antialias=True).clamp(0, 1)
+    seen = normalise((255 * resized).round().byte(), run.resize)
+    similarity, numbers = (features_of_images(run, list(seen)) @ known.T).max(dim=1)
+    table = pd.DataFrame({"nearest": [training.scenes.names[number] for number in numbers], "similarity": similarity})
+    usual = (features_of_images(run, list(others)) @ known.T).max(dim=1).values
+    return table.round(4), float(usual.median())
+
+
+class _Images(Dataset):
+    """The images of a data set without their labels."""
+
+    def __init__(self, scenes: Dataset):
+        self.scenes = scenes
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.scenes[index][0]
+
+
+def save_blind_sheet(images: torch.Tensor, names: Sequence[str], folder: Path, seed: int = 0):
+    """Write sheet.blind.png, the images (N, 3, S, S) in an order drawn from the seed with numbers for titles.
+
+    sheet.key.json has the seed and the name of each number.  Write answers to a file before opening it.
+    """
+    order = np.random.default_rng(seed).permutation(len(names))
+    titles = [str(number) for number in range(1, len(names) + 1)]
+    plots.plot_images((255 * images[order]).round().byte(), titles, columns=min(5, len(names)))
+    plt.gcf().savefig(folder / "sheet.blind.png", dpi=120, bbox_inches="tight")
+    plt.close()
+    key = {"seed": seed, "answers": {title: names[number] for title, number in zip(titles, order, strict=True)}}
+    (folder / "sheet.key.json").write_text(json.dumps(key, indent=1) + "\n")
+
+
+def invert_classes(run: TrainedRun, recipe: str, settings: InversionSettings, data: str, folder: Path) -> dict:
+    """Invert every class of a network into a folder, unless it is there; return what settings.json says.
+
+    Raises ValueError that names the folder if it holds images of other weights or settings.
+    """
+    objective = OBJECTIVES.get(recipe, class_logit)
+    wanted = {"model": run.name, "weights": run.weights, "objective": objective.__name__, **asdict(settings)}
+    path = folder / "settings.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        # Written as JSON and read back, so that numbers compare as they are saved.
+        if {name: found.get(name) for name in wanted} != json.loads(json.dumps(wanted)):
+            raise ValueError(f"{folder} holds images of other weights or settings; remove it, or name another --output")
+        return found
+    amplitudes = training_amplitudes(run, data) if settings.parameters == "phase" else None
+    started = time.perf_counter()
+    targets = range(len(run.class_names))
+    inversion = invert(run.model, objective, list(targets), settings, run.mean, run.std, amplitudes=amplitudes)
+    seconds = time.perf_counter() - started
+    return save_classes(inversion, run, {**wanted, "seconds": round(seconds, 1)}, settings.views, folder)
+
+
+def save_classes(inversion: Inversion, run: TrainedRun, written: dict, views: int, folder: Path) -> dict:
+    """Write the images of all classes and a blind sheet of them; settings.json, which is returned, comes last."""
+    names = list(run.class_names)
+    save_inversion(inversion, names, folder, {"steps": inversion.steps.tolist()})
+    save_blind_sheet(inversion.images, names, folder)
+    written = {**written, "passes": int(inversion.steps.sum()) * views}
+    text = json.dumps(written, indent=1) + "\n"
+    write_atomically(folder / "settings.json", lambda temporary: temporary.write_text(text))
+    return written
+
+
+def judge(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str, folder: Path) -> pd.DataFrame:
+    """The word of evaluator networks on the class images in a folder, and the training images nearest to them.
+
+    Writes evaluators.csv and nearest.csv; what is there for these evaluators' weights is read.  Columns: evaluator,
+    weights, class, probability.
+    """
+    table = read_inversion(folder)
+    names, images = list(table.table["name"]), table.pictures.float() / 255
+    targets = [run.class_names.index(name) for name in names]
+    path = folder / "evaluators.csv"
+    known = pd.read_csv(path) if path.exists() else pd.DataFrame({"weights": []})
+    missing = [each for each in evaluators if each.weights not in set(known["weights"])]
+    if missing:
+        weights = {each.name: each.weights for each in missing}
+        found = recognition(missing, images, targets)
+        found = found.assign(weights=found["evaluator"].map(weights), **{"class": [names[i] for i in found["image"]]})
+        known = pd.concat([known, found.drop(columns="image")], ignore_index=True)
+        write_atomically(path, lambda temporary: known.round(5).to_csv(temporary, index=False))
+    if not (folder / "nearest.csv").exists():
+        judged_by = evaluators[0]
+        val = images_for(judged_by, data, "val")
+        others = [val[number][0] for number in evenly_spread(len(val), 60)]
+        nearest, usual = nearest_training_images(judged_by, images, images_for(judged_by, data, "train"), others)
+        nearest = nearest.assign(name=names, by=judged_by.name, median_of_val=round(usual, 4))
+        write_atomically(folder / "nearest.csv", lambda temporary: nearest.to_csv(temporary, index=False))
+    return known[known["weights"].isin([each.weights for each in evaluators])]
+
+
+def quality_lines(run: TrainedRun, recipe: str, judged: pd.DataFrame, folder: Path, written: dict) -> list[dict]:
+    """One line per evaluator network: mean probability of the class, share of images it recognizes, and costs."""
+    inversion = pd.read_csv(folder / "inversion.csv")
+    nearest = pd.read_csv(folder / "nearest.csv")
+    return [
+        {
+            "model": run.name,
+            "recipe": recipe,
+            "evaluator": evaluator,
+            "classes": len(group),
+            "probability": round(group["probability"].mean(), 4),
+            "lowest": round(group["probability"].min(), 4),
+            "above_half": round((group["probability"] > 0.5).mean(), 4),
+            "converged": int(inversion["converged"].sum()),
+            "passes_per_image": round(written["passes"] / len(inversion)),
+            "seconds_per_image": round(written["seconds"] / len(inversion), 1),
+            "nearest_similarity": round(nearest["similarity"].max(), 4),
+            "median_of_val": nearest["median_of_val"][0],
+        }
+        for evaluator, group in judged.groupby("evaluator", sort=False)
+    ]
+
+
+def measure(run: TrainedRun, evaluators: Sequence[TrainedRun], recipes: Sequence[str], data: str, output: Path):
+    """Invert all classes by each recipe and judge them; `output`/quality.csv gets or keeps a line for each."""
+    path = output / "quality.csv"
+    for recipe in tqdm(recipes, desc=run.name, unit="recipe"):
+        folder = output / run.name / recipe
+        written = invert_classes(run, recipe, fitted(RECIPES[recipe], run.image_size), data, folder)
+        lines = quality_lines(run, recipe, judge(run, evaluators, data, folder), folder, written)
+        table = pd.DataFrame(lines)
+        if path.exists():
+            table = pd.concat([pd.read_csv(path), table]).drop_duplicates(["model", "recipe", "evaluator"], keep="last")
+        write_atomically(path, lambda temporary, table=table: table.to_csv(temporary, index=False))
+
+
+def main(arguments=None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.inversion_quality",
+        description="Images of all classes by model inversion, judged by networks that had no part in making them",
+    )
+    parser.add_argument("--model", required=True, metavar="RUN")
+    parser.add_argument("--evaluators", nargs="+", required=True, metavar="RUN")
+    parser.add_argument("--recipes", nargs="+", default=["all_parts"], metavar="NAME", help="names, ablation or all")
+    parser.add_argument("--data", default="15scene")
+    parser.add_argument("--output", type=expanded, default=Path("inversion_quality"), help="folder")
+    options = parser.parse_args(arguments)
+    matplotlib.use("Agg")
+    return run_command(lambda: _measure(options))
+
+
+def _measure(options):
+    recipes = {"ablation": list(ABLATION), "all": list(RECIPES)}.get(options.recipes[0], options.recipes)
+    unknown = [name for name in recipes if name not in RECIPES]
+    if unknown:
+        raise ValueError(f"there is no recipe {unknown[0]}; there are {', '.join(RECIPES)}, ablation and all")
+    run, *evaluators = (load_trained(name).folded().without_flip_tta() for name in (options.model, *options.evaluators))
+    for each in evaluators:
+        if each.weights == run.weights:
+            raise ValueError(
+                f"{each.name} is the network that is inverted; an evaluator has no part in making the images"
+            )
+        if each.class_names != run.class_names:
+            raise ValueError(f"{each.name} has other classes than {run.name}; an evaluator network needs the same")
+    keep_freed_memory()
+    measure(run, evaluators, recipes, options.data, options.output)
+    print(pd.read_csv(options.output / "quality.csv").to_string(index=False))
+    print(options.output / "quality.csv")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

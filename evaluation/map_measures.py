@@ -1,0 +1,149 @@
+"""Several kinds of heat maps of the same images, measured and compared: what commands that choose among them share.
+
+A kind of map is a function from a trained run, normalized images and target classes to maps by name.  Rows are cached
+in one file per network, named by the digest of its weights, so an interrupted call continues and changed weights are
+measured again.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from data.files import write_atomically
+from evaluation import faithfulness
+from evaluation.checkpoints import TrainedRun, load_trained
+from evaluation.faithfulness import LOWER_IS_BETTER
+from evaluation.split_images import evenly_spread, images_for
+from evaluation.statistics import mean_and_interval
+
+STEPS = 8  # of deletion and insertion: an eighth of the pixels each
+
+
+@dataclass(frozen=True)
+class FoundMaps:
+    """Maps (N, H, W) in 0..1 of one kind.
+
+    `fell_back` (N,) says which maps would have been empty and were replaced, `seconds` is the time for all images.
+    """
+
+    maps: torch.Tensor
+    fell_back: torch.Tensor
+    seconds: float
+
+
+MapsOf = Callable[[TrainedRun, torch.Tensor, Sequence[int]], dict[str, FoundMaps]]
+
+
+def timed(maps_of: Callable) -> FoundMaps:
+    """The maps that a call without arguments gives, a `ScoreCam` or a tensor, and the seconds it took."""
+    started = time.perf_counter()
+    found = maps_of()
+    seconds = time.perf_counter() - started
+    if isinstance(found, torch.Tensor):
+        return FoundMaps(found, torch.zeros(len(found), dtype=torch.bool), seconds)
+    return FoundMaps(found.maps, found.fell_back, seconds)
+
+
+def control_maps(images: torch.Tensor, seed: int) -> dict[str, FoundMaps]:
+    """Maps that know nothing of a network: random ones and edges."""
+    return {
+        "random": timed(lambda: faithfulness.random_maps(images, seed=seed)),
+        "edges": timed(lambda: faithfulness.edge_maps(images)),
+    }
+
+
+def measure_run(run: TrainedRun, dataset: Dataset, numbers: Sequence[int], maps_of: MapsOf, path: Path) -> pd.DataFrame:
+    """The rows of these images, measured if they are not in the file: one per baseline, kind of map and image.
+
+    Columns: those of `faithfulness.measure_faithfulness`, and empty, fell_back, seconds and target (the class that the
+    network predicts).  The file is written after each image.  Rows of other images in the file are not returned.
+    """
+    rows = pd.read_csv(path) if path.exists() else pd.DataFrame({"image": []})
+    missing = [number for number in numbers if number not in set(rows["image"])]
+    for number in tqdm(missing, desc=run.name, unit="image"):
+        rows = pd.concat([rows, _measure_image(run, dataset, number, maps_of)], ignore_index=True)
+        write_atomically(path, lambda temporary, rows=rows: rows.to_csv(temporary, index=False))
+    return rows[rows["image"].isin(numbers)]
+
+
+def _measure_image(run: TrainedRun, dataset: Dataset, number: int, maps_of: MapsOf) -> pd.DataFrame:
+    images = dataset[number][0][None]
+    with torch.inference_mode():
+        target = int(run.model(images).argmax())
+    found = maps_of(run, images, [target]) | control_maps(images, seed=number)
+    baselines = {
+        "black": faithfulness.black_baseline(images, run.mean, run.std),
+        "mean": faithfulness.mean_baseline(images),
+        "blurred": faithfulness.blurred_baseline(images),
+    }
+    pixels = -(-images.shape[-1] * images.shape[-2] // STEPS)
+    maps = {name: each.maps for name, each in found.items()}
+    rows = faithfulness.measure_faithfulness(run.model, images, maps, [target], baselines, pixels).round(5)
+    facts = {
+        "empty": {name: bool((each.maps == 0).all()) for name, each in found.items()},
+        "fell_back": {name: bool(each.fell_back[0]) for name, each in found.items()},
+        "seconds": {name: round(each.seconds, 4) for name, each in found.items()},
+    }
+    return rows.assign(image=number, target=target, **{fact: rows["map"].map(by) for fact, by in facts.items()})
+
+
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line per network and kind of map, over all baselines; images are the unit of intervals.
+
+    Columns: model, map, images, left_out (images whose map is not finite), empty and fell_back (shares of the images),
+    seconds (median per image), and for each measure its mean and its 95 % interval.
+    """
+    lines = []
+    for (model, name), group in rows.groupby(["model", "map"], sort=False):
+        by_image = group.groupby("image")[[*LOWER_IS_BETTER, "empty", "fell_back", "seconds"]].mean()
+        line = {
+            "model": model,
+            "map": name,
+            "images": len(by_image),
+            "left_out": int(by_image["deletion"].isna().sum()),
+            "empty": by_image["empty"].mean(),
+            "fell_back": by_image["fell_back"].mean(),
+            "seconds": by_image["seconds"].median(),
+        }
+        for measure in LOWER_IS_BETTER:
+            values = by_image[measure].dropna().tolist()
+            mean, low, high = mean_and_interval(values) if values else [np.nan] * 3
+            line |= {measure: mean, f"{measure}_from": low, f"{measure}_to": high}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def measure_runs(
+    names: Sequence[str], maps_of: MapsOf, data: str, split: str, images: int, output: Path
+) -> pd.DataFrame:
+    """Measure networks one after another, and write `output` (CSV) again after each; return what it holds.
+
+    Networks that are not here are named and left out.  `output` has the lines of `summarise`; the rows of the images
+    lie beside it, in a folder of its name.
+    """
+    parts, absent = [], []
+    for name in names:
+        try:
+            run = load_trained(name)
+        except FileNotFoundError:
+            absent.append(name)
+            continue
+        run = run.folded().without_flip_tta()
+        dataset = images_for(run, data, split)
+        path = output.with_suffix("") / f"{run.name}_{run.weights[:12]}_{split}.csv"
+        rows = measure_run(run, dataset, evenly_spread(len(dataset), images), maps_of, path)
+        parts.append(rows.assign(model=run.name))
+        table = summarise(pd.concat(parts, ignore_index=True)).round(4)
+        write_atomically(output, lambda temporary, table=table: table.to_csv(temporary, index=False))
+    if absent:
+        print(f"Not here, so not measured: {', '.join(absent)}.")
+    if not parts:
+        raise FileNotFoundError(f"none of the networks is here: {', '.join(absent)}")
+    return table

@@ -1,0 +1,95 @@
+"""Which definition of Score-CAM to use by default: both weightings, with and without the paper's baseline, measured.
+
+    python -m evaluation.scorecam_defaults [--models RUN ...] [--images 40] [--split val]
+
+For each network, stage and definition: the share of empty maps, and their faithfulness beside that of random maps, of
+edges and of the mean activation, which needs no pass.  Every mask runs once and serves all definitions.  Choose on
+`val`; `--split test` reports the choice.  The table is written to scorecam_defaults.csv, the rows of the images beside
+it, after each image: an interrupted call continues.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from data.files import expanded
+from evaluation.checkpoints import TrainedRun
+from evaluation.map_measures import FoundMaps, measure_runs
+from evaluation.scorecam import WEIGHTINGS, MaskedImages, probabilities_of, run_batches, scale_to_unit, upsample
+from helper_functions import keep_freed_memory
+from runs import run_command
+
+MODELS = (
+    "supervised_short",
+    "rotation_classifier_tuned_10",
+    "perturbation_classifier_tuned_3",
+    "byol_classifier",
+    "imagenet_classifier_probe",
+)
+LAYERS = ("7", "8")
+# Weighting and baseline of the paper.  Within the softmax the baseline changes nothing, see `score_cam`.
+DEFINITIONS = {"softmax": "with or without", "probability": "without", "increase": "with"}
+
+
+def all_weightings(run: TrainedRun, images: torch.Tensor, targets: Sequence[int]) -> dict[str, FoundMaps]:
+    """Score-CAM of images (N, 3, H, W) by every weighting at every one of LAYERS, and the mean activation there.
+
+    Names are "<weighting>, stage <layer>".  The seconds are those of the passes, which the weightings share.
+    """
+    found = {}
+    for layer in LAYERS:
+        started = time.perf_counter()
+        tensors = run_batches(run.model, images, run.layer(layer), targets, "softmax", 32, _explain)
+        seconds = time.perf_counter() - started
+        for name, maps, fell_back in zip((*WEIGHTINGS, "mean activation"), tensors[::2], tensors[1::2], strict=True):
+            found[f"{name}, stage {layer}"] = FoundMaps(maps, fell_back, seconds)
+    return found
+
+
+def _explain(masked: MaskedImages, _) -> tuple[torch.Tensor, ...]:
+    """Maps and fell_back of each weighting, then of the mean activation, from one set of passes."""
+
+    def read(logits, numbers):
+        of_target = masked.targets[numbers, None]
+        return torch.cat([logits.gather(1, of_target), probabilities_of(logits).gather(1, of_target)], dim=1)
+
+    logits, probabilities = masked.measure(~masked.constant, read).expand(-1, -1, 2).unbind(dim=2)
+    found = []
+    for weighting in WEIGHTINGS:
+        weighted = replace(masked, weighting=weighting)
+        found += weighted.maps(weighted.weights(logits if weighting == "softmax" else probabilities))
+    mean = scale_to_unit(upsample(masked.activations.mean(dim=1), masked.images.shape[2:]))
+    return (*found, mean, torch.zeros(len(mean), dtype=torch.bool))
+
+
+def main(arguments=None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation.scorecam_defaults", description=__doc__)
+    parser.add_argument("--models", nargs="+", default=MODELS, metavar="RUN")
+    parser.add_argument("--images", type=int, default=40, help="per network, evenly over the classes")
+    parser.add_argument("--split", choices=("val", "test"), default="val")
+    parser.add_argument("--data", default="15scene")
+    parser.add_argument("--output", type=expanded, default=Path("scorecam_defaults.csv"))
+    options = parser.parse_args(arguments)
+    return run_command(lambda: _measure(options))
+
+
+def _measure(options):
+    if options.images < 1:
+        raise ValueError(f"--images is {options.images}; it must be at least 1")
+    keep_freed_memory()
+    table = measure_runs(options.models, all_weightings, options.data, options.split, options.images, options.output)
+    kind = table["map"].str.split(", stage ", expand=True).reindex(columns=[0, 1])
+    table.insert(2, "baseline", kind[0].map(DEFINITIONS).fillna(""))
+    table.to_csv(options.output, index=False)
+    print(table.drop(columns=[each for each in table if each.endswith(("_from", "_to"))]).to_string(index=False))
+    print(options.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

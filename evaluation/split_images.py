@@ -1,0 +1,30 @@
+"""The images of a data set's split as a trained network sees them."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from evaluation.checkpoints import TrainedRun
+from evaluation.image_parameters import mean_amplitudes
+from supervised.dataloader import SceneDataset, build_loaders
+from supervised.settings import BASE
+
+
+def images_for(run: TrainedRun, data: str, split: str) -> SceneDataset:
+    """The images of a split, "train", "val" or "test", in a fixed order, without augmentation."""
+    experiment = replace(BASE, data=data, image_size=run.image_size, resize=run.resize, augmentation="basic")
+    return getattr(build_loaders(experiment, progress=False), split).dataset
+
+
+def evenly_spread(images: int, count: int) -> list[int]:
+    """Numbers of `count` of so many images, evenly over their order, so over the classes; of all, if they are fewer."""
+    return np.unique(np.linspace(0, images - 1, min(count, images)).astype(int)).tolist()
+
+
+def training_amplitudes(run: TrainedRun, data: str) -> torch.Tensor:
+    """The `mean_amplitudes` (1 or 3, S, S // 2 + 1) of all training images of a data set, at the size of the run."""
+    pixels = images_for(run, data, "train").scenes.images
+    return mean_amplitudes(
+        (torch.tensor(pixels[start : start + 64]) for start in range(0, len(pixels), 64)), grey=pixels.shape[1] == 1
+    )

@@ -1,0 +1,227 @@
+"""Data sets as people have them: folders without splits, tables, folders without labels."""
+
+import csv
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.files import say_once
+from data.image_cache import load_splits
+from data.layouts import fingerprints, list_splits
+from data.splits import SHARES, divide, read_record
+from tests.conftest import CLASSES, draw
+
+COUNT = 20  # images of a class
+
+
+@pytest.fixture(autouse=True)
+def own_root(root):
+    """Records and the image cache lie in the test's own root folder."""
+    say_once.cache_clear()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """<class>/<image>, without splits."""
+    generator = np.random.default_rng(0)
+    for class_name in CLASSES:
+        (tmp_path / "photos" / class_name).mkdir(parents=True)
+        for number in range(COUNT):
+            draw(class_name, generator).save(tmp_path / "photos" / class_name / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def load(path, **options):
+    return load_splits(path, 32, progress=False, **options)
+
+
+def split_of_names(splits):
+    return {name: split for split, scenes in splits.items() for name in scenes.names}
+
+
+def write_table(path, lines, delimiter=","):
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(lines)
+    return path
+
+
+@pytest.fixture
+def table(folder):
+    """A table of the images of the folder, beside it, whose labels are not the names of their folders."""
+    lines = [("file", "label")]
+    lines += [(f"photos/{path.parent.name}/{path.name}", path.parent.name.upper()) for path in folder.glob("*/*.png")]
+    return write_table(folder.parent / "labels.csv", lines)
+
+
+# ------------------------------------------------------------------------------------------------------- without splits
+
+
+def test_a_folder_of_classes_is_split_by_class_and_the_split_recorded_beside_it_and_said_once(folder, capsys):
+    splits = load(folder)
+    for scenes, share in zip(splits.values(), SHARES.values(), strict=True):
+        assert np.bincount(scenes.labels).tolist() == [round(share * COUNT)] * 3
+        assert scenes.class_names == tuple(sorted(CLASSES)) and scenes.images.shape[1:] == (1, 32, 32)
+    assert len(split_of_names(splits)) == 3 * COUNT
+    recorded = {f"{image.class_name}/{image.file_name}": image.split for image in read_record(folder / "split.csv")}
+    assert recorded == split_of_names(splits)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(folder / "split.csv") in line and "42 train, 9 val, 9 test" in line
+    assert split_of_names(load(folder)) == recorded and capsys.readouterr().err == ""
+
+
+def test_images_and_labels_are_those_of_the_files(folder):
+    for scenes in load(folder).values():
+        for image, label, name in zip(scenes.images, scenes.labels, scenes.names, strict=True):
+            assert scenes.class_names[label] == name.split("/")[0]
+            expected = np.asarray(Image.open(folder / name).resize((32, 32), Image.Resampling.BILINEAR), dtype=float)
+            assert np.abs(image[0] - expected).mean() < 5
+
+
+def test_nothing_is_written_before_every_image_is_decoded(folder):
+    (folder / "dark/0.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"dark/0\.png cannot be decoded"):
+        load(folder)
+    assert not (folder / "split.csv").exists()
+
+
+def test_new_images_are_assigned_by_the_rule_and_those_that_are_gone_are_dropped(folder, capsys):
+    before = split_of_names(load(folder))
+    (folder / "dark/0.png").unlink()
+    for number in range(COUNT, 2 * COUNT):
+        draw("light", np.random.default_rng(number)).save(folder / "light" / f"{number}.png")
+    capsys.readouterr()
+    after = split_of_names(load(folder))
+    assert all(after[name] == split for name, split in before.items() if name != "dark/0.png")
+    assert len(after) == 4 * COUNT - 1
+    images = [image._replace(split=None) for image in read_record(folder / "split.csv")]
+    by_rule = divide(images, SHARES)
+    new = [image for image in images if f"{image.class_name}/{image.file_name}" not in before]
+    assert all(after[f"{image.class_name}/{image.file_name}"] == by_rule[image] for image in new)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "20 image(s) new" in line and "1 image(s) gone" in line
+
+
+def test_a_record_decides_over_the_rule(folder):
+    load(folder)
+    record = folder / "split.csv"
+    text = record.read_text()
+    swapped = text.replace(",train", ",between").replace(",test", ",train").replace(",between", ",test")
+    record.write_text(swapped)
+    assert len(load(folder)["test"]) == 42 and record.read_text() == swapped
+
+
+def test_where_nothing_can_be_written_beside_the_images_the_record_lies_in_the_root_folder(folder, root, capsys):
+    (folder / ".split.csv").mkdir()  # in the way of the temporary file
+    before = split_of_names(load(folder))
+    (record,) = (root / "data/splits").glob("*.csv")
+    assert str(record) in capsys.readouterr().err and not (folder / "split.csv").exists()
+    record.write_text(record.read_text().replace(",val", ",train"))
+    after = split_of_names(load(folder))
+    assert after != before  # it is read
+
+
+def test_every_class_has_an_image_in_each_split_however_few_there_are(folder):
+    for number in range(3, COUNT):
+        (folder / "dark" / f"{number}.png").unlink()
+    assert all(np.bincount(scenes.labels, minlength=3)[0] == 1 for scenes in load(folder).values())
+    (folder / "dark/0.png").unlink()
+    with pytest.raises(ValueError, match=r"photos: class 'dark' has 2 image\(s\)"):
+        load(folder)
+
+
+def test_fingerprints_of_a_folder_without_splits_are_those_of_the_loaded_images(folder):
+    assert fingerprints(folder) == {split: scenes.fingerprint for split, scenes in load(folder).items()}
+
+
+def test_the_image_cache_of_a_split_folder_keeps_its_names(scene_folder, root):
+    load(scene_folder)
+    names = {path.name.split(".")[0] for path in (root / "data/cache").glob("*.npy")}
+    assert {name.rsplit("-", 1)[0] for name in names} == {f"scenes-{split}-squash-32" for split in SHARES}
+    assert all(not images.part for images in list_splits(scene_folder).values())
+
+
+@pytest.mark.parametrize("record", ["class,file_name\n", "class,file_name,split\ndark,0.png,exam\n", "\0"])
+def test_a_record_that_is_none_is_named(folder, record):
+    (folder / "split.csv").write_text(record)
+    with pytest.raises(ValueError, match=r"split\.csv"):
+        load(folder)
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_of_files_and_labels_is_a_data_set(table, folder, delimiter):
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes().replace(b",", delimiter.encode()))  # as Excel writes it
+    splits = load(table)
+    assert splits["train"].class_names == ("DARK", "LIGHT", "STRIPED")
+    assert {split: len(scenes) for split, scenes in splits.items()} == {"train": 42, "val": 9, "test": 9}
+    for scenes in splits.values():
+        assert all(
+            scenes.class_names[label] == name.split("/")[1].upper()
+            for label, name in zip(scenes.labels, scenes.names, strict=True)
+        )
+    assert (table.parent / "labels.split.csv").is_file() and not (folder / "split.csv").exists()
+    assert fingerprints(table) == {split: scenes.fingerprint for split, scenes in splits.items()}
+
+
+def test_the_splits_of_a_table_are_those_of_its_column(table):
+    lines = [line.split(",") for line in table.read_text().splitlines()[1:]]
+    names = {name: ("train", "validation", "test")[number % 3] for number, (name, _) in enumerate(lines)}
+    write_table(table, [("split", "label", "file"), *((names[name], label, name) for name, label in lines)])
+    splits = load(table)
+    expected = {name: "val" if split == "validation" else split for name, split in names.items()}
+    assert split_of_names(splits) == expected and not (table.parent / "labels.split.csv").exists()
+
+
+def test_another_label_changes_the_fingerprint_though_no_file_changes(table):
+    before = fingerprints(table)
+    table.write_text(table.read_text().replace("LIGHT", "BRIGHT"))
+    assert all(fingerprints(table)[split] != before[split] for split in before)
+
+
+FAULTS = {
+    "no label column": (lambda lines: [("file", "class"), *lines[1:]], "'label'"),
+    "a file that is not there": (lambda lines: [*lines, ("gone.png", "DARK")], "line 62"),
+    "an empty label": (lambda lines: [*lines[:1], (lines[1][0], ""), *lines[2:]], "line 2"),
+    "a file twice": (lambda lines: [*lines, lines[1]], "twice"),
+    "one class": (lambda lines: [lines[0], *((name, "DARK") for name, _ in lines[1:])], "DARK"),
+    "a cell too many": (lambda lines: [*lines[:2], (*lines[2], "x"), *lines[3:]], "line 3"),
+    "another split": (lambda lines: [(*lines[0], "split"), *((*line, "exam") for line in lines[1:])], "'exam'"),
+    "train alone": (lambda lines: [(*lines[0], "split"), *((*line, "train") for line in lines[1:])], "val or test"),
+    "nothing": (lambda lines: [], "columns"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS.values(), ids=FAULTS)
+def test_a_table_that_is_none_is_named_with_its_fault(table, case):
+    change, named = case
+    write_table(table, change([line.split(",") for line in table.read_text().splitlines()]))
+    with pytest.raises(ValueError, match=r"labels\.csv") as refusal:
+        load(table)
+    assert named in str(refusal.value) and len(str(refusal.value)) <= 300
+
+
+# ------------------------------------------------------------------------------------------------------ without labels
+
+
+def test_all_images_below_a_folder_are_training_images_without_labels(folder):
+    shutil.copy(folder / "dark/0.png", folder / "stray.png")
+    splits = load(folder / "**")
+    assert list(splits) == ["train"] and len(splits["train"]) == 3 * COUNT + 1
+    assert "stray.png" in splits["train"].names and not (folder / "split.csv").exists()
+    assert fingerprints(folder / "**")["train"] == splits["train"].fingerprint
+
+
+def test_two_parts_of_one_folder_do_not_remove_each_others_cache(folder, monkeypatch):
+    load(folder), load(folder / "**")
+    monkeypatch.setattr("data.image_cache.decode", lambda *_: pytest.fail("decoded again"))
+    load(folder), load(folder / "**")
+
+
+def test_parts_are_immutable(folder):
+    images = list_splits(folder)["train"]
+    assert replace(images, part="").fingerprint() == images.fingerprint()

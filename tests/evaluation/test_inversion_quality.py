@@ -1,0 +1,73 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from evaluation import inversion_quality
+from evaluation.inversion_quality import RECIPE, fitted, nearest_training_images, recognition, save_blind_sheet
+from evaluation.model_inversion import InversionSettings
+from evaluation.split_images import images_for
+from tests.small_runs import small_run
+
+SHORT = InversionSettings(image_size=32, steps=20, jitter=2, parameters="phase", learning_rate=0.1)
+
+
+def test_the_command_inverts_once_asks_every_evaluator_and_refuses_other_settings(
+    root, scene_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(inversion_quality, "load_trained", small_run)
+    monkeypatch.setattr(inversion_quality, "RECIPES", {"short": SHORT})
+    output = tmp_path / "out"
+    arguments = ["--model", "tiny", "--data", str(scene_folder), "--output", str(output), "--recipes", "short"]
+    assert inversion_quality.main([*arguments, "--evaluators", "other"]) == 0
+    (line,) = pd.read_csv(output / "quality.csv").to_dict("records")
+    assert (line["model"], line["evaluator"], line["classes"], line["passes_per_image"]) == ("tiny", "other", 3, 20)
+    folder = output / "tiny" / "short"
+    judged = pd.read_csv(folder / "evaluators.csv")
+    assert line["probability"] == pytest.approx(judged["probability"].mean(), abs=1e-4)
+    assert set(judged["class"]) == {"dark", "light", "striped"}
+    before = (folder / "inversion.csv").stat().st_mtime_ns
+    assert inversion_quality.main([*arguments, "--evaluators", "other"]) == 0
+    assert (folder / "inversion.csv").stat().st_mtime_ns == before
+    assert inversion_quality.main([*arguments, "--evaluators", "tiny"]) == 2  # it made the images
+    monkeypatch.setattr(inversion_quality, "RECIPES", {"short": replace(SHORT, steps=21)})
+    capsys.readouterr()
+    assert inversion_quality.main([*arguments, "--evaluators", "other"]) == 2
+    assert str(folder) in capsys.readouterr().err
+
+
+def test_evaluators_see_the_images_at_their_own_size():
+    run = small_run("tiny")
+    images = torch.rand(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    table = recognition([run], images, [0, 1, 2])
+    assert table["image"].tolist() == [0, 1, 2] and table["probability"].between(0, 1).all()
+
+
+def test_the_nearest_training_image_of_a_training_image_is_itself(root, scene_folder):
+    run = small_run("tiny")
+    training = images_for(run, str(scene_folder), "train")
+    pixels = torch.tensor(training.scenes.images[[3, 20]]).float().expand(-1, 3, -1, -1) / 255
+    val = images_for(run, str(scene_folder), "val")
+    table, usual = nearest_training_images(run, pixels, training, [val[number][0] for number in range(4)])
+    assert table["nearest"].tolist() == [training.scenes.names[3], training.scenes.names[20]]
+    assert (table["similarity"] > 0.999).all() and -1 <= usual < 1
+
+
+def test_a_blind_sheet_has_its_answers_in_another_file(tmp_path):
+    images, names = torch.rand(4, 3, 8, 8), ["a", "b", "c", "d"]
+    save_blind_sheet(images, names, tmp_path, seed=3)
+    key = json.loads((tmp_path / "sheet.key.json").read_text())
+    order = np.random.default_rng(3).permutation(4)
+    assert key["answers"] == {str(place + 1): names[number] for place, number in enumerate(order)}
+    assert Image.open(tmp_path / "sheet.blind.png").size[0] > 100
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 352])
+def test_the_recipe_fits_every_size(size):
+    found = fitted(RECIPE, size)
+    assert found.image_size == min(size, RECIPE.image_size) and found.levels == (1 if size == 32 else RECIPE.levels)
+    assert found.jitter / found.image_size == pytest.approx(RECIPE.jitter / RECIPE.image_size, abs=0.03)

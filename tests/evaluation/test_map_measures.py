@@ -1,0 +1,62 @@
+import pandas as pd
+import pytest
+import torch
+
+from evaluation import map_measures, scorecam_defaults
+from evaluation.map_measures import summarise, timed
+from evaluation.scorecam import WEIGHTINGS, score_cam
+from tests.small_runs import small_run
+
+
+def test_the_command_measures_every_definition_and_goes_on_where_it_stopped(root, scene_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(map_measures, "load_trained", small_run)
+    monkeypatch.setattr(scorecam_defaults, "LAYERS", ("2",))
+    output = tmp_path / "out" / "defaults.csv"
+    arguments = ["--models", "tiny", "absent", "--data", str(scene_folder), "--output", str(output)]
+    assert scorecam_defaults.main([*arguments, "--images", "1"]) == 0
+    (rows,) = output.with_suffix("").glob("tiny_*.csv")
+    first = pd.read_csv(rows)
+    assert scorecam_defaults.main([*arguments, "--images", "2"]) == 0
+    again = pd.read_csv(rows)
+    assert again["image"].nunique() == 2 and again[: len(first)].equals(first)  # not measured again: same seconds
+    table = pd.read_csv(output)
+    names = {*(f"{each}, stage 2" for each in WEIGHTINGS), "mean activation, stage 2", "random", "edges"}
+    assert set(table["map"]) == names and (table["images"] == 2).all()
+    assert table[["empty", "drop", "increase", "deletion", "insertion"]].notna().all(axis=None)
+    assert scorecam_defaults.main(["--models", "absent", "--data", str(scene_folder), "--output", str(output)]) == 2
+
+
+def test_all_weightings_from_one_set_of_passes_are_those_of_score_cam(monkeypatch):
+    run = small_run("tiny")
+    monkeypatch.setattr(scorecam_defaults, "LAYERS", ("2",))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = scorecam_defaults.all_weightings(run, images, [0, 2])
+    for weighting in WEIGHTINGS:
+        expected = score_cam(run.model, images, run.layer("2"), [0, 2], weighting)
+        assert torch.allclose(found[f"{weighting}, stage 2"].maps, expected.maps, atol=1e-3)
+
+
+def test_maps_that_are_not_finite_are_left_out_and_counted():
+    rows = pd.DataFrame(
+        {
+            "model": "a",
+            "map": "m",
+            "image": [0, 1, 2],
+            "drop": [0.5, 0.1, float("nan")],
+            "increase": [0, 1, float("nan")],
+            "deletion": [0.2, 0.4, float("nan")],
+            "insertion": [0.6, 0.8, float("nan")],
+            "empty": [False, True, False],
+            "fell_back": [True, False, False],
+            "seconds": [1.0, 3.0, 2.0],
+        }
+    )
+    (line,) = summarise(rows).to_dict("records")
+    assert (line["images"], line["left_out"], line["seconds"]) == (3, 1, 2.0)
+    assert line["empty"] == line["fell_back"] == pytest.approx(1 / 3)
+    assert (line["deletion"], line["insertion"]) == (pytest.approx(0.3), pytest.approx(0.7))
+
+
+def test_a_tensor_of_maps_never_fell_back():
+    found = timed(lambda: torch.ones(2, 4, 4))
+    assert not found.fell_back.any() and found.seconds >= 0

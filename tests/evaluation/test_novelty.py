@@ -1,0 +1,115 @@
+"""Whether an image looks like a training image: distances, thresholds, files."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from evaluation import novelty
+from evaluation.checkpoints import load_trained
+from evaluation.novelty import count_flagged, digest_of_features, fit_novelty, novelty_of, read_novelty
+from evaluation.publish import halve
+from tests.clouds import splits_of
+
+
+@pytest.fixture
+def splits():
+    """Features of three classes."""
+    return splits_of((90, 200, 45), channels=16)
+
+
+def test_the_share_of_val_above_the_threshold_is_that_of_false_alarms(splits):
+    found = fit_novelty(splits, "abc")
+    assert (found.distances(splits["val"][0]) > 1).mean() == pytest.approx(0.05, abs=0.005)
+    assert (found.distances(splits["test"][0]) > 1).mean() < 0.25
+
+
+def test_features_that_vary_otherwise_than_those_of_the_training_are_far():
+    generator = np.random.default_rng(0)
+    directions = generator.standard_normal((3, 16))  # in which scenes differ
+    splits = {
+        split: (features @ directions + 0.1 * generator.standard_normal((len(labels), 16)), labels)
+        for split, (features, labels) in splits_of((90, 200, 45), channels=3).items()
+    }
+    train, _ = splits["train"]
+    other = train.mean(axis=0) + train.std(axis=0) * generator.standard_normal((30, 16))
+    table = count_flagged(fit_novelty(splits, "abc"), {"known": splits["test"][0], "other": other}).set_index("images")
+    assert table.loc["other", "share"] > 0.9 and table.loc["known", "share"] < 0.25
+    assert table["number"].tolist() == [45, 30] and (table["flagged"] == table["share"] * table["number"]).all()
+    assert (table["from"] <= table["share"]).all() and (table["share"] <= table["to"]).all()
+
+
+def test_the_distance_is_that_of_the_fifth_neighbor(splits):
+    found = dataclasses.replace(fit_novelty(splits, "abc"), threshold=1.0)
+    directions = found._directions(splits["test"][0])
+    exact = np.sort(np.linalg.norm(directions[:, None] - found.images.astype(np.float32), axis=2), axis=1)[:, 4]
+    np.testing.assert_allclose(found.distances(splits["test"][0]), exact, atol=1e-3)
+
+
+def test_a_constant_feature_and_many_training_images_are_no_problem(splits, monkeypatch):
+    splits = {split: (np.pad(features, ((0, 0), (0, 1))), labels) for split, (features, labels) in splits.items()}
+    monkeypatch.setattr(novelty, "MOST_IMAGES", 20)
+    found = fit_novelty(splits, "abc")
+    assert len(found.images) == 20 and np.isfinite(found.distances(splits["test"][0])).all()
+    with pytest.raises(ValueError, match="there are 5 training images"):
+        fit_novelty(splits | {"train": tuple(each[:5] for each in splits["train"])}, "abc")
+
+
+def test_a_description_is_found_beside_its_run_and_only_for_its_weights(tiny_model, splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(novelty, "FOLDER", tmp_path / "published")
+    run = load_trained("tiny")
+    assert novelty_of(run) is None
+    fit_novelty(splits, "other weights").write(tmp_path / "published" / "tiny.novelty.npz")
+    assert novelty_of(run) is None
+    written = fit_novelty(splits, digest_of_features(run))
+    written.write(tiny_model.with_name("tiny.novelty.npz"))
+    assert tiny_model.with_name("tiny.novelty.npz").stat().st_size < 1e6
+    found = novelty_of(run)
+    np.testing.assert_allclose(found.distances(splits["test"][0]), written.distances(splits["test"][0]))
+    run.model.features[0][0].weight.data += 1
+    assert novelty_of(run) is None
+
+
+def test_a_run_and_its_released_file_have_the_same_digest(tiny_model):
+    run = load_trained("tiny")
+    before = digest_of_features(run)
+    run.model.load_state_dict(halve(run.model))
+    assert digest_of_features(run) == before
+
+
+@pytest.mark.parametrize("contents", [b"", b"hello", b"PK\3\4"])
+def test_a_file_that_is_none_is_named(contents, tmp_path):
+    (tmp_path / "a.novelty.npz").write_bytes(contents)
+    with pytest.raises(ValueError, match=r"a\.novelty\.npz does not describe"):
+        read_novelty(tmp_path / "a.novelty.npz")
+
+
+def test_the_command_describes_a_run_and_counts_photographs(tiny_model, scene_folder, root):
+    (root / "photos").mkdir()
+    for number in range(3):
+        pixels = torch.randint(0, 255, (40, 40, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(root / "photos" / f"{number}.png")
+    arguments = ["tiny", "--data", str(scene_folder), "--photographs", f"noise={root / 'photos'}"]
+    assert novelty.main(arguments) == 0
+    assert novelty_of(load_trained("tiny")) is not None
+    table = pd.read_csv(root / "results/full/novelty.csv").set_index("images")
+    assert table["number"].tolist() == [18, 24, 3] and table.index[-1] == "noise"
+    assert (table["flagged"] == (table["share"] * table["number"]).round()).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing"], "nothing"),
+        (["tiny", "--data", "nowhere"], "nowhere"),
+        (["tiny", "--data", "scenes", "--photographs", "nowhere"], "'nowhere'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words, tiny_model, scene_folder, monkeypatch, capsys):
+    monkeypatch.chdir(scene_folder.parent)
+    assert novelty.main(arguments) == 2
+    (sentence,) = capsys.readouterr().err.strip().splitlines()
+    assert sentence.startswith("error: ") and words in sentence
