@@ -403,7 +403,7 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(scene_folder, file, tmp
         "image_size is 16": ["--image-size", "16"],
         "class dark": ["--subset", "0.01", "--storage", str(tmp_path / "new.db")],
         "toy.csv": ["--storage", str(file.with_suffix(".csv"))],
-        "there is no data folder nowhere": ["--data", "nowhere"],
+        "there is no data folder or table (.csv) nowhere": ["--data", "nowhere"],
     }
     for words, more in mistakes.items():
         capsys.readouterr()
@@ -494,4 +494,4 @@ def test_an_unknown_sampler_is_refused(sampler, file):
 @pytest.mark.parametrize("name", ["supervised_short_smaller_images", "nature_resnet18_sgd_1e-3", "cifar10_rotation"])
 def test_every_experiment_can_be_searched(name, capsys):
     assert hyperparameter_search.main([name, "--data", "nowhere"]) == 2
-    assert "there is no data folder nowhere" in error_of(capsys)
+    assert "there is no data folder or table (.csv) nowhere" in error_of(capsys)

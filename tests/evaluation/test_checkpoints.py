@@ -45,7 +45,7 @@ def test_flip_tta_averages_the_logits_of_both_views_and_can_be_left_out(tiny_mod
 def test_a_folded_run_has_the_same_outputs(tiny_model):
     run, images = load_trained("tiny"), torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        assert torch.allclose(run.folded().model(images), run.model(images), atol=1e-4)
+        assert torch.allclose(run.folded().model(images), run.model(images), rtol=1e-3, atol=1e-3)
 
 
 def test_a_run_is_found_by_its_path_too_and_a_missing_one_is_named(tiny_model):
