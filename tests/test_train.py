@@ -249,6 +249,7 @@ def test_a_study_trains_what_is_missing_and_then_nothing(call, scene_folder, roo
     assert call(*arguments)[:2] == (0, "every run that is asked for has a result\n")
 
 
+@pytest.mark.slow
 def test_a_study_names_the_run_that_failed_and_its_log(call, scene_folder, root):
     (scene_folder / "train" / "dark" / "broken.jpg").write_bytes(b"no image")
     code, _, error = call("--study", "imagenet_classifier", "--data", scene_folder, *QUICK)

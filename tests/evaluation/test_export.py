@@ -44,6 +44,7 @@ def test_onnxruntime_gives_the_logits_of_the_run_at_any_batch_size(tiny_model, t
 
 
 @needs_onnx
+@pytest.mark.slow
 def test_flips_and_several_stages_are_exported_too(tmp_path):
     run = run_of(network="resnet18", head="batchnorm_linear", stages=(3, 4), flip_tta=True)
     assert export.to_onnx(run, tmp_path / "any.onnx") < 1e-3
