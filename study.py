@@ -44,12 +44,6 @@ class Task:
         """The file stem of the run."""
         return files_of(self.experiment, self.profile).name
 
-    @property
-    def is_done(self) -> bool:
-        """Whether its checkpoint and its result are there."""
-        files = files_of(self.experiment, self.profile)
-        return files.checkpoint.exists() and files.result.exists()
-
 
 def missing_tasks(names: Iterable[str], profile: str, seeds: Iterable[int], **changes) -> list[Task]:
     """Runs without a result, each after what it starts from, and checkpoints that these need again.

@@ -18,14 +18,11 @@ import torch
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from benchmarks import implementations
-from data.files import expanded
 from evaluation.checkpoints import TrainedRun
-from evaluation.map_measures import FoundMaps, MapsOf, measure_runs, timed
+from evaluation.map_measures import FoundMaps, MapsOf, add_options, measure_runs, print_table, timed
 from evaluation.mask_clusters import cluster_score_cam
 from evaluation.recipro_cam import recipro_cam
 from evaluation.scorecam import score_cam
-from evaluation.scorecam_defaults import MODELS
-from helper_functions import keep_freed_memory
 from runs import run_command
 
 CLUSTERS = 64
@@ -61,23 +58,14 @@ def _library_maps(method: type, model, images, layer, targets) -> Callable[[], t
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.heat_maps", description=__doc__)
-    parser.add_argument("--models", nargs="+", default=MODELS, metavar="RUN")
-    parser.add_argument("--images", type=int, default=40, help="per network, evenly over the classes")
-    parser.add_argument("--split", choices=("val", "test"), default="val")
+    add_options(parser, implementations.data_set(), implementations.FOLDER / "heat_maps.csv")
     parser.add_argument("--layer", default="8", help="a stage, 0 to 8, or the name of a module")
-    parser.add_argument("--data", default=implementations.data_set())
-    parser.add_argument("--output", type=expanded, default=implementations.FOLDER / "heat_maps.csv")
     options = parser.parse_args(arguments)
     return run_command(lambda: _measure(options))
 
 
 def _measure(options):
-    if options.images < 1:
-        raise ValueError(f"--images is {options.images}; it must be at least 1")
-    keep_freed_memory()
-    rows = (options.models, maps_at(options.layer), options.data, options.split, options.images)
-    table = measure_runs(*rows, options.output)
-    print(table.drop(columns=[each for each in table if each.endswith(("_from", "_to"))]).to_string(index=False))
+    print_table(measure_runs(options, maps_at(options.layer)))
     print(implementations.machine())
     print(options.output)
 

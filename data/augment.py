@@ -103,48 +103,48 @@ def draw(augmentation: Augmentation, seeds: Sequence[int], views: int = 1) -> Dr
 
     Boxes have the distribution of torchvision's RandomResizedCrop on square images.
     """
-    of_views, more = 2 * CROP_TRIES + 8, 6
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-    uniform = torch.stack([torch.rand(views, of_views, generator=each) for each in generators]).flatten(0, 1)
+    uniform = _uniform(generators, views, 2 * CROP_TRIES + 8)
     tries, rest = uniform[:, : 2 * CROP_TRIES], uniform[:, 2 * CROP_TRIES :]
     left, top, flip, jitter, brightness, contrast, blur, sigma = rest.unbind(dim=1)
     width, height = _sizes_of_boxes(augmentation.crop_scale, tries[:, :CROP_TRIES], tries[:, CROP_TRIES:])
-    drawn = Drawn(
-        boxes=torch.stack([left * (1 - width), top * (1 - height), width, height], dim=1),
-        flipped=flip < augmentation.flip,
-        antialias=augmentation.antialias,
-        padding=augmentation.padding,
-    )
+    drawn = {
+        "boxes": torch.stack([left * (1 - width), top * (1 - height), width, height], dim=1),
+        "flipped": flip < augmentation.flip,
+    }
     if augmentation.jitter > 0:
         changed = jitter < augmentation.jitter
-        factors = {
-            "brightness": torch.where(changed, 1 + augmentation.brightness * (2 * brightness - 1), 1.0),
-            "contrast": torch.where(changed, 1 + augmentation.contrast * (2 * contrast - 1), 1.0),
-        }
-        drawn = replace(drawn, **factors)
+        drawn["brightness"] = torch.where(changed, 1 + augmentation.brightness * (2 * brightness - 1), 1.0)
+        drawn["contrast"] = torch.where(changed, 1 + augmentation.contrast * (2 * contrast - 1), 1.0)
     if augmentation.blur > 0:
         low, high = augmentation.blur_sigma
-        sigma = torch.where(blur < augmentation.blur, low + (high - low) * sigma, 0.0)
-        drawn = replace(drawn, sigma=sigma, reach=math.ceil(3 * high))
-    uniform = torch.stack([torch.rand(views, more, generator=each) for each in generators]).flatten(0, 1)
-    return _draw_more(drawn, augmentation, uniform)
+        drawn["sigma"] = torch.where(blur < augmentation.blur, low + (high - low) * sigma, 0.0)
+        drawn["reach"] = math.ceil(3 * high)
+    if augmentation.padding or augmentation.rotation or augmentation.trivial or augmentation.solarize:
+        drawn |= _draw_more(augmentation, _uniform(generators, views, 6))
+    return Drawn(antialias=augmentation.antialias, padding=augmentation.padding, **drawn)
 
 
-def _draw_more(drawn: Drawn, augmentation: Augmentation, uniform: torch.Tensor) -> Drawn:
-    """What no joint-embedding pretext uses, from uniform numbers (N, 6)."""
+def _uniform(generators: Sequence[torch.Generator], views: int, count: int) -> torch.Tensor:
+    """Uniform numbers (generators * views, count), those of a generator together."""
+    return torch.stack([torch.rand(views, count, generator=each) for each in generators]).flatten(0, 1)
+
+
+def _draw_more(augmentation: Augmentation, uniform: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the views of the study's joint-embedding pretexts do not need, from uniform numbers (N, 6)."""
     angle, operation, strength, solarize = uniform[:, :4].unbind(dim=1)
-    changes = {}
+    drawn = {}
     if augmentation.padding > 0:
-        changes["shifts"] = uniform[:, 4:]
+        drawn["shifts"] = uniform[:, 4:]
     if augmentation.rotation > 0:
-        changes["angles"] = augmentation.rotation * (2 * angle - 1)
+        drawn["angles"] = augmentation.rotation * (2 * angle - 1)
     if augmentation.trivial:
         steps = (2 * STRENGTHS * strength).floor()  # each strength once in either direction
-        changes["operations"] = (len(OPERATIONS) * operation).long()
-        changes["strengths"] = (steps % STRENGTHS) / (STRENGTHS - 1) * torch.where(steps < STRENGTHS, 1.0, -1.0)
+        drawn["operations"] = (len(OPERATIONS) * operation).long()
+        drawn["strengths"] = (steps % STRENGTHS) / (STRENGTHS - 1) * torch.where(steps < STRENGTHS, 1.0, -1.0)
     if augmentation.solarize > 0:
-        changes["solarized"] = solarize < augmentation.solarize
-    return replace(drawn, **changes)
+        drawn["solarized"] = solarize < augmentation.solarize
+    return drawn
 
 
 def _sizes_of_boxes(scale: tuple[float, float], areas: torch.Tensor, ratios: torch.Tensor):

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from data.files import locked, root_folder, say_once, write_atomically
 from data.folders import ImageFolder, is_image, list_images
-from data.layouts import list_splits, record_split
+from data.layouts import list_splits, record_split, sources_of
 
 RESIZE_RULES = ("squash", "imagenet")
 GREY_MODES = ("1", "L", "LA", "La", "I")
@@ -143,13 +143,8 @@ class _Source:
         return hashlib.sha256(made_from.encode()).hexdigest()[:16]
 
     def read(self, name: str) -> np.ndarray | None:
-        """An image; None for one that cannot be decoded and may be left out."""
-        try:
-            return decode(self.images.folder / name, self.size, self.resize)
-        except ValueError as error:
-            if self.skip_bad_images:
-                return None
-            raise ValueError(f"{error}; replace it, or leave such images out with --skip-bad-images") from error
+        """As `decode_or_skip`."""
+        return decode_or_skip(self.images.folder / name, self.size, self.resize, self.skip_bad_images)
 
 
 def load_splits(
@@ -182,7 +177,7 @@ def load_splits(
     record_split(root)
     if len(splits) == 2:
         only = next(split for split in splits if split != "train")
-        listed |= {"val": listed[only], "test": listed[only]}
+        listed = sources_of(listed)
         splits["val"], splits["test"] = _divide(splits[only])
     _report_copies(root, listed, splits)
     return {split: splits[split] for split in ("train", "val", "test") if split in splits}
@@ -237,6 +232,16 @@ def decode(path: Path, size: int, resize: str) -> np.ndarray:
         image = transforms.resize(image, [size, size])
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def decode_or_skip(path: Path, size: int, resize: str, skip_bad_images: bool) -> np.ndarray | None:
+    """As `decode`, but None for an image that cannot be decoded and may be left out; else the error says how to."""
+    try:
+        return decode(path, size, resize)
+    except ValueError as error:
+        if skip_bad_images:
+            return None
+        raise ValueError(f"{error}; replace it, or leave such images out with --skip-bad-images") from error
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:

@@ -72,14 +72,16 @@ def record_split(root: Path):
 
 def fingerprints(root: Path, skipped: Collection[str] = ()) -> dict[str, str]:
     """The fingerprint of each split as results hold them, without the images "<split>/<class>/<file>" in `skipped`."""
-    found = list_splits(root)
-    only = next((split for split in found if split != "train"), "train")  # divided into val and test if it is alone
     return {
-        split: found.get(split, found[only]).fingerprint(
-            {name.removeprefix(f"{split}/") for name in skipped if name.startswith(f"{split}/")}
-        )
-        for split in SPLIT_NAMES
+        split: images.fingerprint({name.removeprefix(f"{split}/") for name in skipped if name.startswith(f"{split}/")})
+        for split, images in sources_of(list_splits(root)).items()
     }
+
+
+def sources_of(listed: Mapping[str, ImageFolder]) -> dict[str, ImageFolder]:
+    """The images that train, val and test come from: where only one folder is beside train, it is divided in two."""
+    only = next((split for split in listed if split != "train"), "train")
+    return {split: listed.get(split, listed[only]) for split in SPLIT_NAMES}
 
 
 def is_split(root: Path) -> bool:

@@ -1,9 +1,11 @@
 """Images as bytes on the device of the network, so that augmentation runs there."""
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from data.files import say_once
 from data.image_cache import Selection
@@ -47,3 +49,15 @@ class DeviceImages:
         words = "lie on the device" if fits else "are copied batch by batch"
         say_once(f"{needed / 2**20:,.0f} MiB of images {words}, which has {free / 2**30:.1f} GiB free")
         return DeviceImages(torch.from_numpy(np.array(self.images)).to(device) if fits else self.images, device)
+
+
+class DeviceDataset(Dataset):
+    """A data set whose `images` are `DeviceImages`, so that its batches can be made on another device."""
+
+    images: DeviceImages
+
+    def on(self, device: torch.device) -> "DeviceDataset":
+        """The same data set on a device."""
+        moved = copy.copy(self)
+        moved.images = self.images.on(device)
+        return moved

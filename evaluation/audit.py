@@ -8,8 +8,8 @@ frozen features of a network), as in confident learning (Northcutt et al. 2021).
 class is more probable by at least MARGIN.
 
 **Exact copies** have the same bytes.  **Near copies** look alike: the fine structure of their thumbnails, one of them
-mirrored or not, correlates above a threshold that 99 % of re-encoded copies of this data set's own images exceed (see
-`copy_threshold`).  Crops are not found.
+flipped horizontally or not, correlates above a threshold that 99 % of re-encoded copies of this data set's own images
+exceed (see `copy_threshold`).  Crops are not found.
 
 The folder gets audit.html, a page of thumbnails that needs no other file, and audit.csv.  With `--planted` nothing but
 results/full/audit_<data>.csv is written.
@@ -37,11 +37,11 @@ from sklearn.preprocessing import StandardScaler
 
 from data.files import digest_of_tensors, expanded, root_folder, write_atomically
 from data.image_cache import Scenes, load_splits
-from data.layouts import list_splits
+from data.layouts import list_splits, sources_of
 from data.prepare import locate
 from evaluation.checkpoints import TrainedRun
 from evaluation.embed import DEFAULT_MODEL
-from evaluation.pages.audit_page import write_page
+from evaluation.pages.audit_page import picture_of, write_page
 from evaluation.probes import features_of_scenes
 from evaluation.publish import load_run
 from runs import run_command
@@ -87,11 +87,10 @@ class Audited:
 
 def read_data(root: Path, scenes: Mapping[str, Scenes]) -> Audited:
     """The images of a data set whose splits are loaded."""
-    listed = list_splits(root.resolve())
-    only = next(split for split in listed if split != "train")  # val and test come from it if it is alone
+    sources = sources_of(list_splits(root.resolve()))
     files, paths, digests = [], [], []
     for split, of_split in scenes.items():
-        images = listed.get(split, listed[only])
+        images = sources[split]
         digest_of = dict(zip(images.names, images.digests, strict=True))
         paths += [images.folder / name for name in of_split.names]
         files += [f"{split}/{name}" for name in of_split.names]
@@ -186,7 +185,7 @@ def exact_copies(digests: tuple[bytes, ...]) -> list[tuple[int, int]]:
 
 def shrink(image: np.ndarray) -> np.ndarray:
     """A gray thumbnail, float32 (THUMBNAIL, THUMBNAIL), of bytes (1 or 3, S, S)."""
-    picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).convert("L")
+    picture = picture_of(image).convert("L")
     return np.asarray(picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float32)
 
 
@@ -215,12 +214,12 @@ def copy_threshold(data: Audited) -> float:
 
 
 def near_copies(thumbnails: np.ndarray, threshold: float) -> list[tuple[int, int, float]]:
-    """Pairs of images that look alike, or are each other's mirror image, with their correlation: the highest first."""
-    structure, mirrored = fine_structure(thumbnails), fine_structure(thumbnails[:, :, ::-1])
+    """Pairs of images that look alike, flipped horizontally or not, with their correlation: the highest first."""
+    structure, flipped = fine_structure(thumbnails), fine_structure(thumbnails[:, :, ::-1])
     found = []
     for start in range(0, len(structure), BLOCK):
         block = structure[start : start + BLOCK]
-        alike = np.maximum(block @ structure.T, block @ mirrored.T)
+        alike = np.maximum(block @ structure.T, block @ flipped.T)
         for row, column in np.argwhere(alike >= threshold):
             if start + row < column:
                 found.append((int(start + row), int(column), float(alike[row, column])))
@@ -228,7 +227,7 @@ def near_copies(thumbnails: np.ndarray, threshold: float) -> list[tuple[int, int
 
 
 def _copied(image: np.ndarray) -> np.ndarray:
-    picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    picture = picture_of(image)
     size = tuple(max(1, 3 * side // 4) for side in picture.size)
     saved = io.BytesIO()
     picture.resize(size, Image.Resampling.BICUBIC).point(lambda value: min(255, int(1.1 * value) + 5)).save(

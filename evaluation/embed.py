@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data.files import expanded, say_once, write_atomically
 from data.folders import images_in
-from data.image_cache import decode
+from data.image_cache import decode_or_skip
 from evaluation.checkpoints import TrainedRun
 from evaluation.publish import load_run
 from runs import run_command
@@ -41,9 +41,10 @@ def features_in_batches(
     """Image files in batches, each with its pooled features, float32 (images, D).
 
     Memory holds one batch.  `run` computes faster if it is `folded`.  Raises ValueError that names a file which cannot
-    be decoded, unless these are left out, and says so once.
+    be decoded, unless these are left out, which is said once, and if none is left.
     """
-    read, bad = partial(_decoded, run, skip_bad_images), []
+    rules = {"size": run.image_size, "resize": run.resize, "skip_bad_images": skip_bad_images}
+    read, bad = partial(decode_or_skip, **rules), []
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), unit="image", disable=not progress) as bar:
         for start in range(0, len(paths), BATCH):
             batch = paths[start : start + BATCH]
@@ -57,13 +58,13 @@ def features_in_batches(
             bar.update(len(batch))
     if bad:
         say_once(f"{len(bad):,} file(s) left out that cannot be decoded, such as {bad[0]}")
+    if len(bad) == len(paths):
+        raise ValueError("none of the images can be decoded")
 
 
 def embed(run: TrainedRun, paths: Sequence[Path], skip_bad_images: bool = False, progress: bool = True):
     """The paths of all images that can be decoded, and their pooled features, float32 (N, D)."""
     batches = list(features_in_batches(run.folded(), paths, skip_bad_images, progress))
-    if not batches:
-        raise ValueError("none of the images can be decoded")
     return [path for batch, _ in batches for path in batch], np.concatenate([features for _, features in batches])
 
 
@@ -85,15 +86,6 @@ def check_target(path: Path, option: str, suffixes: Sequence[str] = SUFFIXES):
         raise ValueError(f"{option} is {path}; it must be a file that ends in {' or '.join(suffixes)}")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ValueError(f"{option} is {path}; Parquet needs pyarrow: pip install pyarrow, or write .npz or .csv")
-
-
-def _decoded(run: TrainedRun, skip_bad_images: bool, path: Path) -> np.ndarray | None:
-    try:
-        return decode(path, run.image_size, run.resize)
-    except ValueError as error:
-        if skip_bad_images:
-            return None
-        raise ValueError(f"{error}; replace it, or leave such images out with --skip-bad-images") from error
 
 
 def main(arguments=None) -> int:

@@ -45,7 +45,6 @@ from evaluation.model_inversion import (
     score_by_another,
 )
 from evaluation.split_images import evenly_spread, images_for, training_amplitudes
-from helper_functions import keep_freed_memory
 from runs import run_command
 from supervised.dataloader import normalise
 
@@ -308,7 +307,6 @@ def _measure(options):
             )
         if each.class_names != run.class_names:
             raise ValueError(f"{each.name} has other classes than {run.name}; an evaluator network needs the same")
-    keep_freed_memory()
     measure(run, evaluators, recipes, options.data, options.output)
     print(pd.read_csv(options.output / "quality.csv").to_string(index=False))
     print(options.output / "quality.csv")

@@ -5,6 +5,7 @@ in one file per network, named by the digest of its weights, so an interrupted c
 measured again.
 """
 
+import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,20 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from data.files import write_atomically
+from data.files import expanded, write_atomically
 from evaluation import faithfulness
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.faithfulness import LOWER_IS_BETTER
 from evaluation.split_images import evenly_spread, images_for
 from evaluation.statistics import mean_and_interval
 
+MODELS = (
+    "supervised_short",
+    "rotation_classifier_tuned_10",
+    "perturbation_classifier_tuned_3",
+    "byol_classifier",
+    "imagenet_classifier_probe",
+)
 STEPS = 8  # of deletion and insertion: an eighth of the pixels each
 
 
@@ -120,16 +128,26 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def measure_runs(
-    names: Sequence[str], maps_of: MapsOf, data: str, split: str, images: int, output: Path
-) -> pd.DataFrame:
-    """Measure networks one after another, and write `output` (CSV) again after each; return what it holds.
+def add_options(parser: argparse.ArgumentParser, data: str, output: Path):
+    """The options of every command that measures maps: --models, --images, --split, --data and --output."""
+    parser.add_argument("--models", nargs="+", default=MODELS, metavar="RUN")
+    parser.add_argument("--images", type=int, default=40, help="per network, evenly over the classes")
+    parser.add_argument("--split", choices=("val", "test"), default="val")
+    parser.add_argument("--data", default=data)
+    parser.add_argument("--output", type=expanded, default=output)
 
-    Networks that are not here are named and left out.  `output` has the lines of `summarise`; the rows of the images
-    lie beside it, in a folder of its name.
+
+def measure_runs(options: argparse.Namespace, maps_of: MapsOf) -> pd.DataFrame:
+    """Measure networks one after another, and write the output (CSV) again after each; return what it holds.
+
+    `options` are those of `add_options`.  Networks that are not here are named and left out.  The output has the lines
+    of `summarise`; the rows of the images lie beside it, in a folder of its name.
     """
+    if options.images < 1:
+        raise ValueError(f"--images is {options.images}; it must be at least 1")
+    data, split, output = options.data, options.split, options.output
     parts, absent = [], []
-    for name in names:
+    for name in options.models:
         try:
             run = load_trained(name)
         except FileNotFoundError:
@@ -138,7 +156,7 @@ def measure_runs(
         run = run.folded().without_flip_tta()
         dataset = images_for(run, data, split)
         path = output.with_suffix("") / f"{run.name}_{run.weights[:12]}_{split}.csv"
-        rows = measure_run(run, dataset, evenly_spread(len(dataset), images), maps_of, path)
+        rows = measure_run(run, dataset, evenly_spread(len(dataset), options.images), maps_of, path)
         parts.append(rows.assign(model=run.name))
         table = summarise(pd.concat(parts, ignore_index=True)).round(4)
         write_atomically(output, lambda temporary, table=table: table.to_csv(temporary, index=False))
@@ -147,3 +165,8 @@ def measure_runs(
     if not parts:
         raise FileNotFoundError(f"none of the networks is here: {', '.join(absent)}")
     return table
+
+
+def print_table(table: pd.DataFrame):
+    """Print the lines of `summarise` without the ends of the intervals."""
+    print(table.drop(columns=[each for each in table if each.endswith(("_from", "_to"))]).to_string(index=False))

@@ -79,8 +79,6 @@ class Model:
         Raises FileNotFoundError or ValueError that names a file which is not there or cannot be decoded.
         """
         found = [table for table, _ in self.predictions(images_in(map(expanded, paths)), skip_bad_images)]
-        if not found:
-            raise ValueError("none of the images can be decoded")
         return pd.concat(found, ignore_index=True)
 
     def predictions(
@@ -205,8 +203,6 @@ def _predict(options):
             if figures is not None:
                 tqdm.write(f"  {figures.draw(Path(line[0]), of_image)}")
         tables.append(table)
-    if not tables:
-        raise ValueError("none of the images can be decoded")
     _report(model, pd.concat(tables, ignore_index=True), options.csv)
 
 

@@ -48,7 +48,7 @@ from runs import (
 from self_supervised.dataloader import build_loaders
 from self_supervised.probes import NEIGHBORS, Splits, check_splits, linear_probe, nearest_neighbors
 from self_supervised.settings import CLASSIFIER_EXPERIMENTS, ProbeExperiment
-from supervised.dataloader import SceneDataset
+from supervised.dataloader import SceneDataset, build_loader
 from supervised.models import SceneClassifier
 from supervised.settings import Experiment
 
@@ -195,19 +195,12 @@ def features_of_scenes(run: TrainedRun, splits: Mapping[str, Scenes]) -> Splits:
 
     They are computed once and cached in data/cache, as those of an experiment are.
     """
-    loaders = {
-        split: DataLoader(SceneDataset(scenes, run.resize), BATCH, collate_fn=_as_it_is)
-        for split, scenes in splits.items()
-    }
+    loaders = {split: build_loader(SceneDataset(scenes, run.resize), BATCH) for split, scenes in splits.items()}
     found, stages = _cached_features(run.model, loaders), sorted(run.model.stages)
     return {
         split: (np.concatenate([features[stage] for stage in stages], axis=1), labels)
         for split, (features, labels) in found.items()
     }
-
-
-def _as_it_is(batch):
-    return batch
 
 
 def sample_of_each_class(labels: np.ndarray, images_per_class: int, seed: int) -> np.ndarray:

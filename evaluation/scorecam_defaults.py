@@ -17,20 +17,12 @@ from pathlib import Path
 
 import torch
 
-from data.files import expanded
+from data.files import write_atomically
 from evaluation.checkpoints import TrainedRun
-from evaluation.map_measures import FoundMaps, measure_runs
+from evaluation.map_measures import FoundMaps, add_options, measure_runs, print_table
 from evaluation.scorecam import WEIGHTINGS, MaskedImages, probabilities_of, run_batches, scale_to_unit, upsample
-from helper_functions import keep_freed_memory
 from runs import run_command
 
-MODELS = (
-    "supervised_short",
-    "rotation_classifier_tuned_10",
-    "perturbation_classifier_tuned_3",
-    "byol_classifier",
-    "imagenet_classifier_probe",
-)
 LAYERS = ("7", "8")
 # Weighting and baseline of the paper.  Within the softmax the baseline changes nothing, see `score_cam`.
 DEFINITIONS = {"softmax": "with or without", "probability": "without", "increase": "with"}
@@ -70,24 +62,17 @@ def _explain(masked: MaskedImages, _) -> tuple[torch.Tensor, ...]:
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.scorecam_defaults", description=__doc__)
-    parser.add_argument("--models", nargs="+", default=MODELS, metavar="RUN")
-    parser.add_argument("--images", type=int, default=40, help="per network, evenly over the classes")
-    parser.add_argument("--split", choices=("val", "test"), default="val")
-    parser.add_argument("--data", default="15scene")
-    parser.add_argument("--output", type=expanded, default=Path("scorecam_defaults.csv"))
+    add_options(parser, "15scene", Path("scorecam_defaults.csv"))
     options = parser.parse_args(arguments)
     return run_command(lambda: _measure(options))
 
 
 def _measure(options):
-    if options.images < 1:
-        raise ValueError(f"--images is {options.images}; it must be at least 1")
-    keep_freed_memory()
-    table = measure_runs(options.models, all_weightings, options.data, options.split, options.images, options.output)
+    table = measure_runs(options, all_weightings)
     kind = table["map"].str.split(", stage ", expand=True).reindex(columns=[0, 1])
     table.insert(2, "baseline", kind[0].map(DEFINITIONS).fillna(""))
-    table.to_csv(options.output, index=False)
-    print(table.drop(columns=[each for each in table if each.endswith(("_from", "_to"))]).to_string(index=False))
+    write_atomically(options.output, lambda path: table.to_csv(path, index=False))
+    print_table(table)
     print(options.output)
 
 

@@ -13,17 +13,15 @@ A pretext of your own is one class: its label names, and how an image looks unde
 `runs.run(PretextExperiment("flipped_1", "How well is a flip predicted?", pretext="flipped"))` then trains on it.
 """
 
-import copy
 import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from data.augment import AUGMENTATIONS, Augmentation, apply, augment, draw
 from data.image_cache import Scenes, load_splits
-from data.on_device import DeviceImages
+from data.on_device import DeviceDataset, DeviceImages
 from data.prepare import locate
 from self_supervised.settings import JointEmbeddingExperiment, PretextExperiment
 from supervised import dataloader as supervised
@@ -39,7 +37,7 @@ from supervised.dataloader import (
 SHOWN_IMAGES = 300  # of val, evenly spaced: what a joint-embedding pretext is evaluated on after each epoch
 
 
-class PretextDataset(Dataset):
+class PretextDataset(DeviceDataset):
     """Every image once under each label of the pretext.  Item: (image (3, S, S) float32, normalised, label).
 
     images: a sequence of bytes (C, S, S), C = 1 or 3, such as `Scenes.images`.  With n labels, item i is image i // n
@@ -65,12 +63,6 @@ class PretextDataset(Dataset):
         self.images = DeviceImages(images)
         self.resize = resize
         self.augmentation = augmentation
-
-    def on(self, device: torch.device) -> "PretextDataset":
-        """The same pretext, made on a device."""
-        moved = copy.copy(self)
-        moved.images = self.images.on(device)
-        return moved
 
     def transform(self, image: torch.Tensor, label: int, generator: torch.Generator) -> torch.Tensor:
         """The bytes of an image (C, S, S) under `label`, of the same shape: augmented already, not yet normalized.
@@ -184,7 +176,7 @@ class JigsawDataset(PretextDataset):
         return torch.cat([torch.cat([first, second], dim=-1), torch.cat([third, fourth], dim=-1)], dim=-2)
 
 
-class ViewsDataset(Dataset):
+class ViewsDataset(DeviceDataset):
     """Random views of images, for joint-embedding pretexts.  Item: (views (V, 3, S, S) float32, normalised, label).
 
     The key is the image's index, or (index, seed) in training; in evaluation an image's views depend on its index.  The
@@ -199,12 +191,6 @@ class ViewsDataset(Dataset):
         self.views_per_image, self.view_size = experiment.views_per_image, experiment.view_size
         self.resize = experiment.resize
         self.neighbors = None
-
-    def on(self, device: torch.device) -> "ViewsDataset":
-        """The same views, made on a device."""
-        moved = copy.copy(self)
-        moved.images = self.images.on(device)
-        return moved
 
     def __len__(self):
         """Number of images."""

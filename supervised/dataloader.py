@@ -4,7 +4,6 @@ The first report's names stand at the end, for notebooks: `simple_15SceneData` h
 `load_15SceneData` has "advanced", or "advanced_without_crop" without the crop.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from data.augment import AUGMENTATIONS, Augmentation, augment
 from data.image_cache import Scenes, load_splits
-from data.on_device import DeviceImages
+from data.on_device import DeviceDataset, DeviceImages
 from data.prepare import locate
 from supervised.settings import BASE, Experiment
 
@@ -48,7 +47,7 @@ class SeededShuffle(Sampler):
         return self.length
 
 
-class SceneDataset(Dataset):
+class SceneDataset(DeviceDataset):
     """Scenes as network input.  Item: (image (3, S, S) float32, normalized for the resize rule, label).
 
     The key of an item is its index, or (index, seed) for an augmented image, which has `size` pixels a side.
@@ -60,12 +59,6 @@ class SceneDataset(Dataset):
         self.resize = resize
         self.augmentation = augmentation
         self.size = size or self.images.size
-
-    def on(self, device: torch.device) -> "SceneDataset":
-        """The same scenes, augmented and normalized on a device."""
-        moved = copy.copy(self)
-        moved.images = self.images.on(device)
-        return moved
 
     def __len__(self):
         """Number of images."""
@@ -121,14 +114,14 @@ class Loaders:
     def on(self, device: torch.device) -> "Loaders":
         """The same batches, made on a device; on a GPU, larger ones where images come in order.  Samplers are shared.
 
-        Loaders of data sets without a method `on` stay as they are.
+        Loaders of data sets without a method `on`, as `DeviceDataset` has it, stay as they are.
         """
 
         def moved(loader: DataLoader, at_least: int = 1) -> DataLoader:
             if not hasattr(loader.dataset, "on"):
                 return loader
             batch_size = max(loader.batch_size, at_least)
-            return _loader(loader.dataset.on(device), batch_size, loader.sampler, loader.drop_last)
+            return build_loader(loader.dataset.on(device), batch_size, loader.sampler, loader.drop_last)
 
         at_least = EVALUATION_BATCH.get(device.type, 1)
         in_order = {name: getattr(self, name) for name in ("train_in_order", "val", "test")}
@@ -150,16 +143,16 @@ class Loaders:
         names = ("train_in_order", "val", "test") if train else ("val", "test")
         loaders = {name: getattr(self, name) for name in names}
         in_order = {name: features_of(loader) for name, loader in loaders.items() if loader is not None}
-        of_features = {name: _loader(dataset, self.train.batch_size) for name, dataset in in_order.items()}
+        of_features = {name: build_loader(dataset, self.train.batch_size) for name, dataset in in_order.items()}
         if train:
             sampler = SeededShuffle(len(self.train.dataset), self.train.sampler.generator.initial_seed())
-            of_features["train"] = _loader(in_order["train_in_order"], self.train.batch_size, sampler)
+            of_features["train"] = build_loader(in_order["train_in_order"], self.train.batch_size, sampler)
         return replace(self, **of_features)
 
     def in_batches_of(self, batch_size: int) -> "Loaders":
         """The same training images, in batches of another size."""
         sampler = SeededShuffle(len(self.train.dataset), self.train.sampler.generator.initial_seed())
-        return replace(self, train=_loader(self.train.dataset, batch_size, sampler))
+        return replace(self, train=build_loader(self.train.dataset, batch_size, sampler))
 
 
 class _FeatureDataset(Dataset):
@@ -243,10 +236,10 @@ def loaders_of(
         )
     at_once = max(experiment.batch_size, EVALUATION_BATCH["cpu"])
     return Loaders(
-        train=_loader(train, experiment.batch_size, SeededShuffle(len(train), experiment.seed, copies)),
-        train_in_order=_loader(in_order["train"], at_once),
-        val=_loader(in_order["val"], at_once),
-        test=_loader(in_order["test"], at_once),
+        train=build_loader(train, experiment.batch_size, SeededShuffle(len(train), experiment.seed, copies)),
+        train_in_order=build_loader(in_order["train"], at_once),
+        val=build_loader(in_order["val"], at_once),
+        test=build_loader(in_order["test"], at_once),
         class_names=class_names,
         class_weights=class_weights,
         data=data,
@@ -256,8 +249,8 @@ def loaders_of(
 def with_views_of(loaders: Loaders, val: Dataset) -> Loaders:
     """Loaders of a joint-embedding pretext: whole batches in training, and views of val."""
     train = loaders.train
-    batches = _loader(train.dataset, train.batch_size, train.sampler, drop_last=True)
-    return replace(loaders, train=batches, views_of_val=_loader(val, train.batch_size))
+    batches = build_loader(train.dataset, train.batch_size, train.sampler, drop_last=True)
+    return replace(loaders, train=batches, views_of_val=build_loader(val, train.batch_size))
 
 
 def simple_15SceneData(batch_size: int = 32, data: str | Path = "15scene") -> Loaders:  # noqa: N802
@@ -282,7 +275,10 @@ def _class_weights(experiment: Experiment, class_names: tuple[str, ...]) -> torc
     return weights
 
 
-def _loader(dataset: Dataset, batch_size: int, sampler: Sampler | None = None, drop_last: bool = False) -> DataLoader:
+def build_loader(
+    dataset: Dataset, batch_size: int, sampler: Sampler | None = None, drop_last: bool = False
+) -> DataLoader:
+    """Batches of a data set that makes a batch at once (`__getitems__`): in order, or as a sampler says."""
     # A generator of its own: else DataLoader draws its workers' seed from the global one, which dropout uses.
     return DataLoader(
         dataset,

@@ -89,8 +89,13 @@ def _entry(line, pixels: Callable[[int], np.ndarray]) -> str:
     return f'<li><div class="images">{"".join(images)}</div>{text}</li>'
 
 
+def picture_of(pixels: np.ndarray) -> Image.Image:
+    """Bytes (1 or 3, S, S) as Pillow holds them."""
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
 def _image(pixels: np.ndarray, name: str) -> str:
-    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    picture = picture_of(pixels)
     picture.thumbnail((SIDE, SIDE))
     saved = io.BytesIO()
     picture.save(saved, "jpeg", quality=75)
