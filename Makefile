@@ -10,6 +10,8 @@ PARALLEL = --numprocesses auto --dist worksteal
 
 # Threads that wait for work sleep instead of spinning: beside another busy process, spinning is up to 39 times slower.
 export OMP_WAIT_POLICY = PASSIVE
+# pip leaves modules uncompiled, see below; a process that may not keep what it compiles takes twenty seconds to start.
+unexport PYTHONDONTWRITEBYTECODE
 export PROFILE DATA WEIGHTS RESNET18_WEIGHTS COMPUTE SCENES_ROOT
 
 .PHONY: report test slow pages data lint bench

@@ -41,7 +41,7 @@ from data.layouts import list_splits, sources_of
 from data.prepare import locate
 from evaluation.checkpoints import TrainedRun
 from evaluation.embed import DEFAULT_MODEL
-from evaluation.pages.audit_page import picture_of, write_page
+from evaluation.pages.audit_page import picture_of, write_audit
 from evaluation.probes import features_of_scenes
 from evaluation.publish import load_run
 from runs import run_command
@@ -310,7 +310,7 @@ def _audit(options):
         options.out / "audit.csv",
         lambda path: written.to_csv(path, index=False, float_format="%.4f", errors="surrogateescape"),
     )
-    write_page(options.out / "audit.html", root.name, table, data.pixels, threshold)
+    write_audit(options.out / "audit.html", root.name, table, data.pixels, threshold)
     print(f"{root}: {len(data.files):,} images, features of {run.name}\n{count(table)}\n{options.out / 'audit.html'}")
 
 

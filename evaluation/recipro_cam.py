@@ -13,6 +13,7 @@ from evaluation.hooks import eval_mode, maps_and_logits
 from evaluation.scorecam import (
     ScoreCam,
     as_images,
+    check_batch_size,
     check_targets,
     one_target_each,
     probabilities_of,
@@ -24,7 +25,6 @@ from helper_functions import logits_in, logits_of
 NEIGHBORHOOD = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16  # of a position, in the paper
 
 
-@torch.inference_mode()
 def recipro_cam(
     model: nn.Module, images: torch.Tensor, layer: nn.Module, target_classes: Sequence[int], batch_size: int = 64
 ) -> ScoreCam:
@@ -37,20 +37,47 @@ def recipro_cam(
     images = as_images(images)
     targets = one_target_each(images, target_classes)
     maps = []
-    with eval_mode(model):
-        for image, target in zip(images[:, None], targets, strict=True):
-            activations, outputs = maps_and_logits(model, image, layer)
-            check_targets(target, logits_in(outputs, 1).shape[1])
-            height, width = activations.shape[2:]
-            masks = position_masks(height, width).to(activations)
-            scores = [
-                probabilities_of(_logits_of_masked(model, layer, image, part).float())[:, target]
-                for part in masks.split(batch_size)
-            ]
-            of_image = torch.cat(scores).view(1, height, width)
-            maps.append(scale_to_unit(upsample(scale_to_unit(of_image), images.shape[2:])).cpu())
+    for image, target in zip(images[:, None], targets, strict=True):
+        probabilities = probabilities_by_position(model, image, layer, batch_size)
+        check_targets(target, len(probabilities))
+        maps.append(_as_heat_map(probabilities[target], image))
     zeros = torch.zeros(len(images), dtype=torch.long)
-    return ScoreCam(torch.cat(maps).clone(), zeros, zeros.bool())
+    return ScoreCam(torch.cat(maps), zeros, zeros.bool())
+
+
+def recipro_contrast(
+    model: nn.Module, image: torch.Tensor, layer: nn.Module, target_class: int, other_class: int, batch_size: int = 64
+) -> torch.Tensor:
+    """Why the target class and not the other one, in an image (1, 3, H, W): the map (H, W) of their difference.
+
+    High where a position by itself makes the target class more probable than the other one; zero where it does not.
+    """
+    probabilities = probabilities_by_position(model, as_images(image), layer, batch_size)
+    check_targets(torch.tensor([target_class, other_class]), len(probabilities))
+    difference = probabilities[target_class] - probabilities[other_class]
+    return _as_heat_map(difference.clamp(min=0), image)[0]
+
+
+@torch.inference_mode()
+def probabilities_by_position(
+    model: nn.Module, image: torch.Tensor, layer: nn.Module, batch_size: int = 64
+) -> torch.Tensor:
+    """The probability of each class (classes, height, width) when only one position of the layer's maps is left.
+
+    The image is (1, 3, H, W); the layer's maps have height times width positions.
+    """
+    check_batch_size(batch_size)
+    with eval_mode(model):
+        activations, _ = maps_and_logits(model, image, layer)
+        height, width = activations.shape[2:]
+        masks = position_masks(height, width).to(activations).split(batch_size)
+        found = [probabilities_of(_logits_of_masked(model, layer, image, part).float()) for part in masks]
+    return torch.cat(found).T.reshape(-1, height, width).clone()
+
+
+def _as_heat_map(of_positions: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Values (height, width) as a map (1, H, W) of the image (1, 3, H, W), scaled to 0..1, on the CPU."""
+    return scale_to_unit(upsample(scale_to_unit(of_positions[None]), image.shape[2:])).cpu()
 
 
 def position_masks(height: int, width: int) -> torch.Tensor:

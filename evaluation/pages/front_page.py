@@ -7,16 +7,16 @@ PROFILE and DATA come from the environment, as in the notebooks (`evaluation.pag
 import html
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from string import Template
 from urllib.parse import quote
 
 import pandas as pd
 
-from data.files import root_folder, run_command, write_atomically
+from data.files import root_folder, run_command
 from evaluation.pages.notebook import REPORTS, data_of, profile_of
 from evaluation.pages.tables import comparing_text, headlines, shown_comparisons, shown_experiments
+from evaluation.pages.web_page import page_of, table_html, write_page
 from evaluation.results import comparisons, experiments_table, folder_of_data, machines, read_profile
 
 PAGES = {
@@ -31,60 +31,12 @@ PICTURES = {
 }
 OVERVIEW = "Test accuracies with their 95 % intervals, the pretexts, and a heat map."
 INVERSIONS = "Model inversion: images that raise the logit of a class, started from noise."
+ACCURACIES = (
+    "<b>Test</b>: the epoch is selected on val, the accuracy is of the test images.  <b>Earlier protocol</b>: epoch "
+    "selected and reported on val and test together, as the earlier reports did.  The accuracy of a pretext is on its "
+    "own labels, not on scenes."
+)
 PROFILES = {"full": "the study", "quick": "small and short, to try the code; its numbers mean nothing"}
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Self-supervised scenes: $profile</title>
-<style>
-body { max-width: 74rem; margin: 0 auto; padding: 0 1rem 3rem; font: 1rem/1.5 system-ui, sans-serif; color: #1a1a1a; }
-h1 { margin-bottom: 0.2rem; }
-.about { color: #555; font-size: 0.9rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.85rem; }
-td { white-space: nowrap; }
-td:first-child, td:last-child { white-space: normal; min-width: 13rem; }
-th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: left; }
-a { overflow-wrap: anywhere; }
-@media (max-width: 40rem) { table { font-size: 0.7rem; } th, td { padding: 0.2rem 0.3rem; } }
-figure { margin: 2rem 0; }
-.strip { display: flex; gap: 0.3rem; }
-.strip img { flex: 1 1 0; min-width: 0; }
-img { max-width: 100%; height: auto; }
-figcaption { color: #444; font-size: 0.9rem; }
-</style>
-</head>
-<body>
-<h1>Self-supervised scenes</h1>
-<p>How good are features learned without labels for recognizing scenes?</p>
-<p class="about">$about</p>
-<h2>In short</h2>
-<ul>
-$headlines
-</ul>
-<h2>Reports</h2>
-<ul>
-$links
-</ul>
-<h2>Pictures</h2>
-$pictures
-<h2>Results</h2>
-<p><b>Test</b>: the epoch is selected on val, the accuracy is of the test images.
-<b>Earlier protocol</b>: epoch selected and reported on val and test together, as the earlier reports did.
-The accuracy of a pretext is on its own labels, not on scenes.</p>
-<div class="wide">
-$experiments
-</div>
-<h2>Comparisons</h2>
-<p>$comparing</p>
-<div class="wide">
-$comparisons
-</div>
-</body>
-</html>
-""")
 
 
 def html_name(notebook: Path) -> str:
@@ -144,15 +96,10 @@ def _link(path: Path, folder: Path) -> str:
     return quote(os.path.relpath(path, folder))
 
 
-def table_html(table: pd.DataFrame, index: bool = True) -> str:
-    """A table of texts as HTML, escaped; a sentence if it has no lines."""
-    return table.to_html(border=0, index=index) if len(table) else "<p>None yet.</p>"
-
-
 def page(
     folder: Path, profile: str, data: str, left_out: Mapping[str, str] | None = None, made: Collection[str] = ()
 ) -> str:
-    """The page of the results on `data` in the folder of a profile.
+    """The HTML of the page of the results on `data` in the folder of a profile.
 
     `left_out`: reports that were not made, with the reason; `made`: reports whose HTML is in the folder.
     Raises FileNotFoundError if there are no results.
@@ -160,24 +107,36 @@ def page(
     results = read_profile(folder, data)
     compared = comparisons(results)
     sentences = headlines(results, compared) or ["None of the experiments in the headline has been run yet."]
-    return PAGE.substitute(
-        profile=profile,
-        about=html.escape(about(results, profile)),
-        headlines="\n".join(f"<li>{html.escape(each)}</li>" for each in sentences),
-        links="\n".join(f"<li>{each}</li>" for each in links(left_out or {}, made)),
-        experiments=table_html(shown_experiments(experiments_table(results))),
-        comparing=html.escape(comparing_text()),
-        comparisons=table_html(shown_comparisons(compared), index=False),
-        pictures="\n".join(pictures(folder, data, profile) or ["<p>None yet.</p>"]),
-    )
+    experiments = shown_experiments(experiments_table(results)).reset_index(names="experiment")
+    parts = [
+        "<p>How good are features learned without labels for recognizing scenes?</p>",
+        f'<p class="soft">{html.escape(about(results, profile))}</p>',
+        "<h2>In short</h2>",
+        _list(html.escape(each) for each in sentences),
+        "<h2>Reports</h2>",
+        _list(links(left_out or {}, made)),
+        "<h2>Pictures</h2>",
+        *(pictures(folder, data, profile) or ["<p>None yet.</p>"]),
+        "<h2>Results</h2>",
+        f"<p>{ACCURACIES}</p>",
+        table_html(experiments),
+        "<h2>Comparisons</h2>",
+        f"<p>{html.escape(comparing_text())}</p>",
+        table_html(shown_comparisons(compared)),
+    ]
+    return page_of("Self-supervised scenes", parts)
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "<ul>\n" + "\n".join(f"<li>{line}</li>" for line in lines) + "\n</ul>"
 
 
 def write(
     folder: Path, profile: str, data: str, left_out: Mapping[str, str] | None = None, made: Collection[str] = ()
 ) -> Path:
     """Write `page` as index.html of the folder and return its path."""
-    text, path = page(folder, profile, data, left_out, made), folder / "index.html"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    path = folder / "index.html"
+    write_page(path, page(folder, profile, data, left_out, made))
     return path
 
 

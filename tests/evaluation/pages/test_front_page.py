@@ -28,7 +28,7 @@ def test_the_page_holds_headlines_results_and_comparisons(folder):
     line = comparisons(RESULTS).iloc[0]
     difference = difference_text(line["difference"], line["low"], line["high"])
     assert written.count(f"<td>{difference}</td>") == 1 and written.count(f"{difference}, p = ") == 1
-    assert f"<th>{CONTROL}</th>" in written and "<td>worse</td>" in written
+    assert f"<td>{CONTROL}</td>" in written and "<td>worse</td>" in written
 
 
 @pytest.mark.parametrize(("data", "below"), [("15scene", ""), ("flowers", "flowers/")])

@@ -1,0 +1,290 @@
+"""A page to try a trained network on photographs: `python -m evaluation.demo [--model RUN] [--train DATA]`.
+
+Drop or pick a photograph, and see its most probable classes, where the network finds them, why not another class, and
+the training images that are most alike.  The page is served to this machine alone, and what is dropped is not kept.
+
+The server is Tornado, which Jupyter brings along.  Gradio would need Pillow below 13, which decodes some images to
+other bytes than the version that our results were made with.
+"""
+
+import argparse
+import base64
+import io
+import sys
+import tempfile
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+from tornado.httpserver import HTTPServer
+from tornado.ioloop import IOLoop
+from tornado.netutil import bind_sockets
+from tornado.web import Application, HTTPError, RequestHandler
+
+from data.image_cache import Scenes, decode, load_splits
+from data.prepare import locate
+from evaluation.checkpoints import TrainedRun
+from evaluation.embed import DEFAULT_MODEL
+from evaluation.pages.audit_page import picture_of
+from evaluation.pages.demo_page import SCRIPT, demo_page
+from evaluation.predict import Model, class_probabilities, heat_map_of, load
+from evaluation.probes import features_of_scenes
+from evaluation.recipro_cam import recipro_cam, recipro_contrast
+from runs import run_command
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # that an upload may have, whatever its name
+MOST_BYTES = 20_000_000  # of an upload
+MOST_PIXELS = 50_000_000
+TOP = 5  # classes shown
+NEAREST = 6  # training images shown
+LAYER = "8"  # of the heat map
+METHODS = ("fast", "scorecam")
+ADDRESS = "127.0.0.1"  # nobody else can connect
+HOSTS = ("127.0.0.1", "localhost")  # that a browser may call it
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training images of a network, and the directions of their standardized features, of length 1."""
+
+    scenes: Scenes
+    mean: np.ndarray  # (D,), of the features
+    std: np.ndarray  # (D,)
+    directions: np.ndarray  # (N, D)
+
+    def nearest(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of the images most like one of these features (1, D), and their cosine similarity, -1..1."""
+        similarity = self.directions @ _directions(features, self.mean, self.std)[0]
+        found = similarity.argsort()[::-1][:NEAREST]
+        return found, similarity[found]
+
+
+def read_training(run: TrainedRun, data: str) -> Training:
+    """The training images of a data set.  Raises ValueError if the run was trained on other classes."""
+    train = load_splits(locate(data), run.image_size, run.resize)["train"]
+    if train.class_names != run.class_names:
+        raise ValueError(f"{run.name} was not trained on {data}, whose classes are others; see --train")
+    features, _ = features_of_scenes(run, {"train": train})["train"]
+    mean, std = features.mean(axis=0), features.std(axis=0)
+    std = np.where(std > 0, std, 1)
+    return Training(train, mean, std, _directions(features, mean, std))
+
+
+def _directions(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    standardized = (features - mean) / std
+    return standardized / np.maximum(np.linalg.norm(standardized, axis=1, keepdims=True), 1e-12)
+
+
+class Demo:
+    """What the page asks for."""
+
+    def __init__(self, model: Model, training: Training | None):
+        """Use a network, and show its training images if they are known."""
+        self.model, self.training = model, training
+        self.folded = model.run.folded()
+        self.explained = model.run.ready_to_explain([LAYER])
+
+    def answer(self, upload: bytes, why_not: str = "", method: str = "fast") -> dict:
+        """What is known of an uploaded photograph, ready for JSON; pictures are data URLs.
+
+        `why_not` is a class, or empty; `method` is one of METHODS, of the heat map.  Raises ValueError, with a sentence
+        for the user, for an upload that is too large or no image, and for a class that the network does not have.
+        """
+        began = time.perf_counter()
+        rival = self.model.label(why_not) if why_not else None
+        pixels = read_upload(upload, self.model.run)
+        image = self.model.run.normalised([pixels])
+        with torch.inference_mode():
+            features = self.folded.model.pooled_features(image)
+        probabilities = class_probabilities(self.folded.model, features)[0]
+        order = probabilities.argsort()[::-1]
+        target = int(order[0])
+        if rival == target:  # it is that class: what keeps it from being the next one
+            rival = int(order[1])
+        names = self.model.class_names
+        return {
+            "picture": data_url(picture_of(pixels)),
+            "map": self._heat_map(pixels, image, target, rival, method),
+            "map_title": f"{names[target]}, not {names[rival]}" if rival is not None else names[target],
+            "classes": [[names[label], float(probabilities[label])] for label in order[:TOP]],
+            "warning": self._warning(features.numpy()),
+            "nearest": self._nearest(features.numpy()),
+            "seconds": time.perf_counter() - began,
+        }
+
+    def _heat_map(self, pixels: np.ndarray, image: torch.Tensor, target: int, rival: int | None, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"the heat map is {method!r}; it must be one of {', '.join(METHODS)}")
+        model, layer = self.explained.model, self.explained.layer(LAYER)
+        if method == "scorecam":
+            heat_map = heat_map_of(self.explained, image, target, rival, LAYER)
+        elif rival is None:
+            heat_map = recipro_cam(model, image, layer, [target]).maps[0]
+        else:
+            heat_map = recipro_contrast(model, image, layer, target, rival)
+        return data_url(overlay(pixels, heat_map.numpy()))
+
+    def _warning(self, features: np.ndarray) -> str:
+        if self.model.novelty is None:
+            return ""
+        distance = float(self.model.novelty.distances(features)[0])
+        return f"This looks like no scene of the training set ({distance:.2f} times the threshold)." * (distance > 1)
+
+    def _nearest(self, features: np.ndarray) -> list[dict]:
+        if self.training is None:
+            return []
+        scenes = self.training.scenes
+        return [
+            {"picture": data_url(picture_of(scenes.images[number])), "name": scenes.names[number], "like": float(like)}
+            for number, like in zip(*self.training.nearest(features), strict=True)
+        ]
+
+
+def read_upload(upload: bytes, run: TrainedRun) -> np.ndarray:
+    """An uploaded image as a run sees it, uint8 (1 or 3, S, S).
+
+    Raises ValueError, without a path, for more bytes or pixels than are allowed, and for what is not an image.
+    """
+    if len(upload) > MOST_BYTES:
+        raise ValueError(f"the file has {len(upload) / 1e6:.0f} MB; at most {MOST_BYTES / 1e6:.0f} MB are read")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the next check is stricter
+            with Image.open(io.BytesIO(upload), formats=FORMATS) as image:
+                width, height = image.size
+    except Exception as error:  # of many kinds, as in `decode`
+        raise ValueError(f"this is not an image; {', '.join(FORMATS)} are read") from error
+    if width * height > MOST_PIXELS:
+        raise ValueError(
+            f"the image has {width:,} x {height:,} pixels; at most {MOST_PIXELS / 1e6:.0f} million are read"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "upload")
+        path.write_bytes(upload)
+        try:
+            return decode(path, run.image_size, run.resize)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), "the image")) from error
+
+
+def overlay(pixels: np.ndarray, heat_map: np.ndarray) -> Image.Image:
+    """A heat map (S, S) in 0..1 over the gray image, uint8 (1 or 3, S, S); an empty map leaves the image as it is."""
+    grey = np.repeat(pixels.mean(axis=0)[:, :, None], 3, axis=2)
+    if heat_map.max() > 0:
+        grey = (grey + 255 * matplotlib.colormaps["jet"](heat_map)[:, :, :3]) / 2
+    return Image.fromarray(grey.round().astype(np.uint8))
+
+
+def data_url(picture: Image.Image) -> str:
+    """A picture as a URL that holds it."""
+    saved = io.BytesIO()
+    picture.save(saved, "png")
+    return f"data:image/png;base64,{base64.b64encode(saved.getvalue()).decode()}"
+
+
+# ------------------------------------------------------------------------------------------------------------ server
+
+
+class _Handler(RequestHandler):
+    def prepare(self):
+        """Refuse other names of this machine: a page elsewhere could have its name point here."""
+        if urlsplit(f"//{self.request.host}").hostname not in HOSTS:
+            raise HTTPError(403)
+
+    def set_default_headers(self):
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header(
+            "Content-Security-Policy",
+            "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'",
+        )
+
+
+class _Page(_Handler):
+    def initialize(self, text: str, kind: str):
+        self.text, self.kind = text, kind
+
+    def get(self):
+        self.set_header("Content-Type", f"{self.kind}; charset=utf-8")
+        self.write(self.text)
+
+
+class _Answer(_Handler):
+    def initialize(self, demo: Demo, worker: ThreadPoolExecutor):
+        self.demo, self.worker = demo, worker
+
+    async def post(self):
+        # A page elsewhere cannot send this header: the browser would ask for leave first, and gets none.
+        if self.request.headers.get("X-Demo") != "1":
+            raise HTTPError(403)
+        options = [unquote(self.get_query_argument(name, "")) for name in ("why_not", "method")]
+        try:
+            ask = IOLoop.current().run_in_executor
+            self.write(await ask(self.worker, self.demo.answer, self.request.body, options[0], options[1] or "fast"))
+        except ValueError as error:
+            self.set_status(400)
+            self.write({"error": str(error)})
+
+
+def application(demo: Demo, worker: ThreadPoolExecutor) -> Application:
+    """The pages of the demo; `worker` computes, one photograph at a time."""
+    page = demo_page(demo.model.run.name, demo.model.class_names, MOST_BYTES)
+    return Application(
+        [
+            ("/", _Page, {"text": page, "kind": "text/html"}),
+            ("/demo.js", _Page, {"text": SCRIPT, "kind": "text/javascript"}),
+            ("/answer", _Answer, {"demo": demo, "worker": worker}),
+        ]
+    )
+
+
+def serve(demo: Demo, port: int):
+    """Serve the demo on this machine until it is interrupted.  Port 0 is any free one.
+
+    Raises ValueError for a port that is taken or not allowed.
+    """
+    if not 0 <= port < 2**16:
+        raise ValueError(f"--port is {port}; it must be 0 to {2**16 - 1}")
+    try:
+        sockets = bind_sockets(port, ADDRESS)
+    except OSError as error:
+        raise ValueError(f"--port {port} cannot be used ({error}); --port 0 takes a free one") from error
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        server = HTTPServer(application(demo, worker), max_body_size=MOST_BYTES)
+        server.add_sockets(sockets)
+        print(f"http://{ADDRESS}:{sockets[0].getsockname()[1]}/ shows the demo; Ctrl-C ends it", flush=True)
+        IOLoop.current().start()
+
+
+def main(arguments=None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.demo", description="A page to try a trained network on photographs"
+    )
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, metavar="RUN", help=f"a trained run, or its file (default: {DEFAULT_MODEL})"
+    )
+    parser.add_argument("--train", metavar="DATA", help="what it was trained on: shows the images that are most alike")
+    parser.add_argument("--port", type=int, default=8765, help="0 takes a free one (default: 8765)")
+    options = parser.parse_args(arguments)
+    try:
+        return run_command(lambda: _demo(options))
+    except KeyboardInterrupt:
+        return 0
+
+
+def _demo(options: argparse.Namespace):
+    model = load(options.model)
+    training = None if options.train is None else read_training(model.run, options.train)
+    serve(Demo(model, training), options.port)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
