@@ -26,6 +26,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.tracking import TensorBoardTracker
+from accelerate.utils import is_tensorboard_available
 from filelock import Timeout
 from torch import nn
 
@@ -166,6 +168,11 @@ class Files:
         """The source of tables and figures."""
         return self.results / f"{self.name}.json"
 
+    @property
+    def log(self) -> Path:
+        """The folder that TensorBoard reads."""
+        return self.models / "tensorboard" / self.name
+
     def saved(self, epoch: int | str) -> Path:
         """The weights of one epoch: a number, "last", or "best", which is the checkpoint."""
         if epoch == "best":
@@ -199,6 +206,7 @@ class Job:
     overwrite: bool = False
     progress: bool = True
     wait: bool = False
+    log: bool = False
 
     @property
     def identity(self) -> dict:
@@ -216,18 +224,20 @@ def run(
     skip_bad_images: bool = False,
     progress: bool = True,
     wait: bool = False,
+    log: bool = False,
 ) -> tuple[nn.Module, dict]:
     """Train an experiment to its end and write its files, or read back what an earlier call left.
 
     A missing pretext or teacher is trained first.  An interrupted run continues after its last finished epoch.
-    `precision` "auto" is that of the experiment.  Returns the model at its best epoch, in eval mode, and the result.
+    `precision` "auto" is that of the experiment.  With `log` each epoch is also logged for TensorBoard, below
+    `Files.log`.  Returns the model at its best epoch, in eval mode, and the result.
     Raises ValueError if the files have other settings, data, teachers or initial weights, naming the field (`overwrite`
     replaces them instead), or if another process trains this run (`wait` waits for it instead); OSError if the files
     cannot be written, before anything is trained; MemoryError if a batch is too large; and what loading data and
     weights raises.
     """
     options = {"device": device, "precision": precision, "skip_bad_images": skip_bad_images}
-    options |= {"progress": progress, "wait": wait}
+    options |= {"progress": progress, "wait": wait, "log": log}
     for needed, epoch in prerequisites(experiment, profile):
         if not files_of(needed, profile).saved(epoch).exists():
             run(needed, profile, overwrite=overwrite, **options)
@@ -241,7 +251,7 @@ def run(
         provenance = {"initial_weights": initial_weights, **({"teachers": teachers} if teachers else {})}
         files = files_of(experiment, profile)
         return train_job(
-            Job(experiment, files, model, loaders, objective, provenance, device, overwrite, progress, wait)
+            Job(experiment, files, model, loaders, objective, provenance, device, overwrite, progress, wait, log)
         )
 
 
@@ -382,8 +392,12 @@ def _train(job: Job, accelerator, state: dict | None, machine: dict, clock: _Clo
         job.loaders.train.dataset.neighbors = _neighbors(job, accelerator)
     torch.manual_seed(experiment.seed)  # dropout draws the same, whether features were computed before or not
 
+    logged = _tensorboard(files) if job.log else None
+
     def save_state(training):
         epoch = len(training["history"]["val_loss"])
+        if logged is not None:
+            logged.log(last_of(training["history"]), step=epoch)
         if epoch in experiment.save_epochs:
             _save_epoch(files.saved(epoch), job.identity, training)
         contents = {"format": FORMAT, "identity": job.identity, "training": training}
@@ -405,6 +419,30 @@ def _train(job: Job, accelerator, state: dict | None, machine: dict, clock: _Clo
         progress=job.progress,
         title=files.name,
     )
+
+
+def check_tensorboard():
+    """Raise ValueError if TensorBoard, an optional extra, is not installed."""
+    if not is_tensorboard_available():
+        raise ValueError("--log tensorboard needs TensorBoard: pip install tensorboard")
+
+
+def _tensorboard(files: Files) -> TensorBoardTracker:
+    """What logs a run: a run that continues is logged on."""
+    check_tensorboard()
+    tracker = TensorBoardTracker(files.name, files.log.parent)
+    tracker.start()
+    return tracker
+
+
+def last_of(history: dict) -> dict[str, float]:
+    """The numbers of the last epoch, those of the splits as loss/train, loss/val: TensorBoard draws these together."""
+    found = {}
+    for name, column in History(**history).columns.items():
+        split, _, what = name.partition("_")
+        if column:
+            found[f"{what}/{split}" if split in ("train", "val", "test") else name] = column[-1]
+    return found
 
 
 def _evaluate_chosen(job: Job, accelerator) -> dict[str, Evaluation]:

@@ -1,7 +1,7 @@
 """Train experiments by name, with the pretexts and teachers that they need.
 
     python train.py supervised_1 rotation_classifier_tuned --profile full --seeds 0 1 2
-    python train.py --list                   every experiment, its question, and the accuracy of a finished run
+    python train.py --list                   every experiment, its question, its accuracy; finished runs of your own
     python train.py --show supervised_long   every setting of one experiment
     python train.py --study                  every experiment that has no result, several at a time
 
@@ -9,14 +9,19 @@ Finished runs are read back.  Interrupted runs continue after their last finishe
 """
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
 from accelerate import PartialState
 
+from data.files import root_folder
+from data.prepare import DATA_SETS
 from hyperparameter_search import experiment_of_study
 from runs import (
     EXPERIMENTS,
     add_common_options,
+    check_tensorboard,
     configure,
     files_of,
     find,
@@ -61,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: that of the experiment"
     )
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be decoded")
+    parser.add_argument("--log", choices=("tensorboard",), help="log each epoch, below models/<profile>/")
     parser.add_argument("--overwrite", action="store_true", help="replace files that have other settings")
     return parser
 
@@ -71,7 +77,29 @@ def list_experiments(profile: str) -> str:
     for name, experiment in EXPERIMENTS.items():
         accuracy = _finished_accuracy(configure(experiment, profile), profile, seen)
         lines.append(f"{name:45} {accuracy:7} {experiment.question}")
-    return "\n".join(lines)
+    own = own_runs(profile)
+    return "\n".join([*lines, *(["", "On your own images:"] if own else []), *own])
+
+
+def own_runs(profile: str) -> list[str]:
+    """One line per finished run on data that are not prepared ones: <data>/<run>, test accuracy, number of classes."""
+    lines = []
+    for path in sorted((root_folder() / "results" / profile).glob("*/*.json")):
+        result = _result_in(path)
+        if result is not None and result["data"]["name"] not in DATA_SETS:
+            name = f"{path.parent.name}/{path.stem}"
+            lines.append(f"{name:45} {result['test_accuracy']:.4f}  {len(result['class_names'])} classes")
+    return lines
+
+
+def _result_in(path: Path) -> dict | None:
+    """The result in a file, or None if it holds something else."""
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    known = isinstance(result, dict) and {"data", "test_accuracy", "class_names"} <= result.keys()
+    return result if known else None
 
 
 def _finished_accuracy(experiment: Experiment, profile: str, seen: dict | None = None) -> str:
@@ -124,6 +152,8 @@ def train_all(options: argparse.Namespace):
         raise ValueError("name at least one experiment; --list shows them")
     for experiment in found:
         refuse_unused_weights(experiment, options.weights)
+    if options.log is not None:
+        check_tensorboard()
     if options.unlabelled is not None:
         found = [with_unlabelled(experiment, options.unlabelled) for experiment in found]
     changes = {"data": options.data, "weights": options.weights, "max_epochs": options.epochs}
@@ -137,6 +167,7 @@ def train_all(options: argparse.Namespace):
                 precision=options.precision,
                 overwrite=options.overwrite,
                 skip_bad_images=options.skip_bad_images,
+                log=options.log is not None,
             )
             PartialState().print(summary(configured, options.profile, result))  # once, by the main process
 
@@ -159,6 +190,7 @@ def train_study(options: argparse.Namespace) -> int:
     same = ["--device", options.device, "--precision", options.precision]
     for name, value in (("--data", options.data), ("--epochs", options.epochs)):
         same += [] if value is None else [name, str(value)]
+    same += [] if options.log is None else ["--log", options.log]
     same += ["--skip-bad-images"] * options.skip_bad_images + ["--overwrite"] * options.overwrite
     failed = train_tasks(tasks, lambda task: command_of(task, same, options.weights), at_a_time, seconds)
     for name in failed:

@@ -38,6 +38,7 @@ NOT_RUN = {  # a command, without its comment: why it does not run here
     "python train.py --study": "trains for days; tests/test_train.py runs a small one",
     "python train.py --study byol simclr --seeds 0 1 2": "trains for hours",
     "python -m benchmarks.gpu": "needs a GPU",
+    "python -m evaluation.demo": "serves until it is interrupted; tests/evaluation/pages/test_in_browser.py opens it",
     "make bench": "takes twenty minutes of a quiet machine",
     "python train.py": "names the script and is no command",
 }

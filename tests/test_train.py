@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.models import resnet18
 
 import runs
@@ -136,6 +137,39 @@ def test_list_shows_every_experiment_with_its_question_and_the_accuracy_of_a_fin
     accuracies = {name: line.split()[1] for name, line in lines.items()}
     assert (accuracies.pop("supervised_1"), accuracies.pop("supervised_2")) == ("0.8765", "stale")
     assert set(accuracies.values()) == {"-"}
+
+
+def test_list_shows_finished_runs_on_ones_own_images_and_no_other_file(call, root):
+    folder = root / "results/full/photos"
+    folder.mkdir(parents=True)
+    result = {"data": {"name": "photos"}, "test_accuracy": 0.75, "class_names": ["a", "b"]}
+    (folder / "byol.seed1.json").write_text(json.dumps(result))
+    (folder / "broken.json").write_text("{")
+    (folder / "other.json").write_text("[1]")
+    prepared = root / "results/full/nature"
+    prepared.mkdir()
+    (prepared / "byol.json").write_text(json.dumps(result | {"data": {"name": "nature"}}))
+    code, output, _ = call("--list")
+    own = output.splitlines()[len(EXPERIMENTS) + 2 :]
+    assert code == 0 and [line.split() for line in own] == [["photos/byol.seed1", "0.7500", "2", "classes"]]
+
+
+def test_epochs_are_logged_for_tensorboard_with_the_numbers_of_the_result(call, scene_folder, root):
+    arguments = ("imagenet_classifier", "--data", scene_folder, "--log", "tensorboard", *QUICK)
+    assert call(*arguments, "--epochs", 2)[0] == 0
+    history = result_of(root, "imagenet_classifier")["history"]
+    events = EventAccumulator(str(root / "models/quick/scenes/tensorboard/imagenet_classifier"))
+    events.Reload()
+    for tag, column in (("loss/train", "train_loss"), ("accuracy/val", "val_accuracy")):
+        logged = [(each.step, each.value) for each in events.Scalars(tag)]
+        assert logged == [(epoch, pytest.approx(value)) for epoch, value in enumerate(history[column], start=1)]
+    assert "learning_rate" in events.Tags()["scalars"]
+
+
+def test_logging_without_tensorboard_is_refused_before_anything_is_trained(call, asked, monkeypatch):
+    monkeypatch.setattr(runs, "is_tensorboard_available", lambda: False)
+    code, _, error = call("imagenet_classifier", "--log", "tensorboard")
+    assert code == 2 and "pip install tensorboard" in error and not asked
 
 
 @pytest.mark.parametrize(

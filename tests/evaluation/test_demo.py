@@ -1,25 +1,21 @@
 """The demo: what it answers, what it refuses, and that only a page of its own on this machine may ask."""
 
-import asyncio
 import base64
 import io
 import json
 import tempfile
-import threading
 import urllib.error
 import urllib.request
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
-from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from evaluation import demo
-from evaluation.demo import ADDRESS, MOST_BYTES, Demo, application, overlay, read_upload
+from evaluation.demo import ADDRESS, MOST_BYTES, Demo, overlay, read_upload
 from evaluation.predict import Model, load
 from evaluation.scorecam import contrast_cam, score_cam
 
@@ -44,33 +40,6 @@ def picture(url: str) -> np.ndarray:
 @pytest.fixture
 def photograph() -> bytes:
     return encoded(noise(50, 70))
-
-
-@pytest.fixture
-def tiny_demo(tiny_model) -> Demo:
-    return Demo(load("tiny"), None)
-
-
-@pytest.fixture
-def server(tiny_demo):
-    """The address of a running demo."""
-    started, stop, loops, sockets = threading.Event(), asyncio.Event(), [], bind_sockets(0, ADDRESS)
-
-    async def run():
-        with ThreadPoolExecutor(1) as worker:
-            http = HTTPServer(application(tiny_demo, worker), max_body_size=MOST_BYTES)
-            http.add_sockets(sockets)
-            loops.append(asyncio.get_running_loop())
-            started.set()
-            await stop.wait()
-            http.stop()
-
-    thread = threading.Thread(target=asyncio.run, args=(run(),))
-    thread.start()
-    assert started.wait(10)
-    yield f"http://{ADDRESS}:{sockets[0].getsockname()[1]}"
-    loops[0].call_soon_threadsafe(stop.set)
-    thread.join(10)
 
 
 def ask(address: str, body: bytes | None = None, headers: dict | None = None) -> tuple[int, dict, bytes]:

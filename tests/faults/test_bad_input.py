@@ -28,6 +28,7 @@ from data.image_cache import load_splits
 from data.prepare import CLASS_NAMES
 from evaluation import (
     audit,
+    demo,
     embed,
     explain,
     export,
@@ -54,6 +55,7 @@ COMMANDS = {
     "novelty": novelty.main,
     "audit": audit.main,
     "export": export.main,
+    "demo": demo.main,
     "scorecam": scorecam.main,
     "invert": model_inversion.main,
     "search_inversion": inversion_search.main,
@@ -227,6 +229,9 @@ LINES = {  # a command line: what its answer must name
     "audit scenes --model tiny --planted 2": ["--planted is 2"],
     "audit scenes --model tiny --out text": ["text"],
     "audit scenes --weights gone.pth": ["gone.pth"],
+    "demo --model gone": ["gone", "tiny"],
+    "demo --model tiny --train nowhere": ["nowhere"],
+    "demo --model tiny --port 70000": ["--port is 70000"],
     "export gone --to torchvision": ["gone", "tiny"],
     "export tiny --to java": ["'java'"],
     "export tiny --to torchvision --out new.onnx": ["--out", "new.onnx"],
