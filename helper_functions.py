@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("step", "plateau", "cosine", "none")
 STOPPING_RULES = ("none", "patience", "two_worse")
@@ -182,15 +183,16 @@ def keep_freed_memory():
 
 
 def build_accelerator(device: str = "auto", gradient_accumulation_steps: int = 1) -> Accelerator:
-    """Accelerate's engine on `device`: "auto" (a GPU if there is one), "cpu" or "cuda".
+    """Accelerate's engine on `device`, one of DEVICES; "auto" is a GPU if there is one, NVIDIA's or Apple's.
 
     `batch_size` is the global batch size: every batch is split among the processes.  Raises ValueError for a device
     that is not available, and for variables of the environment that an earlier launcher has left behind.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device is {device!r}; it must be auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', but torch finds no GPU here; use --device cpu")
+    if device not in DEVICES:
+        raise ValueError(f"device is {device!r}; it must be one of {', '.join(DEVICES)}")
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if device in there and not there[device]():
+        raise ValueError(f"device is {device!r}, but torch finds no such GPU here; use --device cpu")
     missing = [name for name in LAUNCHER if name not in os.environ]
     left = [name for name in LAUNCHER[:3] if name in os.environ]
     if left and missing:
@@ -615,7 +617,7 @@ def evaluate(model, loader, accelerator=None, precision="auto") -> Evaluation:
     predictions = logits.argmax(dim=1)
     return Evaluation(
         loss=nn.functional.cross_entropy(logits, labels).item(),
-        accuracy=(predictions == labels).double().mean().item(),
+        accuracy=(predictions == labels).sum().item() / len(labels),
         predictions=predictions,
     )
 
@@ -733,6 +735,7 @@ def _get_generators(sampler_generator: torch.Generator | None) -> dict:
         "sampler": None if sampler_generator is None else sampler_generator.get_state(),
         "cpu": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
     }
 
 
@@ -742,3 +745,5 @@ def _set_generators(sampler_generator: torch.Generator | None, states: dict):
     torch.set_rng_state(states["cpu"])
     if states["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states["cuda"])
+    if states.get("mps") is not None and torch.backends.mps.is_available():  # older states have none
+        torch.mps.set_rng_state(states["mps"])

@@ -37,6 +37,7 @@ from data.files import digest_of_tensors, expanded, load_plain, locked, root_fol
 from data.layouts import ALL_BELOW, fingerprints, is_split, list_splits
 from data.prepare import DATA_SETS, folder_of, locate
 from helper_functions import (
+    DEVICES,
     CrossEntropy,
     Evaluation,
     History,
@@ -108,25 +109,27 @@ def configure(
     return replace(experiment, data=data or experiment.data, seed=experiment.seed if seed is None else seed)
 
 
-def with_unlabelled(experiment: Experiment, folder: str) -> Experiment:
+def with_unlabelled(experiment: Experiment, folder: str, alone: bool = False) -> Experiment:
     """A joint-embedding pretext, or what starts from one, with more images: a new experiment, which is returned.
 
     `folder` is the name of a prepared data set or a folder with splits, of which the training images are added, or any
-    other folder, of which all images are added.  Its name is in those of the new experiments, which can be found.
+    other folder, of which all images are added.  With `alone` they take the place of the training images.  The folder's
+    name is in those of the new experiments, which can be found.
     Raises ValueError for an experiment without views, and FileNotFoundError for a folder that is not there.
     """
     root = locate(folder)
     if not root.is_dir():
         raise ValueError(f"--unlabelled is {folder}; it must be a folder of images")
-    words = re.sub(r"[^A-Za-z0-9_-]+", "_", root.name)
+    name = f"{experiment.name}_{'on' if alone else 'with'}_{re.sub(r'[^A-Za-z0-9_-]+', '_', root.name)}"
     if isinstance(experiment, JointEmbeddingExperiment):
         unlabelled = folder if folder in DATA_SETS else str(root if is_split(root) else root / ALL_BELOW)
-        added = replace(experiment, name=f"{experiment.name}_with_{words}", unlabelled=unlabelled)
+        added = replace(experiment, name=name, unlabelled=unlabelled, unlabelled_alone=alone)
         count = len(list_splits(locate(unlabelled))["train"].names)
-        say_once(f"{added.name}: {count:,} images of {root} are added to the training images, without labels")
+        place = "take the place of" if alone else "are added to"
+        say_once(f"{added.name}: {count:,} images of {root} {place} the training images, without labels")
     elif getattr(experiment, "pretext_run", "") and isinstance(find(experiment.pretext_run), JointEmbeddingExperiment):
-        pretext = with_unlabelled(find(experiment.pretext_run), folder)
-        added = replace(experiment, name=f"{experiment.name}_with_{words}", pretext_run=pretext.name)
+        pretext = with_unlabelled(find(experiment.pretext_run), folder, alone)
+        added = replace(experiment, name=name, pretext_run=pretext.name)
     else:
         raise ValueError(
             f"{experiment.name} learns from labels, so --unlabelled adds nothing; byol and byol_classifier take it"
@@ -464,7 +467,7 @@ def _fit(job: Job, accelerator) -> tuple[History, dict]:
         for split, (of_split, labels) in features.items():
             logits, labels = head(torch.from_numpy(of_split)), torch.from_numpy(labels)
             loss = nn.functional.cross_entropy(logits, labels).item()
-            accuracy = (logits.argmax(dim=1) == labels).double().mean().item()
+            accuracy = (logits.argmax(dim=1) == labels).sum().item() / len(labels)
             history.append(**{f"{split}_loss": loss, f"{split}_accuracy": accuracy})
             if split != "train":
                 history.append(**{f"{split}_predictions": logits.argmax(dim=1).tolist()})
@@ -790,10 +793,15 @@ def summarize_views(history: History, job: Job, accelerator) -> dict:
     return {**summarize(found, job.loaders), **last}
 
 
+def name_of(device: torch.device) -> str:
+    """A GPU's own name, or the kind of device and of machine."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+
+
 def describe_machine(device: torch.device, settings: TrainSettings, state: dict | None = None) -> dict:
     """What could change the numbers besides the settings; both machines of a run that continued on another one."""
     machine = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "device": name_of(device),
         "cpu_threads": torch.get_num_threads(),
         "precision": resolve_precision(settings.precision, device),
         "step": resolve_step(settings.step),
@@ -838,7 +846,7 @@ def add_data_options(parser: argparse.ArgumentParser):
 def add_common_options(parser: argparse.ArgumentParser):
     """The options of every command that builds an experiment: those of its data and weights, and --device."""
     add_data_options(parser)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="mps is an Apple GPU")
 
 
 def experiments_of(names: Iterable[str], options: argparse.Namespace) -> dict[str, Experiment]:

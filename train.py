@@ -60,6 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--unlabelled", metavar="FOLDER", help="add images without labels to the training images of byol and the like"
     )
+    parser.add_argument(
+        "--unlabelled-alone", action="store_true", help="let these images take the place of the training images"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per seed")
     parser.add_argument("--epochs", type=int, help="train for at most this many epochs")
     parser.add_argument(
@@ -155,7 +158,9 @@ def train_all(options: argparse.Namespace):
     if options.log is not None:
         check_tensorboard()
     if options.unlabelled is not None:
-        found = [with_unlabelled(experiment, options.unlabelled) for experiment in found]
+        found = [with_unlabelled(each, options.unlabelled, options.unlabelled_alone) for each in found]
+    elif options.unlabelled_alone:
+        raise ValueError("--unlabelled-alone says what --unlabelled FOLDER is for; name the folder")
     changes = {"data": options.data, "weights": options.weights, "max_epochs": options.epochs}
     for experiment in found:
         for seed in options.seeds:

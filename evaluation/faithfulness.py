@@ -124,7 +124,7 @@ def increase_in_confidence(original: torch.Tensor, masked: torch.Tensor) -> torc
 
     Its mean is the increase in confidence of Chattopadhay et al. (2018), there in percent.  High is good.
     """
-    return (masked > original).double().masked_fill(masked.isnan(), torch.nan)
+    return (masked > original).float().masked_fill(masked.isnan(), torch.nan)
 
 
 def deletion(
@@ -291,7 +291,7 @@ def _target_probabilities(model, images, targets) -> torch.Tensor:
     logits = logits_of(model, images)
     check_targets(targets, logits.shape[1])
     # A drop is divided by the probability: in float64 it is above 0 even for a very unlikely class.
-    return probabilities_of(logits.double()).gather(1, targets[:, None]).squeeze(1).cpu()
+    return probabilities_of(logits.cpu().double()).gather(1, targets[:, None].cpu()).squeeze(1)
 
 
 @torch.inference_mode()
@@ -313,7 +313,7 @@ def _replacement_curves(model, before, after, maps, target_classes, pixels_per_s
             mixed = torch.where(replaced, after[numbers], before[numbers])
             curves[numbers, steps] = _target_probabilities(model, mixed, targets[numbers])
     curves[~maps.isfinite().all(dim=(1, 2)).cpu()] = torch.nan
-    return ConfidenceCurves(counts.double().cpu() / (height * width), curves)
+    return ConfidenceCurves(counts.cpu().double() / (height * width), curves)
 
 
 def _initialise(part: nn.Module):

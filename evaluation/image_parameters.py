@@ -63,7 +63,7 @@ def mean_amplitudes(batches: Iterable[torch.Tensor], grey: bool = True) -> torch
     for batch in batches:
         pixels = batch.float() / 255 - 0.5
         pixels = pixels.mean(dim=1, keepdim=True) if grey else pixels.expand(-1, 3, -1, -1)
-        total = total + torch.fft.rfft2(pixels, norm="forward").abs().double().sum(dim=0)
+        total = total + torch.fft.rfft2(pixels, norm="forward").abs().cpu().double().sum(dim=0)
         images += len(batch)
     if not images:
         raise ValueError("there are no images to take an amplitude spectrum of")

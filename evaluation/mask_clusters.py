@@ -143,7 +143,7 @@ def scores_by_clusters(
     reserved for these.
     """
     activations, wanted = masked.activations, ~masked.constant
-    masks = scale_to_unit(activations.flatten(0, 1)).view_as(activations).flatten(2).double().cpu().numpy()
+    masks = scale_to_unit(activations.flatten(0, 1)).view_as(activations).flatten(2).cpu().double().numpy()
     channels = [each.nonzero().squeeze(1).cpu().numpy() for each in wanted]
     measured = torch.zeros_like(wanted)
     for image, numbers in enumerate(channels):
@@ -222,7 +222,7 @@ def _predict_others(masks, channels, scores, measured) -> PredictedScores:
         if len(known) == len(numbers):
             errors.append(np.zeros(len(known)))
             continue
-        values = scores[image, numbers[known]].double().cpu().numpy()
+        values = scores[image, numbers[known]].cpu().double().numpy()
         if not (np.isfinite(values).all() and np.isfinite(masks[image]).all()):
             raise FloatingPointError(NOT_FINITE)
         found, errors_of_image = predict_scores(masks[image, numbers], known, values)

@@ -256,8 +256,10 @@ def _build_loaders_of_views(experiment: JointEmbeddingExperiment, skip_bad_image
         more = load_splits(
             locate(experiment.unlabelled), experiment.image_size, experiment.resize, None, skip_bad_images, progress
         )
-        images = np.concatenate([images, _like(more["train"].images, images.shape[1])])
-        labels = np.concatenate([labels, np.full(len(more["train"]), -1)])
+        added, unknown = _like(more["train"].images, images.shape[1]), np.full(len(more["train"]), -1)
+        alone = experiment.unlabelled_alone
+        images = added if alone else np.concatenate([images, added])
+        labels = unknown if alone else np.concatenate([labels, unknown])
         data = {**data, "unlabelled": {"name": experiment.unlabelled, "fingerprint": more["train"].fingerprint}}
     loaders = loaders_of(
         experiment,

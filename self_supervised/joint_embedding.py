@@ -240,7 +240,7 @@ class OfViews(Objective):
     """The objective of a `JointEmbedding`.  The labels serve the accuracy that is shown and nothing else.
 
     That accuracy is a vote of the nearest first views of the epoch's training images, with the features that they had
-    when they were seen.
+    when they were seen.  It is 0 where none of these images has a class.
     """
 
     def __init__(self):
@@ -273,11 +273,12 @@ class OfViews(Objective):
         train = [part[train[1] >= 0] for part in train]  # -1 is an image without a class
         self.seen.clear()
         labels = torch.cat(all_labels).cpu()
-        neighbors = min(NEIGHBORS, len(train[1]))
-        predictions = vote_of_neighbors(*train, torch.cat(all_features).cpu().numpy(), neighbors)
-        predictions = torch.from_numpy(predictions)
+        neighbors, predictions = min(NEIGHBORS, len(train[1])), torch.full_like(labels, -1)
+        if neighbors:
+            found = vote_of_neighbors(*train, torch.cat(all_features).cpu().numpy(), neighbors)
+            predictions = torch.from_numpy(found)
         return Evaluation(
             loss=torch.cat(all_losses).mean().item(),
-            accuracy=(predictions == labels).double().mean().item(),
+            accuracy=(predictions == labels).sum().item() / len(labels),
             predictions=predictions,
         )

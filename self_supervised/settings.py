@@ -47,6 +47,7 @@ class JointEmbeddingExperiment(Experiment):
     view_size: int = 160  # pixels, square
     neighbors: int = 0  # the second view is of one of so many nearest images, by the initial features; 0: of the same
     unlabelled: str = ""  # a data set whose training images are added, grey if the others are; <folder>/**: all images
+    unlabelled_alone: bool = False  # the training images, whose classes are known, are left out
     batchnorm: str = "initial"  # "initial": BatchNorm keeps its statistics; "pretext": it learns new ones
     momentum: float = 0.99  # of BYOL's target at first
     temperature: float = 0.2  # of SimCLR
@@ -69,6 +70,8 @@ class JointEmbeddingExperiment(Experiment):
                 raise ValueError(f"{self.name}: {name} is {getattr(self, name)}; it must be at least {least}")
         if self.neighbors and self.unlabelled:
             raise ValueError(f"{self.name}: neighbors and unlabelled cannot be combined")
+        if self.unlabelled_alone and not self.unlabelled:
+            raise ValueError(f"{self.name}: unlabelled_alone needs unlabelled")
         if self.train.keep != "last":
             raise ValueError(f"{self.name}: train.keep is {self.train.keep!r}; views have no accuracy to choose by")
 

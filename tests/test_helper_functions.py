@@ -381,6 +381,7 @@ def test_bfloat16_is_used_where_it_is_asked_for_and_not_by_default_on_a_cpu(line
 
 def test_a_device_that_is_not_available_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for device in ("tpu", "cuda"):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for device in ("tpu", "cuda", "mps"):
         with pytest.raises(ValueError, match=device):
             build_accelerator(device)

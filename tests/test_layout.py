@@ -131,3 +131,14 @@ def test_notebooks_are_thin_and_committed_as_executed(path):
         assert cell["execution_count"] == number, f"cell {number} was not executed in order"
         assert not [output for output in cell["outputs"] if output["output_type"] == "error"]
         assert "SystemExit" not in "".join(cell["source"])
+
+
+def test_no_tensor_becomes_float64_where_apple_gpus_have_none():
+    """A tensor is moved to the CPU first, and one that is made in float64 is made there."""
+    for path in PRODUCT:
+        for node in ast.walk(TREES[name_of(path)]):
+            call = ast.unparse(node) if isinstance(node, ast.Call) else ""
+            if call.endswith(".double()"):
+                assert call.endswith(".cpu().double()"), f"{path}: {call}"
+            if "torch.double" in call or "torch.float64" in call:
+                assert "device" not in call and ".to(" not in call, f"{path}: {call}"

@@ -262,6 +262,21 @@ def test_photos_without_labels_are_added_to_those_of_a_pretext_and_the_runs_have
     assert code == 2 and "byol_with_my_photos" in error  # the pretext has seen other images
 
 
+def test_photos_without_labels_can_take_the_place_of_the_training_images(call, scene_folder, photos, root, monkeypatch):
+    monkeypatch.setattr(runs, "EXPERIMENTS", dict(EXPERIMENTS))
+    shutil.rmtree(photos / "deep")
+    for number in range(20):
+        draw("dark", np.random.default_rng(number)).save(photos / f"{number}.png")
+    arguments = ("byol_classifier", "--data", scene_folder, "--unlabelled-alone", *QUICK)
+    code, output, error = call(*arguments, "--unlabelled", photos)
+    assert code == 0, error
+    assert "21 images of" in error and output.startswith("byol_classifier_on_my_photos: ")
+    history = result_of(root, "byol_on_my_photos")["history"]
+    assert set(history["val_accuracy"]) == {0}  # no image with a class was seen
+    code, _, error = call(*arguments)
+    assert code == 2 and "--unlabelled FOLDER" in error
+
+
 def test_a_folder_of_classes_without_splits_is_trained_on_under_its_name(call, scene_folder, root):
     code, output, error = call("imagenet_classifier", "--data", scene_folder / "train", "--epochs", 1, *QUICK)
     assert code == 0, error
