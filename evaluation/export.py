@@ -1,11 +1,12 @@
-"""A trained run for other programs: an ONNX file, or a state dict with torchvision's names.
+"""A trained run for other programs: an ONNX file, or a state dict with the names of torchvision or timm.
 
     python -m evaluation.export RUN --to onnx           RUN.onnx, for onnxruntime and others; the batch size is free
     python -m evaluation.export RUN --to torchvision    RUN.pth, for torchvision.models.efficientnet_b0 or resnet18
+    python -m evaluation.export RUN --to timm           RUN.pth, for timm.create_model of the same name
 
-Both take normalized images, float32 (N, 3, S, S).  The metadata of the ONNX file say how to prepare them, and name the
-classes.  A state dict has the classifier only where torchvision's network has the same one: a single linear layer on
-the last stage.  ONNX needs the packages of the optional extra `export`.
+All take normalized images, float32 (N, 3, S, S).  The metadata of the ONNX file say how to prepare them, and name the
+classes.  A state dict has the classifier only where the networks there have the same one: a single linear layer on the
+last stage.  ONNX needs the packages of the optional extra `export`.
 """
 
 import argparse
@@ -23,8 +24,23 @@ from evaluation.embed import check_target
 from evaluation.publish import load_run
 from runs import run_command
 
-SUFFIX = {"onnx": ".onnx", "torchvision": ".pth"}
+SUFFIX = {"onnx": ".onnx", "torchvision": ".pth", "timm": ".pth"}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of the extra
+TIMM_STEM = {"features.0.0": "conv_stem", "features.0.1": "bn1", "features.8.0": "conv_head", "features.8.1": "bn2"}
+TIMM_BLOCKS = (  # torchvision's name in a block: timm's in the first stage, whose blocks do not expand, and elsewhere
+    {
+        "0.0": "conv_dw",
+        "0.1": "bn1",
+        "1.fc1": "se.conv_reduce",
+        "1.fc2": "se.conv_expand",
+        "2.0": "conv_pw",
+        "2.1": "bn2",
+    },
+    {
+        **{"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2"},
+        **{"2.fc1": "se.conv_reduce", "2.fc2": "se.conv_expand", "3.0": "conv_pwl", "3.1": "bn3"},
+    },
+)
 TOLERANCE = 1e-4  # of logits, relative to the largest
 
 
@@ -91,6 +107,25 @@ def torchvision_state(run: TrainedRun) -> tuple[dict[str, torch.Tensor], str]:
     return {name: tensor.contiguous().clone() for name, tensor in state.items()}, network
 
 
+def timm_state(run: TrainedRun) -> tuple[dict[str, torch.Tensor], str]:
+    """As `torchvision_state`, under timm's names: for a ResNet these are torchvision's."""
+    state, network = torchvision_state(run)
+    if network == "efficientnet_b0":
+        state = {_timm_name(name): tensor for name, tensor in state.items()}
+    return state, network
+
+
+def _timm_name(name: str) -> str:
+    """The name in timm's EfficientNet of a tensor in torchvision's."""
+    module, _, tensor = name.rpartition(".")
+    if module in TIMM_STEM:
+        return f"{TIMM_STEM[module]}.{tensor}"
+    if module == "classifier.1":
+        return f"classifier.{tensor}"
+    _, stage, block, _, part = module.split(".", 4)
+    return f"blocks.{int(stage) - 1}.{block}.{TIMM_BLOCKS[stage != '1'][part]}.{tensor}"
+
+
 def _heads(state: dict) -> list[str]:
     return [name for name in state if name.startswith("classifier.")]
 
@@ -119,10 +154,10 @@ def _export(options):
         difference = to_onnx(run, path)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; onnxruntime's logits differ by at most {difference:.1g}")
         return
-    state, network = torchvision_state(run)
+    state, network = torchvision_state(run) if options.to == "torchvision" else timm_state(run)
     write_atomically(path, lambda temporary: torch.save(state, temporary))
     kept = "with its classifier" if any(not _is_feature(name) for name in state) else "without a classifier"
-    print(f"{path}: {network} of torchvision, {kept}")
+    print(f"{path}: {network} of {options.to}, {kept}")
 
 
 def _is_feature(name: str) -> bool:

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torchvision import models
 
@@ -65,6 +66,18 @@ def test_torchvisions_network_takes_the_state_dict_and_gives_the_same_logits(tin
     with torch.inference_mode():
         expected = load_trained("tiny").model(images)
         found = network.eval()(images)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("network", ["efficientnet_b0", "resnet18", "resnet34"])
+def test_timms_network_takes_the_state_dict_and_gives_the_same_logits(tiny_model, network):
+    run = run_of(network=network, stages=(4,)) if "resnet" in network else load_trained("tiny")
+    state, name = export.timm_state(run)
+    model = timm.create_model(name, num_classes=3)
+    model.load_state_dict(state)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        found, expected = model.eval()(images), run.model(images)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
