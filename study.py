@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,9 @@ import torch
 from tqdm.auto import tqdm
 
 from data.files import CODE, root_folder
-from runs import configure, files_of, find, prerequisites, read
+from data.layouts import list_splits
+from data.prepare import locate
+from runs import EXPERIMENTS, configure, files_of, find, prerequisites, read
 from self_supervised.settings import JointEmbeddingExperiment, PretextExperiment, ProbeExperiment
 from supervised.settings import Experiment
 
@@ -70,31 +72,34 @@ def missing_tasks(names: Iterable[str], profile: str, seeds: Iterable[int], **ch
     return list(tasks.values())
 
 
-def forward_passes(experiment: Experiment) -> float:
-    """What a run costs, in forward passes of one image of 224x224 pixels through its network."""
-    train, held_out = experiment.train, IMAGES["val"] + IMAGES["test"]
+def forward_passes(experiment: Experiment, images: Mapping[str, int] = IMAGES) -> float:
+    """What a run on so many images of each split costs, in forward passes of one image of 224x224 pixels."""
+    train, held_out = experiment.train, images["val"] + images["test"]
     pixels = ((experiment.crop_size or experiment.image_size) / 224) ** 2
     views = 2 if experiment.flip_tta else 1
     if isinstance(experiment, JointEmbeddingExperiment):
         size = (experiment.view_size / 224) ** 2
-        return train.max_epochs * IMAGES["train"] * experiment.views_per_image * (BACKWARD + 1) * size
+        return train.max_epochs * images["train"] * experiment.views_per_image * (BACKWARD + 1) * size
     if isinstance(experiment, ProbeExperiment) or experiment.features_once:
-        return views * pixels * sum(IMAGES.values())
+        return views * pixels * sum(images.values())
     labels = LABELS.get(experiment.pretext, 2) if isinstance(experiment, PretextExperiment) else 1
-    of_training = IMAGES["train"] * (1 if experiment.freeze_features else BACKWARD)
+    of_training = images["train"] * (1 if experiment.freeze_features else BACKWARD)
     of_evaluation = held_out * views * (experiment.image_size / 224) ** 2
     return train.max_epochs * labels * (of_training * pixels + of_evaluation)
 
 
-def expected_seconds(tasks: Iterable[Task], results: Iterable[tuple[Experiment, dict]]) -> dict[str, float]:
+def expected_seconds(
+    tasks: Iterable[Task], results: Iterable[tuple[Experiment, dict]], images: Mapping[str, int] = IMAGES
+) -> dict[str, float]:
     """Seconds that each task will take alone, by name, from what finished runs took for a forward pass.
 
-    `results`: finished runs, on machines that are as fast as this one.  Empty if there are none.
+    `results`: finished runs, on machines that are as fast as this one.  Empty if there are none.  `images` of each
+    split are those that the tasks are about.
     """
-    rates = [result["seconds"] / forward_passes(experiment) for experiment, result in results]
+    rates = [result["seconds"] / forward_passes(experiment, result["data"]["images"]) for experiment, result in results]
     if not rates:
         return {}
-    return {task.name: statistics.median(rates) * forward_passes(task.experiment) for task in tasks}
+    return {task.name: statistics.median(rates) * forward_passes(task.experiment, images) for task in tasks}
 
 
 def runs_at_a_time() -> int:
@@ -168,6 +173,44 @@ def train_tasks(
             for process in queue.running:
                 process.wait()
     return queue.failed + [task.name for task in queue.waiting]
+
+
+def train_missing(
+    names: Iterable[str],
+    profile: str,
+    seeds: Iterable[int] = (0,),
+    *,
+    options: Iterable[str] = (),
+    at_a_time: int | None = None,
+    **changes,
+) -> list[str]:
+    """Train every run without a result, after saying how long it will take; returns the names of those that failed.
+
+    `options` are those of train.py that are the same for all, `changes` are those of `configure`.  By default so many
+    runs go side by side as fit.
+    """
+    tasks = missing_tasks(names, profile, seeds, **changes)
+    if not tasks:
+        print("every run that is asked for has a result")
+        return []
+    finished = finished_runs(EXPERIMENTS, profile, **changes) or finished_runs(EXPERIMENTS, profile)
+    seconds, at_a_time = expected_seconds(tasks, finished, images_of(tasks[0])), at_a_time or runs_at_a_time()
+    words = f"about {in_words(sum(seconds.values()) / at_a_time)}" if seconds else "no finished run says for how long"
+    print(f"{len(tasks)} run(s) without a result, {at_a_time} at a time: {words}", flush=True)
+    same = [*options, *(["--data", str(changes["data"])] if changes.get("data") else [])]
+    same += ["--epochs", str(changes["max_epochs"])] if changes.get("max_epochs") else []
+    return train_tasks(tasks, lambda task: command_of(task, same, changes.get("weights")), at_a_time, seconds)
+
+
+def images_of(task: Task) -> dict[str, int]:
+    """How many images of each split a task is about; those of 15-Scene where its data are not there."""
+    try:
+        listed = list_splits(locate(task.experiment.data))
+    except (OSError, ValueError):  # the run itself will say it
+        return IMAGES
+    counts = {split: len(images.names) for split, images in listed.items()}
+    held_out = sum(counts.values()) - counts["train"]
+    return {"train": counts["train"], "val": counts.get("val", held_out), "test": counts.get("test", 0)}
 
 
 def log_of(name: str) -> Path:

@@ -32,16 +32,7 @@ from runs import (
     settings_of,
     with_unlabelled,
 )
-from study import (
-    command_of,
-    expected_seconds,
-    finished_runs,
-    in_words,
-    log_of,
-    missing_tasks,
-    runs_at_a_time,
-    train_tasks,
-)
+from study import log_of, train_missing
 from supervised.settings import BASE, Experiment
 
 
@@ -184,20 +175,17 @@ def train_study(options: argparse.Namespace) -> int:
     if options.at_a_time is not None and options.at_a_time < 1:
         raise ValueError(f"--at-a-time is {options.at_a_time}; it must be at least 1")
     changes = {"data": options.data, "weights": options.weights, "max_epochs": options.epochs}
-    tasks = missing_tasks(options.names or EXPERIMENTS, options.profile, options.seeds, **changes)
-    if not tasks:
-        print("every run that is asked for has a result")
-        return 0
-    finished = finished_runs(EXPERIMENTS, options.profile, data=options.data, weights=options.weights)
-    seconds, at_a_time = expected_seconds(tasks, finished), options.at_a_time or runs_at_a_time()
-    words = f"about {in_words(sum(seconds.values()) / at_a_time)}" if seconds else "no finished run says for how long"
-    print(f"{len(tasks)} run(s) without a result, {at_a_time} at a time: {words}", flush=True)
     same = ["--device", options.device, "--precision", options.precision]
-    for name, value in (("--data", options.data), ("--epochs", options.epochs)):
-        same += [] if value is None else [name, str(value)]
     same += [] if options.log is None else ["--log", options.log]
     same += ["--skip-bad-images"] * options.skip_bad_images + ["--overwrite"] * options.overwrite
-    failed = train_tasks(tasks, lambda task: command_of(task, same, options.weights), at_a_time, seconds)
+    failed = train_missing(
+        options.names or EXPERIMENTS,
+        options.profile,
+        options.seeds,
+        options=same,
+        at_a_time=options.at_a_time,
+        **changes,
+    )
     for name in failed:
         print(f"{name} failed or could not start; see {log_of(name)}", file=sys.stderr)
     return 1 if failed else 0

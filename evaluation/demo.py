@@ -36,7 +36,6 @@ from evaluation.pages.audit_page import picture_of
 from evaluation.pages.demo_page import SCRIPT, demo_page
 from evaluation.predict import Model, class_probabilities, heat_map_of, load
 from evaluation.probes import features_of_scenes
-from evaluation.recipro_cam import recipro_cam, recipro_contrast
 from runs import run_command
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # that an upload may have, whatever its name
@@ -122,13 +121,7 @@ class Demo:
     def _heat_map(self, pixels: np.ndarray, image: torch.Tensor, target: int, rival: int | None, method: str) -> str:
         if method not in METHODS:
             raise ValueError(f"the heat map is {method!r}; it must be one of {', '.join(METHODS)}")
-        model, layer = self.explained.model, self.explained.layer(LAYER)
-        if method == "scorecam":
-            heat_map = heat_map_of(self.explained, image, target, rival, LAYER)
-        elif rival is None:
-            heat_map = recipro_cam(model, image, layer, [target]).maps[0]
-        else:
-            heat_map = recipro_contrast(model, image, layer, target, rival)
+        heat_map = heat_map_of(self.explained, image, target, rival, LAYER, fast=method == "fast")
         return data_url(overlay(pixels, heat_map.numpy()))
 
     def _warning(self, features: np.ndarray) -> str:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from data.augment import AUGMENTATIONS, Augmentation, augment
+from data.files import say_once
 from data.image_cache import Scenes, load_splits
 from data.on_device import DeviceDataset, DeviceImages
 from data.prepare import locate
@@ -225,18 +226,21 @@ def loaders_of(
 ) -> Loaders:
     """Loaders of the experiment's batch size: `train` shuffled by its seed, the splits of `in_order` in order.
 
-    `copies` is that of `SeededShuffle`.  Raises ValueError if there are too few images for a batch.
+    `copies` is that of `SeededShuffle`.  Where there are fewer training images than a batch has, they are one batch.
+    Raises ValueError for a single one, which BatchNorm cannot learn from.
     """
-    if len(train) < experiment.batch_size:
+    batch_size = min(experiment.batch_size, len(train))
+    if batch_size < experiment.batch_size:
         limits = [f"images_per_class = {experiment.images_per_class}"] * (experiment.images_per_class is not None)
         limits += [f"subset = {experiment.subset}"] * (experiment.subset < 1)
         words = f" with {' and '.join(limits)}" if limits else ""
-        raise ValueError(
-            f"{data['name']} has {len(train)} training images{words}, fewer than one batch of {experiment.batch_size}"
-        )
+        found = f"{data['name']} has {len(train)} training images{words}, fewer than a batch of {experiment.batch_size}"
+        if batch_size < 2:
+            raise ValueError(found)
+        say_once(f"{found}: all of them are one batch")
     at_once = max(experiment.batch_size, EVALUATION_BATCH["cpu"])
     return Loaders(
-        train=build_loader(train, experiment.batch_size, SeededShuffle(len(train), experiment.seed, copies)),
+        train=build_loader(train, batch_size, SeededShuffle(len(train), experiment.seed, copies)),
         train_in_order=build_loader(in_order["train"], at_once),
         val=build_loader(in_order["val"], at_once),
         test=build_loader(in_order["test"], at_once),

@@ -8,10 +8,11 @@ from nbclient.exceptions import CellExecutionError
 
 from data.files import CODE
 from evaluation.pages import front_page, report
-from evaluation.pages.notebook import REPORTS, data_of, profile_of, reason_to_leave_out
+from evaluation.pages.notebook import OWN_TABLE, REPORTS, data_of, profile_of, reason_to_leave_out
 from tests.make_own_images import make
 
 SIDE_STUDIES = {"supervised/nature_report.ipynb", "self_supervised/cifar10_report.ipynb"}
+OWN = "evaluation/own_images.ipynb"
 
 
 @pytest.fixture
@@ -41,9 +42,9 @@ def put_results(folder):
 def test_without_data_every_report_is_made_and_the_front_page_shows_the_results_on_synthetic_scenes(root, executed):
     put_results(root / "results/quick/synthetic")
     assert report.main([]) == 0
-    assert set(executed) == {each.path for each in REPORTS.values()}
+    assert set(executed) == {each.path for each in REPORTS.values()} - {OWN}
     page = (root / "results/quick/index.html").read_text()
-    assert "supervised_1" in page and page.count(".html") == len(REPORTS)
+    assert "supervised_1" in page and page.count(".html") == len(REPORTS) - 1
 
 
 @pytest.mark.parametrize("profile", ["quick", "full"])
@@ -59,11 +60,33 @@ def test_reports_whose_data_are_missing_are_left_out_and_the_others_are_made(
         (root / "data/15scene").mkdir(parents=True)
         put_results(root / "results/full")
     assert report.main([]) == 0
-    assert set(executed) == {each.path for each in REPORTS.values()} - SIDE_STUDIES
+    missing = SIDE_STUDIES if profile == "quick" else SIDE_STUDIES | {OWN}
+    assert set(executed) == {each.path for each in REPORTS.values()} - missing
     lines = capsys.readouterr().out.splitlines()
-    assert {line.split(":")[0] for line in lines if "left out" in line} == SIDE_STUDIES
+    assert {line.split(":")[0] for line in lines if "left out" in line} == missing
     page = (root / f"results/{profile}/index.html").read_text()
-    assert page.count("left out") == 2 and "supervised_1" in page
+    assert page.count("left out") == len(missing) and "supervised_1" in page
+
+
+@pytest.mark.parametrize("failed", [[], ["byol"]])
+def test_of_own_images_the_full_profile_trains_a_small_table_and_makes_one_report(
+    root, executed, monkeypatch, capsys, failed
+):
+    asked = []
+
+    def train_missing(names, profile, **changes):
+        asked.append((list(names), profile, changes["data"]))
+        return failed
+
+    monkeypatch.setattr(report, "train_missing", train_missing)
+    monkeypatch.setenv("PROFILE", "full")
+    make(root / "own")
+    monkeypatch.setenv("DATA", str(root / "own"))
+    put_results(root / "results/full/own")
+    assert report.main([]) == len(failed)
+    assert asked == [(list(OWN_TABLE), "full", str(root / "own"))]
+    assert executed == ([] if failed else [OWN])
+    assert all(name in capsys.readouterr().err for name in failed)
 
 
 def test_a_report_that_fails_ends_the_command_with_an_error_and_without_a_front_page(root, executed, monkeypatch):

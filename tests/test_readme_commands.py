@@ -31,7 +31,7 @@ SECONDS = 600  # at most, for a line
 
 NOT_RUN = {  # a command, without its comment: why it does not run here
     "make report": ".ci/run runs it",
-    "make report DATA=flowers": ".ci/run runs it, on other images",
+    "make report DATA=flowers PROFILE=full": "trains; .ci/run makes the same report in the quick profile",
     "make test": ".ci/run runs it",
     "make slow": "this test is a part of it",
     "FAULTS=50 pytest tests/faults": "make slow runs it",

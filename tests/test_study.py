@@ -8,7 +8,7 @@ import pytest
 
 import study
 from runs import EXPERIMENTS, configure, files_of
-from study import Task, expected_seconds, forward_passes, missing_tasks, train_tasks
+from study import IMAGES, Task, expected_seconds, forward_passes, missing_tasks, train_tasks
 from tests.points import TINY
 
 WRITES = "import sys, time; time.sleep(0.3); open(sys.argv[1], 'w').write(f'{time.time()}')"
@@ -105,6 +105,10 @@ def test_expected_seconds_grow_with_epochs_images_and_pixels_and_come_from_finis
         replace(EXPERIMENTS["supervised_1"], train=EXPERIMENTS["rotation_1"].train)
     )
     assert forward_passes(EXPERIMENTS["byol_classifier"]) < forward_passes(EXPERIMENTS["byol"]) / 3
-    results = [(base, {"seconds": 100.0}), (longer, {"seconds": 200.0})]
+    images = {"data": {"images": IMAGES}}
+    results = [(base, {"seconds": 100.0, **images}), (longer, {"seconds": 200.0, **images})]
     assert expected_seconds([Task(longer, "full")], results) == {"supervised_long": pytest.approx(200)}
+    few = {"train": 15, "val": 9, "test": 21}
+    (seconds,) = expected_seconds([Task(longer, "full")], results, few).values()
+    assert seconds == pytest.approx(2, rel=0.02)
     assert expected_seconds([Task(longer, "full")], []) == {}

@@ -30,15 +30,24 @@ from runs import OWN_DATA, PROFILES, collect, configure, files_of
 from supervised.settings import Experiment
 
 SYNTHETIC = "synthetic"
+OWN_TABLE = {  # what is trained on a user's own images, few enough for a laptop: what each line is
+    "imagenet_classifier_probe": "ImageNet features, frozen",
+    "rotation_gentle_classifier": "after rotation, frozen",
+    "byol_classifier": "after BYOL, frozen",
+    "supervised_short": "fine-tuned with the labels",
+}
 
 
 @dataclass(frozen=True)
 class Report:
-    """A report notebook: its path below the project, a title for links, and the data set it is about."""
+    """A report notebook: its path below the project, a title for links, and the data set it is about.
+
+    A report about no data set of the study is about a user's own images.
+    """
 
     path: str
     title: str
-    data: str = OWN_DATA
+    data: str | None = OWN_DATA
     photographs: bool = False  # figures are JPEGs, a fifth of the size of PNGs
 
 
@@ -48,6 +57,7 @@ REPORTS = {
     "evaluation": Report("evaluation/evaluation.ipynb", "What the models see and have encoded", photographs=True),
     "search": Report("supervised/hyperparameter_search.ipynb", "Hyper-parameter search"),
     "nature": Report("supervised/nature_report.ipynb", "Six classes of nature scenes", "nature", photographs=True),
+    "own": Report("evaluation/own_images.ipynb", "Your own images", data=None, photographs=True),
     "cifar10": Report("self_supervised/cifar10_report.ipynb", "The rotation pretext on CIFAR-10", "cifar10"),
 }
 
@@ -73,16 +83,30 @@ def check_environment(environment: Mapping[str, str]):
         raise ValueError(f"COMPUTE is {environment['COMPUTE']!r}; it must be 0 or 1")
 
 
+def is_own(environment: Mapping[str, str]) -> bool:
+    """Whether DATA names images of a user's own."""
+    return bool(environment.get("DATA")) and environment["DATA"] not in DATA_SETS
+
+
 def data_of(report: Report, environment: Mapping[str, str]) -> str:
     """The data set that a report uses: DATA, or its own; in quick, synthetic scenes where that is missing."""
+    if report.data is None:
+        return environment.get("DATA") or SYNTHETIC
     missing = not (root_folder() / "data" / report.data).is_dir()
     own = SYNTHETIC if missing and profile_of(environment) == "quick" else report.data
     return environment.get("DATA") or own
 
 
 def reason_to_leave_out(report: Report, environment: Mapping[str, str]) -> str:
-    """Why a report cannot be made, in a few words, or ""."""
+    """Why a report is not made, in a few words, or "".
+
+    Of a user's own images the full profile has one report: training all that the others show would take days.
+    """
     data = data_of(report, environment)
+    if report.data is None:
+        return "" if is_own(environment) else "it is about images of your own: DATA=FOLDER"
+    if is_own(environment) and profile_of(environment) == "full" and environment.get("COMPUTE") != "1":
+        return "it is about the experiments of the study: COMPUTE=1 trains all of them on your images"
     if report.data != OWN_DATA and data not in (report.data, SYNTHETIC):
         return f"it is about the data set {report.data}, and DATA is {Path(data).name}"
     if data in DATA_SETS and data != SYNTHETIC and not (root_folder() / "data" / data).is_dir():

@@ -1,9 +1,11 @@
 """Execute the report notebooks top to bottom and write each as HTML: `python -m evaluation.pages.report [NOTEBOOK...]`.
 
-Without names: every report whose data are there, then the front page, which says what was left out.  Profile, data and
-weights come from the environment, see `evaluation.pages.notebook`.  HTML goes to results/<profile>/.  A cell that fails
-ends the run with its error and leaves no HTML of that notebook.  `--in-place` also writes the executed notebook over
-its source, to be committed.
+Without names: every report whose data are there, then the front page, which says what was left out.  On images of a
+user's own the full profile first trains the experiments of `notebook.OWN_TABLE`, and says how long that takes.
+
+Profile, data and weights come from the environment, see `evaluation.pages.notebook`.  HTML goes to results/<profile>/.
+A cell that fails ends the run with its error and leaves no HTML of that notebook.  `--in-place` also writes the
+executed notebook over its source, to be committed.
 """
 
 import argparse
@@ -22,7 +24,17 @@ from tqdm import tqdm
 
 from data.files import CODE, expanded, root_folder, run_command, write_atomically
 from evaluation.pages import front_page
-from evaluation.pages.notebook import REPORTS, Report, check_environment, data_of, profile_of, reason_to_leave_out
+from evaluation.pages.notebook import (
+    OWN_TABLE,
+    REPORTS,
+    Report,
+    check_environment,
+    data_of,
+    is_own,
+    profile_of,
+    reason_to_leave_out,
+)
+from study import log_of, train_missing
 
 PATHS = ("WEIGHTS", "RESNET18_WEIGHTS", "DATA", "SCENES_ROOT")  # variables that may name a file
 
@@ -90,6 +102,13 @@ def make_all(html_folder: Path, in_place: bool) -> int:
     for path, reason in left_out.items():
         print(f"{path}: left out, {reason}")
     reports = [report for report in REPORTS.values() if report.path not in left_out]
+    if is_own(os.environ) and profile_of(os.environ) == "full":
+        changes = {"data": os.environ["DATA"], "weights": os.environ.get("WEIGHTS") or None}
+        failed = train_missing(OWN_TABLE, "full", **changes)
+        for name in failed:
+            print(f"{name} failed or could not start; see {log_of(name)}", file=sys.stderr)
+        if failed:
+            return 1
     if not make_reports(reports, html_folder, in_place):
         return 1
     data = data_of(REPORTS["supervised"], os.environ)
