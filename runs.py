@@ -533,11 +533,11 @@ def _sole_process(job: Job, accelerator) -> Iterator[None]:
             raise OSError(f"{folder} cannot be written to ({error.strerror}); nothing was trained") from error
     try:
         with locked(files.lock, timeout=-1 if job.wait else 0):
-            files.lock.write_text(str(os.getpid()))
+            files.lock.write_text(str(os.getpid()), encoding="utf-8")
             yield
     except Timeout as error:
         try:
-            process = f"process {files.lock.read_text()}"
+            process = f"process {files.lock.read_text(encoding='utf-8')}"
         except FileNotFoundError:  # it has just ended
             process = "another process"
         raise ValueError(f"{files.name} is being trained by {process}; wait for it or stop it") from error
@@ -572,7 +572,7 @@ def read(experiment: Experiment, profile: str = "full", seen: dict | None = None
     if not path.exists():
         return None
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not complete ({error}); run the experiment again") from error
     _check_format(path, result)
@@ -820,7 +820,9 @@ def describe_machine(device: torch.device, settings: TrainSettings, state: dict 
 def write_result(path: Path, result: dict):
     """Write a result as JSON with one line per key."""
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items()]
-    write_atomically(path, lambda temporary: temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n"))
+    write_atomically(
+        path, lambda temporary: temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    )
 
 
 def _labels(loader) -> np.ndarray:

@@ -89,7 +89,7 @@ def own_runs(profile: str) -> list[str]:
 def _result_in(path: Path) -> dict | None:
     """The result in a file, or None if it holds something else."""
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     known = isinstance(result, dict) and {"data", "test_accuracy", "class_names"} <= result.keys()

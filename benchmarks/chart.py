@@ -179,11 +179,11 @@ def main() -> int:
     readme = FOLDER / "README.md"
     try:
         tables = read_tables()
-        written = with_table(readme.read_text(), "ratios", ratios_markdown(tables))
+        written = with_table(readme.read_text(encoding="utf-8"), "ratios", ratios_markdown(tables))
         written = with_table(written, "scaling", scaling_markdown(tables))
         for name, markdown_of in (("profile", profile_markdown), ("scorecam_clusters", clusters_markdown)):
             written = with_table(written, name, markdown_of(pd.read_csv(FOLDER / f"{name}.csv")))
-        readme.write_text(written)
+        readme.write_text(written, encoding="utf-8")
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

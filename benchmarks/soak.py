@@ -40,7 +40,7 @@ def one_round():
 
 def memory_mib() -> float:
     """What the process holds in memory now."""
-    with open("/proc/self/statm") as file:
+    with open("/proc/self/statm", encoding="utf-8") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,7 +59,8 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)  # while it is held: whoever waits notices and makes a new file
+            with suppress(PermissionError):  # Windows keeps an open file
+                path.unlink(missing_ok=True)  # while it is held: whoever waits notices and makes a new file
 
 
 def digest_of_file(path: Path, algorithm: str = "sha256") -> str:

@@ -334,7 +334,7 @@ def _cached(source: _Source, cache: Path, progress: bool) -> tuple[dict, np.ndar
                         path.unlink()
                 decode_all = partial(_decode_all, source, progress)
                 index = write_atomically(index_path.with_suffix(".npy"), decode_all)
-                write_atomically(index_path, lambda path: path.write_text(json.dumps(index)))
+                write_atomically(index_path, lambda path: path.write_text(json.dumps(index), encoding="utf-8"))
                 cached = _read_cached(index_path)
     return cached
 
@@ -342,7 +342,8 @@ def _cached(source: _Source, cache: Path, progress: bool) -> tuple[dict, np.ndar
 def _read_cached(index_path: Path) -> tuple[dict, np.ndarray] | None:
     """Index and images, or None where there are none, or where a crash of the machine has damaged them."""
     try:
-        return json.loads(index_path.read_text()), np.load(index_path.with_suffix(".npy"), mmap_mode="r")
+        index = json.loads(index_path.read_text(encoding="utf-8"))
+        return index, np.load(index_path.with_suffix(".npy"), mmap_mode="r")
     except (FileNotFoundError, EOFError, ValueError):
         return None
 

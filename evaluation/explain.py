@@ -203,9 +203,11 @@ def _compare_settings_once(subject: Subject, control: TrainedRun, effort: Effort
 def open_folder(folder: Path, weights: str) -> Path:
     """The folder of a model's cache, emptied if it was computed from weights with another digest."""
     stamp = folder / "weights.json"
-    if folder.exists() and (not stamp.exists() or json.loads(stamp.read_text())["weights"] != weights):
+    if folder.exists() and (not stamp.exists() or json.loads(stamp.read_text(encoding="utf-8"))["weights"] != weights):
         shutil.rmtree(folder)
-    write_atomically(stamp, lambda temporary: temporary.write_text(json.dumps({"weights": weights}) + "\n"))
+    write_atomically(
+        stamp, lambda temporary: temporary.write_text(json.dumps({"weights": weights}) + "\n", encoding="utf-8")
+    )
     return folder
 
 
@@ -334,7 +336,7 @@ def invert_once(run: TrainedRun, objective, targets: Mapping[str, int], folder: 
     save_inversion(inversion, list(targets), folder)
     kind = "class" if objective is class_logit else "filter"
     text = json.dumps({"model": run.name, "objective": kind, **asdict(settings)}, indent=1) + "\n"
-    write_atomically(folder / "settings.json", lambda temporary: temporary.write_text(text))
+    write_atomically(folder / "settings.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def compare_settings(run: TrainedRun, evaluator: TrainedRun, tried: Mapping[str, InversionSettings]) -> pd.DataFrame:

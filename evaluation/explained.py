@@ -258,7 +258,7 @@ def read_inversion(folder: Path) -> Inversion:
         table=table,
         pictures=read_pictures([folder / f"{name}.png" for name in table["name"]]),
         losses=pd.read_csv(folder / "losses.csv", index_col="step"),
-        settings=json.loads((folder / "settings.json").read_text()),
+        settings=json.loads((folder / "settings.json").read_text(encoding="utf-8")),
     )
 
 

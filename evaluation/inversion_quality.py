@@ -178,7 +178,7 @@ def save_blind_sheet(images: torch.Tensor, names: Sequence[str], folder: Path, s
     plt.gcf().savefig(folder / "sheet.blind.png", dpi=120, bbox_inches="tight")
     plt.close()
     key = {"seed": seed, "answers": {title: names[number] for title, number in zip(titles, order, strict=True)}}
-    (folder / "sheet.key.json").write_text(json.dumps(key, indent=1) + "\n")
+    (folder / "sheet.key.json").write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
 
 
 def invert_classes(run: TrainedRun, recipe: str, settings: InversionSettings, data: str, folder: Path) -> dict:
@@ -190,7 +190,7 @@ def invert_classes(run: TrainedRun, recipe: str, settings: InversionSettings, da
     wanted = {"model": run.name, "weights": run.weights, "objective": objective.__name__, **asdict(settings)}
     path = folder / "settings.json"
     if path.exists():
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         # Written as JSON and read back, so that numbers compare as they are saved.
         if {name: found.get(name) for name in wanted} != json.loads(json.dumps(wanted)):
             raise ValueError(f"{folder} holds images of other weights or settings; remove it, or name another --output")
@@ -210,7 +210,7 @@ def save_classes(inversion: Inversion, run: TrainedRun, written: dict, views: in
     save_blind_sheet(inversion.images, names, folder)
     written = {**written, "passes": int(inversion.steps.sum()) * views}
     text = json.dumps(written, indent=1) + "\n"
-    write_atomically(folder / "settings.json", lambda temporary: temporary.write_text(text))
+    write_atomically(folder / "settings.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return written
 
 

@@ -521,7 +521,7 @@ def _invert(options):
         names = [f"{name}_{start}" for name in names for start in range(options.starts)]
     save_inversion(inversion, names, options.output, facts)
     written = {"model": run.name, "objective": "class" if options.classes else "filter", **asdict(settings)}
-    (options.output / "settings.json").write_text(json.dumps(written, indent=1) + "\n")
+    (options.output / "settings.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     print(pd.read_csv(options.output / "inversion.csv").to_string(index=False))
     print(options.output / "sheet.png")
 

@@ -170,7 +170,7 @@ def make(name: str, folder: Path = FOLDER) -> Path:
     write_released(target, tensors, about)
     digests = _read_digests(folder) | {name: digest_of_file(target)}
     listed = json.dumps(dict(sorted(digests.items())), indent=1) + "\n"
-    write_atomically(folder / DIGESTS, lambda temporary: temporary.write_text(listed))
+    write_atomically(folder / DIGESTS, lambda temporary: temporary.write_text(listed, encoding="utf-8"))
     write_card(target, saved["result"])
     return target
 
@@ -183,7 +183,7 @@ def write_cards(folder: Path = FOLDER, results: Path | None = None) -> list[Path
     """
     results = results or root_folder() / "results" / "full"
     return [
-        write_card(path, json.loads((results / f"{path.stem}.json").read_text()))
+        write_card(path, json.loads((results / f"{path.stem}.json").read_text(encoding="utf-8")))
         for path in sorted(folder.glob(f"*{RELEASED}"))
     ]
 
@@ -191,7 +191,7 @@ def write_cards(folder: Path = FOLDER, results: Path | None = None) -> list[Path
 def write_card(path: Path, result: Mapping) -> Path:
     """Write the model card (Mitchell et al. 2019) beside the released file `path`, from its run's result."""
     text = card(result, read_released(path), path.stat().st_size, digest_of_file(path))
-    write_atomically(path.with_suffix(".md"), lambda temporary: temporary.write_text(text))
+    write_atomically(path.with_suffix(".md"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return path.with_suffix(".md")
 
 
@@ -321,7 +321,7 @@ def _publish(options):
 
 def _read_digests(folder: Path) -> dict[str, str]:
     path = folder / DIGESTS
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _describe_initial_weights(initial_weights: Mapping) -> str:

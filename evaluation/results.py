@@ -66,7 +66,7 @@ class Pair:
 
 def read_results(folder: Path) -> dict[str, dict]:
     """The results in a folder by file stem.  Raises FileNotFoundError if there are none."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     if not found:
         raise FileNotFoundError(f"{folder} holds no results; python train.py NAME writes one")
     return found

@@ -84,8 +84,13 @@ def rename(value, key: str | None = None):
 
 def migrate_json(path: Path):
     """Rewrite one result file, one key a line, as runs.py writes it."""
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in rename(json.loads(path.read_text())).items()]
-    write_atomically(path, lambda temporary: temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n"))
+    lines = [
+        f"{json.dumps(key)}: {json.dumps(value)}"
+        for key, value in rename(json.loads(path.read_text(encoding="utf-8"))).items()
+    ]
+    write_atomically(
+        path, lambda temporary: temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    )
 
 
 def migrate_model(path: Path):
@@ -104,7 +109,7 @@ def migrate_folder(folder: Path):
         if renamed != path:
             path.rename(renamed)
     for path in sorted(folder.rglob("*")):
-        if path.suffix == ".json" and '"format"' in path.read_text():
+        if path.suffix == ".json" and '"format"' in path.read_text(encoding="utf-8"):
             migrate_json(path)
         elif path.suffix in (".csv", ".json") and path.name != "sha256.json":
             header, newline, lines = rename_text(path.read_bytes().decode()).partition("\n")
@@ -114,7 +119,7 @@ def migrate_folder(folder: Path):
             migrate_model(path)
     digests = {path.stem: digest_of_file(path) for path in sorted(folder.glob("*.safetensors"))}
     if digests:
-        (folder / "sha256.json").write_text(json.dumps(digests, indent=1) + "\n")
+        (folder / "sha256.json").write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
 
 
 def main(arguments: list[str]):

@@ -142,3 +142,11 @@ def test_no_tensor_becomes_float64_where_apple_gpus_have_none():
                 assert call.endswith(".cpu().double()"), f"{path}: {call}"
             if "torch.double" in call or "torch.float64" in call:
                 assert "device" not in call and ".to(" not in call, f"{path}: {call}"
+
+
+def test_text_files_are_utf8_whatever_the_system_reads_and_writes_by_itself():
+    for path in PRODUCT:
+        for node in ast.walk(TREES[name_of(path)]):
+            called = getattr(node.func, "attr", "") if isinstance(node, ast.Call) else ""
+            if called in ("read_text", "write_text"):
+                assert "encoding" in {each.arg for each in node.keywords}, f"{path}: {ast.unparse(node)}"

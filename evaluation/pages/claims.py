@@ -206,7 +206,7 @@ def page(results: Mapping[str, dict], measured: pd.DataFrame) -> str:
 def write_page(root: Path):
     """Write docs/claims.md below `root` from its results/full."""
     text = page(read_profile(root / "results" / "full"), pd.read_csv(root / MAPS))
-    write_atomically(root / "docs" / "claims.md", lambda temporary: temporary.write_text(text))
+    write_atomically(root / "docs" / "claims.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -56,12 +56,14 @@ def execute(path: Path, html_folder: Path, in_place: bool = False) -> Path:
         ).execute()
     html, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": path.stem}})
     target = html_folder / front_page.html_name(path)
-    write_atomically(target, lambda temporary: temporary.write_text(html))
+    write_atomically(target, lambda temporary: temporary.write_text(html, encoding="utf-8"))
     if in_place:  # without stderr, which names folders of this machine
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-        write_atomically(path, lambda temporary: temporary.write_text(nbformat.writes(notebook) + "\n"))
+        write_atomically(
+            path, lambda temporary: temporary.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+        )
     return target
 
 

@@ -106,7 +106,7 @@ class Study:
 
 def read_earlier_numbers(path: Path = EARLIER_NUMBERS) -> list[EarlierNumber]:
     """All lines of the CSV."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return [
             EarlierNumber(**{**line, "value": float(line["value"]) if line["value"] else None})
             for line in csv.DictReader(file)
@@ -579,7 +579,7 @@ def main() -> int:
     folder = root / "results" / "full"
     study = Study(read_profile(folder), folder, CODE / "published")
     text = page(study, read_earlier_numbers())
-    write_atomically(root / "docs" / "reproduction.md", lambda temporary: temporary.write_text(text))
+    write_atomically(root / "docs" / "reproduction.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return 0
 
 

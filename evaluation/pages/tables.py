@@ -273,7 +273,7 @@ def results_page(results: Mapping[str, dict], folder: Path) -> str:
         if len(lines):
             parts += ["### Comparisons", markdown(shown_comparisons(lines))]
     together = ensembles(folder)
-    pinned = re.search(r"^torch==(\S+)", (CODE / "requirements.txt").read_text(), re.MULTILINE)[1]
+    pinned = re.search(r"^torch==(\S+)", (CODE / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
     if len(together):
         parts += ["## Ensembles", ENSEMBLES, markdown(together, "ensemble")]
     parts += ["## Versions", VERSIONS.format(pinned=pinned), markdown(versions(results), "data")]
@@ -290,10 +290,10 @@ def _section(results: Mapping[str, dict], experiments: Iterable[str]) -> list[st
 def write_pages(root: Path):
     """Write README.md's part and docs/results.md below `root` from its results/full."""
     results = read_profile(root / "results" / "full")
-    readme = with_part((root / "README.md").read_text(), readme_part(results, root / "published"))
+    readme = with_part((root / "README.md").read_text(encoding="utf-8"), readme_part(results, root / "published"))
     page = results_page(results, root / "results" / "full")
-    write_atomically(root / "docs" / "results.md", lambda temporary: temporary.write_text(page))
-    write_atomically(root / "README.md", lambda temporary: temporary.write_text(readme))
+    write_atomically(root / "docs" / "results.md", lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_atomically(root / "README.md", lambda temporary: temporary.write_text(readme, encoding="utf-8"))
 
 
 if __name__ == "__main__":

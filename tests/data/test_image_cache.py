@@ -537,7 +537,7 @@ from data.files import root_folder
 from supervised import dataloader
 from supervised.settings import BASE
 
-dataloader.EVALUATION_BATCH = 4  # a batch of 64 would be a good part of these few images
+dataloader.EVALUATION_BATCH["cpu"] = 4  # a batch of 64 would be a good part of these few images
 experiment = replace(BASE, data=str(root_folder() / "scenes"), image_size=128, batch_size=4)
 loaders = dataloader.build_loaders(experiment, progress=False)
 next(iter(loaders.train))  # what an epoch needs once
