@@ -387,7 +387,7 @@ def _train(job: Job, accelerator, state: dict | None, machine: dict, clock: _Clo
     """Train to the end, saving the state after each epoch."""
     experiment, files = job.experiment, job.files
     network, batches = job.model, job.loaders
-    if experiment.freeze_features:  # the images of val and test have the same features in every epoch
+    if experiment.held_out_features_once:
         folded = fold_batchnorm(job.model.to(accelerator.device))
         network = job.model.classifier if experiment.features_once else job.model  # takes images or features
         batches = job.loaders.of_features(folded.pooled_features, accelerator.device, train=experiment.features_once)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torchvision import models as torchvision_models
 from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet34_Weights, WeightsEnum
+from torchvision.ops import StochasticDepth
 from torchvision.ops.misc import SqueezeExcitation
 
 from data.files import digest_of_file, expanded, load_plain
@@ -34,6 +35,12 @@ KNOWN_WEIGHTS = {
     "7f5810bc": "ImageNet (torchvision IMAGENET1K_V1)",
     "4ce8c47e": "ImageNet features, BatchNorm statistics re-estimated",
 }
+IN_TRAIN_MODE = {  # of frozen features, by frozen_mode
+    "eval": (),
+    "batchnorm": (nn.BatchNorm2d,),
+    "stochastic_depth": (StochasticDepth,),
+    "train": (nn.BatchNorm2d, StochasticDepth),
+}
 
 
 class SceneClassifier(nn.Module):
@@ -41,7 +48,8 @@ class SceneClassifier(nn.Module):
 
     `features` is a sequence of stages, see `build_features`; `stages` are those whose pooled maps the head sees.
     Frozen features, or the first `frozen_stages` of them, take no gradients and stay in eval mode: in train mode
-    BatchNorm would update its statistics and stochastic depth would drop blocks.
+    BatchNorm would update its statistics and stochastic depth would drop blocks.  A `frozen_mode` other than "eval" has
+    them do so, to measure what that costs.
     """
 
     foldable = True  # `train` evaluates it with BatchNorm folded
@@ -55,8 +63,10 @@ class SceneClassifier(nn.Module):
         network: str = "efficientnet_b0",
         flip_tta: bool = False,
         frozen_stages: int = 0,
+        frozen_mode: str = "eval",
     ):
         super().__init__()
+        self.frozen_mode = frozen_mode
         self.features = build_features(network)
         self.stages = frozenset(stages)
         self.classifier = build_head(head, num_classes, sum(STAGE_WIDTHS[network][stage] for stage in self.stages))
@@ -85,10 +95,13 @@ class SceneClassifier(nn.Module):
         return self.classifier(images if images.dim() == 2 else self.pooled_features(images))
 
     def train(self, mode: bool = True):
-        """As nn.Module.train, but frozen features stay in eval mode."""
+        """As nn.Module.train, but frozen features stay in eval mode, but for what `frozen_mode` says."""
         super().train(mode)
         self.features.train(mode and self.frozen_stages < len(self.features))
         self.features[: self.frozen_stages].eval()
+        for module in self.features[: self.frozen_stages].modules():
+            if isinstance(module, IN_TRAIN_MODE[self.frozen_mode]):
+                module.train(mode)
         return self
 
 
@@ -261,6 +274,7 @@ def classifier_of(experiment: Experiment, num_classes: int) -> SceneClassifier:
         experiment.network,
         experiment.flip_tta,
         experiment.frozen_stages,
+        experiment.frozen_mode,
     )
 
 

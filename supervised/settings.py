@@ -23,6 +23,7 @@ NETWORKS = {  # how many stages the features of each have, counted from 0
 HEADS = ("shallow", "deep", "batchnorm_linear")
 AUGMENTATIONS = ("basic", "crop", "advanced", "advanced_without_crop", "padded_crop", "trivial", "mild")
 TYPES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", types.NoneType: "None"}
+FROZEN_MODES = ("eval", "batchnorm", "stochastic_depth", "train")  # "train": BatchNorm and stochastic depth
 CROPS = ("crop", "advanced", "trivial", "mild")  # the augmentations with a random resized crop
 
 
@@ -41,6 +42,7 @@ class Experiment:
     network: str = "efficientnet_b0"  # one of NETWORKS
     initial_weights: str = "imagenet"  # or "random", or the file of a state dict
     freeze_features: bool = False  # train the head alone
+    frozen_mode: str = "eval"  # one of FROZEN_MODES: what of frozen features is in train mode, while a head learns
     frozen_stages: int = 0  # number of first stages that stay frozen while the others are trained
     head: str = "shallow"  # one of HEADS
     stages: tuple[int, ...] = (8,)  # of `features`: the head sees the pooled maps of each
@@ -71,6 +73,7 @@ class Experiment:
         for name, known in (
             ("network", NETWORKS),
             ("head", HEADS),
+            ("frozen_mode", FROZEN_MODES),
             ("augmentation", AUGMENTATIONS),
             ("resize", RESIZE_RULES),
         ):
@@ -111,7 +114,12 @@ class Experiment:
     @property
     def features_once(self) -> bool:
         """Whether every epoch sees the same features, so that computing them once is enough."""
-        return self.freeze_features and self.augmentation == "basic"
+        return self.freeze_features and self.augmentation == "basic" and self.frozen_mode == "eval"
+
+    @property
+    def held_out_features_once(self) -> bool:
+        """Whether val and test images have the same features in every epoch."""
+        return self.freeze_features and self.frozen_mode in ("eval", "stochastic_depth")
 
 
 def make_plain(settings, name: str):

@@ -233,6 +233,24 @@ def test_frozen_features_are_bit_identical_after_training_and_the_head_is_not(lo
     assert model.classifier.training and not any(module.training for module in model.features.modules())
 
 
+@pytest.mark.parametrize(
+    ("mode", "moved", "random"), [("batchnorm", True, False), ("stochastic_depth", False, True), ("train", True, True)]
+)
+def test_frozen_features_can_be_left_in_train_mode_on_purpose_and_no_weight_changes(loaders, mode, moved, random):
+    torch.manual_seed(0)
+    model = SceneClassifier(3, freeze_features=True, frozen_mode=mode)
+    estimate_batchnorm(model.features, loaders.train_in_order)
+    images = torch.randn(4, 3, 32, 32)
+    model.train()
+    first, second = (model.pooled_features(images.clone()) for _ in range(2))
+    assert torch.equal(first, second) != random  # two passes in train mode
+    model.eval()
+    assert torch.equal(model.pooled_features(images), model.pooled_features(images))
+    same = fit(model, loaders, max_epochs=1)
+    weights = {name for name, _ in model.features.named_parameters(prefix="features")}
+    assert weights <= same and ("features.0.1.running_mean" in same) != moved
+
+
 def test_of_partly_frozen_features_the_first_stages_are_bit_identical_and_the_others_are_not(loaders):
     torch.manual_seed(0)
     model = SceneClassifier(3, frozen_stages=4)

@@ -78,3 +78,12 @@ def test_features_are_the_same_in_every_epoch_only_where_frozen_and_not_augmente
     frozen = replace(BASE, freeze_features=True)
     assert frozen.features_once
     assert not BASE.features_once and not replace(frozen, augmentation="crop").features_once
+
+
+@pytest.mark.parametrize(
+    ("mode", "all_once", "held_out_once"),
+    [("eval", True, True), ("stochastic_depth", False, True), ("batchnorm", False, False), ("train", False, False)],
+)
+def test_features_are_computed_once_only_where_every_epoch_sees_the_same(mode, all_once, held_out_once):
+    experiment = replace(EXPERIMENTS["imagenet_classifier"], frozen_mode=mode)
+    assert (experiment.features_once, experiment.held_out_features_once) == (all_once, held_out_once)
