@@ -1,7 +1,8 @@
 """The front page of the reports: `python -m evaluation.pages.front_page` writes results/<profile>/index.html.
 
 It shows what is there: tables and sentences from the result files, pictures where the reports have written them.
-PROFILE and DATA come from the environment, as in the notebooks (`evaluation.pages.notebook`).
+PROFILE and DATA come from the environment, as in the notebooks (`evaluation.pages.notebook`).  On GitHub Pages, with the
+repository's root as their source, it is the page results/full/.
 """
 
 import html
@@ -31,6 +32,16 @@ PICTURES = {
 }
 OVERVIEW = "Test accuracies with their 95 % intervals, the pretexts, and a heat map."
 INVERSIONS = "Model inversion: images that raise the logit of a class, started from noise."
+# On GitHub Pages the browser would show notebooks and Markdown as plain text: GitHub itself shows them as pages.
+ON_GITHUB_PAGES = """<script>
+if (location.hostname.endsWith(".github.io")) {
+  const owner = location.hostname.split(".")[0], repository = location.pathname.split("/")[1];
+  const root = new URL(`/${repository}/`, location.href).href;
+  for (const link of document.querySelectorAll("a[href$='.md'], a[href$='.ipynb']")) {
+    link.href = link.href.replace(root, `https://github.com/${owner}/${repository}/blob/HEAD/`);
+  }
+}
+</script>"""
 ACCURACIES = (
     "<b>Test</b>: the epoch is selected on val, the accuracy is of the test images.  <b>Earlier protocol</b>: epoch "
     "selected and reported on val and test together, as the earlier reports did.  The accuracy of a pretext is on its "
@@ -123,6 +134,7 @@ def page(
         "<h2>Comparisons</h2>",
         f"<p>{html.escape(comparing_text())}</p>",
         table_html(shown_comparisons(compared)),
+        ON_GITHUB_PAGES,
     ]
     return page_of("Self-supervised scenes", parts)
 
