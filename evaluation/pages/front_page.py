@@ -1,8 +1,9 @@
 """The front page of the reports: `python -m evaluation.pages.front_page` writes results/<profile>/index.html.
 
 It shows what is there: tables and sentences from the result files, pictures where the reports have written them.
-PROFILE and DATA come from the environment, as in the notebooks (`evaluation.pages.notebook`).  On GitHub Pages, with the
-repository's root as their source, it is the page results/full/.
+PROFILE and DATA come from the environment, as in the notebooks (`evaluation.pages.notebook`).
+
+On GitHub Pages, with the repository's root as their source, it is the page results/full/.
 """
 
 import html
