@@ -64,8 +64,8 @@ def test_reports_whose_data_are_missing_are_left_out_and_the_others_are_made(
     assert set(executed) == {each.path for each in REPORTS.values()} - missing
     lines = capsys.readouterr().out.splitlines()
     assert {line.split(":")[0] for line in lines if "left out" in line} == missing
-    page = (root / f"results/{profile}/index.html").read_text()
-    assert page.count("left out") == len(missing) and "supervised_1" in page
+    page = root / ("results/quick/own/index.html" if profile == "quick" else "results/full/index.html")
+    assert page.read_text().count("left out") == len(missing) and "supervised_1" in page.read_text()
 
 
 @pytest.mark.parametrize("failed", [[], ["byol"]])
@@ -86,6 +86,9 @@ def test_of_own_images_the_full_profile_trains_a_small_table_and_makes_one_repor
     assert report.main([]) == len(failed)
     assert asked == [(list(OWN_TABLE), "full", str(root / "own"))]
     assert executed == ([] if failed else [OWN])
+    assert (root / "results/full/own/index.html").exists() != bool(failed) and not (
+        root / "results/full/index.html"
+    ).exists()
     assert all(name in capsys.readouterr().err for name in failed)
 
 

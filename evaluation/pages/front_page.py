@@ -16,6 +16,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from data.files import root_folder, run_command
+from data.prepare import DATA_SETS
 from evaluation.pages.notebook import REPORTS, data_of, profile_of
 from evaluation.pages.tables import comparing_text, headlines, shown_comparisons, shown_experiments
 from evaluation.pages.web_page import page_of, table_html, write_page
@@ -67,29 +68,38 @@ def about(results: Mapping[str, dict], profile: str) -> str:
     )
 
 
-def links(left_out: Mapping[str, str], made: Collection[str]) -> list[str]:
-    """Lines of HTML: each report with its page if it was made, or why it was left out, and the pages of docs."""
+def place_of(folder: Path, data: str) -> Path:
+    """Where the pages about a data set lie, below the folder of a profile: those of a user's own lie apart."""
+    return folder if data in DATA_SETS else folder_of_data(folder, data)
+
+
+def links(left_out: Mapping[str, str], made: Collection[str], root: str = "../..") -> list[str]:
+    """Lines of HTML: each report with its page if it was made, or why it was left out, and the pages of docs.
+
+    `root` is the way to the project's folder.
+    """
     lines = []
     for report in REPORTS.values():
         page = html_name(Path(report.path))
         title = f'<a href="{page}">{report.title}</a>' if report.path in made else report.title
         reason = f", left out: {html.escape(left_out[report.path])}" if report.path in left_out else ""
-        lines.append(f'{title} (<a href="../../{report.path}">{report.path}</a>){reason}')
-    return [*lines, *(f'{title} (<a href="../../{path}">{path}</a>)' for path, title in PAGES.items())]
+        lines.append(f'{title} (<a href="{root}/{report.path}">{report.path}</a>){reason}')
+    return [*lines, *(f'{title} (<a href="{root}/{path}">{path}</a>)' for path, title in PAGES.items())]
 
 
 def pictures(folder: Path, data: str, profile: str) -> list[str]:
     """The figures that are there, as HTML: the overview (full), those of PICTURES, and one of model inversion."""
-    place = folder_of_data(folder, data)
-    captions = {folder.parents[1] / "docs" / "overview.jpg": OVERVIEW} if profile == "full" else {}
-    captions |= {place / name: caption for name, caption in PICTURES.items()}
+    found, place = folder_of_data(folder, data), place_of(folder, data)
+    study = profile == "full" and data in DATA_SETS
+    captions = {folder.parents[1] / "docs" / "overview.jpg": OVERVIEW} if study else {}
+    captions |= {found / name: caption for name, caption in PICTURES.items()}
     figures = [
-        f'<figure><img src="{_link(path, folder)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+        f'<figure><img src="{_link(path, place)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
         for path, caption in captions.items()
         if path.exists()
     ]
-    inverted = [path.parent for path in sorted((place / "explanations").glob("*/classes/settings.json"))]
-    strips = "".join(_strip(each, folder) for each in inverted)
+    inverted = [path.parent for path in sorted((found / "explanations").glob("*/classes/settings.json"))]
+    strips = "".join(_strip(each, place) for each in inverted)
     return [*figures, f"<figure>{strips}<figcaption>{INVERSIONS}</figcaption></figure>"] if strips else figures
 
 
@@ -126,7 +136,7 @@ def page(
         "<h2>In short</h2>",
         _list(html.escape(each) for each in sentences),
         "<h2>Reports</h2>",
-        _list(links(left_out or {}, made)),
+        _list(links(left_out or {}, made, os.path.relpath(folder.parents[1], place_of(folder, data)))),
         "<h2>Pictures</h2>",
         *(pictures(folder, data, profile) or ["<p>None yet.</p>"]),
         "<h2>Results</h2>",
@@ -147,8 +157,8 @@ def _list(lines: Iterable[str]) -> str:
 def write(
     folder: Path, profile: str, data: str, left_out: Mapping[str, str] | None = None, made: Collection[str] = ()
 ) -> Path:
-    """Write `page` as index.html of the folder and return its path."""
-    path = folder / "index.html"
+    """Write `page` as index.html of `place_of` and return its path."""
+    path = place_of(folder, data) / "index.html"
     write_page(path, page(folder, profile, data, left_out, made))
     return path
 

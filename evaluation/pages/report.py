@@ -3,7 +3,8 @@
 Without names: every report whose data are there, then the front page, which says what was left out.  On images of a
 user's own the full profile first trains the experiments of `notebook.OWN_TABLE`, and says how long that takes.
 
-Profile, data and weights come from the environment, see `evaluation.pages.notebook`.  HTML goes to results/<profile>/.
+Profile, data and weights come from the environment, see `evaluation.pages.notebook`.  HTML goes to results/<profile>/,
+of images of a user's own to a folder below it.
 A cell that fails ends the run with its error and leaves no HTML of that notebook.  `--in-place` also writes the
 executed notebook over its source, to be committed.
 """
@@ -97,8 +98,8 @@ def make_reports(reports: Sequence[Report], html_folder: Path, in_place: bool) -
         return all(list(pool.map(make, reports)))
 
 
-def make_all(html_folder: Path, in_place: bool) -> int:
-    """Every report whose data are there, then the front page; returns the exit code."""
+def make_all(folder: Path, html_folder: Path, in_place: bool) -> int:
+    """Every report whose data are there, then the front page of a profile's folder; returns the exit code."""
     reasons = {report.path: reason_to_leave_out(report, os.environ) for report in REPORTS.values()}
     left_out = {path: reason for path, reason in reasons.items() if reason}
     for path, reason in left_out.items():
@@ -115,7 +116,7 @@ def make_all(html_folder: Path, in_place: bool) -> int:
         return 1
     data = data_of(REPORTS["supervised"], os.environ)
     made = [report.path for report in reports]
-    print(front_page.write(html_folder, profile_of(os.environ), data, left_out, made))
+    print(front_page.write(folder, profile_of(os.environ), data, left_out, made))
     return 0
 
 
@@ -129,9 +130,10 @@ def main(arguments=None) -> int:
 
     def command() -> int:
         check_environment(os.environ)
-        html_folder = root_folder() / "results" / profile_of(os.environ)
+        folder = root_folder() / "results" / profile_of(os.environ)
+        html_folder = front_page.place_of(folder, data_of(REPORTS["supervised"], os.environ))
         if not options.notebooks:
-            return make_all(html_folder, options.in_place)
+            return make_all(folder, html_folder, options.in_place)
         by_path = {(CODE / report.path).resolve(): report for report in REPORTS.values()}
         unknown = [str(path) for path in options.notebooks if path.resolve() not in by_path]
         if unknown:
