@@ -4,8 +4,8 @@ Without names: every report whose data are there, then the front page, which say
 user's own the full profile first trains the experiments of `notebook.OWN_TABLE`, and says how long that takes.
 
 Profile, data and weights come from the environment, see `evaluation.pages.notebook`.  HTML goes to results/<profile>/,
-of images of a user's own to a folder below it.  A cell that fails ends the run with its error and leaves no HTML of that
-notebook.  `--in-place` also writes the executed notebook over its source, to be committed.
+of images of a user's own to a folder below it.  A cell that fails ends the run with its error and leaves no HTML of
+that notebook.  `--in-place` also writes the executed notebook over its source, to be committed.
 """
 
 import argparse
