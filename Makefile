@@ -1,6 +1,6 @@
 # `make report` and `make test` make their environment first (two minutes, once).
 #   make report                                the quick profile: no data, no download, no number that means anything
-#   make report DATA=FOLDER                    the same on images of your own, <split>/<class>/<image>
+#   make report DATA=FOLDER PROFILE=full       four experiments on images of your own, [<split>/]<class>/<image>
 #   make report PROFILE=full [WEIGHTS=FILE]    the study, from result files; COMPUTE=1 computes what is missing
 
 PROFILE ?= quick
@@ -12,7 +12,7 @@ PARALLEL = --numprocesses auto --dist worksteal
 export OMP_WAIT_POLICY = PASSIVE
 # pip leaves modules uncompiled, see below; a process that may not keep what it compiles takes twenty seconds to start.
 unexport PYTHONDONTWRITEBYTECODE
-export PROFILE DATA WEIGHTS RESNET18_WEIGHTS COMPUTE SCENES_ROOT
+export PROFILE DATA WEIGHTS RESNET18_WEIGHTS COMPUTE SKIP_BAD_IMAGES SCENES_ROOT
 
 .PHONY: report test slow pages data lint bench
 report: .venv/installed

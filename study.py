@@ -47,19 +47,24 @@ class Task:
         return files_of(self.experiment, self.profile).name
 
 
-def missing_tasks(names: Iterable[str], profile: str, seeds: Iterable[int], **changes) -> list[Task]:
+def missing_tasks(
+    names: Iterable[str], profile: str, seeds: Iterable[int], overwrite: bool = False, **changes
+) -> list[Task]:
     """Runs without a result, each after what it starts from, and checkpoints that these need again.
 
-    `changes` are those of `configure`.  Raises ValueError for a result of other settings, naming the field.
+    `changes` are those of `configure`.  With `overwrite` every run that is named is missing.  Else raises ValueError
+    for a result of other settings or other images, naming the field.
     """
     tasks, seen = {}, {}
 
     def add(experiment: Experiment, needed: bool):
         files = files_of(experiment, profile)
-        if files.name in tasks or files.checkpoint.exists() and files.result.exists():
+        if files.name in tasks:
             return
-        if not needed and read(experiment, profile, seen) is not None:
-            return
+        if needed or not overwrite:
+            finished = read(experiment, profile, seen) is not None
+            if finished and (files.checkpoint.exists() or not needed):
+                return
         before = prerequisites(experiment, profile)
         for each, _ in before:
             add(each, needed=True)
@@ -182,6 +187,7 @@ def train_missing(
     *,
     options: Iterable[str] = (),
     at_a_time: int | None = None,
+    overwrite: bool = False,
     **changes,
 ) -> list[str]:
     """Train every run without a result, after saying how long it will take; returns the names of those that failed.
@@ -189,7 +195,7 @@ def train_missing(
     `options` are those of train.py that are the same for all, `changes` are those of `configure`.  By default so many
     runs go side by side as fit.
     """
-    tasks = missing_tasks(names, profile, seeds, **changes)
+    tasks = missing_tasks(names, profile, seeds, overwrite, **changes)
     if not tasks:
         print("every run that is asked for has a result")
         return []
@@ -198,6 +204,7 @@ def train_missing(
     words = f"about {in_words(sum(seconds.values()) / at_a_time)}" if seconds else "no finished run says for how long"
     print(f"{len(tasks)} run(s) without a result, {at_a_time} at a time: {words}", flush=True)
     same = [*options, *(["--data", str(changes["data"])] if changes.get("data") else [])]
+    same += ["--overwrite"] * overwrite
     same += ["--epochs", str(changes["max_epochs"])] if changes.get("max_epochs") else []
     return train_tasks(tasks, lambda task: command_of(task, same, changes.get("weights")), at_a_time, seconds)
 
@@ -209,8 +216,8 @@ def images_of(task: Task) -> dict[str, int]:
     except (OSError, ValueError):  # the run itself will say it
         return IMAGES
     counts = {split: len(images.names) for split, images in listed.items()}
-    held_out = sum(counts.values()) - counts["train"]
-    return {"train": counts["train"], "val": counts.get("val", held_out), "test": counts.get("test", 0)}
+    held_out = sum(counts.values()) - counts["train"]  # where there is one such split, a part of it becomes val
+    return {"train": counts["train"], "val": held_out - counts.get("test", 0), "test": counts.get("test", 0)}
 
 
 def log_of(name: str) -> Path:

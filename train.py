@@ -144,6 +144,8 @@ def train_all(options: argparse.Namespace):
         found.append(experiment_of_study(options.from_study))
     if not found:
         raise ValueError("name at least one experiment; --list shows them")
+    if options.at_a_time is not None:
+        raise ValueError("--at-a-time is an option of --study")
     for experiment in found:
         refuse_unused_weights(experiment, options.weights)
     if options.log is not None:
@@ -170,20 +172,21 @@ def train_all(options: argparse.Namespace):
 
 def train_study(options: argparse.Namespace) -> int:
     """Train every run that is missing, after saying how long it will take; 1 if one failed, else 0."""
-    if options.from_study or options.unlabelled:
+    if options.from_study or options.unlabelled or options.unlabelled_alone:
         raise ValueError("--study cannot be combined with --from-study or --unlabelled")
     if options.at_a_time is not None and options.at_a_time < 1:
         raise ValueError(f"--at-a-time is {options.at_a_time}; it must be at least 1")
     changes = {"data": options.data, "weights": options.weights, "max_epochs": options.epochs}
     same = ["--device", options.device, "--precision", options.precision]
     same += [] if options.log is None else ["--log", options.log]
-    same += ["--skip-bad-images"] * options.skip_bad_images + ["--overwrite"] * options.overwrite
+    same += ["--skip-bad-images"] * options.skip_bad_images
     failed = train_missing(
         options.names or EXPERIMENTS,
         options.profile,
         options.seeds,
         options=same,
         at_a_time=options.at_a_time,
+        overwrite=options.overwrite,
         **changes,
     )
     for name in failed:

@@ -211,19 +211,24 @@ def decode(path: Path, size: int, resize: str) -> np.ndarray:
         if not path.is_file():
             raise OSError("it is a folder, or a link to nothing")
         with Image.open(path) as image:
-            image.load()
-            turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-            image = _in_8_bits(image)
-            image = image if turn is None else image.transpose(turn)
-            grey = image.mode in GREY_MODES
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("L" if grey else "RGB")
+            return decode_image(image, size, resize)
     except MemoryError as error:
         raise MemoryError(f"{path} takes more memory to decode than there is") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, TypeError, struct.error and more
         raise ValueError(f"{path} cannot be decoded ({error})") from error
+
+
+def decode_image(image: Image.Image, size: int, resize: str) -> np.ndarray:
+    """As `decode`, of an image that is open; raises what Pillow raises."""
+    image.load()
+    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    image = _in_8_bits(image)
+    image = image if turn is None else image.transpose(turn)
+    grey = image.mode in GREY_MODES
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if grey else "RGB")
     if resize == "imagenet":
         image = _without_far_ends(image)
         image = transforms.resize(image, round(size * 256 / 224), interpolation=InterpolationMode.BICUBIC)

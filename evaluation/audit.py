@@ -40,7 +40,7 @@ from data.image_cache import Scenes, load_splits
 from data.layouts import list_splits, sources_of
 from data.prepare import locate
 from evaluation.checkpoints import TrainedRun
-from evaluation.embed import DEFAULT_MODEL
+from evaluation.embed import add_model_option
 from evaluation.pages.audit_page import picture_of, write_audit
 from evaluation.probes import features_of_scenes
 from evaluation.publish import load_run
@@ -283,7 +283,7 @@ def main(arguments=None) -> int:
     parser.add_argument("data", metavar="DATA", help="a prepared data set, a folder of classes, or a table (.csv)")
     parser.add_argument("--out", type=expanded, default=Path("audit"), metavar="FOLDER", help="default: audit")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--model", default=DEFAULT_MODEL, metavar="RUN", help=f"default: {DEFAULT_MODEL}")
+    add_model_option(source)
     source.add_argument("--weights", metavar="FILE", help="features of EfficientNet-B0, instead of a trained run")
     parser.add_argument("--planted", type=float, metavar="SHARE", help="flip this share of the labels and count them")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be decoded")

@@ -105,7 +105,7 @@ def load_trained(run: str | Path, models: Path | None = None) -> TrainedRun:
     """Load a finished run by its name, or by the path of its checkpoint or released file.
 
     A name is looked up in `models` (default: models/ of the root folder), also in the folders of a user's own data
-    sets: runs that were trained here before released ones, the full profile before the quick one.
+    sets: the full profile before the quick one, and in each the runs that were trained here before released ones.
     Raises FileNotFoundError that lists the runs that are there, and ValueError for a name of several runs and for a
     file that is not one of ours.
     """
@@ -143,8 +143,8 @@ def _find(run: str, models: Path) -> Path:
     if given.is_file() and (given.suffix or len(given.parts) > 1):  # else it may only share the name
         return given
     own, released = _runs_of(models, CHECKPOINT), _runs_of(models, RELEASED)
-    for files in (own, released):
-        for profile in PROFILES:
+    for profile in PROFILES:  # a released model comes before a quick run, whose numbers mean nothing
+        for files in (own, released):
             found = [path for path in files if path.is_relative_to(models / profile) and _names(run, path)]
             if len(found) > 1:
                 raise ValueError(f"there are several runs {run}; give the path of one: {_listed(map(str, found))}")

@@ -1,23 +1,23 @@
-"""A page to try a trained network on photographs: `python -m evaluation.demo [--model RUN] [--train DATA]`.
+"""A page to try a trained network on photographs: `python -m evaluation.demo [--model RUN] [--nearest DATA]`.
 
-Drop or pick a photograph, and see its most probable classes, where the network finds them, why not another class, and
-the training images that are most alike.  The page is served to this machine alone, and what is dropped is not kept.
+Drop or pick a photograph, and see its most probable classes, where the network finds them, what speaks against another
+class, and the training images that are most alike.  The page is served to this machine alone, and what is dropped is
+not saved.
 
 The server is Tornado, which Jupyter brings along.  Gradio would need Pillow below 13, which decodes some images to
 other bytes than the version that our results were made with.
 """
 
 import argparse
+import asyncio
 import base64
 import io
 import sys
-import tempfile
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from socket import socket
 
 import matplotlib
 import numpy as np
@@ -28,13 +28,14 @@ from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
-from data.image_cache import Scenes, decode, load_splits
+from data.image_cache import Scenes, decode_image, load_splits
 from data.prepare import locate
 from evaluation.checkpoints import TrainedRun
-from evaluation.embed import DEFAULT_MODEL
+from evaluation.embed import add_model_option
+from evaluation.novelty import mean_and_std, unit
 from evaluation.pages.audit_page import picture_of
 from evaluation.pages.demo_page import SCRIPT, demo_page
-from evaluation.predict import Model, class_probabilities, heat_map_of, load
+from evaluation.predict import Model, class_probabilities, heat_map_of, load, rival_of
 from evaluation.probes import features_of_scenes
 from runs import run_command
 
@@ -50,7 +51,7 @@ HOSTS = ("127.0.0.1", "localhost")  # that a browser may call it
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingImages:
     """The training images of a network, and the directions of their standardized features, of length 1."""
 
     scenes: Scenes
@@ -60,31 +61,25 @@ class Training:
 
     def nearest(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The numbers of the images most like one of these features (1, D), and their cosine similarity, -1..1."""
-        similarity = self.directions @ _directions(features, self.mean, self.std)[0]
+        similarity = self.directions @ unit((features - self.mean) / self.std)[0]
         found = similarity.argsort()[::-1][:NEAREST]
         return found, similarity[found]
 
 
-def read_training(run: TrainedRun, data: str) -> Training:
+def read_training(run: TrainedRun, data: str) -> TrainingImages:
     """The training images of a data set.  Raises ValueError if the run was trained on other classes."""
-    train = load_splits(locate(data), run.image_size, run.resize)["train"]
+    train = load_splits(locate(data), run.image_size, run.resize, skip_bad_images=True)["train"]
     if train.class_names != run.class_names:
-        raise ValueError(f"{run.name} was not trained on {data}, whose classes are others; see --train")
+        raise ValueError(f"{run.name} was not trained on {data}, whose classes are others; see --nearest")
     features, _ = features_of_scenes(run, {"train": train})["train"]
-    mean, std = features.mean(axis=0), features.std(axis=0)
-    std = np.where(std > 0, std, 1)
-    return Training(train, mean, std, _directions(features, mean, std))
-
-
-def _directions(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    standardized = (features - mean) / std
-    return standardized / np.maximum(np.linalg.norm(standardized, axis=1, keepdims=True), 1e-12)
+    mean, std = mean_and_std(features)
+    return TrainingImages(train, mean, std, unit((features - mean) / std))
 
 
 class Demo:
     """What the page asks for."""
 
-    def __init__(self, model: Model, training: Training | None):
+    def __init__(self, model: Model, training: TrainingImages | None):
         """Use a network, and show its training images if they are known."""
         self.model, self.training = model, training
         self.folded = model.run.folded()
@@ -97,21 +92,19 @@ class Demo:
         for the user, for an upload that is too large or no image, and for a class that the network does not have.
         """
         began = time.perf_counter()
-        rival = self.model.label(why_not) if why_not else None
+        asked = self.model.label(why_not) if why_not else None
         pixels = read_upload(upload, self.model.run)
         image = self.model.run.normalised([pixels])
         with torch.inference_mode():
             features = self.folded.model.pooled_features(image)
         probabilities = class_probabilities(self.folded.model, features)[0]
         order = probabilities.argsort()[::-1]
-        target = int(order[0])
-        if rival == target:  # it is that class: what keeps it from being the next one
-            rival = int(order[1])
+        target, rival = int(order[0]), rival_of(probabilities, asked)
         names = self.model.class_names
         return {
             "picture": data_url(picture_of(pixels)),
             "map": self._heat_map(pixels, image, target, rival, method),
-            "map_title": f"{names[target]}, not {names[rival]}" if rival is not None else names[target],
+            "map_title": names[target] if rival is None else f"{names[target]} over {names[rival]}",
             "classes": [[names[label], float(probabilities[label])] for label in order[:TOP]],
             "warning": self._warning(features.numpy()),
             "nearest": self._nearest(features.numpy()),
@@ -149,22 +142,15 @@ def read_upload(upload: bytes, run: TrainedRun) -> np.ndarray:
         raise ValueError(f"the file has {len(upload) / 1e6:.0f} MB; at most {MOST_BYTES / 1e6:.0f} MB are read")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the next check is stricter
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check of pixels is stricter
             with Image.open(io.BytesIO(upload), formats=FORMATS) as image:
-                width, height = image.size
+                if image.width * image.height > MOST_PIXELS:
+                    raise Image.DecompressionBombError(f"{image.size}")
+                return decode_image(image, run.image_size, run.resize)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"the image has too many pixels; at most {MOST_PIXELS / 1e6:.0f} million are read") from error
     except Exception as error:  # of many kinds, as in `decode`
-        raise ValueError(f"this is not an image; {', '.join(FORMATS)} are read") from error
-    if width * height > MOST_PIXELS:
-        raise ValueError(
-            f"the image has {width:,} x {height:,} pixels; at most {MOST_PIXELS / 1e6:.0f} million are read"
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "upload")
-        path.write_bytes(upload)
-        try:
-            return decode(path, run.image_size, run.resize)
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(path), "the image")) from error
+        raise ValueError(f"this cannot be read as an image; {', '.join(FORMATS)} are read") from error
 
 
 def overlay(pixels: np.ndarray, heat_map: np.ndarray) -> Image.Image:
@@ -188,7 +174,7 @@ def data_url(picture: Image.Image) -> str:
 class _Handler(RequestHandler):
     def prepare(self):
         """Refuse other names of this machine: a page elsewhere could have its name point here."""
-        if urlsplit(f"//{self.request.host}").hostname not in HOSTS:
+        if self.request.host.rpartition(":")[0] not in HOSTS and self.request.host not in HOSTS:
             raise HTTPError(403)
 
     def set_default_headers(self):
@@ -196,7 +182,8 @@ class _Handler(RequestHandler):
         self.set_header("Cache-Control", "no-store")
         self.set_header(
             "Content-Security-Policy",
-            "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'",
+            "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
+            "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
         )
 
 
@@ -211,19 +198,26 @@ class _Page(_Handler):
 
 class _Answer(_Handler):
     def initialize(self, demo: Demo, worker: ThreadPoolExecutor):
-        self.demo, self.worker = demo, worker
+        self.demo, self.worker, self.waiting = demo, worker, None
 
     async def post(self):
         # A page elsewhere cannot send this header: the browser would ask for leave first, and gets none.
         if self.request.headers.get("X-Demo") != "1":
             raise HTTPError(403)
-        options = [unquote(self.get_query_argument(name, "")) for name in ("why_not", "method")]
+        why_not, method = (self.get_query_argument(name, "", strip=False) for name in ("why_not", "method"))
+        self.waiting = self.worker.submit(self.demo.answer, self.request.body, why_not, method or "fast")
         try:
-            ask = IOLoop.current().run_in_executor
-            self.write(await ask(self.worker, self.demo.answer, self.request.body, options[0], options[1] or "fast"))
-        except ValueError as error:
+            self.write(await asyncio.wrap_future(self.waiting))
+        except asyncio.CancelledError:  # nobody waits for it
+            return
+        except (ValueError, FloatingPointError, MemoryError) as error:
             self.set_status(400)
             self.write({"error": str(error)})
+
+    def on_connection_close(self):
+        """Another photograph has been dropped, or the page is closed: do not begin with this one."""
+        if self.waiting is not None:
+            self.waiting.cancel()
 
 
 def application(demo: Demo, worker: ThreadPoolExecutor) -> Application:
@@ -238,22 +232,29 @@ def application(demo: Demo, worker: ThreadPoolExecutor) -> Application:
     )
 
 
-def serve(demo: Demo, port: int):
-    """Serve the demo on this machine until it is interrupted.  Port 0 is any free one.
+def listen(port: int) -> list[socket]:
+    """Sockets of this machine that nobody else can connect to.  Port 0 is any free one.
 
     Raises ValueError for a port that is taken or not allowed.
     """
     if not 0 <= port < 2**16:
         raise ValueError(f"--port is {port}; it must be 0 to {2**16 - 1}")
     try:
-        sockets = bind_sockets(port, ADDRESS)
+        return bind_sockets(port, ADDRESS)
     except OSError as error:
         raise ValueError(f"--port {port} cannot be used ({error}); --port 0 takes a free one") from error
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        server = HTTPServer(application(demo, worker), max_body_size=MOST_BYTES)
-        server.add_sockets(sockets)
-        print(f"http://{ADDRESS}:{sockets[0].getsockname()[1]}/ shows the demo; Ctrl-C ends it", flush=True)
+
+
+def serve(demo: Demo, sockets: list[socket]):
+    """Serve the demo until it is interrupted."""
+    worker = ThreadPoolExecutor(max_workers=1)
+    server = HTTPServer(application(demo, worker), max_body_size=MOST_BYTES)
+    server.add_sockets(sockets)
+    print(f"http://{ADDRESS}:{sockets[0].getsockname()[1]}/ shows the demo; Ctrl-C ends it", flush=True)
+    try:
         IOLoop.current().start()
+    except KeyboardInterrupt:
+        worker.shutdown(cancel_futures=True)
 
 
 def main(arguments=None) -> int:
@@ -261,22 +262,18 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.demo", description="A page to try a trained network on photographs"
     )
-    parser.add_argument(
-        "--model", default=DEFAULT_MODEL, metavar="RUN", help=f"a trained run, or its file (default: {DEFAULT_MODEL})"
-    )
-    parser.add_argument("--train", metavar="DATA", help="what it was trained on: shows the images that are most alike")
+    add_model_option(parser)
+    parser.add_argument("--nearest", metavar="DATA", help="show the most similar images of what it was trained on")
     parser.add_argument("--port", type=int, default=8765, help="0 takes a free one (default: 8765)")
     options = parser.parse_args(arguments)
-    try:
-        return run_command(lambda: _demo(options))
-    except KeyboardInterrupt:
-        return 0
+    return run_command(lambda: _demo(options))
 
 
 def _demo(options: argparse.Namespace):
+    sockets = listen(options.port)  # before anything is computed
     model = load(options.model)
-    training = None if options.train is None else read_training(model.run, options.train)
-    serve(Demo(model, training), options.port)
+    training = None if options.nearest is None else read_training(model.run, options.nearest)
+    serve(Demo(model, training), sockets)
 
 
 if __name__ == "__main__":

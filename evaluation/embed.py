@@ -26,11 +26,11 @@ from tqdm import tqdm
 from data.files import expanded, say_once, write_atomically
 from data.folders import images_in
 from data.image_cache import decode_or_skip
-from evaluation.checkpoints import TrainedRun
-from evaluation.publish import load_run
+from evaluation.checkpoints import RELEASED, TrainedRun
+from evaluation.publish import FOLDER, load_run
 from runs import run_command
 
-DEFAULT_MODEL = "byol_classifier"  # a released model, of the best frozen features of the study
+DEFAULT_MODEL = FOLDER / f"byol_classifier{RELEASED}"  # released, of the best frozen features of the study
 BATCH = 32  # images
 SUFFIXES = (".npz", ".csv", ".parquet")
 
@@ -98,11 +98,15 @@ def main(arguments=None) -> int:
     return run_command(lambda: _embed(options))
 
 
+def add_model_option(parser):
+    """The option that names a network; `parser` may be a group."""
+    words = f"a trained run, or its file (default: the released {DEFAULT_MODEL.stem})"
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="RUN", help=words)
+
+
 def add_model_options(parser: argparse.ArgumentParser):
     """The options of every command that passes image files through a network."""
-    parser.add_argument(
-        "--model", default=DEFAULT_MODEL, metavar="RUN", help=f"a trained run, or its file (default: {DEFAULT_MODEL})"
-    )
+    add_model_option(parser)
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be decoded")
 
 

@@ -1,7 +1,7 @@
 """A trained run for other programs: an ONNX file, or a state dict with the names of torchvision or timm.
 
     python -m evaluation.export RUN --to onnx           RUN.onnx, for onnxruntime and others; the batch size is free
-    python -m evaluation.export RUN --to torchvision    RUN.pth, for torchvision.models.efficientnet_b0 or resnet18
+    python -m evaluation.export RUN --to torchvision    RUN.pth, for the same network of torchvision.models
     python -m evaluation.export RUN --to timm           RUN.pth, for timm.create_model of the same name
 
 All take normalized images, float32 (N, 3, S, S).  The metadata of the ONNX file say how to prepare them, and name the
@@ -45,13 +45,13 @@ TOLERANCE = 1e-4  # of logits, relative to the largest
 
 
 def to_onnx(run: TrainedRun, path: Path) -> float:
-    """Write an ONNX file with input "images" and output "logits"; returns their largest difference in onnxruntime.
+    """Write an ONNX file with input "images" and output "logits"; returns how much onnxruntime's logits differ at most.
 
     Raises ValueError if a package is missing, and FloatingPointError if onnxruntime's logits are not those of the run.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"--to onnx needs {' and '.join(missing)}: pip install 'self-supervised-scenes[export]'")
+        raise ValueError(f"--to onnx needs {' and '.join(missing)}: pip install -e '.[export]'")
     import onnx
     import onnxruntime
 
@@ -100,8 +100,9 @@ def torchvision_state(run: TrainedRun) -> tuple[dict[str, torch.Tensor], str]:
     blocks = len(run.model.features.layer3) if resnet else 0
     network = {0: "efficientnet_b0", 2: "resnet18", 6: "resnet34"}[blocks]
     last_alone = run.model.stages == {len(run.model.features) - 1}
-    if not (last_alone and set(_heads(state)) == {"classifier.1.weight", "classifier.1.bias"}):
-        state = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+    head = {name for name in state if not _is_feature(name)}
+    if not (last_alone and head == {"classifier.1.weight", "classifier.1.bias"}):
+        state = {name: tensor for name, tensor in state.items() if _is_feature(name)}
     if resnet:
         state = {_resnet_name(name): tensor for name, tensor in state.items()}
     return {name: tensor.contiguous().clone() for name, tensor in state.items()}, network
@@ -124,10 +125,6 @@ def _timm_name(name: str) -> str:
         return f"classifier.{tensor}"
     _, stage, block, _, part = module.split(".", 4)
     return f"blocks.{int(stage) - 1}.{block}.{TIMM_BLOCKS[stage != '1'][part]}.{tensor}"
-
-
-def _heads(state: dict) -> list[str]:
-    return [name for name in state if name.startswith("classifier.")]
 
 
 def _resnet_name(name: str) -> str:

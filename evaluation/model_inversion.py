@@ -33,9 +33,10 @@ from tqdm.auto import tqdm
 
 from data.files import expanded
 from evaluation import plots
-from evaluation.checkpoints import TrainedRun, load_trained
+from evaluation.checkpoints import TrainedRun
 from evaluation.hooks import eval_mode, maps_and_logits
 from evaluation.image_parameters import PARAMETERS, Conversion, conversion, low_frequencies
+from evaluation.publish import load_run
 from evaluation.random_views import Views, generator_of, views_of
 from evaluation.scorecam import check_targets, label_numbers, one_target_each, probabilities_of
 from evaluation.split_images import training_amplitudes
@@ -505,7 +506,7 @@ def _invert(options):
         raise ValueError("--evaluator reports the probability of a class; use it with --classes")
     if options.output.is_file():
         raise ValueError(f"{options.output} is a file; --output takes a folder")
-    run = load_trained(options.model).without_flip_tta()
+    run = load_run(options.model).without_flip_tta()
     settings = InversionSettings(image_size=run.image_size, **{name: getattr(options, name) for name in _options()})
     objective, targets, names = _objective(run, options)
     evaluator = _evaluator(run, options.evaluator)
@@ -549,7 +550,7 @@ def _filters(run: TrainedRun, asked: list[str]) -> list[int]:
 def _evaluator(run: TrainedRun, name: str | None) -> TrainedRun | None:
     if name is None:
         return None
-    evaluator = load_trained(name)
+    evaluator = load_run(name)
     if evaluator.class_names != run.class_names:
         raise ValueError(f"{evaluator.name} has other classes than {run.name}; an evaluator network needs the same")
     return evaluator

@@ -61,7 +61,7 @@ class Novelty:
 
     def _directions(self, features: np.ndarray) -> np.ndarray:
         standardized = (features - self.mean) / self.std
-        return _unit(standardized.astype(np.float32) @ self.components.astype(np.float32))
+        return unit(standardized.astype(np.float32) @ self.components.astype(np.float32))
 
     def write(self, path: Path):
         """Write it to a file."""
@@ -77,8 +77,7 @@ def fit_novelty(splits: Splits, weights: str) -> Novelty:
     train = splits["train"][0]
     if len(train) <= NEIGHBORS:
         raise ValueError(f"there are {len(train)} training images; distances to them need more than {NEIGHBORS}")
-    mean, std = train.mean(axis=0), train.std(axis=0)
-    std = np.where(std > 0, std, 1)
+    mean, std = mean_and_std(train)
     _, _, directions = np.linalg.svd(((train - mean) / std).astype(np.float64), full_matrices=False)
     components = directions[:COMPONENTS].T.astype(np.float16)
     found = Novelty(weights, mean, std, components, np.empty(0), 1.0, FALSE_ALARMS)
@@ -124,7 +123,14 @@ def _beside(file: Path) -> Path:
     return file.with_name(f"{file.stem}{SUFFIX}")
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def mean_and_std(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What standardizes features (N, D); a feature that never varies has a standard deviation of 1."""
+    std = features.std(axis=0)
+    return features.mean(axis=0), np.where(std > 0, std, 1)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (N, D) of length 1 in the same directions."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 

@@ -49,8 +49,8 @@ LONGEST_STEM = 240  # bytes
 def class_probabilities(model: nn.Module, images: torch.Tensor | Iterable) -> np.ndarray:
     """The probability (N, classes), 0..1, of each class, in float32 whatever precision the model was trained in.
 
-    `images` are normalised images (N, 3, H, W), or a loader of (images, labels), whose order is that of the result.
-    The model runs in eval mode and is left in its own mode.
+    `images` are normalised images (N, 3, H, W), pooled features (N, D) of a SceneClassifier, or a loader of (images,
+    labels), whose order is that of the result.  The model runs in eval mode and is left in its own mode.
     """
     batches = images.split(BATCH) if isinstance(images, torch.Tensor) else (batch for batch, _ in images)
     with eval_mode(model):
@@ -156,6 +156,12 @@ def heat_map_of(
     return contrast_cam(run.model, image, layer, [target], [rival]).maps[0]
 
 
+def rival_of(probabilities: np.ndarray, why_not: int | None) -> int | None:
+    """The class to explain the most probable one against: `why_not`, or if it is that class the runner-up."""
+    first, second = probabilities.argsort()[:-3:-1]
+    return int(second) if why_not == first else why_not
+
+
 def draw_prediction(pixels: np.ndarray, heat_map, probabilities: np.ndarray, class_names, titles: Sequence[str]):
     """A figure of one image, uint8 (1 or 3, S, S), its heat map (S, S), and its most probable classes.
 
@@ -249,9 +255,8 @@ class _Figures:
 
     def draw(self, path: Path, probabilities: np.ndarray) -> Path:
         """Write the figure of an image, and return its path."""
-        names, target, rival = self.model.class_names, int(probabilities.argmax()), self.rival
-        if rival == target:  # it is that class: what keeps it from being the next one
-            rival = int(probabilities.argsort()[-2])
+        names, target = self.model.class_names, int(probabilities.argmax())
+        rival = rival_of(probabilities, self.rival)
         (pixels,), image = self.model.run.read([path])
         heat_map = heat_map_of(self.explained, image, target, rival, self.layer, self.fast)
         title = f"{'Recipro-CAM' if self.fast else 'Score-CAM'} for {names[target]}" + (

@@ -281,11 +281,18 @@ def place(names: Sequence[str], source: str | Path, models: Path, folder: Path =
 
 
 def load_run(name: str | Path) -> TrainedRun:
-    """As `load_trained`; a released model that is named and is not under models/ yet is placed there first."""
+    """As `load_trained`; a released model that is named and is not under models/ yet is placed there first.
+
+    A run of the quick profile does not stand in for it.
+    """
+    quick = root_folder() / "models" / "quick"
+    released = str(name) in _read_digests(FOLDER) and (FOLDER / f"{name}{RELEASED}").is_file()
     try:
-        return load_trained(name)
+        found = load_trained(name)
+        if not (released and found.file.is_relative_to(quick)):
+            return found
     except FileNotFoundError:
-        if str(name) not in _read_digests(FOLDER) or not (FOLDER / f"{name}{RELEASED}").is_file():
+        if not released:
             raise
     (placed,) = place([str(name)], FOLDER, root_folder() / "models" / "full", FOLDER)
     say_once(f"{name} is a released model; it was copied to {placed}")

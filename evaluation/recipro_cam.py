@@ -1,7 +1,7 @@
 """Recipro-CAM (Byun and Lee 2022): heat maps without gradients, from one masked pass per position of a layer.
 
 Where Score-CAM masks the image by each channel, Recipro-CAM masks the layer's maps by each position: 49 passes at 7x7
-positions instead of 1,280, and of the part of the network behind the layer alone where nothing else reaches the head.
+positions instead of 1,280.  If the head sees only this layer or later ones, the earlier ones run once.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from torch import nn
 
 from evaluation.hooks import eval_mode, maps_and_logits
 from evaluation.scorecam import (
+    NOT_FINITE,
     ScoreCam,
     as_images,
     check_batch_size,
@@ -31,8 +32,9 @@ def recipro_cam(
     """One heat map per image: the class's probability when only one position of the layer's maps, and a share of its
     neighbors, is left.
 
-    The arguments, the result and the errors are those of `score_cam`.  The paper keeps a neighborhood of 3 x 3
-    positions with Gaussian weights, as this does.  No channel is constant or left out, and no map falls back.
+    The arguments, the result and the errors are those of `score_cam`, without its weighting.  The paper leaves a
+    neighborhood of 3 x 3 positions with Gaussian weights, as this does.  No channel is constant or left out, and no map
+    falls back.
     """
     images = as_images(images)
     targets = one_target_each(images, target_classes)
@@ -64,15 +66,20 @@ def probabilities_by_position(
 ) -> torch.Tensor:
     """The probability of each class (classes, height, width) when only one position of the layer's maps is left.
 
-    The image is (1, 3, H, W); the layer's maps have height times width positions.
+    The image is (1, 3, H, W); the layer's maps have height times width positions.  Raises FloatingPointError if a
+    probability is not finite.
     """
     check_batch_size(batch_size)
+    model = getattr(model, "_orig_mod", model)  # a compiled model does not call hooks that are added later
     with eval_mode(model):
         activations, _ = maps_and_logits(model, image, layer)
         height, width = activations.shape[2:]
         masks = position_masks(height, width).to(activations).split(batch_size)
         found = [probabilities_of(_logits_of_masked(model, layer, image, part).float()) for part in masks]
-    return torch.cat(found).T.reshape(-1, height, width).clone()
+    probabilities = torch.cat(found).T.reshape(-1, height, width)
+    if not probabilities.isfinite().all():
+        raise FloatingPointError(NOT_FINITE)
+    return probabilities
 
 
 def _as_heat_map(of_positions: torch.Tensor, image: torch.Tensor) -> torch.Tensor:

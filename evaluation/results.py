@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from data.files import expanded
 from evaluation.statistics import accuracy_interval, compare, correctness, mean_accuracy
 from runs import EXPERIMENTS, OWN_DATA
 from self_supervised.settings import ProbeExperiment
@@ -74,8 +75,7 @@ def read_results(folder: Path) -> dict[str, dict]:
 
 def folder_of_data(folder: Path, data: str) -> Path:
     """Where results on a data set, and what is computed from them, lie below the folder of a profile."""
-    name = Path(data).resolve().name
-    return folder if name == OWN_DATA else folder / name
+    return folder if data == OWN_DATA else folder / expanded(data).resolve().name
 
 
 def read_profile(folder: Path, data: str = OWN_DATA) -> dict[str, dict]:

@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from data.files import expanded
 from evaluation import plots
-from evaluation.checkpoints import TrainedRun, load_trained
+from evaluation.checkpoints import TrainedRun
 from evaluation.hooks import eval_mode, maps_and_logits
+from evaluation.publish import load_run
 from helper_functions import logits_in, logits_of
 from runs import run_command
 
@@ -367,7 +368,7 @@ def make_sheet(options: argparse.Namespace, explain: Callable[..., ScoreCam]):
     matplotlib.use("Agg")
     if options.output.suffix.lower() not in FIGURES or options.output.is_dir():
         raise ValueError(f"--output is {options.output}; it must be a file that ends in {', '.join(FIGURES)}")
-    run = load_trained(options.model)
+    run = load_run(options.model)
     explained = run.ready_to_explain(options.layers)
     layers = {name: explained.layer(name) for name in options.layers}
     if options.target is not None and options.target not in run.class_names:

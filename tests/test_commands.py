@@ -75,7 +75,7 @@ def test_of_own_images_the_full_profile_trains_a_small_table_and_makes_one_repor
     asked = []
 
     def train_missing(names, profile, **changes):
-        asked.append((list(names), profile, changes["data"]))
+        asked.append((list(names), profile, changes["data"], changes["options"]))
         return failed
 
     monkeypatch.setattr(report, "train_missing", train_missing)
@@ -83,8 +83,9 @@ def test_of_own_images_the_full_profile_trains_a_small_table_and_makes_one_repor
     make(root / "own")
     monkeypatch.setenv("DATA", str(root / "own"))
     put_results(root / "results/full/own")
+    monkeypatch.setenv("SKIP_BAD_IMAGES", "1")
     assert report.main([]) == len(failed)
-    assert asked == [(list(OWN_TABLE), "full", str(root / "own"))]
+    assert asked == [(list(OWN_TABLE), "full", str(root / "own"), ["--skip-bad-images"])]
     assert executed == ([] if failed else [OWN])
     pages = [path.relative_to(root).as_posix() for path in root.rglob("index.html")]
     assert pages == ([] if failed else ["results/full/own/index.html"])  # that of the study stays as it is

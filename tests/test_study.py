@@ -1,5 +1,6 @@
 """The command that trains everything that is missing: order, side by side, failures, interruption."""
 
+import json
 import sys
 import time
 from dataclasses import replace
@@ -7,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import study
-from runs import EXPERIMENTS, configure, files_of
+from runs import EXPERIMENTS, FORMAT, configure, files_of, settings_of
 from study import IMAGES, Task, expected_seconds, forward_passes, missing_tasks, train_tasks
 from tests.points import TINY
 
@@ -44,10 +45,11 @@ def test_what_a_run_starts_from_is_trained_before_it_and_once(root):
 
 
 def test_a_run_with_a_result_is_left_out_but_trained_again_where_its_weights_are_needed(root):
-    byol = files_of(configure(EXPERIMENTS["byol"], "full", weights="random"), "full")
+    configured = configure(EXPERIMENTS["byol"], "full", weights="random")
+    byol = files_of(configured, "full")
     byol.results.mkdir(parents=True)
     byol.models.mkdir(parents=True)
-    byol.result.write_text("{}")
+    byol.result.write_text(json.dumps({"format": FORMAT, "settings": settings_of(configured)}))
     byol.checkpoint.write_bytes(b"")
     assert [each.name for each in missing_tasks(["byol"], "full", [0], weights="random")] == []
     assert [each.name for each in missing_tasks(["byol_classifier"], "full", [0], weights="random")] == [
@@ -56,6 +58,12 @@ def test_a_run_with_a_result_is_left_out_but_trained_again_where_its_weights_are
     byol.checkpoint.unlink()
     found = missing_tasks(["byol_classifier"], "full", [0], weights="random")
     assert [each.name for each in found] == ["byol", "byol_classifier"]
+    assert missing_tasks(["byol"], "full", [0], weights="random") == []
+    byol.result.write_text(json.dumps({"format": FORMAT, "settings": {**settings_of(configured), "batch_size": 3}}))
+    with pytest.raises(ValueError, match="batch_size"):
+        missing_tasks(["byol"], "full", [0], weights="random")
+    (again,) = missing_tasks(["byol"], "full", [0], overwrite=True, weights="random")
+    assert again.name == "byol"
 
 
 def test_tasks_run_side_by_side_and_wait_for_the_files_they_need(root, tmp_path, trains):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from evaluation.pages.web_page import page_of
 
-BODY = """<p class="soft">Classes by {model}.  A photograph stays on this machine and is not kept.</p>
+BODY = """<p class="soft">Classes by {model}.  A photograph stays on this machine and is not saved.</p>
 <form id="ask">
 <label class="drop" id="drop">Drop a photograph here, or pick one
 <input type="file" id="file" accept="image/*"></label>
@@ -19,7 +19,7 @@ BODY = """<p class="soft">Classes by {model}.  A photograph stays on this machin
 <div id="answer" hidden>
 <ul class="cards pairs">
 <li><div class="images"><img id="picture" alt="The photograph as the network sees it"></div>As the network sees it</li>
-<li><div class="images"><img id="map" alt="Heat map"></div>What speaks for <b id="map_title"></b></li>
+<li><div class="images"><img id="map" alt="Heat map"></div>Evidence for <b id="map_title"></b></li>
 <li><b>Most probable classes</b><div id="classes"></div><mark id="warning"></mark></li>
 </ul>
 <div id="alike" hidden><h2>Training images that are most alike</h2><ul class="cards" id="nearest"></ul></div>
@@ -36,7 +36,7 @@ select {{ font: inherit; max-width: 100%; }}
 SCRIPT = """"use strict";
 const by = id => document.getElementById(id);
 const most = Number(document.currentScript.dataset.most);
-let photograph = null, asked = 0;
+let photograph = null, asked = 0, running = null;
 
 function show(answer) {
   by("picture").src = answer.picture;
@@ -65,11 +65,17 @@ function show(answer) {
 async function ask() {
   if (photograph === null) return;
   const number = ++asked, say = text => { by("status").textContent = text; };
-  if (photograph.size > most) return say(`The file has more than ${most / 1e6} MB.`);
+  if (photograph.size > most) {
+    by("answer").hidden = true;
+    return say(`The file has more than ${most / 1e6} MB.`);
+  }
+  if (running !== null) running.abort();
+  running = new AbortController();
   say("Looking ...");
   const query = new URLSearchParams({why_not: by("why_not").value, method: by("method").value});
   try {
-    const response = await fetch(`/answer?${query}`, {method: "POST", body: photograph, headers: {"X-Demo": "1"}});
+    const response = await fetch(`/answer?${query}`, {method: "POST", body: photograph, headers: {"X-Demo": "1"},
+      signal: running.signal});
     const answer = await response.json();
     if (number !== asked) return;  // another photograph has been dropped since
     if (!response.ok) {
@@ -96,12 +102,13 @@ for (const kind of ["dragover", "drop", "dragleave"]) {
     if (kind === "drop") take(event.dataTransfer.files);
   });
 }
+for (const kind of ["dragover", "drop"]) document.addEventListener(kind, event => event.preventDefault());
 by("ask").addEventListener("submit", event => event.preventDefault());
 """
 
 
 def demo_page(model: str, class_names: Sequence[str], most_bytes: int) -> str:
     """The page for a model of these classes, which takes uploads of at most so many bytes."""
-    classes = "".join(f"<option>{html.escape(name)}</option>" for name in class_names)
+    classes = "".join(f'<option value="{html.escape(name)}">{html.escape(name)}</option>' for name in class_names)
     body = BODY.format(model=html.escape(model), classes=classes, most=most_bytes)
     return page_of("Which scene is this?", [body])

@@ -6,6 +6,7 @@ Everything comes from the environment, with defaults:
     DATA              a prepared data set's name or a folder; default: the report's own, or synthetic scenes in quick
     WEIGHTS           initial weights of EfficientNet-B0: imagenet, random, or the file of a state dict
     RESNET18_WEIGHTS  the same of ResNet-18, for the nature scenes
+    SKIP_BAD_IMAGES   1: leave out images of DATA that cannot be decoded, in the report on your own images
     COMPUTE           1: train, probe and explain what is missing; 0: show what is there.  Default: 1 in quick only
 """
 
@@ -79,8 +80,9 @@ def check_environment(environment: Mapping[str, str]):
         value = environment.get(name)
         if value and value not in ("imagenet", "random") and not expanded(value).is_file():
             raise FileNotFoundError(f"{name} is {value!r}; it must be imagenet, random or the file of a state dict")
-    if environment.get("COMPUTE") not in (None, "", "0", "1"):
-        raise ValueError(f"COMPUTE is {environment['COMPUTE']!r}; it must be 0 or 1")
+    for name in ("COMPUTE", "SKIP_BAD_IMAGES"):
+        if environment.get(name) not in (None, "", "0", "1"):
+            raise ValueError(f"{name} is {environment[name]!r}; it must be 0 or 1")
 
 
 def is_own(environment: Mapping[str, str]) -> bool:
@@ -122,6 +124,7 @@ class Study:
     data: str
     weights: Mapping[str, str | None]  # by network
     compute: bool
+    skip_bad_images: bool = False
 
     @property
     def quick(self) -> bool:
@@ -184,6 +187,7 @@ def open(name: str, environment: Mapping[str, str] = os.environ) -> Study:
             "resnet18": environment.get("RESNET18_WEIGHTS") or None,
         },
         compute=(environment.get("COMPUTE") or {"quick": "1", "full": "0"}[profile]) == "1",
+        skip_bad_images=environment.get("SKIP_BAD_IMAGES") == "1",
     )
     keep_freed_memory()
     if REPORTS[name].photographs:

@@ -30,7 +30,6 @@ from evaluation.pages.notebook import (
     Report,
     check_environment,
     data_of,
-    is_own,
     profile_of,
     reason_to_leave_out,
 )
@@ -73,11 +72,24 @@ def absolute_paths(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: str(path.resolve()) for name, path in given.items() if path.exists()}
 
 
+def train_own() -> bool:
+    """Train what is missing of `notebook.OWN_TABLE` on a user's own images; returns whether all succeeded."""
+    skip = ["--skip-bad-images"] * (os.environ.get("SKIP_BAD_IMAGES") == "1")
+    weights = os.environ.get("WEIGHTS") or None
+    failed = train_missing(OWN_TABLE, "full", options=skip, data=os.environ["DATA"], weights=weights)
+    for name in failed:
+        print(f"{name} failed or could not start; see {log_of(name)}", file=sys.stderr)
+    return not failed
+
+
 def make_reports(reports: Sequence[Report], html_folder: Path, in_place: bool) -> bool:
     """Execute several notebooks; prints a line for each and returns whether all succeeded.
 
-    In the quick profile one runs on each CPU core: tiny networks gain nothing from threads.
+    In the quick profile one runs on each CPU core: tiny networks gain nothing from threads.  In the full profile the
+    report on a user's own images has its experiments trained first.
     """
+    if REPORTS["own"] in reports and profile_of(os.environ) == "full" and not train_own():
+        return False
     at_once = 1
     if profile_of(os.environ) == "quick":
         at_once = os.cpu_count() or 1
@@ -104,13 +116,6 @@ def make_all(folder: Path, html_folder: Path, in_place: bool) -> int:
     for path, reason in left_out.items():
         print(f"{path}: left out, {reason}")
     reports = [report for report in REPORTS.values() if report.path not in left_out]
-    if is_own(os.environ) and profile_of(os.environ) == "full":
-        changes = {"data": os.environ["DATA"], "weights": os.environ.get("WEIGHTS") or None}
-        failed = train_missing(OWN_TABLE, "full", **changes)
-        for name in failed:
-            print(f"{name} failed or could not start; see {log_of(name)}", file=sys.stderr)
-        if failed:
-            return 1
     if not make_reports(reports, html_folder, in_place):
         return 1
     data = data_of(REPORTS["supervised"], os.environ)

@@ -1,4 +1,4 @@
-"""A page of HTML that needs no other file: light or dark as the reader's system, narrow or wide, tables to sort."""
+"""Pages of HTML that follow the reader's color scheme and width, and whose tables can be sorted and filtered."""
 
 import html
 from collections.abc import Sequence

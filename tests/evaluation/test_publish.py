@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import re
+import shutil
 import threading
 from functools import partial
 from types import SimpleNamespace
@@ -256,3 +257,12 @@ def test_each_committed_card_is_made_of_its_file_and_its_result(path):
     assert json.loads((publish.FOLDER / publish.DIGESTS).read_text())[path.stem] == digest
     assert path.with_suffix(".md").read_text() == publish.card(result, about, path.stat().st_size, digest)
     assert abs(about["measured"]["test_accuracy"] - result["test_accuracy"]) < 0.003
+
+
+def test_a_quick_run_does_not_stand_in_for_a_released_model_of_its_name(tiny_model, root):
+    name = next(path.stem for path in sorted(publish.FOLDER.glob("*.safetensors")))
+    quick = root / "models" / "quick" / "synthetic" / f"{name}.pt"
+    quick.parent.mkdir()
+    shutil.copy(tiny_model, quick)
+    assert publish.load_run(name).file == root / "models" / "full" / f"{name}.safetensors"
+    assert publish.load_run(quick).file == quick

@@ -230,7 +230,7 @@ LINES = {  # a command line: what its answer must name
     "audit scenes --model tiny --out text": ["text"],
     "audit scenes --weights gone.pth": ["gone.pth"],
     "demo --model gone": ["gone", "tiny"],
-    "demo --model tiny --train nowhere": ["nowhere"],
+    "demo --model tiny --nearest nowhere": ["nowhere"],
     "demo --model tiny --port 70000": ["--port is 70000"],
     "export gone --to torchvision": ["gone", "tiny"],
     "export tiny --to java": ["'java'"],

@@ -73,8 +73,8 @@ def test_a_photograph_is_uploaded_and_explained_and_a_mistake_is_said(browser, s
     width = "return document.getElementById('map').naturalWidth"
     assert browser.execute_script(width) == 32
     Select(browser.find_element(By.ID, "why_not")).select_by_visible_text(second)
-    wait.until(lambda _: browser.find_element(By.ID, "map_title").text == f"{first}, not {second}")
+    wait.until(lambda _: browser.find_element(By.ID, "map_title").text == f"{first} over {second}")
     browser.find_element(By.ID, "file").send_keys(str(tmp_path / "text.png"))
-    wait.until(lambda _: "not an image" in status.text)
+    wait.until(lambda _: "cannot be read" in status.text)
     assert not answer.is_displayed()
     assert not browser.get_log("browser") or all("400" in each["message"] for each in browser.get_log("browser"))
