@@ -315,6 +315,7 @@ def _in_train_mode(classifier: ClassifierExperiment, modes: Sequence[str]) -> tu
             compared_with=classifier.name,
             family="reproduction",
             frozen_mode=mode,
+            earlier_accuracy=None,  # it stands beside the experiment without the mistake
         )
         for mode in modes
     )

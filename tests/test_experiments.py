@@ -25,6 +25,7 @@ TABLES = (
     supervised.NATURE_EXPERIMENTS,
     self_supervised.PRETEXT_EXPERIMENTS,
     self_supervised.CLASSIFIER_EXPERIMENTS,
+    self_supervised.REPRODUCTION,
     self_supervised.JOINT_EMBEDDINGS,
     self_supervised.PROBES,
     self_supervised.NATURE_PRETEXTS,

@@ -112,7 +112,13 @@ def test_options_reach_the_experiments_in_the_order_of_names_and_seeds(call, ask
     for experiment, profile, given in asked:
         assert (experiment.data, experiment.initial_weights, profile) == ("flowers", "a.pth", "full")
         assert experiment.train.max_epochs == 3
-        assert given == {"device": "auto", "precision": "bfloat16", "overwrite": True, "skip_bad_images": True}
+        assert given == {
+            "device": "auto",
+            "precision": "bfloat16",
+            "overwrite": True,
+            "skip_bad_images": True,
+            "log": False,
+        }
 
 
 def test_the_best_trial_of_a_study_is_trained(call, asked):

@@ -36,6 +36,7 @@ from self_supervised.settings import (
     NATURE_PROBES,
     PRETEXT_EXPERIMENTS,
     PROBES,
+    REPRODUCTION,
 )
 from supervised.settings import ABLATIONS, DISTILLATION_ABLATIONS, NATURE_EXPERIMENTS
 from supervised.settings import EXPERIMENTS as SUPERVISED
@@ -70,6 +71,7 @@ chosen, on val or elsewhere."""
 SECTIONS = (  # data set, title, a note, experiments
     ("15-Scene", "Supervised experiments and controls", "", tuple(SUPERVISED)),
     ("15-Scene", "Classifiers on frozen features of a pretext", "", tuple(CLASSIFIER_EXPERIMENTS)),
+    ("15-Scene", "Mistakes on purpose, which may explain the first report's numbers", "", tuple(REPRODUCTION)),
     ("15-Scene", "Joint-embedding pretexts, by the primary readout", PROBES_NOTE, tuple(PROBES)),
     ("15-Scene", "Ablations", "", (*ABLATIONS, *DISTILLATION_ABLATIONS)),
     ("15-Scene", "Pretexts", PRETEXTS_NOTE, tuple(PRETEXT_EXPERIMENTS)),

@@ -333,7 +333,6 @@ FOLDERS = {
     "a class of another case": (lambda scenes: (scenes / "val/dark").rename(scenes / "val/Dark"), "'Dark'", "val"),
     "one class": (remove("*/light", "*/striped"), "train", "1", "2"),
     "no image at all": (remove("*/*/*"), "scenes/train"),
-    "fewer images than a batch": (remove("train/*/image_000[1-9].jpg", "train/*/image_001*.jpg"), "scenes", "3", "9"),
     "one image to choose and report by": (remove("test", "val/dark/*[1-9].jpg"), "'dark'"),
 }
 

@@ -23,7 +23,7 @@ class Cells(HTMLParser):
         self.lines = [[]]
 
     def handle_starttag(self, tag, attributes):
-        if tag == "tr":
+        if tag in ("tr", "script"):
             self.lines.append([])
 
     def handle_data(self, data):
