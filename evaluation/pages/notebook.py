@@ -54,7 +54,7 @@ class Report:
 
 REPORTS = {
     "supervised": Report("supervised/report.ipynb", "Fully supervised"),
-    "self_supervised": Report("self_supervised/report.ipynb", "Self-supervised features"),
+    "self_supervised": Report("self_supervised/report.ipynb", "Self-supervised features", photographs=True),
     "evaluation": Report("evaluation/evaluation.ipynb", "What the models see and have encoded", photographs=True),
     "search": Report("supervised/hyperparameter_search.ipynb", "Hyper-parameter search"),
     "nature": Report("supervised/nature_report.ipynb", "Six classes of nature scenes", "nature", photographs=True),
