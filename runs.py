@@ -33,7 +33,16 @@ from torch import nn
 
 from data import files as plain_files
 from data.augment import AUGMENTATION_RULES
-from data.files import digest_of_tensors, expanded, load_plain, locked, root_folder, say_once, write_atomically
+from data.files import (
+    digest_of_tensors,
+    expanded,
+    load_plain,
+    locked,
+    root_folder,
+    say_once,
+    write_atomically,
+    write_text,
+)
 from data.layouts import ALL_BELOW, fingerprints, is_split, list_splits
 from data.prepare import DATA_SETS, folder_of, locate
 from helper_functions import (
@@ -820,9 +829,7 @@ def describe_machine(device: torch.device, settings: TrainSettings, state: dict 
 def write_result(path: Path, result: dict):
     """Write a result as JSON with one line per key."""
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items()]
-    write_atomically(
-        path, lambda temporary: temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    )
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _labels(loader) -> np.ndarray:

@@ -199,7 +199,8 @@ def train_missing(
     if not tasks:
         print("every run that is asked for has a result")
         return []
-    finished = finished_runs(EXPERIMENTS, profile, **changes) or finished_runs(EXPERIMENTS, profile)
+    where = {name: changes.get(name) for name in ("data", "weights")}  # a run of other epochs says as much
+    finished = finished_runs(EXPERIMENTS, profile, **where) or finished_runs(EXPERIMENTS, profile)
     seconds, at_a_time = expected_seconds(tasks, finished, images_of(tasks[0])), at_a_time or runs_at_a_time()
     words = f"about {in_words(sum(seconds.values()) / at_a_time)}" if seconds else "no finished run says for how long"
     print(f"{len(tasks)} run(s) without a result, {at_a_time} at a time: {words}", flush=True)
@@ -218,6 +219,12 @@ def images_of(task: Task) -> dict[str, int]:
     counts = {split: len(images.names) for split, images in listed.items()}
     held_out = sum(counts.values()) - counts["train"]  # where there is one such split, a part of it becomes val
     return {"train": counts["train"], "val": held_out - counts.get("test", 0), "test": counts.get("test", 0)}
+
+
+def say_failed(names: Iterable[str]):
+    """Say of each run that failed, or could not start, where its log is."""
+    for name in names:
+        print(f"{name} failed or could not start; see {log_of(name)}", file=sys.stderr)
 
 
 def log_of(name: str) -> Path:

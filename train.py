@@ -32,7 +32,7 @@ from runs import (
     settings_of,
     with_unlabelled,
 )
-from study import log_of, train_missing
+from study import say_failed, train_missing
 from supervised.settings import BASE, Experiment
 
 
@@ -189,8 +189,7 @@ def train_study(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
         **changes,
     )
-    for name in failed:
-        print(f"{name} failed or could not start; see {log_of(name)}", file=sys.stderr)
+    say_failed(failed)
     return 1 if failed else 0
 
 

@@ -47,6 +47,11 @@ def write_atomically(path: Path, write: Callable[[Path], Written]) -> Written:
     return written
 
 
+def write_text(path: Path, text: str):
+    """Write a text in UTF-8, as `write_atomically` does: whoever reads finds the old text or the new one."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 @contextmanager
 def locked(path: Path, timeout: float = -1) -> Iterator[None]:
     """Hold the lock file `path` within the block, and remove it afterwards, also after an error.

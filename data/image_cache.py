@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 from tqdm.auto import tqdm
 
-from data.files import locked, root_folder, say_once, write_atomically
+from data.files import locked, root_folder, say_once, write_atomically, write_text
 from data.folders import ImageFolder, is_image, list_images
 from data.layouts import list_splits, record_split, sources_of
 
@@ -339,7 +339,7 @@ def _cached(source: _Source, cache: Path, progress: bool) -> tuple[dict, np.ndar
                         path.unlink()
                 decode_all = partial(_decode_all, source, progress)
                 index = write_atomically(index_path.with_suffix(".npy"), decode_all)
-                write_atomically(index_path, lambda path: path.write_text(json.dumps(index), encoding="utf-8"))
+                write_text(index_path, json.dumps(index))
                 cached = _read_cached(index_path)
     return cached
 

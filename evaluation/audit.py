@@ -41,7 +41,8 @@ from data.layouts import list_splits, sources_of
 from data.prepare import locate
 from evaluation.checkpoints import TrainedRun
 from evaluation.embed import add_model_option
-from evaluation.pages.audit_page import picture_of, write_audit
+from evaluation.pages.audit_page import write_audit
+from evaluation.pages.web_page import picture_of
 from evaluation.probes import features_of_scenes
 from evaluation.publish import load_run
 from runs import run_command

@@ -10,7 +10,6 @@ other bytes than the version that our results were made with.
 
 import argparse
 import asyncio
-import base64
 import io
 import sys
 import time
@@ -33,8 +32,8 @@ from data.prepare import locate
 from evaluation.checkpoints import TrainedRun
 from evaluation.embed import add_model_option
 from evaluation.novelty import mean_and_std, unit
-from evaluation.pages.audit_page import picture_of
 from evaluation.pages.demo_page import SCRIPT, demo_page
+from evaluation.pages.web_page import data_url, picture_of
 from evaluation.predict import Model, class_probabilities, heat_map_of, load, rival_of
 from evaluation.probes import features_of_scenes
 from runs import run_command
@@ -159,13 +158,6 @@ def overlay(pixels: np.ndarray, heat_map: np.ndarray) -> Image.Image:
     if heat_map.max() > 0:
         grey = (grey + 255 * matplotlib.colormaps["jet"](heat_map)[:, :, :3]) / 2
     return Image.fromarray(grey.round().astype(np.uint8))
-
-
-def data_url(picture: Image.Image) -> str:
-    """A picture as a URL that holds it."""
-    saved = io.BytesIO()
-    picture.save(saved, "png")
-    return f"data:image/png;base64,{base64.b64encode(saved.getvalue()).decode()}"
 
 
 # ------------------------------------------------------------------------------------------------------------ server

@@ -36,7 +36,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional
 
-from data.files import write_atomically
+from data.files import write_atomically, write_text
 from evaluation import faithfulness, plots, representation
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained
 from evaluation.explained import Explained, read_explanations, read_inversion
@@ -205,9 +205,7 @@ def open_folder(folder: Path, weights: str) -> Path:
     stamp = folder / "weights.json"
     if folder.exists() and (not stamp.exists() or json.loads(stamp.read_text(encoding="utf-8"))["weights"] != weights):
         shutil.rmtree(folder)
-    write_atomically(
-        stamp, lambda temporary: temporary.write_text(json.dumps({"weights": weights}) + "\n", encoding="utf-8")
-    )
+    write_text(stamp, json.dumps({"weights": weights}) + "\n")
     return folder
 
 
@@ -336,7 +334,7 @@ def invert_once(run: TrainedRun, objective, targets: Mapping[str, int], folder: 
     save_inversion(inversion, list(targets), folder)
     kind = "class" if objective is class_logit else "filter"
     text = json.dumps({"model": run.name, "objective": kind, **asdict(settings)}, indent=1) + "\n"
-    write_atomically(folder / "settings.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(folder / "settings.json", text)
 
 
 def compare_settings(run: TrainedRun, evaluator: TrainedRun, tried: Mapping[str, InversionSettings]) -> pd.DataFrame:

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 from tqdm.auto import tqdm
 
-from data.files import expanded, write_atomically
+from data.files import expanded, write_atomically, write_text
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.explained import read_inversion
@@ -210,7 +210,7 @@ def save_classes(inversion: Inversion, run: TrainedRun, written: dict, views: in
     save_blind_sheet(inversion.images, names, folder)
     written = {**written, "passes": int(inversion.steps.sum()) * views}
     text = json.dumps(written, indent=1) + "\n"
-    write_atomically(folder / "settings.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(folder / "settings.json", text)
     return written
 
 

@@ -149,10 +149,10 @@ def heat_map_of(
     It is the Score-CAM, or if `fast` the Recipro-CAM.  `run` is `ready_to_explain`.
     """
     layer = run.layer(layer)
-    if fast and rival is not None:
-        return recipro_contrast(run.model, image, layer, target, rival)
     if rival is None:
         return (recipro_cam if fast else score_cam)(run.model, image, layer, [target]).maps[0]
+    if fast:
+        return recipro_contrast(run.model, image, layer, target, rival)
     return contrast_cam(run.model, image, layer, [target], [rival]).maps[0]
 
 
@@ -259,9 +259,8 @@ class _Figures:
         rival = rival_of(probabilities, self.rival)
         (pixels,), image = self.model.run.read([path])
         heat_map = heat_map_of(self.explained, image, target, rival, self.layer, self.fast)
-        title = f"{'Recipro-CAM' if self.fast else 'Score-CAM'} for {names[target]}" + (
-            "" if rival is None else f", not {names[rival]}"
-        )
+        method = "Recipro-CAM" if self.fast else "Score-CAM"
+        title = f"{method} for {names[target]}" + ("" if rival is None else f", not {names[rival]}")
         figure = draw_prediction(pixels, heat_map, probabilities, names, [readable(path.name), title])
         self.drawn += 1
         self.folder.mkdir(parents=True, exist_ok=True)

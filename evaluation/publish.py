@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from data.download import check_checksum, download
-from data.files import CODE, digest_of_file, root_folder, say_once, write_atomically
+from data.files import CODE, digest_of_file, root_folder, say_once, write_atomically, write_text
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, read_released
 from evaluation.statistics import accuracy_interval
 from helper_functions import predict
@@ -170,7 +170,7 @@ def make(name: str, folder: Path = FOLDER) -> Path:
     write_released(target, tensors, about)
     digests = _read_digests(folder) | {name: digest_of_file(target)}
     listed = json.dumps(dict(sorted(digests.items())), indent=1) + "\n"
-    write_atomically(folder / DIGESTS, lambda temporary: temporary.write_text(listed, encoding="utf-8"))
+    write_text(folder / DIGESTS, listed)
     write_card(target, saved["result"])
     return target
 
@@ -191,7 +191,7 @@ def write_cards(folder: Path = FOLDER, results: Path | None = None) -> list[Path
 def write_card(path: Path, result: Mapping) -> Path:
     """Write the model card (Mitchell et al. 2019) beside the released file `path`, from its run's result."""
     text = card(result, read_released(path), path.stat().st_size, digest_of_file(path))
-    write_atomically(path.with_suffix(".md"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path.with_suffix(".md"), text)
     return path.with_suffix(".md")
 
 

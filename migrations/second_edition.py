@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from data.files import digest_of_file, write_atomically
+from data.files import digest_of_file, write_atomically, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,9 +88,7 @@ def migrate_json(path: Path):
         f"{json.dumps(key)}: {json.dumps(value)}"
         for key, value in rename(json.loads(path.read_text(encoding="utf-8"))).items()
     ]
-    write_atomically(
-        path, lambda temporary: temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    )
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def migrate_model(path: Path):

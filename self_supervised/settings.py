@@ -18,7 +18,7 @@ from supervised.settings import Experiment
 
 QUICK_PRETEXT_EPOCHS = 1
 BATCHNORM_STATISTICS = ("pretext", "initial", "estimated")
-IN_TRAIN_MODE = {  # of frozen features, by `frozen_mode`
+FROZEN_WORDS = {  # of frozen features, by `frozen_mode`
     "batchnorm": "BatchNorm",
     "stochastic_depth": "stochastic depth",
     "train": "BatchNorm and stochastic depth",
@@ -311,7 +311,7 @@ def _in_train_mode(classifier: ClassifierExperiment, modes: Sequence[str]) -> tu
         replace(
             classifier,
             name=f"{classifier.name}_{mode}_mode",
-            question=f"Mistake on purpose: what if the frozen features are in train mode ({IN_TRAIN_MODE[mode]})?",
+            question=f"Mistake on purpose: what if the frozen features are in train mode ({FROZEN_WORDS[mode]})?",
             compared_with=classifier.name,
             family="reproduction",
             frozen_mode=mode,

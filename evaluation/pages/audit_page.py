@@ -1,16 +1,14 @@
 """The page of an audit: thumbnails of what was found, in one file that needs no other."""
 
-import base64
 import html
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from evaluation.pages.web_page import page_of, write_page
+from data.files import write_text
+from evaluation.pages.web_page import data_url, page_of, picture_of
 from evaluation.plots import readable
 
 MOST = 200  # entries of a kind on the page; the table has all
@@ -32,7 +30,7 @@ def write_audit(
         f"margin is by how much.  Two pictures are nearly the same above a correlation of {threshold:.3f}, which 99 % "
         "of re-encoded copies of this data set exceed.  Look before you delete.  audit.csv lists everything."
     )
-    write_page(path, page_of(f"Audit of {readable(data)}", [f'<p class="soft">{about}</p>', *sections]))
+    write_text(path, page_of(f"Audit of {readable(data)}", [f'<p class="soft">{about}</p>', *sections]))
 
 
 def _section(kind: str, table: pd.DataFrame, pixels: Callable[[int], np.ndarray]) -> str:
@@ -58,18 +56,10 @@ def _entry(line, pixels: Callable[[int], np.ndarray]) -> str:
     return f'<li><div class="images">{"".join(images)}</div>{text}</li>'
 
 
-def picture_of(pixels: np.ndarray) -> Image.Image:
-    """Bytes (1 or 3, S, S) as Pillow holds them."""
-    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-
-
 def _image(pixels: np.ndarray, name: str) -> str:
     picture = picture_of(pixels)
     picture.thumbnail((SIDE, SIDE))
-    saved = io.BytesIO()
-    picture.save(saved, "jpeg", quality=75)
-    encoded = base64.b64encode(saved.getvalue()).decode()
-    return f'<img src="data:image/jpeg;base64,{encoded}" alt="{_plain(name)}" loading="lazy">'
+    return f'<img src="{data_url(picture, "jpeg", quality=75)}" alt="{_plain(name)}" loading="lazy">'
 
 
 def _plain(text: str) -> str:

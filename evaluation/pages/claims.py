@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.files import root_folder, run_command, write_atomically
+from data.files import root_folder, run_command, write_text
 from evaluation.faithfulness import compare_maps
 from evaluation.pages.tables import accuracy_text, difference_text, machines_text, markdown, p_text, runs_text
 from evaluation.results import EARLIER_CLAIMS, Claim, comparisons, read_claims, read_profile, runs_of
@@ -206,7 +206,7 @@ def page(results: Mapping[str, dict], measured: pd.DataFrame) -> str:
 def write_page(root: Path):
     """Write docs/claims.md below `root` from its results/full."""
     text = page(read_profile(root / "results" / "full"), pd.read_csv(root / MAPS))
-    write_atomically(root / "docs" / "claims.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(root / "docs" / "claims.md", text)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from data.files import root_folder, run_command
+from data.files import root_folder, run_command, write_text
 from data.prepare import DATA_SETS
 from evaluation.pages.notebook import REPORTS, data_of, profile_of
 from evaluation.pages.tables import comparing_text, headlines, shown_comparisons, shown_experiments
-from evaluation.pages.web_page import page_of, table_html, write_page
+from evaluation.pages.web_page import page_of, table_html
 from evaluation.results import comparisons, experiments_table, folder_of_data, machines, read_profile
 
 PAGES = {
@@ -159,7 +159,7 @@ def write(
 ) -> Path:
     """Write `page` as index.html of `place_of` and return its path."""
     path = place_of(folder, data) / "index.html"
-    write_page(path, page(folder, profile, data, left_out, made))
+    write_text(path, page(folder, profile, data, left_out, made))
     return path
 
 

@@ -22,7 +22,7 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from tqdm import tqdm
 
-from data.files import CODE, expanded, root_folder, run_command, write_atomically
+from data.files import CODE, expanded, root_folder, run_command, write_text
 from evaluation.pages import front_page
 from evaluation.pages.notebook import (
     OWN_TABLE,
@@ -33,7 +33,7 @@ from evaluation.pages.notebook import (
     profile_of,
     reason_to_leave_out,
 )
-from study import log_of, train_missing
+from study import say_failed, train_missing
 
 PATHS = ("WEIGHTS", "RESNET18_WEIGHTS", "DATA", "SCENES_ROOT")  # variables that may name a file
 
@@ -55,14 +55,12 @@ def execute(path: Path, html_folder: Path, in_place: bool = False) -> Path:
         ).execute()
     html, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": path.stem}})
     target = html_folder / front_page.html_name(path)
-    write_atomically(target, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+    write_text(target, html)
     if in_place:  # without stderr, which names folders of this machine
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-        write_atomically(
-            path, lambda temporary: temporary.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
-        )
+        write_text(path, nbformat.writes(notebook) + "\n")
     return target
 
 
@@ -77,8 +75,7 @@ def train_own() -> bool:
     skip = ["--skip-bad-images"] * (os.environ.get("SKIP_BAD_IMAGES") == "1")
     weights = os.environ.get("WEIGHTS") or None
     failed = train_missing(OWN_TABLE, "full", options=skip, data=os.environ["DATA"], weights=weights)
-    for name in failed:
-        print(f"{name} failed or could not start; see {log_of(name)}", file=sys.stderr)
+    say_failed(failed)
     return not failed
 
 

@@ -28,7 +28,7 @@ import pandas as pd
 from safetensors import safe_open
 from scipy.stats import t as student_t
 
-from data.files import CODE, root_folder, run_command, write_atomically
+from data.files import CODE, root_folder, run_command, write_text
 from evaluation.metrics import average_precision, classification_report
 from evaluation.nature import LOOKED_AT
 from evaluation.results import machine, read_profile, runs_of
@@ -579,7 +579,7 @@ def main() -> int:
     folder = root / "results" / "full"
     study = Study(read_profile(folder), folder, CODE / "published")
     text = page(study, read_earlier_numbers())
-    write_atomically(root / "docs" / "reproduction.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(root / "docs" / "reproduction.md", text)
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.files import CODE, root_folder, run_command, write_atomically
+from data.files import CODE, root_folder, run_command, write_text
 from evaluation.results import (
     DETERMINISTIC,
     EARLIER_CLAIMS,
@@ -294,8 +294,8 @@ def write_pages(root: Path):
     results = read_profile(root / "results" / "full")
     readme = with_part((root / "README.md").read_text(encoding="utf-8"), readme_part(results, root / "published"))
     page = results_page(results, root / "results" / "full")
-    write_atomically(root / "docs" / "results.md", lambda temporary: temporary.write_text(page, encoding="utf-8"))
-    write_atomically(root / "README.md", lambda temporary: temporary.write_text(readme, encoding="utf-8"))
+    write_text(root / "docs" / "results.md", page)
+    write_text(root / "README.md", readme)
 
 
 if __name__ == "__main__":

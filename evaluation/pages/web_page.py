@@ -1,13 +1,14 @@
 """Pages of HTML that follow the reader's color scheme and width, and whose tables can be sorted and filtered."""
 
+import base64
 import html
+import io
 from collections.abc import Sequence
-from pathlib import Path
 from string import Template
 
+import numpy as np
 import pandas as pd
-
-from data.files import write_atomically
+from PIL import Image
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -132,6 +133,13 @@ def page_of(title: str, parts: Sequence[str]) -> str:
     return PAGE.substitute(title=html.escape(title), body=body, scripts=TABLES if "<table" in body else "")
 
 
-def write_page(path: Path, text: str) -> None:
-    """Write the text of a page, all or nothing."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def picture_of(pixels: np.ndarray) -> Image.Image:
+    """Bytes (1 or 3, S, S) as Pillow holds them."""
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+def data_url(picture: Image.Image, kind: str = "png", **options) -> str:
+    """A picture as a URL that holds it; `kind` and `options` are those of Pillow's `save`."""
+    saved = io.BytesIO()
+    picture.save(saved, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(saved.getvalue()).decode()}"

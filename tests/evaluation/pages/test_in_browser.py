@@ -7,7 +7,8 @@ from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from evaluation.pages.web_page import page_of, table_html, write_page
+from data.files import write_text
+from evaluation.pages.web_page import page_of, table_html
 from tests.browser import CHROMIUM, DRIVER, open_browser
 
 pytestmark = [
@@ -40,7 +41,7 @@ def test_a_table_is_sorted_by_its_numbers_and_filtered_by_words(browser, tmp_pat
     table = pd.DataFrame(
         {"name": ["b <i>", "a", "c"], "difference": ["+0.02 (a)", "-0.5", ""], "p": ["0.02", "< 1e-16", "1"]}
     )
-    write_page(tmp_path / "page.html", page_of("A <b>", [table_html(table)]))
+    write_text(tmp_path / "page.html", page_of("A <b>", [table_html(table)]))
     browser.get((tmp_path / "page.html").as_uri())
     by_name, by_difference, by_p = browser.find_elements(By.CSS_SELECTOR, "th button")
     assert shown(browser) == ["b <i>", "a", "c"]
