@@ -10,8 +10,8 @@ The cache is the folder explanations/ beside the results, with one folder per mo
     scorecam.npz            heat maps of the images that every model is shown
     faithfulness.csv        deletion, insertion, drop and increase for many images (first model only)
     randomisation.csv       how heat maps change as weights are randomized (first model only)
-    inversion_settings.csv  inversions with other settings, see `compare_settings` (first model only)
     classes/, filters/      images by model inversion, as `model_inversion.save_inversion` writes them
+    activating.csv          the test images to which each of these filters responds most
 
 Beside these folders are tables of all models together: cka.csv and recognition.csv.  explained.py reads the cache.
 What is there is not computed again.  If a model's weights have changed, its folder is emptied first.
@@ -24,7 +24,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import matplotlib
@@ -40,10 +39,10 @@ from data.files import write_atomically, write_text
 from evaluation import faithfulness, plots, representation
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained
 from evaluation.explained import Explained, read_explanations, read_inversion
+from evaluation.inversion_quality import RECIPE, fitted, invert_classes
 from evaluation.metrics import rightly_predicted_by_all
 from evaluation.model_inversion import (
     InversionSettings,
-    class_logit,
     filter_mean,
     invert,
     save_inversion,
@@ -52,15 +51,20 @@ from evaluation.model_inversion import (
 )
 from evaluation.probes import features_of
 from evaluation.scorecam import score_cam
+from evaluation.split_images import training_amplitudes
 from runs import add_data_options, collect, experiments_of, files_of, run_command
 from self_supervised.dataloader import build_loaders
 from supervised.settings import Experiment
 
-COMPARED = ("supervised_short", "rotation_gentle_classifier", "perturbation_gentle_classifier")
+COMPARED = (
+    "supervised_short",
+    "rotation_classifier_tuned_10",
+    "perturbation_classifier_tuned_3",
+    "byol_classifier",
+)
 CONTROL = "imagenet_classifier_best"  # the head of the pretexts' classifiers, on features without a pretext
 SHOWN_IMAGES = {"full": 8, "quick": 2}
 LAYERS = ("1", "2", "8")  # of the heat maps, stages of the network (the first report)
-CLASSES = ("bedroom", "coast", "forest", "highway", "industrial")  # to be inverted (the first report)
 MEASURED_LAYER = "7"  # of faithfulness: a map takes 320 masked images, at stage 8 it would take 1,280
 RANDOMISED_LAYER = "5"  # of the maps during randomization: they take 112 masked images each
 STEPS = 8  # of deletion and insertion: an eighth of the pixels each
@@ -69,27 +73,8 @@ RANDOMISED = ("classifier", "features.8", "features.7", "features.6", "features.
 RANDOMISED_IMAGES = 4
 PERPLEXITY = 30.0  # of the t-SNE, lower for fewer than 90 images
 NEIGHBORS = 20  # of the k-NN purity, all others where there are fewer
+ACTIVATING = 3  # test images shown beside a filter
 MAP_SIZE = 112  # pixels, square, at most: cached maps are for looking
-
-_TRIED = InversionSettings(steps=80, learning_rate=0.03, blur_sigma=1.0)
-TRIED = {  # how the settings of the inversions were chosen, see `compare_settings`
-    "as they are by default": InversionSettings(steps=128),
-    "half the learning rate": InversionSettings(steps=128, learning_rate=0.01),
-    "more blur": InversionSettings(steps=128, blur_sigma=1.0),
-    "more blur, no decay, half the learning rate": InversionSettings(
-        steps=128, blur_sigma=1.0, decay=0.0, learning_rate=0.01
-    ),
-    "far more blur, more jitter": replace(_TRIED, blur_sigma=2.0, jitter=32),
-    "blur in every step, no decay": replace(_TRIED, blur_every=1, decay=0.0),
-    "half the learning rate, far more jitter, less decay": InversionSettings(
-        steps=80, learning_rate=0.01, jitter=64, decay=0.003
-    ),
-    "small pixels clipped, more blur": replace(_TRIED, norm_clip=0.3, contribution_clip=0.3),
-    "small pixels clipped, more blur and jitter": InversionSettings(
-        steps=128, norm_clip=0.3, contribution_clip=0.3, blur_sigma=1.0, jitter=32
-    ),
-}
-CHOSEN = replace(TRIED["small pixels clipped, more blur and jitter"], steps=128)
 
 
 @dataclass(frozen=True)
@@ -97,14 +82,13 @@ class Effort:
     """How much is computed."""
 
     measured_images: int = 200  # test images for faithfulness
-    inversion_steps: int = 128  # at most
-    tried_settings: int = len(TRIED)  # the first ones
+    inversion_steps: int = RECIPE.steps  # at most
     randomised_seeds: int = 5
 
 
 EFFORT = {
     "full": Effort(),
-    "quick": Effort(measured_images=2, inversion_steps=20, tried_settings=1, randomised_seeds=2),
+    "quick": Effort(measured_images=2, inversion_steps=40, randomised_seeds=2),
 }
 
 
@@ -114,6 +98,7 @@ class Subject:
 
     run: TrainedRun
     loader: DataLoader  # all test images, in the order of the results
+    data: str  # name or folder of the data set
     folder: Path
     features_file: Path  # features of the test images: too large for results/
 
@@ -157,26 +142,24 @@ def explain(subjects: Sequence[Subject], shown: Sequence[int], folder: Path, eff
         features_of_stages |= {f"{subject.run.name}, stage {stage}": features[stage] for stage in CKA_STAGES}
     models = [subject for subject in subjects if subject.run.name != CONTROL]
     for subject in models:
-        _explain_model(subject, shown, effort)
+        last_features = features_of_stages[f"{subject.run.name}, stage {CKA_STAGES[-1]}"]
+        _explain_model(subject, last_features, shown, effort)
     for subject in models[:1]:
         _measure_model(subject, shown, effort)
-        for control in subjects:
-            if control.run.name == CONTROL:
-                _compare_settings_once(subject, control.run, effort)
     if models:
         write_atomically(folder / "cka.csv", representation.cka_table(features_of_stages).to_csv)
         recognition = recognition_of_classes([subject.run.name for subject in models], subjects, folder)
         _write_table(recognition, folder / "recognition.csv")
 
 
-def _explain_model(subject: Subject, shown: Sequence[int], effort: Effort):
-    """Inversions and heat maps of one model."""
+def _explain_model(subject: Subject, features: np.ndarray, shown: Sequence[int], effort: Effort):
+    """Inversions and heat maps of one model; `features` (N, channels) of all test images are those of stage 8."""
     run, dataset = subject.run.without_flip_tta(), subject.loader.dataset
-    folded = run.folded()
-    settings = _fitted(CHOSEN, run, effort)
-    filters = {f"filter_{number}": number for number in strongest_filters(run.layer("features.8.0"))}
-    invert_once(folded, class_logit, _classes(run), subject.folder / "classes", settings)
-    invert_once(folded, filter_mean(folded.layer("features.8.2")), filters, subject.folder / "filters", settings)
+    folded, settings = run.folded(), _fitted(run, effort)
+    filters = strongest_filters(run.layer("features.8.0"))
+    invert_classes(folded, "all_parts", settings, subject.data, subject.folder / "classes")
+    invert_filters(folded, filters, settings, subject.data, subject.folder / "filters")
+    _write_table(activating_images(features, filters, dataset.scenes.names), subject.folder / "activating.csv")
     targets, names = dataset.scenes.labels[shown], [dataset.scenes.names[number] for number in shown]
     explain_images(folded, _images(dataset, shown), targets, names, subject.folder)
 
@@ -190,14 +173,6 @@ def _measure_model(subject: Subject, shown: Sequence[int], effort: Effort):
         predictions = saved["probabilities"].argmax(axis=1)
     sample = np.random.default_rng(0).permutation(len(predictions))[: effort.measured_images]
     measure_maps(run.folded(), partial(_images, dataset), sample, predictions[sample], subject.folder)
-
-
-def _compare_settings_once(subject: Subject, control: TrainedRun, effort: Effort):
-    path = subject.folder / "inversion_settings.csv"
-    if not path.exists():
-        run = subject.run.without_flip_tta()
-        tried = {name: _fitted(each, run, effort) for name, each in islice(TRIED.items(), effort.tried_settings)}
-        write_atomically(path, compare_settings(run, control, tried).to_csv)
 
 
 def open_folder(folder: Path, weights: str) -> Path:
@@ -323,39 +298,31 @@ def randomise(run: TrainedRun, images: torch.Tensor, targets: Sequence[int], fol
         _write_table(pd.concat(tables, ignore_index=True), path)
 
 
-def invert_once(run: TrainedRun, objective, targets: Mapping[str, int], folder: Path, settings: InversionSettings):
-    """Write a folder of inversions for each target (name: number of a class or filter), unless it is there.
+def invert_filters(run: TrainedRun, filters: Sequence[int], settings: InversionSettings, data: str, folder: Path):
+    """Write a folder of inversions of these filters of the last stage, unless it is there.
 
-    `objective` is one of model_inversion.  settings.json is written last, so a folder that has it is complete.
+    settings.json is written last, so a folder that has it is complete.
     """
     if (folder / "settings.json").exists():
         return
-    inversion = invert(run.model, objective, list(targets.values()), settings, run.mean, run.std, progress=False)
-    save_inversion(inversion, list(targets), folder)
-    kind = "class" if objective is class_logit else "filter"
-    text = json.dumps({"model": run.name, "objective": kind, **asdict(settings)}, indent=1) + "\n"
+    objective = filter_mean(run.layer("features.8.2"))
+    amplitudes = training_amplitudes(run, data) if settings.parameters == "phase" else None
+    found = invert(run.model, objective, filters, settings, run.mean, run.std, progress=False, amplitudes=amplitudes)
+    save_inversion(found, [f"filter_{number}" for number in filters], folder)
+    text = json.dumps({"model": run.name, "objective": "filter", **asdict(settings)}, indent=1) + "\n"
     write_text(folder / "settings.json", text)
 
 
-def compare_settings(run: TrainedRun, evaluator: TrainedRun, tried: Mapping[str, InversionSettings]) -> pd.DataFrame:
-    """What inversions of CLASSES achieve with different settings: one line for each, by name.
+def activating_images(features: np.ndarray, filters: Sequence[int], names: Sequence[str]) -> pd.DataFrame:
+    """The ACTIVATING images to which each filter responds most, from its means over images (N, filters), best first.
 
-    Columns: final_loss, the mean over the classes of the median of the last ten losses (a low loss is easy to reach
-    with noise); converged, the number of images that did; probability, the mean probability of the class according to
-    `evaluator`, a network that had no part in making the images (high is good); and the settings.
+    `names` are those of the images.  Columns: filter, image, mean (of the filter's map).
     """
-    lines = {}
-    targets = list(_classes(run).values())
-    for name, settings in tried.items():
-        inversion = invert(run.model, class_logit, targets, settings, run.mean, run.std, progress=False)
-        probabilities = score_by_another(evaluator.model, inversion.images, targets, evaluator.mean, evaluator.std)
-        lines[name] = {
-            "final_loss": inversion.final_losses.mean().item(),
-            "converged": int(inversion.converged.sum()),
-            "probability": probabilities.mean().item(),
-            **asdict(settings),
-        }
-    return pd.DataFrame.from_dict(lines, orient="index")
+    lines = []
+    for number in filters:
+        for image in np.argsort(-features[:, number], kind="stable")[:ACTIVATING]:
+            lines.append((number, names[image], features[image, number]))
+    return pd.DataFrame(lines, columns=["filter", "image", "mean"])
 
 
 def recognition_of_classes(names: Sequence[str], evaluators: Sequence[Subject], folder: Path) -> pd.DataFrame:
@@ -421,20 +388,14 @@ def _subject(experiment: Experiment, profile: str, folder: Path) -> Subject | No
     for path in (files.checkpoint, files.checkpoint.with_suffix(RELEASED)):
         if path.exists():
             test = build_loaders(experiment, progress=False).test
-            return Subject(load_trained(path), test, folder / files.name, files.models / f"{files.name}.features.npz")
+            features_file = files.models / f"{files.name}.features.npz"
+            return Subject(load_trained(path), test, experiment.data, folder / files.name, features_file)
     return None
 
 
-def _classes(run: TrainedRun) -> dict[str, int]:
-    """The classes to be inverted, with their numbers: those of CLASSES, or the first ones of a user's own data."""
-    known = [name for name in CLASSES if name in run.class_names] or run.class_names[: len(CLASSES)]
-    return {name: run.class_names.index(name) for name in known}
-
-
-def _fitted(settings: InversionSettings, run: TrainedRun, effort: Effort) -> InversionSettings:
-    """The settings for the run's image size; on small images a shift of 32 pixels may be too large."""
-    steps, jitter = min(settings.steps, effort.inversion_steps), min(settings.jitter, run.image_size // 3)
-    return replace(settings, image_size=run.image_size, steps=steps, jitter=jitter)
+def _fitted(run: TrainedRun, effort: Effort) -> InversionSettings:
+    """The recipe for the run's image size, with as many steps as the effort allows."""
+    return replace(fitted(RECIPE, run.image_size), steps=effort.inversion_steps)
 
 
 def _images(dataset, numbers: Sequence[int]) -> torch.Tensor:

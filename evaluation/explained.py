@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
+from torchvision.transforms.v2.functional import resize
 
 from data.image_cache import Scenes
 from evaluation.faithfulness import LOWER_IS_BETTER, compare_maps
@@ -47,7 +48,9 @@ class Explained:
     faithfulness: pd.DataFrame  # of the first model, as `faithfulness.measure_faithfulness` returns it
     randomisation: pd.DataFrame  # of the first model: seed, part, image, correlation
     inversions: dict[tuple[str, str], Inversion]  # by model and kind, see INVERTED
-    inversion_settings: pd.DataFrame  # see `explain.compare_settings`
+    activating: dict[str, pd.DataFrame]  # see `explain.activating_images`
+    inversion_quality: pd.DataFrame  # of the first model, see `inversion_quality.quality_lines`
+    blind: pd.DataFrame  # see `blind_hits`
     recognition: pd.DataFrame  # see `explain.recognition_of_classes`
     cka: pd.DataFrame  # see `representation.cka_table`
     missing: list[str]  # models that are not explained
@@ -95,7 +98,9 @@ def read_explanations(folder: Path, results: Mapping[str, dict], scenes: Scenes,
             for kind in INVERTED
             if (folder / name / kind / "settings.json").exists()
         },
-        inversion_settings=_read_table(first / "inversion_settings.csv", index_col=0),
+        activating={name: _read_table(folder / name / "activating.csv") for name in saved_maps},
+        inversion_quality=_read_table(folder / "inversion_quality" / "quality.csv"),
+        blind=blind_hits(folder, list(results)),
         recognition=_read_table(folder / "recognition.csv"),
         cka=_read_table(folder / "cka.csv", index_col=0),
         missing=[name for name in results if name not in described],
@@ -195,6 +200,19 @@ def randomisation_table(correlations: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index", columns=["mean", "from", "to", "seeds"]).rename_axis("part")
 
 
+def mean_word_of_others(recognition: pd.DataFrame) -> pd.Series:
+    """The mean probability of the class over the networks that did not make the image, by model and class."""
+    of_others = recognition[recognition["model"] != recognition["evaluator"]]
+    return of_others.groupby(["model", "class"], sort=False)["probability"].mean()
+
+
+def recognition_by_model(recognition: pd.DataFrame) -> pd.DataFrame:
+    """The probability of the class, averaged over the classes: one line per model, one column per evaluator network."""
+    if not len(recognition):
+        return recognition
+    return recognition.pivot_table(index="model", columns="evaluator", values="probability", sort=False)
+
+
 def recognition_table(recognition: pd.DataFrame) -> pd.DataFrame:
     """The probability of the class: one line per model and class of an image, one column per evaluator network."""
     if not len(recognition):
@@ -227,15 +245,53 @@ def mistakes(scenes: Scenes, probabilities: np.ndarray, count: int) -> tuple[np.
     return scenes.images[worst], titles
 
 
-def inversion_lines(explained: Explained, kind: str) -> dict[str, tuple[torch.Tensor, list[str]]]:
-    """The inversions of one kind of each model, as `plots.draw_image_lines` takes them."""
-    lines = {}
-    for (name, of_kind), inversion in explained.inversions.items():
-        if of_kind == kind:
-            converged = inversion.table[["name", "converged"]].values
-            titles = [str(each) if well else f"{each}\n(not converged)" for each, well in converged]
-            lines[name] = inversion.pictures, titles
+def class_lines(explained: Explained, classes: Sequence[str]) -> dict[str, tuple[torch.Tensor, list[str]]]:
+    """The inversions of these classes in each model, as `plots.draw_image_lines` takes them.
+
+    A title has the mean probability of the class according to the other networks.
+    """
+    lines, probabilities = {}, mean_word_of_others(explained.recognition)
+    for (name, kind), inversion in explained.inversions.items():
+        if kind == "classes":
+            numbers = [number for number, each in enumerate(inversion.table["name"]) if each in classes]
+            of_classes = [(each, probabilities.get((name, each), np.nan)) for each in inversion.table["name"][numbers]]
+            titles = [f"{each}\n{probability:.2f}" for each, probability in of_classes]
+            lines[name] = inversion.pictures[numbers], titles
     return lines
+
+
+def filter_lines(explained: Explained) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """Each filter of each model, as `plots.draw_image_lines` takes it: its inversion, then what activates it most."""
+    lines, numbers = {}, {name: number for number, name in enumerate(explained.scenes.names)}
+    for (name, kind), inversion in explained.inversions.items():
+        if kind == "filters":
+            table = explained.activating[name]
+            for picture, number in zip(inversion.pictures, table["filter"].unique(), strict=True):
+                chosen = table[table["filter"] == number]
+                photographs = explained.scenes.images[[numbers[each] for each in chosen["image"]]]
+                pictures = np.broadcast_to(photographs, (len(chosen), 3, *photographs.shape[2:]))
+                titles = [f"{each.split('/')[0]}\n{mean:.2f}" for each, mean in chosen[["image", "mean"]].values]
+                inverted = resize(picture[None], list(photographs.shape[2:]), antialias=True).numpy()
+                lines[f"{name}\nfilter {number}"] = np.concatenate([inverted, pictures]), ["inversion\n", *titles]
+    return lines
+
+
+def blind_hits(folder: Path, names: Sequence[str]) -> pd.DataFrame:
+    """How many classes somebody recognized on the sheet of each model without seeing titles.
+
+    `folder` is the cache.  <model>/classes/sheet.key.json is of `inversion_quality.save_blind_sheet`; who looks writes
+    sheet.answers.json beside it before opening it: {"who": ..., "answers": {number on the sheet: class}}.  Models
+    without answers are left out.  Columns: model, who, recognized, classes, mistaken (what was taken for what).
+    """
+    lines = []
+    for name in names:
+        paths = [folder / name / "classes" / f"sheet.{kind}.json" for kind in ("key", "answers")]
+        if all(path.exists() for path in paths):
+            key, given = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+            pairs = [(right, given["answers"].get(number)) for number, right in key["answers"].items()]
+            mistaken = [f"{right} for {answer}" for right, answer in pairs if right != answer]
+            lines.append((name, given["who"], len(pairs) - len(mistaken), len(pairs), "; ".join(mistaken)))
+    return pd.DataFrame(lines, columns=["model", "who", "recognized", "classes", "mistaken"])
 
 
 def inversion_table(explained: Explained) -> pd.DataFrame:

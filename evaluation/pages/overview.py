@@ -1,54 +1,99 @@
 """The figure of README.md: `python -m evaluation.pages.overview` writes docs/overview.jpg.
 
-What the pretexts show, test accuracies with their intervals, and heat maps of the compared models.  It needs the
-photographs (data/15scene) besides the result files, so `make pages` does not write it.
+What the pretexts show, test accuracies with their intervals, accuracies with few labels, and heat maps of the compared
+models.  It needs the photographs (data/15scene) besides the result files, so `make pages` does not write it.
 """
 
 import sys
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
 
+from data.augment import AUGMENTATIONS, apply, draw
 from data.files import root_folder, run_command, write_atomically
-from evaluation import plots
-from evaluation.explain import collect_explanations
+from evaluation import few_labels, plots
+from evaluation.explain import LAYERS, collect_explanations
+from evaluation.explained import Explained
 from evaluation.pages.tables import SHORT_TABLE
 from evaluation.results import experiments_table, of_experiments, read_profile
 from runs import EXPERIMENTS, configure
 from self_supervised.dataloader import PRETEXTS
 
-SHOWN = (("rotation", 1), ("rotation", 2), ("perturbation", 0), ("perturbation", 1), ("jigsaw_2x2", 7))
-IMAGE = 0  # of the explained ones
+BYOL = EXPERIMENTS["byol"]
+SHOWN = (("rotation", 1), ("perturbation", 1), ("jigsaw_2x2", 7))  # of a pretext, one of its labels
+EXPLAINED = (0, 1)  # photographs with heat maps; the pretexts show the first
+WORDS = {  # of a model's heat map
+    "supervised_short": "fine-tuned",
+    "rotation_classifier_tuned_10": "rotation",
+    "perturbation_classifier_tuned_3": "perturbation",
+    "byol_classifier": "BYOL",
+}
 
 
-def draw_overview(explained, results: dict):
-    """The figure, from `explain.collect_explanations` and the results of all experiments."""
-    figure = plt.figure(figsize=(11, 8.2), layout="constrained")
-    above, middle, below = figure.subfigures(3, 1, height_ratios=(1, 2.3, 1.15))
-    above.suptitle("What the pretexts show: an image under some of their labels", fontsize=10)
-    photograph = explained.scenes.images[explained.shown[IMAGE] : explained.shown[IMAGE] + 1]
-    axes = above.subplots(1, len(SHOWN) + 1)
-    plots.plot_images([photograph[0]], ["photograph"], columns=1, axes=axes[:1])
-    for ax, (name, label) in zip(axes[1:], SHOWN, strict=True):
-        pretext = PRETEXTS[name](photograph)
-        plots.plot_images([pretext.item(label)[0]], [f"{name}: {pretext.label_names[label]}"], columns=1, axes=[ax])
-    middle.suptitle("Scene classification: test accuracy, mean over seeds", fontsize=10)
+def draw_overview(explained: Explained, results: Mapping[str, dict], few: pd.DataFrame) -> plt.Figure:
+    """The figure: from the explanations, the results of all experiments, and `few_labels.collect`'s table."""
+    figure = plt.figure(figsize=(11, 8), layout="constrained")
+    above, middle, below = figure.subfigures(3, 1, height_ratios=(1, 2.2, 0.95))
+    above.suptitle("What the pretexts show of a photograph", fontsize=11)
+    _show_pretexts(explained.scenes.images[explained.shown[EXPLAINED[0]]], above)
+    left, right = middle.subfigures(1, 2, width_ratios=(1.75, 1))
+    left.suptitle("Scenes recognized: test accuracy, mean over seeds", fontsize=11)
     table = experiments_table(of_experiments(results, SHORT_TABLE))
-    ax = plots.plot_accuracies(table, middle.subplots())
-    ax.set_yticks(ax.get_yticks(), [SHORT_TABLE[name] for name in table.index])
-    below.suptitle("Where three models look for this class: Score-CAM after stages 1, 2 and 8", fontsize=10)
-    maps = [(name, layer, by_layer[layer][IMAGE]) for name, by_layer in explained.maps.items() for layer in by_layer]
-    for ax, (name, layer, heat_map) in zip(below.subplots(1, len(maps)), maps, strict=True):
-        ax.imshow(photograph[0].mean(axis=0), cmap="gray", vmin=0, vmax=255)
-        ax.imshow(heat_map, cmap="jet", vmin=0, vmax=1, alpha=0.5)
-        ax.set_title(f"{name.removesuffix('_classifier')}\nstage {layer}", fontsize=7)
-        ax.axis("off")
+    ax = plots.plot_accuracies(table, left.subplots())
+    ax.set_yticks(ax.get_yticks(), [SHORT_TABLE[name] for name in table.index], fontsize=8)
+    right.suptitle("Frozen features with few labels", fontsize=11)
+    _show_few_labels(few_labels.accuracies(few), right.subplots())
+    below.suptitle(f"Where models find the class: Score-CAM after stage {LAYERS[-1]}", fontsize=11)
+    _show_maps(explained, below)
     return figure
+
+
+def _show_pretexts(photograph: np.ndarray, figure):
+    """A photograph (1 or 3, H, W) and what each pretext makes of it."""
+    shown = [(photograph, "photograph")]
+    for name, label in SHOWN:
+        pretext = PRETEXTS[name](photograph[None])
+        shown.append((pretext.item(label)[0], f"{name}: {pretext.label_names[label]}"))
+    pair = torch.from_numpy(photograph[None].repeat(2, axis=0))
+    views = apply(draw(AUGMENTATIONS[BYOL.views], [0], views=2), pair, BYOL.view_size)
+    shown += [(view.round().byte().numpy(), f"BYOL: view {number}") for number, view in enumerate(views, start=1)]
+    images, titles = zip(*shown, strict=True)
+    plots.plot_images(images, titles, columns=1, axes=figure.subplots(1, len(shown)))
+
+
+def _show_few_labels(accuracies: pd.DataFrame, ax):
+    alone = accuracies[accuracies["readout"] == few_labels.ALONE]
+    spread = accuracies[(accuracies["readout"] == few_labels.SPREAD) & (accuracies["features"] == few_labels.CONTROL)]
+    lines = {features: alone[alone["features"] == features] for features in ("BYOL", few_labels.CONTROL)}
+    plots.plot_label_fractions(lines | {f"{few_labels.CONTROL}, labels spread": spread}, ax)
+    ax.legend(fontsize=8)
+
+
+def _show_maps(explained: Explained, figure):
+    """For each of EXPLAINED the photograph, and the heat map of its class by every model."""
+    names = [name for name in WORDS if name in explained.maps]
+    axes = iter(figure.subplots(1, len(EXPLAINED) * (1 + len(names))))
+    for number in EXPLAINED:
+        index = explained.shown[number]
+        photograph = explained.scenes.images[index]
+        plots.plot_images([photograph], [explained.scenes.names[index].split("/")[0]], columns=1, axes=[next(axes)])
+        for name in names:
+            ax = next(axes)
+            ax.imshow(photograph.mean(axis=0), cmap="gray", vmin=0, vmax=255)
+            ax.imshow(explained.maps[name][LAYERS[-1]][number].numpy(), cmap="jet", vmin=0, vmax=1, alpha=0.5)
+            ax.set_title(WORDS[name], fontsize=9)
+            ax.axis("off")
 
 
 def write_overview():
     """Write the figure below the root folder."""
     experiments = {name: configure(each, "full") for name, each in EXPERIMENTS.items()}
-    figure = draw_overview(collect_explanations(experiments, "full"), read_profile(root_folder() / "results" / "full"))
+    explained = collect_explanations(experiments, "full")
+    results = read_profile(root_folder() / "results" / "full")
+    figure = draw_overview(explained, results, few_labels.collect(experiments, "full"))
     path = root_folder() / "docs" / "overview.jpg"
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=100, pil_kwargs={"quality": 85}))
     print(path)

@@ -1,7 +1,6 @@
 """What is cached of each model: of the right weights, complete, and not computed twice."""
 
 import json
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -123,27 +122,43 @@ def test_an_interrupted_measurement_continues_and_gives_the_same_table(tmp_path,
     assert set(complete["baseline"]) == {"black", "mean", "blurred"}
 
 
-def test_settings_of_inversions_are_compared_by_an_evaluator_network(monkeypatch):
-    monkeypatch.setattr(explain, "CLASSES", ("light", "striped", "beach"))
-    run, evaluator = a_run(0), a_run(1)
-    settings = explain.InversionSettings(image_size=32, steps=20, jitter=2)
-    tried = {"plain": settings, "fast": replace(settings, learning_rate=0.1)}
-    table = explain.compare_settings(run, evaluator, tried)
-    inversion = explain.invert(run.model, explain.class_logit, [1, 2], settings, run.mean, run.std)
-    scores = explain.score_by_another(evaluator.model, inversion.images, [1, 2], evaluator.mean, evaluator.std)
-    assert table.loc["plain", "probability"] == pytest.approx(scores.mean().item(), rel=1e-4)
-    assert table.loc["plain", "final_loss"] == pytest.approx(inversion.final_losses.mean().item(), rel=1e-4)
-    assert table["learning_rate"].tolist() == [0.02, 0.1]
+def test_the_images_that_activate_a_filter_most_come_first_and_ties_in_their_order():
+    features = np.array([[0.1, 5], [0.9, 5], [0.5, 1], [0.7, 5]])
+    table = explain.activating_images(features, [0, 1], ["a", "b", "c", "d"])
+    assert table["filter"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert table["image"].tolist() == ["b", "d", "c", "a", "b", "d"]
+    assert table["mean"].tolist() == [0.9, 0.7, 0.5, 5, 5, 5]
+
+
+def test_answers_to_a_blind_sheet_are_counted_against_its_key(tmp_path):
+    folder = tmp_path / "one" / "classes"
+    folder.mkdir(parents=True)
+    (folder / "sheet.key.json").write_text(json.dumps({"answers": {"1": "coast", "2": "forest", "3": "street"}}))
+    assert explained.blind_hits(tmp_path, ["one", "other"]).empty
+    answers = {"who": "A. Reader", "answers": {"1": "coast", "2": "street"}}
+    (folder / "sheet.answers.json").write_text(json.dumps(answers))
+    (line,) = explained.blind_hits(tmp_path, ["one", "other"]).to_dict("records")
+    assert (line["model"], line["recognized"], line["classes"]) == ("one", 1, 3)
+    assert line["mistaken"] == "forest for street; street for None"
+
+
+def test_the_word_of_others_leaves_out_the_network_that_made_the_image():
+    lines = [("one", "one", "coast", 0.9), ("one", "other", "coast", 0.2), ("one", "third", "coast", 0.4)]
+    lines += [("other", "one", "coast", 0.5), ("other", "other", "coast", 1.0), ("other", "third", "coast", 0.1)]
+    recognition = pd.DataFrame(lines, columns=["model", "evaluator", "class", "probability"])
+    assert explained.mean_word_of_others(recognition).tolist() == pytest.approx([0.3, 0.3])
+    assert explained.recognition_by_model(recognition).loc["one"].tolist() == [0.9, 0.2, 0.4]
 
 
 @pytest.fixture
 def subjects(tmp_path, monkeypatch):
     """Two models and the control, on the same images, with little to compute."""
-    for name, value in (("STEPS", 2), ("RANDOMISED", ("classifier", "features.8")), ("CLASSES", ("light", "beach"))):
+    recipe = explain.InversionSettings(image_size=32, jitter=2)
+    for name, value in (("STEPS", 2), ("RANDOMISED", ("classifier", "features.8")), ("RECIPE", recipe)):
         monkeypatch.setattr(explain, name, value)
     loader = DataLoader(Images(), 32)
     return [
-        explain.Subject(a_run(seed, name), loader, tmp_path / "cache" / name, tmp_path / f"{name}.features.npz")
+        explain.Subject(a_run(seed, name), loader, "none", tmp_path / "cache" / name, tmp_path / f"{name}.features.npz")
         for seed, name in enumerate(("one", "other", explain.CONTROL))
     ]
 
@@ -152,11 +167,11 @@ def subjects(tmp_path, monkeypatch):
 def test_all_models_are_explained_in_one_call_and_read_back(subjects, tmp_path, monkeypatch):
     monkeypatch.setattr(explained, "AGREEMENT", 0.9)  # probabilities of random networks are nearly ties
     folder, scenes = tmp_path / "cache", subjects[0].loader.dataset.scenes
-    effort = explain.Effort(measured_images=2, inversion_steps=20, tried_settings=1)
+    effort = explain.Effort(measured_images=2, inversion_steps=20)
     explain.explain(subjects, np.array([0, 1]), folder, effort)
     assert {path.name for path in (folder / "one").iterdir()} == {
         *("weights.json", "test.npz", "representation.csv", "scorecam.npz", "faithfulness.csv", "randomisation.csv"),
-        *("inversion_settings.csv", "classes", "filters"),
+        *("activating.csv", "classes", "filters"),
     }
     assert not (folder / "other" / "faithfulness.csv").exists()
     assert len(list((folder / explain.CONTROL).iterdir())) == 3
@@ -171,21 +186,24 @@ def test_all_models_are_explained_in_one_call_and_read_back(subjects, tmp_path, 
     assert (found.agreement > 0.9).all()
     assert found.cka.shape == (12, 12) and np.allclose(np.diag(found.cka), 1)
     assert list(found.inversions) == [(name, kind) for name in ("one", "other") for kind in ("classes", "filters")]
-    assert found.inversions["one", "classes"].settings["objective"] == "class"
+    assert found.inversions["one", "classes"].settings["objective"] == "class_logit"
     assert found.map_table["images"].tolist() == [2] * 6
 
     recognition = found.recognition.set_index(["model", "evaluator"])["probability"]
     run, pictures = subjects[0].run, found.inversions["one", "classes"].pictures.float() / 255
-    own = explain.score_by_another(run.model, pictures, [1], run.mean, run.std)
-    assert recognition["one", "one"] == pytest.approx(own.item(), abs=1e-4)
+    own = explain.score_by_another(run.model, pictures, [0, 1, 2], run.mean, run.std)
+    assert recognition["one", "one"].tolist() == pytest.approx(own.tolist(), abs=1e-4)
 
     images, titles, maps = explained.sheet(found, "other")
     assert titles == scenes.names[:2] and len(images) == 2 and list(maps) == [f"features[{n}]" for n in explain.LAYERS]
-    assert explained.inversion_table(found)["name"].tolist()[:1] == ["light"]
-    _, titles = explained.inversion_lines(found, "filters")["other"]
-    assert [title.split("\n")[0] for title in titles] == found.inversions["other", "filters"].table["name"].tolist()
+    assert explained.inversion_table(found)["name"].tolist()[:3] == list(CLASSES)
+    others_word = found.recognition.query("model == 'other' and evaluator != 'other' and `class` == 'light'")
+    pictures, titles = explained.class_lines(found, ["light"])["other"]
+    assert len(pictures) == 1 and titles == [f"light\n{others_word['probability'].mean():.2f}"]
+    lines = explained.filter_lines(found)
+    assert len(lines) == 2 * 5 and all(pictures.shape == (4, 3, 32, 32) for pictures, _ in lines.values())
     assert explained.representation_table(found.representation).shape == (9, 6)
-    assert explained.recognition_table(found.recognition).shape == (2, 3)
+    assert explained.recognition_table(found.recognition).shape == (6, 3)
     worst, titles = explained.mistake_lines(found, count=3)["one"]
     assert len(worst) == len(titles) == 3 and all(", not\n" in title for title in titles)
 
@@ -203,7 +221,6 @@ def test_a_few_test_images_of_other_classes_are_enough(tmp_path):
     with np.load(tmp_path / "test.npz") as saved:
         assert np.isfinite(saved["places"]).all() and saved["probabilities"].shape == (6, 3)
     assert pd.read_csv(tmp_path / "representation.csv")["neighbour_purity"].tolist() == pytest.approx([0.2] * 9)
-    assert explain._classes(run) == {name: number for number, name in enumerate(CLASSES)}
 
 
 def test_randomization_is_averaged_over_images_with_an_interval_over_seeds():

@@ -1,0 +1,45 @@
+"""The figure of the front page shows every pretext, every model that is explained, and leaves out what is not."""
+
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
+from evaluation import few_labels
+from evaluation.pages.overview import SHOWN, draw_overview
+from evaluation.pages.tables import SHORT_TABLE
+from tests.evaluation.synthetic_results import seeds
+
+
+def test_the_figure_shows_the_pretexts_the_models_and_few_labels():
+    names = list(SHORT_TABLE)[:2]
+    images = np.random.default_rng(0).integers(0, 255, (3, 1, 64, 64), np.uint8)
+    maps = {name: {"8": torch.rand(2, 64, 64)} for name in ("byol_classifier", "supervised_short")}
+    explained = SimpleNamespace(
+        scenes=SimpleNamespace(images=images, names=["a/1.jpg", "b/2.jpg", "c/3.jpg"]), shown=[2, 0], maps=maps
+    )
+    columns = ["features", "seed", "images_per_class", "draw", "readout", "test_accuracy"]
+    lines = [
+        (features, 0, number, draw, readout, 0.5 + 0.01 * draw)
+        for features in ("ImageNet", "BYOL")
+        for number in (1, 5)
+        for draw in (0, 1)
+        for readout in (few_labels.ALONE, few_labels.SPREAD)
+    ]
+    results = {**seeds(names[0], range(10)), **seeds(names[1], range(20))}
+    figure = draw_overview(explained, results, pd.DataFrame(lines, columns=columns))
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles[: len(SHOWN) + 3] == [
+        "photograph",
+        "rotation: 90 degrees",
+        "perturbation: white",
+        "jigsaw_2x2: 2143",
+        "BYOL: view 1",
+        "BYOL: view 2",
+    ]
+    assert titles[-6:] == ["c", "fine-tuned", "BYOL", "a", "fine-tuned", "BYOL"]
+    (few,) = (ax for ax in figure.axes if ax.get_xlabel() == "labeled images per class")
+    assert [line.get_label() for line in few.get_lines()] == ["BYOL", "ImageNet", "ImageNet, labels spread"]
+    plt.close(figure)
