@@ -4,7 +4,7 @@
 
 The cache is the folder explanations/ beside the results, with one folder per model, by its name:
 
-    weights.json            digest of the weights that everything in the folder was computed from
+    weights.json            digests of the weights and test images that everything in the folder was computed from
     test.npz                probabilities of all test images, and their t-SNE
     representation.csv      k-NN purity and RankMe of each stage
     scorecam.npz            heat maps of the images that every model is shown
@@ -14,7 +14,12 @@ The cache is the folder explanations/ beside the results, with one folder per mo
     activating.csv          the test images to which each of these filters responds most
 
 Beside these folders are tables of all models together: cka.csv and recognition.csv.  explained.py reads the cache.
-What is there is not computed again.  If a model's weights have changed, its folder is emptied first.
+What is there is not computed again.  If a model's weights or the test images have changed, its folder is emptied first.
+
+What each part of the recipe of inversions contributes takes hours, and is computed apart, into the same folder:
+
+    python -m evaluation.inversion_quality --model supervised_short --evaluators distilled_long byol_classifier
+        --recipes all --output results/full/explanations/inversion_quality
 """
 
 import argparse
@@ -22,7 +27,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,25 +38,20 @@ import torch
 from matplotlib import pyplot as plt
 from torch import nn
 from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import functional
 
 from data.files import write_atomically, write_text
 from evaluation import faithfulness, plots, representation
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained
 from evaluation.explained import Explained, read_explanations, read_inversion
-from evaluation.inversion_quality import RECIPE, fitted, invert_classes
+from evaluation.inversion_quality import RECIPE, classes_of, fitted, invert_all, recognition, written_settings
 from evaluation.metrics import rightly_predicted_by_all
 from evaluation.model_inversion import (
-    InversionSettings,
+    class_logit,
     filter_mean,
-    invert,
-    save_inversion,
-    score_by_another,
     strongest_filters,
 )
 from evaluation.probes import features_of
 from evaluation.scorecam import score_cam
-from evaluation.split_images import training_amplitudes
 from runs import add_data_options, collect, experiments_of, files_of, run_command
 from self_supervised.dataloader import build_loaders
 from supervised.settings import Experiment
@@ -62,7 +62,7 @@ COMPARED = (
     "perturbation_classifier_tuned_3",
     "byol_classifier",
 )
-CONTROL = "imagenet_classifier_best"  # the head of the pretexts' classifiers, on features without a pretext
+CONTROL = "imagenet_classifier_probe"  # ImageNet features without a pretext, read as those of byol_classifier are
 SHOWN_IMAGES = {"full": 8, "quick": 2}
 LAYERS = ("1", "2", "8")  # of the heat maps, stages of the network (the first report)
 MEASURED_LAYER = "7"  # of faithfulness: a map takes 320 masked images, at stage 8 it would take 1,280
@@ -135,9 +135,10 @@ def explain(subjects: Sequence[Subject], shown: Sequence[int], folder: Path, eff
     """
     features_of_stages = {}
     for subject in subjects:
-        open_folder(subject.folder, subject.run.weights)
-        model = subject.run.folded().model
-        features, labels = features_of(model, subject.loader, subject.run.weights, subject.features_file)
+        images = subject.loader.dataset.scenes.fingerprint
+        open_folder(subject.folder, subject.run.weights, images)
+        model, digest = subject.run.folded().model, f"{subject.run.weights} {images}"
+        features, labels = features_of(model, subject.loader, digest, subject.features_file)
         describe_test_images(model, features, labels, subject.folder)
         features_of_stages |= {f"{subject.run.name}, stage {stage}": features[stage] for stage in CKA_STAGES}
     models = [subject for subject in subjects if subject.run.name != CONTROL]
@@ -148,17 +149,19 @@ def explain(subjects: Sequence[Subject], shown: Sequence[int], folder: Path, eff
         _measure_model(subject, shown, effort)
     if models:
         write_atomically(folder / "cka.csv", representation.cka_table(features_of_stages).to_csv)
-        recognition = recognition_of_classes([subject.run.name for subject in models], subjects, folder)
-        _write_table(recognition, folder / "recognition.csv")
+        of_classes = recognition_of_classes([subject.run.name for subject in models], subjects, folder)
+        _write_table(of_classes, folder / "recognition.csv")
 
 
 def _explain_model(subject: Subject, features: np.ndarray, shown: Sequence[int], effort: Effort):
     """Inversions and heat maps of one model; `features` (N, channels) of all test images are those of stage 8."""
     run, dataset = subject.run.without_flip_tta(), subject.loader.dataset
-    folded, settings = run.folded(), _fitted(run, effort)
+    folded, settings = run.folded(), replace(fitted(RECIPE, run.image_size), steps=effort.inversion_steps)
     filters = strongest_filters(run.layer("features.8.0"))
-    invert_classes(folded, "all_parts", settings, subject.data, subject.folder / "classes")
-    invert_filters(folded, filters, settings, subject.data, subject.folder / "filters")
+    invert_again(folded, class_logit, classes_of(run), settings, subject.data, subject.folder / "classes")
+    names = {f"filter_{number}": number for number in filters}
+    of_filters = filter_mean(folded.layer("features.8.2"))
+    invert_again(folded, of_filters, names, settings, subject.data, subject.folder / "filters")
     _write_table(activating_images(features, filters, dataset.scenes.names), subject.folder / "activating.csv")
     targets, names = dataset.scenes.labels[shown], [dataset.scenes.names[number] for number in shown]
     explain_images(folded, _images(dataset, shown), targets, names, subject.folder)
@@ -167,20 +170,21 @@ def _explain_model(subject: Subject, features: np.ndarray, shown: Sequence[int],
 def _measure_model(subject: Subject, shown: Sequence[int], effort: Effort):
     """Whether the heat maps of a model can be believed."""
     run, dataset = subject.run.without_flip_tta(), subject.loader.dataset
-    first = shown[:RANDOMISED_IMAGES]
-    randomise(run, _images(dataset, first), dataset.scenes.labels[first], subject.folder, effort.randomised_seeds)
+    first = [int(number) for number in shown[:RANDOMISED_IMAGES]]
+    targets = {dataset.scenes.names[number]: int(dataset.scenes.labels[number]) for number in first}
+    randomise(run, _images(dataset, first), targets, subject.folder, effort.randomised_seeds)
     with np.load(subject.folder / "test.npz") as saved:
         predictions = saved["probabilities"].argmax(axis=1)
     sample = np.random.default_rng(0).permutation(len(predictions))[: effort.measured_images]
     measure_maps(run.folded(), partial(_images, dataset), sample, predictions[sample], subject.folder)
 
 
-def open_folder(folder: Path, weights: str) -> Path:
-    """The folder of a model's cache, emptied if it was computed from weights with another digest."""
-    stamp = folder / "weights.json"
-    if folder.exists() and (not stamp.exists() or json.loads(stamp.read_text(encoding="utf-8"))["weights"] != weights):
+def open_folder(folder: Path, weights: str, images: str) -> Path:
+    """The folder of a model's cache, emptied if it was computed from weights or images with another digest."""
+    stamp, digests = folder / "weights.json", {"weights": weights, "images": images}
+    if folder.exists() and (not stamp.exists() or json.loads(stamp.read_text(encoding="utf-8")) != digests):
         shutil.rmtree(folder)
-    write_text(stamp, json.dumps({"weights": weights}) + "\n")
+    write_text(stamp, json.dumps(digests) + "\n")
     return folder
 
 
@@ -276,47 +280,43 @@ def measure_maps(
         _write_table(pd.concat(parts, ignore_index=True), path)
 
 
-def randomise(run: TrainedRun, images: torch.Tensor, targets: Sequence[int], folder: Path, seeds: int):
+def randomise(run: TrainedRun, images: torch.Tensor, targets: Mapping[str, int], folder: Path, seeds: int):
     """Write randomisation.csv: `faithfulness.cascading_randomisation` at RANDOMISED_LAYER, per seed, part and image.
 
-    The file is written after every seed, so an interrupted call continues.  A file of older code, which had one seed
-    and left BatchNorm1d without statistics, is replaced.
+    `targets` are the class of each image by its name.  The file is written after every seed, so an interrupted call
+    continues.  A file of other images, or of older code, which knew no names, is replaced.
     """
     path, parts = folder / "randomisation.csv", [run.layer(name) for name in RANDOMISED]
-    table = pd.read_csv(path) if path.exists() else pd.DataFrame()
-    tables = [table] if "seed" in table else []
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame({"image": []})
+    tables = [table] if set(table["image"]) == set(targets) else []
     for seed in range(tables[0]["seed"].nunique() if tables else 0, seeds):
         correlations = faithfulness.cascading_randomisation(
-            run.model, images, run.layer(RANDOMISED_LAYER), targets, parts, seed
+            run.model, images, run.layer(RANDOMISED_LAYER), list(targets.values()), parts, seed
         )
         lines = [
-            (seed, part, number, correlation)
+            (seed, part, name, correlation)
             for part, of_images in zip(RANDOMISED, correlations, strict=True)
-            for number, correlation in enumerate(of_images)
+            for name, correlation in zip(targets, of_images, strict=True)
         ]
         tables.append(pd.DataFrame(lines, columns=["seed", "part", "image", "correlation"]))
         _write_table(pd.concat(tables, ignore_index=True), path)
 
 
-def invert_filters(run: TrainedRun, filters: Sequence[int], settings: InversionSettings, data: str, folder: Path):
-    """Write a folder of inversions of these filters of the last stage, unless it is there.
-
-    settings.json is written last, so a folder that has it is complete.
-    """
-    if (folder / "settings.json").exists():
-        return
-    objective = filter_mean(run.layer("features.8.2"))
-    amplitudes = training_amplitudes(run, data) if settings.parameters == "phase" else None
-    found = invert(run.model, objective, filters, settings, run.mean, run.std, progress=False, amplitudes=amplitudes)
-    save_inversion(found, [f"filter_{number}" for number in filters], folder)
-    text = json.dumps({"model": run.name, "objective": "filter", **asdict(settings)}, indent=1) + "\n"
-    write_text(folder / "settings.json", text)
+def invert_again(run: TrainedRun, objective, targets: Mapping[str, int], settings, data: str, folder: Path):
+    """`inversion_quality.invert_all`; a folder of another recipe is removed first."""
+    stamp, wanted = folder / "settings.json", written_settings(run, objective, settings)
+    if stamp.exists():
+        found = json.loads(stamp.read_text(encoding="utf-8"))
+        if {name: found.get(name) for name in wanted} != wanted:
+            shutil.rmtree(folder)
+    invert_all(run, objective, targets, settings, data, folder, progress=False)
 
 
 def activating_images(features: np.ndarray, filters: Sequence[int], names: Sequence[str]) -> pd.DataFrame:
     """The ACTIVATING images to which each filter responds most, from its means over images (N, filters), best first.
 
-    `names` are those of the images.  Columns: filter, image, mean (of the filter's map).
+    `names` are those of the images.  Columns: filter, image, mean (of the filter's map; or of
+    those of the image and its flip, if the model averages these).
     """
     lines = []
     for number in filters:
@@ -331,16 +331,14 @@ def recognition_of_classes(names: Sequence[str], evaluators: Sequence[Subject], 
     `names` are the models whose images the `evaluators` see.  Columns: model, evaluator, class, probability.  An image
     that only its own model recognizes does not show the class; it fools the model.
     """
-    lines = []
+    parts, runs = [], [subject.run for subject in evaluators]
     for name in names:
         inversion = read_inversion(folder / name / "classes")
-        classes, pictures = inversion.table["name"], inversion.pictures.float() / 255
-        for run in (evaluator.run for evaluator in evaluators):
-            images = functional.resize(pictures, [run.image_size], antialias=True)
-            targets = [run.class_names.index(each) for each in classes]
-            probabilities = score_by_another(run.model, images, targets, run.mean, run.std)
-            lines += [(name, run.name, *each) for each in zip(classes, probabilities.tolist(), strict=True)]
-    return pd.DataFrame(lines, columns=["model", "evaluator", "class", "probability"])
+        classes = inversion.table["name"]
+        targets = [runs[0].class_names.index(each) for each in classes]
+        found = recognition(runs, inversion.pictures.float() / 255, targets)
+        parts.append(found.assign(model=name, **{"class": classes.to_numpy()[found["image"]]}))
+    return pd.concat(parts)[["model", "evaluator", "class", "probability"]]
 
 
 def draw_last_maps(explained: Explained, path: Path):
@@ -350,7 +348,7 @@ def draw_last_maps(explained: Explained, path: Path):
         return
     count = min(map(len, last.values()))
     shown = explained.shown[:count]
-    titles = [explained.scenes.names[number].split("/")[0] for number in shown]
+    titles = [explained.scenes.class_names[label] for label in explained.scenes.labels[shown]]
     last = {name: maps[:count] for name, maps in last.items()}
     sheet = plots.draw_heat_map_sheet(explained.scenes.images[shown], titles, last, images_across=True)
     write_atomically(path, partial(sheet.savefig, pil_kwargs={"quality": 85}))
@@ -391,11 +389,6 @@ def _subject(experiment: Experiment, profile: str, folder: Path) -> Subject | No
             features_file = files.models / f"{files.name}.features.npz"
             return Subject(load_trained(path), test, experiment.data, folder / files.name, features_file)
     return None
-
-
-def _fitted(run: TrainedRun, effort: Effort) -> InversionSettings:
-    """The recipe for the run's image size, with as many steps as the effort allows."""
-    return replace(fitted(RECIPE, run.image_size), steps=effort.inversion_steps)
 
 
 def _images(dataset, numbers: Sequence[int]) -> torch.Tensor:

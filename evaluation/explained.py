@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import resize
 from data.image_cache import Scenes
 from evaluation.faithfulness import LOWER_IS_BETTER, compare_maps
 from evaluation.metrics import confident_mistakes
+from evaluation.model_inversion import picture_file
 from evaluation.statistics import mean_and_interval
 
 AGREEMENT = 0.99  # of cached and reported predictions; below it they come from different weights
@@ -72,15 +73,20 @@ def read_explanations(folder: Path, results: Mapping[str, dict], scenes: Scenes,
     """
     described = _read_all(folder, results, "test.npz")
     saved_maps = _read_all(folder, results, "scorecam.npz")
+    activating = {name: _read_table(folder / name / "activating.csv") for name in results}
+    activating = {name: table for name, table in activating.items() if len(table)}
     agreement = {
-        name: float(np.mean(saved["probabilities"].argmax(axis=1) == results[name]["predictions"]["test"]))
+        name: _agreement(saved["probabilities"], results[name]["predictions"]["test"])
         for name, saved in described.items()
     }
+    known = set(scenes.names)
     shown_names = [scenes.names[number] for number in shown]
     stale = {name for name, fraction in agreement.items() if fraction < AGREEMENT}
     stale |= {name for name, saved in saved_maps.items() if list(saved["names"]) != shown_names[: len(saved["names"])]}
+    stale |= {name for name, table in activating.items() if not known.issuperset(table["image"])}
     maps = {name: heat_maps(saved, scenes.images.shape[-1]) for name, saved in saved_maps.items()}
-    first = folder / next(iter(results))
+    measured = [folder / name for name in results if (folder / name / "faithfulness.csv").exists()]
+    first = measured[0] if measured else folder / next(iter(results))
     return Explained(
         scenes=scenes,
         shown=shown,
@@ -98,13 +104,20 @@ def read_explanations(folder: Path, results: Mapping[str, dict], scenes: Scenes,
             for kind in INVERTED
             if (folder / name / kind / "settings.json").exists()
         },
-        activating={name: _read_table(folder / name / "activating.csv") for name in saved_maps},
-        inversion_quality=_read_table(folder / "inversion_quality" / "quality.csv"),
+        activating=activating,
+        inversion_quality=_quality_of(first, folder / "inversion_quality" / "quality.csv"),
         blind=blind_hits(folder, list(results)),
-        recognition=_read_table(folder / "recognition.csv"),
+        recognition=_read_table(folder / "recognition.csv", converters={"class": str}),
         cka=_read_table(folder / "cka.csv", index_col=0),
         missing=[name for name in results if name not in described],
         stale=[name for name in results if name in stale],
+    )
+
+
+def _agreement(probabilities: np.ndarray, predictions: Sequence[int]) -> float:
+    """The fraction of images whose class is the same; 0 for other numbers of images."""
+    return (
+        float(np.mean(probabilities.argmax(axis=1) == predictions)) if len(probabilities) == len(predictions) else 0.0
     )
 
 
@@ -202,6 +215,7 @@ def randomisation_table(correlations: pd.DataFrame) -> pd.DataFrame:
 
 def mean_word_of_others(recognition: pd.DataFrame) -> pd.Series:
     """The mean probability of the class over the networks that did not make the image, by model and class."""
+    recognition = recognition.reindex(columns=["model", "evaluator", "class", "probability"])  # an empty table has none
     of_others = recognition[recognition["model"] != recognition["evaluator"]]
     return of_others.groupby(["model", "class"], sort=False)["probability"].mean()
 
@@ -211,14 +225,6 @@ def recognition_by_model(recognition: pd.DataFrame) -> pd.DataFrame:
     if not len(recognition):
         return recognition
     return recognition.pivot_table(index="model", columns="evaluator", values="probability", sort=False)
-
-
-def recognition_table(recognition: pd.DataFrame) -> pd.DataFrame:
-    """The probability of the class: one line per model and class of an image, one column per evaluator network."""
-    if not len(recognition):
-        return recognition
-    index = ["model", "class"]
-    return recognition.pivot_table(index=index, columns="evaluator", values="probability", sort=False)
 
 
 def representation_table(by_model: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -248,12 +254,15 @@ def mistakes(scenes: Scenes, probabilities: np.ndarray, count: int) -> tuple[np.
 def class_lines(explained: Explained, classes: Sequence[str]) -> dict[str, tuple[torch.Tensor, list[str]]]:
     """The inversions of these classes in each model, as `plots.draw_image_lines` takes them.
 
-    A title has the mean probability of the class according to the other networks.
+    Of a data set without these classes they are the first ones, as many.  A title has the mean probability of the class
+    according to the other networks.
     """
     lines, probabilities = {}, mean_word_of_others(explained.recognition)
     for (name, kind), inversion in explained.inversions.items():
         if kind == "classes":
-            numbers = [number for number, each in enumerate(inversion.table["name"]) if each in classes]
+            count = len(inversion.table)
+            numbers = [number for number in range(count) if inversion.table["name"][number] in classes]
+            numbers = numbers or [*range(min(count, len(classes)))]
             of_classes = [(each, probabilities.get((name, each), np.nan)) for each in inversion.table["name"][numbers]]
             titles = [f"{each}\n{probability:.2f}" for each, probability in of_classes]
             lines[name] = inversion.pictures[numbers], titles
@@ -264,13 +273,18 @@ def filter_lines(explained: Explained) -> dict[str, tuple[np.ndarray, list[str]]
     """Each filter of each model, as `plots.draw_image_lines` takes it: its inversion, then what activates it most."""
     lines, numbers = {}, {name: number for number, name in enumerate(explained.scenes.names)}
     for (name, kind), inversion in explained.inversions.items():
-        if kind == "filters":
+        if kind == "filters" and name in explained.activating and name not in explained.stale:
             table = explained.activating[name]
             for picture, number in zip(inversion.pictures, table["filter"].unique(), strict=True):
                 chosen = table[table["filter"] == number]
-                photographs = explained.scenes.images[[numbers[each] for each in chosen["image"]]]
+                indices = [numbers[each] for each in chosen["image"]]
+                photographs = explained.scenes.images[indices]
                 pictures = np.broadcast_to(photographs, (len(chosen), 3, *photographs.shape[2:]))
-                titles = [f"{each.split('/')[0]}\n{mean:.2f}" for each, mean in chosen[["image", "mean"]].values]
+                labels = explained.scenes.labels[indices]
+                titles = [
+                    f"{explained.scenes.class_names[label]}\n{mean:.2f}"
+                    for label, mean in zip(labels, chosen["mean"], strict=True)
+                ]
                 inverted = resize(picture[None], list(photographs.shape[2:]), antialias=True).numpy()
                 lines[f"{name}\nfilter {number}"] = np.concatenate([inverted, pictures]), ["inversion\n", *titles]
     return lines
@@ -279,15 +293,18 @@ def filter_lines(explained: Explained) -> dict[str, tuple[np.ndarray, list[str]]
 def blind_hits(folder: Path, names: Sequence[str]) -> pd.DataFrame:
     """How many classes somebody recognized on the sheet of each model without seeing titles.
 
-    `folder` is the cache.  <model>/classes/sheet.key.json is of `inversion_quality.save_blind_sheet`; who looks writes
-    sheet.answers.json beside it before opening it: {"who": ..., "answers": {number on the sheet: class}}.  Models
-    without answers are left out.  Columns: model, who, recognized, classes, mistaken (what was taken for what).
+    `folder` is the cache.  <model>/classes/sheet.key.json is of `inversion_quality.save_blind_sheet`.  Who looks writes
+    sheet.answers.json beside it before opening it: {"who": ..., "sheet": SHA-256 of sheet.blind.png, "answers": {number
+    on the sheet: class}}.  Models without answers to their present sheet are left out.  Columns: model, who,
+    recognized, classes, mistaken (what was taken for what).
     """
     lines = []
     for name in names:
         paths = [folder / name / "classes" / f"sheet.{kind}.json" for kind in ("key", "answers")]
         if all(path.exists() for path in paths):
             key, given = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+            if given["sheet"] != key["sheet"]:
+                continue
             pairs = [(right, given["answers"].get(number)) for number, right in key["answers"].items()]
             mistaken = [f"{right} for {answer}" for right, answer in pairs if right != answer]
             lines.append((name, given["who"], len(pairs) - len(mistaken), len(pairs), "; ".join(mistaken)))
@@ -295,9 +312,11 @@ def blind_hits(folder: Path, names: Sequence[str]) -> pd.DataFrame:
 
 
 def inversion_table(explained: Explained) -> pd.DataFrame:
-    """Final loss and convergence of every inversion, by model and kind."""
+    """Final loss, convergence and steps of every inversion, by model and kind."""
     tables = {key: inversion.table for key, inversion in explained.inversions.items()}
-    return pd.concat(tables, names=["model", "kind"]).droplevel(-1).reset_index() if tables else pd.DataFrame()
+    if not tables:
+        return pd.DataFrame(columns=["model", "kind", "name", "final_loss", "converged", "steps"])
+    return pd.concat(tables, names=["model", "kind"]).droplevel(-1).reset_index()
 
 
 def sheet(explained: Explained, name: str) -> tuple[np.ndarray, list[str], dict[str, torch.Tensor]]:
@@ -309,10 +328,10 @@ def sheet(explained: Explained, name: str) -> tuple[np.ndarray, list[str], dict[
 
 def read_inversion(folder: Path) -> Inversion:
     """What `model_inversion.save_inversion` wrote into a folder, with the settings beside it."""
-    table = pd.read_csv(folder / "inversion.csv")
+    table = pd.read_csv(folder / "inversion.csv", converters={"name": str})
     return Inversion(
         table=table,
-        pictures=read_pictures([folder / f"{name}.png" for name in table["name"]]),
+        pictures=read_pictures([folder / picture_file(name) for name in table["name"]]),
         losses=pd.read_csv(folder / "losses.csv", index_col="step"),
         settings=json.loads((folder / "settings.json").read_text(encoding="utf-8")),
     )
@@ -332,6 +351,15 @@ def _read_all(folder: Path, names: Sequence[str], file: str) -> dict[str, dict[s
             with np.load(folder / name / file) as saved:
                 arrays[name] = dict(saved)
     return arrays
+
+
+def _quality_of(model: Path, path: Path) -> pd.DataFrame:
+    """The lines of `inversion_quality`'s table that are of the weights in the folder of a model, without these."""
+    table, stamp = _read_table(path), model / "weights.json"
+    if not len(table) or not stamp.exists():
+        return pd.DataFrame()
+    of_model = table["weights"] == json.loads(stamp.read_text(encoding="utf-8"))["weights"]
+    return table[of_model].drop(columns="weights")
 
 
 def _read_table(path: Path, **options) -> pd.DataFrame:

@@ -13,11 +13,13 @@ What is there is not computed again.  A folder of other weights or settings is r
 """
 
 import argparse
+import hashlib
 import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -38,6 +40,7 @@ from evaluation.explained import read_inversion
 from evaluation.model_inversion import (
     Inversion,
     InversionSettings,
+    Objective,
     class_log_probability,
     class_logit,
     invert,
@@ -94,6 +97,7 @@ OTHERS = {
     "earlier": InversionSettings(norm_clip=0.3, contribution_clip=0.3, blur_sigma=1.0, jitter=32, steps=RECIPE.steps),
 }
 RECIPES = ABLATION | OTHERS
+IMAGES_AT_ONCE = 16  # that are optimized together: it bounds memory where there are many classes
 
 
 def fitted(settings: InversionSettings, size: int) -> InversionSettings:
@@ -110,6 +114,11 @@ def fitted(settings: InversionSettings, size: int) -> InversionSettings:
         levels=1 if small else settings.levels,
         coarsest=1.0 if small else settings.coarsest,
     )
+
+
+def classes_of(run: TrainedRun) -> dict[str, int]:
+    """The classes that a network knows, and their numbers."""
+    return {name: number for number, name in enumerate(run.class_names)}
 
 
 def recognition(evaluators: Sequence[TrainedRun], images: torch.Tensor, targets: Sequence[int]) -> pd.DataFrame:
@@ -170,48 +179,73 @@ class _Images(Dataset):
 def save_blind_sheet(images: torch.Tensor, names: Sequence[str], folder: Path, seed: int = 0):
     """Write sheet.blind.png, the images (N, 3, S, S) in an order drawn from the seed with numbers for titles.
 
-    sheet.key.json has the seed and the name of each number.  Write answers to a file before opening it.
+    sheet.key.json has the seed, the name of each number, and the SHA-256 of the sheet.  Write the answers to
+    sheet.answers.json before opening it, see `explained.blind_hits`.
     """
     order = np.random.default_rng(seed).permutation(len(names))
     titles = [str(number) for number in range(1, len(names) + 1)]
     plots.plot_images((255 * images[order]).round().byte(), titles, columns=min(5, len(names)))
-    plt.gcf().savefig(folder / "sheet.blind.png", dpi=120, bbox_inches="tight")
+    path = folder / "sheet.blind.png"
+    plt.gcf().savefig(path, dpi=120, bbox_inches="tight")
     plt.close()
-    key = {"seed": seed, "answers": {title: names[number] for title, number in zip(titles, order, strict=True)}}
+    answers = {title: names[number] for title, number in zip(titles, order, strict=True)}
+    key = {"seed": seed, "sheet": hashlib.sha256(path.read_bytes()).hexdigest(), "answers": answers}
     (folder / "sheet.key.json").write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
 
 
-def invert_classes(run: TrainedRun, recipe: str, settings: InversionSettings, data: str, folder: Path) -> dict:
-    """Invert every class of a network into a folder, unless it is there; return what settings.json says.
+def written_settings(run: TrainedRun, objective: Objective, settings: InversionSettings) -> dict:
+    """What settings.json says of how images were made, with numbers as they are saved and read back."""
+    written = {"model": run.name, "weights": run.weights, "objective": objective.__name__, **asdict(settings)}
+    return json.loads(json.dumps(written))
 
-    Raises ValueError that names the folder if it holds images of other weights or settings.
+
+def invert_all(
+    run: TrainedRun,
+    objective: Objective,
+    targets: Mapping[str, int],
+    settings: InversionSettings,
+    data: str,
+    folder: Path,
+    progress: bool = True,
+) -> dict:
+    """Invert targets (name: number of a class or filter) into a folder, unless it is there; return settings.json.
+
+    settings.json is written last, so a folder that has it is complete.  `data` has the training images whose amplitudes
+    phases need.  Raises ValueError that names the folder if it holds images of other weights or settings.
     """
-    objective = OBJECTIVES.get(recipe, class_logit)
-    wanted = {"model": run.name, "weights": run.weights, "objective": objective.__name__, **asdict(settings)}
-    path = folder / "settings.json"
+    wanted, path = written_settings(run, objective, settings), folder / "settings.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        # Written as JSON and read back, so that numbers compare as they are saved.
-        if {name: found.get(name) for name in wanted} != json.loads(json.dumps(wanted)):
+        if {name: found.get(name) for name in wanted} != wanted:
             raise ValueError(f"{folder} holds images of other weights or settings; remove it, or name another --output")
         return found
     amplitudes = training_amplitudes(run, data) if settings.parameters == "phase" else None
-    started = time.perf_counter()
-    targets = range(len(run.class_names))
-    inversion = invert(run.model, objective, list(targets), settings, run.mean, run.std, amplitudes=amplitudes)
-    seconds = time.perf_counter() - started
-    return save_classes(inversion, run, {**wanted, "seconds": round(seconds, 1)}, settings.views, folder)
-
-
-def save_classes(inversion: Inversion, run: TrainedRun, written: dict, views: int, folder: Path) -> dict:
-    """Write the images of all classes and a blind sheet of them; settings.json, which is returned, comes last."""
-    names = list(run.class_names)
-    save_inversion(inversion, names, folder, {"steps": inversion.steps.tolist()})
-    save_blind_sheet(inversion.images, names, folder)
-    written = {**written, "passes": int(inversion.steps.sum()) * views}
-    text = json.dumps(written, indent=1) + "\n"
-    write_text(folder / "settings.json", text)
+    started, numbers = time.perf_counter(), list(targets.values())
+    parts = [numbers[start : start + IMAGES_AT_ONCE] for start in range(0, len(numbers), IMAGES_AT_ONCE)]
+    inversion = joined(
+        [
+            invert(run.model, objective, part, settings, run.mean, run.std, progress=progress, amplitudes=amplitudes)
+            for part in parts
+        ]
+    )
+    seconds, passes = time.perf_counter() - started, int(inversion.steps.sum()) * settings.views
+    save_inversion(inversion, list(targets), folder, {"steps": inversion.steps.tolist()})
+    # Every sheet has another order: whoever has opened one key knows nothing of the next sheet.
+    save_blind_sheet(inversion.images, list(targets), folder, zlib.crc32(f"{run.name} {folder.name}".encode()))
+    written = {**wanted, "seconds": round(seconds, 1), "passes": passes}
+    write_text(path, json.dumps(written, indent=1) + "\n")
     return written
+
+
+def joined(inversions: Sequence[Inversion]) -> Inversion:
+    """Several inversions by the same settings as one."""
+    longest = max(each.losses.shape[1] for each in inversions)
+    losses = [
+        nn.functional.pad(each.losses, (0, longest - each.losses.shape[1]), value=math.nan) for each in inversions
+    ]
+    stopped = None if inversions[0].stopped is None else torch.cat([each.stopped for each in inversions])
+    images, targets = (torch.cat([getattr(each, name) for each in inversions]) for name in ("images", "targets"))
+    return Inversion(images, targets, torch.cat(losses), stopped)
 
 
 def judge(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str, folder: Path) -> pd.DataFrame:
@@ -224,7 +258,7 @@ def judge(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str, folder: 
     names, images = list(table.table["name"]), table.pictures.float() / 255
     targets = [run.class_names.index(name) for name in names]
     path = folder / "evaluators.csv"
-    known = pd.read_csv(path) if path.exists() else pd.DataFrame({"weights": []})
+    known = pd.read_csv(path, converters={"class": str}) if path.exists() else pd.DataFrame({"weights": []})
     missing = [each for each in evaluators if each.weights not in set(known["weights"])]
     if missing:
         weights = {each.name: each.weights for each in missing}
@@ -249,6 +283,7 @@ def quality_lines(run: TrainedRun, recipe: str, judged: pd.DataFrame, folder: Pa
     return [
         {
             "model": run.name,
+            "weights": run.weights,
             "recipe": recipe,
             "evaluator": evaluator,
             "classes": len(group),
@@ -270,7 +305,8 @@ def measure(run: TrainedRun, evaluators: Sequence[TrainedRun], recipes: Sequence
     path = output / "quality.csv"
     for recipe in tqdm(recipes, desc=run.name, unit="recipe"):
         folder = output / run.name / recipe
-        written = invert_classes(run, recipe, fitted(RECIPES[recipe], run.image_size), data, folder)
+        objective, settings = OBJECTIVES.get(recipe, class_logit), fitted(RECIPES[recipe], run.image_size)
+        written = invert_all(run, objective, classes_of(run), settings, data, folder)
         lines = quality_lines(run, recipe, judge(run, evaluators, data, folder), folder, written)
         table = pd.DataFrame(lines)
         if path.exists():

@@ -252,6 +252,7 @@ def filter_mean(layer: nn.Module) -> Objective:
             raise ValueError(f"filters are {filters.tolist()}; the layer has 0 to {maps.shape[1] - 1}")
         return maps.mean(dim=(2, 3)).gather(1, filters[:, None])[:, 0]
 
+    objective.__name__ = "filter_mean"  # stands in settings.json
     return objective
 
 
@@ -444,13 +445,21 @@ def _normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]
     return (images - mean) / std
 
 
+def picture_file(name: str) -> str:
+    """The file name of the image of a class or filter: its name, which may contain slashes or be that of our files."""
+    taken = name in ("sheet", "sheet.blind", "losses")
+    return name.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C") + ("_.png" if taken else ".png")
+
+
 def save_inversion(inversion: Inversion, names: Sequence[str], folder: Path, facts: dict[str, list] | None = None):
     """Write each image, a sheet of all, the losses and a table to a folder.
 
-    `names` of the images stand in the table and in file names.  The table, inversion.csv, has one row per image: name,
-    final_loss, converged, and the columns of `facts`.  losses.csv has one column per image and one row per step.
+    `names` of the images stand in the table and in file names, see `picture_file`.  The table, inversion.csv, has one
+    row per image: name, final_loss, converged, and the columns of `facts`.  losses.csv has one column per image and one
+    row per step.
     Raises ValueError unless there is one name per image.
     """
+    names = list(map(str, names))
     if len(names) != len(inversion.images):
         raise ValueError(f"there are {len(names)} names for {len(inversion.images)} images")
     folder.mkdir(parents=True, exist_ok=True)
@@ -460,7 +469,7 @@ def save_inversion(inversion: Inversion, names: Sequence[str], folder: Path, fac
     losses = pd.DataFrame(inversion.losses.T.numpy(), columns=names, index=range(1, inversion.losses.shape[1] + 1))
     losses.rename_axis("step").to_csv(folder / "losses.csv")
     for name, image in zip(names, inversion.images, strict=True):
-        save_image(image, folder / f"{name}.png")
+        save_image(image, folder / picture_file(name))
     titles = [
         f"{name}{'' if converged else ' (not converged)'}" for name, converged in table[["name", "converged"]].values
     ]

@@ -17,6 +17,7 @@ import pandas as pd
 
 from data.files import root_folder, run_command, write_text
 from data.prepare import DATA_SETS
+from evaluation.model_inversion import picture_file
 from evaluation.pages.notebook import REPORTS, data_of, profile_of
 from evaluation.pages.tables import comparing_text, headlines, shown_comparisons, shown_experiments
 from evaluation.pages.web_page import page_of, table_html
@@ -105,9 +106,9 @@ def pictures(folder: Path, data: str, profile: str) -> list[str]:
 
 def _strip(inverted: Path, folder: Path) -> str:
     """One line of images by model inversion, one for each class, from the folder of a model."""
-    names = [str(name) for name in pd.read_csv(inverted / "inversion.csv")["name"]]
+    names = pd.read_csv(inverted / "inversion.csv", converters={"name": str})["name"]
     images = "".join(
-        f'<img src="{_link(inverted / f"{name}.png", folder)}" alt="{html.escape(name)}">' for name in names
+        f'<img src="{_link(inverted / picture_file(name), folder)}" alt="{html.escape(name)}">' for name in names
     )
     title = html.escape(f"{inverted.parent.name}: {', '.join(names)}")
     return f'<div class="strip">{images}</div><figcaption>{title}</figcaption>'

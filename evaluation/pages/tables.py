@@ -43,21 +43,24 @@ from supervised.settings import EXPERIMENTS as SUPERVISED
 
 START, END = "<!-- results: written by make pages -->", "<!-- end of results -->"
 SHORT_TABLE = {  # the experiments of README.md, and what each is
-    "random_classifier": "frozen features of a random network",
-    "rotation_classifier_tuned": "frozen features after rotation, second report",
-    "perturbation_classifier_tuned_3": "frozen features after perturbation, second report",
-    "rotation_gentle_classifier": "frozen features after gentle rotation",
-    "imagenet_classifier_probe": "frozen ImageNet features, no pretext",
-    "byol_classifier": "frozen features after BYOL",
-    "supervised_tuned": "fine-tuned, second report",
+    "imagenet_classifier_tuned": "frozen ImageNet features, settings of the second report",
+    "rotation_classifier_tuned": "after rotation, second report",
+    "perturbation_classifier_tuned_3": "after perturbation, second report",
+    "imagenet_classifier_best": "frozen ImageNet features, trained head",
+    "rotation_gentle_classifier": "after gentle rotation, trained head",
+    "imagenet_classifier_probe": "frozen ImageNet features, logistic regression",
+    "byol_classifier": "after BYOL, logistic regression",
     "supervised_short": "fine-tuned, 8 epochs",
     "supervised_long": "fine-tuned, 20 epochs",
-    "distilled_long": "distilled from an ensemble of three",
+    "distilled_long": "distilled from three of supervised_short",
 }
 HEADLINES = {  # an experiment with `compared_with`, and both in words
     "byol_classifier": ("Frozen features after BYOL", "the ImageNet features that it began with"),
-    "rotation_gentle_classifier": ("Frozen features after a rotation pretext", "ImageNet features without one"),
-    "perturbation_gentle_classifier": ("Frozen features after a perturbation pretext", "ImageNet features without one"),
+    "rotation_gentle_classifier": ("Frozen features after gentle rotation", "ImageNet features with the same head"),
+    "perturbation_gentle_classifier": (
+        "Frozen features after gentle perturbation",
+        "ImageNet features with the same head",
+    ),
     "imagenet_classifier_best": ("Frozen ImageNet features without a pretext", "fine-tuning with labels"),
 }
 BEST = "supervised_long"  # beside the highest number of the earlier reports

@@ -1,6 +1,7 @@
 """What is cached of each model: of the right weights, complete, and not computed twice."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.files import CODE
 from evaluation import explain, explained, probes
 from evaluation.checkpoints import TrainedRun
+from evaluation.model_inversion import InversionSettings, score_by_another
 from evaluation.statistics import mean_and_interval
 from supervised.models import SceneClassifier, estimate_batchnorm
 
@@ -35,7 +37,9 @@ class Images(Dataset):
         self.images = torch.randn(number, 3, 32, 32, generator=generator) + labels.view(-1, 1, 1, 1)
         names = [f"{CLASSES[label]}/{index}.jpg" for index, label in enumerate(labels)]
         pixels = self.images.mean(dim=1, keepdim=True).clamp(0, 1).mul(255).byte().numpy()
-        self.scenes = SimpleNamespace(names=names, labels=labels.numpy(), images=pixels, class_names=CLASSES)
+        self.scenes = SimpleNamespace(
+            names=names, labels=labels.numpy(), images=pixels, class_names=CLASSES, fingerprint="images"
+        )
 
     def __len__(self):
         return len(self.images)
@@ -49,12 +53,26 @@ def read_maps(folder, size=32):
         return explained.heat_maps(dict(saved), size)
 
 
-def test_a_folder_of_other_weights_is_emptied_and_one_of_the_same_is_not(tmp_path):
-    folder = explain.open_folder(tmp_path / "run", "abc")
-    (folder / "test.npz").write_text("cached")
-    assert (explain.open_folder(folder, "abc") / "test.npz").exists()
-    assert not (explain.open_folder(folder, "other") / "test.npz").exists()
-    assert json.loads((folder / "weights.json").read_text()) == {"weights": "other"}
+def test_a_folder_of_other_weights_or_images_is_emptied_and_one_of_the_same_is_not(tmp_path):
+    for other in (("other", "images"), ("abc", "others")):
+        folder = explain.open_folder(tmp_path / "run", "abc", "images")
+        (folder / "test.npz").write_text("cached")
+        assert (explain.open_folder(folder, "abc", "images") / "test.npz").exists()
+        assert not (explain.open_folder(folder, *other) / "test.npz").exists()
+        assert json.loads((folder / "weights.json").read_text()) == dict(zip(("weights", "images"), other, strict=True))
+
+
+def test_inversions_of_another_recipe_are_made_again_and_those_of_the_same_are_not(tmp_path):
+    run, settings = a_run(), InversionSettings(image_size=32, jitter=2, steps=20)
+
+    def made(settings):
+        explain.invert_again(run, explain.class_logit, {"dark": 0, "a/b": 1}, settings, "none", tmp_path / "classes")
+        return (tmp_path / "classes" / "a%2Fb.png").stat().st_mtime_ns
+
+    first = made(settings)
+    assert made(settings) == first
+    assert made(replace(settings, learning_rate=0.1)) != first
+    assert explained.read_inversion(tmp_path / "classes").table["name"].tolist() == ["dark", "a/b"]
 
 
 def test_features_are_read_back_for_the_same_weights_and_computed_for_others(tmp_path, monkeypatch):
@@ -133,9 +151,12 @@ def test_the_images_that_activate_a_filter_most_come_first_and_ties_in_their_ord
 def test_answers_to_a_blind_sheet_are_counted_against_its_key(tmp_path):
     folder = tmp_path / "one" / "classes"
     folder.mkdir(parents=True)
-    (folder / "sheet.key.json").write_text(json.dumps({"answers": {"1": "coast", "2": "forest", "3": "street"}}))
+    key = {"sheet": "digest", "answers": {"1": "coast", "2": "forest", "3": "street"}}
+    (folder / "sheet.key.json").write_text(json.dumps(key))
     assert explained.blind_hits(tmp_path, ["one", "other"]).empty
-    answers = {"who": "A. Reader", "answers": {"1": "coast", "2": "street"}}
+    answers = {"who": "A. Reader", "sheet": "digest", "answers": {"1": "coast", "2": "street"}}
+    (folder / "sheet.answers.json").write_text(json.dumps({**answers, "sheet": "of an older sheet"}))
+    assert explained.blind_hits(tmp_path, ["one", "other"]).empty
     (folder / "sheet.answers.json").write_text(json.dumps(answers))
     (line,) = explained.blind_hits(tmp_path, ["one", "other"]).to_dict("records")
     assert (line["model"], line["recognized"], line["classes"]) == ("one", 1, 3)
@@ -153,7 +174,7 @@ def test_the_word_of_others_leaves_out_the_network_that_made_the_image():
 @pytest.fixture
 def subjects(tmp_path, monkeypatch):
     """Two models and the control, on the same images, with little to compute."""
-    recipe = explain.InversionSettings(image_size=32, jitter=2)
+    recipe = InversionSettings(image_size=32, jitter=2)
     for name, value in (("STEPS", 2), ("RANDOMISED", ("classifier", "features.8")), ("RECIPE", recipe)):
         monkeypatch.setattr(explain, name, value)
     loader = DataLoader(Images(), 32)
@@ -191,7 +212,7 @@ def test_all_models_are_explained_in_one_call_and_read_back(subjects, tmp_path, 
 
     recognition = found.recognition.set_index(["model", "evaluator"])["probability"]
     run, pictures = subjects[0].run, found.inversions["one", "classes"].pictures.float() / 255
-    own = explain.score_by_another(run.model, pictures, [0, 1, 2], run.mean, run.std)
+    own = score_by_another(run.model, pictures, [0, 1, 2], run.mean, run.std)
     assert recognition["one", "one"].tolist() == pytest.approx(own.tolist(), abs=1e-4)
 
     images, titles, maps = explained.sheet(found, "other")
@@ -203,7 +224,7 @@ def test_all_models_are_explained_in_one_call_and_read_back(subjects, tmp_path, 
     lines = explained.filter_lines(found)
     assert len(lines) == 2 * 5 and all(pictures.shape == (4, 3, 32, 32) for pictures, _ in lines.values())
     assert explained.representation_table(found.representation).shape == (9, 6)
-    assert explained.recognition_table(found.recognition).shape == (6, 3)
+    assert explained.recognition_by_model(found.recognition).shape == (2, 3)
     worst, titles = explained.mistake_lines(found, count=3)["one"]
     assert len(worst) == len(titles) == 3 and all(", not\n" in title for title in titles)
 
@@ -247,15 +268,21 @@ def test_a_randomization_of_one_seed_by_older_code_is_made_again_and_an_interrup
     )
     pd.DataFrame({"part": ["head"], "image": [0], "correlation": [0.2]}).to_csv(tmp_path / "randomisation.csv")
     for number in (2, 3, 3):
-        explain.randomise(a_run(), torch.zeros(2, 3, 32, 32), [0, 1], tmp_path, seeds=number)
+        explain.randomise(a_run(), torch.zeros(2, 3, 32, 32), {"a": 0, "b": 1}, tmp_path, seeds=number)
     assert seeds == [0, 1, 2]
     table = pd.read_csv(tmp_path / "randomisation.csv")
     assert table["seed"].tolist() == [0, 0, 1, 1, 2, 2] and table["correlation"].eq(0.5).all()
+    assert table["image"].tolist() == ["a", "b"] * 3
+    explain.randomise(a_run(), torch.zeros(2, 3, 32, 32), {"a": 0, "c": 1}, tmp_path, seeds=1)
+    assert pd.read_csv(tmp_path / "randomisation.csv")["image"].tolist() == ["a", "c"]
 
 
 def test_tables_of_an_empty_cache_are_empty():
     empty = pd.DataFrame()
-    assert explained.faithfulness_text(empty).empty and explained.recognition_table(empty).empty
+    assert explained.faithfulness_text(empty).empty and explained.recognition_by_model(empty).empty
+    assert explained.mean_word_of_others(empty).unstack("model").empty
+    nothing = SimpleNamespace(inversions={}, recognition=empty)
+    assert explained.inversion_table(nothing).empty and explained.class_lines(nothing, ["coast"]) == {}
     assert explained.randomisation_table(empty).empty and explained.representation_table({}).empty
     assert all(table.empty for table in explained.faithfulness_verdicts(empty))
 
@@ -304,7 +331,7 @@ def test_the_committed_cache_is_of_the_weights_of_the_committed_results():
     scenes = SimpleNamespace(names=shown, images=np.zeros((len(shown), 1, 56, 56)))
     found = explained.read_explanations(folder / "explanations", results, scenes, np.arange(len(shown)))
     assert (found.missing, found.stale) == ([], [])
-    assert found.map_table["images"].tolist() == [8] * 9
-    assert len(found.inversions) == 6 and found.cka.shape == (16, 16)
+    assert found.map_table["images"].tolist() == [8] * 12
+    assert len(found.inversions) == 8 and found.cka.shape == (20, 20)
     assert found.faithfulness["image"].nunique() == 200
-    assert found.recognition.groupby(["model", "evaluator"]).size().tolist() == [5] * 12
+    assert found.recognition.groupby(["model", "evaluator"]).size().tolist() == [15] * 20

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import replace
 
@@ -63,6 +64,7 @@ def test_a_blind_sheet_has_its_answers_in_another_file(tmp_path):
     key = json.loads((tmp_path / "sheet.key.json").read_text())
     order = np.random.default_rng(3).permutation(4)
     assert key["answers"] == {str(place + 1): names[number] for place, number in enumerate(order)}
+    assert key["sheet"] == hashlib.sha256((tmp_path / "sheet.blind.png").read_bytes()).hexdigest()
     assert Image.open(tmp_path / "sheet.blind.png").size[0] > 100
 
 
@@ -71,3 +73,18 @@ def test_the_recipe_fits_every_size(size):
     found = fitted(RECIPE, size)
     assert found.image_size == min(size, RECIPE.image_size) and found.levels == (1 if size == 32 else RECIPE.levels)
     assert found.jitter / found.image_size == pytest.approx(RECIPE.jitter / RECIPE.image_size, abs=0.03)
+
+
+def test_many_classes_are_inverted_in_parts_and_give_what_all_at_once_give(root, tmp_path, monkeypatch):
+    run, settings = small_run("tiny"), replace(SHORT, parameters="fourier", steps=24, patience=10)
+    classes = inversion_quality.classes_of(run)
+    for name, count in (("together", 16), ("parts", 2)):
+        monkeypatch.setattr(inversion_quality, "IMAGES_AT_ONCE", count)
+        written = inversion_quality.invert_all(
+            run, inversion_quality.class_logit, classes, settings, "none", tmp_path / name, progress=False
+        )
+    together, parts = (inversion_quality.read_inversion(tmp_path / name) for name in ("together", "parts"))
+    assert parts.table["name"].tolist() == list(classes) == list(run.class_names)
+    assert parts.table["steps"].tolist() == together.table["steps"].tolist()
+    assert written["passes"] == parts.table["steps"].sum()
+    assert (parts.pictures.int() - together.pictures.int()).abs().max() <= 1
