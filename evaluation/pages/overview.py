@@ -23,7 +23,11 @@ from runs import EXPERIMENTS, configure
 from self_supervised.dataloader import PRETEXTS
 
 BYOL = EXPERIMENTS["byol"]
-SHOWN = (("rotation", 1), ("perturbation", 1), ("jigsaw_2x2", 7))  # of a pretext, one of its labels
+SHOWN = (
+    ("rotation", 1, "rotation: {}"),
+    ("perturbation", 0, "perturbation: {}"),
+    ("jigsaw_2x2", 7, "jigsaw: order {}"),
+)
 EXPLAINED = (0, 1)  # photographs with heat maps; the pretexts show the first
 WORDS = {  # of a model's heat map
     "supervised_short": "fine-tuned",
@@ -40,13 +44,13 @@ def draw_overview(explained: Explained, results: Mapping[str, dict], few: pd.Dat
     above.suptitle("What the pretexts show of a photograph", fontsize=11)
     _show_pretexts(explained.scenes.images[explained.shown[EXPLAINED[0]]], above)
     left, right = middle.subfigures(1, 2, width_ratios=(1.75, 1))
-    left.suptitle("Scenes recognized: test accuracy, mean over seeds", fontsize=11)
+    left.suptitle("Scenes recognized: test accuracy, mean over runs", fontsize=11)
     table = experiments_table(of_experiments(results, SHORT_TABLE))
     ax = plots.plot_accuracies(table, left.subplots())
     ax.set_yticks(ax.get_yticks(), [SHORT_TABLE[name] for name in table.index], fontsize=8)
-    right.suptitle("Frozen features with few labels", fontsize=11)
+    right.suptitle(f"Frozen features with few labels: {few['draw'].nunique()} draws", fontsize=11)
     _show_few_labels(few_labels.accuracies(few), right.subplots())
-    below.suptitle(f"Where models find the class: Score-CAM after stage {LAYERS[-1]}", fontsize=11)
+    below.suptitle("What Score-CAM marks for the class after the last stage, from blue to red", fontsize=11)
     _show_maps(explained, below)
     return figure
 
@@ -54,21 +58,29 @@ def draw_overview(explained: Explained, results: Mapping[str, dict], few: pd.Dat
 def _show_pretexts(photograph: np.ndarray, figure):
     """A photograph (1 or 3, H, W) and what each pretext makes of it."""
     shown = [(photograph, "photograph")]
-    for name, label in SHOWN:
+    for name, label, words in SHOWN:
         pretext = PRETEXTS[name](photograph[None])
-        shown.append((pretext.item(label)[0], f"{name}: {pretext.label_names[label]}"))
+        shown.append((pretext.item(label)[0], words.format(pretext.label_names[label])))
     pair = torch.from_numpy(photograph[None].repeat(2, axis=0))
     views = apply(draw(AUGMENTATIONS[BYOL.views], [0], views=2), pair, BYOL.view_size)
     shown += [(view.round().byte().numpy(), f"BYOL: view {number}") for number, view in enumerate(views, start=1)]
     images, titles = zip(*shown, strict=True)
-    plots.plot_images(images, titles, columns=1, axes=figure.subplots(1, len(shown)))
+    axes = figure.subplots(1, len(shown))
+    plots.plot_images(images, titles, columns=1, axes=axes)
+    for ax, image, (name, *_) in zip(axes[1:], images[1:], SHOWN, strict=False):
+        if name == "perturbation":  # its square is small
+            rows, columns = np.nonzero((np.asarray(image) != photograph).any(axis=0))
+            ax.add_patch(plt.Circle((columns.mean(), rows.mean()), 0.12 * image.shape[-1], color="red", fill=False))
 
 
 def _show_few_labels(accuracies: pd.DataFrame, ax):
-    alone = accuracies[accuracies["readout"] == few_labels.ALONE]
-    spread = accuracies[(accuracies["readout"] == few_labels.SPREAD) & (accuracies["features"] == few_labels.CONTROL)]
-    lines = {features: alone[alone["features"] == features] for features in ("BYOL", few_labels.CONTROL)}
-    plots.plot_label_fractions(lines | {f"{few_labels.CONTROL}, labels spread": spread}, ax)
+    readouts = {few_labels.ALONE: "{}", few_labels.SPREAD: "{} + label spreading"}
+    lines = {
+        words.format(features): accuracies[(accuracies["features"] == features) & (accuracies["readout"] == readout)]
+        for readout, words in readouts.items()
+        for features in ("BYOL", few_labels.CONTROL)
+    }
+    plots.plot_label_fractions(lines, ax)
     ax.legend(fontsize=8)
 
 

@@ -34,12 +34,17 @@ def test_the_figure_shows_the_pretexts_the_models_and_few_labels():
     assert titles[: len(SHOWN) + 3] == [
         "photograph",
         "rotation: 90 degrees",
-        "perturbation: white",
-        "jigsaw_2x2: 2143",
+        "perturbation: black",
+        "jigsaw: order 2143",
         "BYOL: view 1",
         "BYOL: view 2",
     ]
     assert titles[-6:] == ["c", "fine-tuned", "BYOL", "a", "fine-tuned", "BYOL"]
     (few,) = (ax for ax in figure.axes if ax.get_xlabel() == "labeled images per class")
-    assert [line.get_label() for line in few.get_lines()] == ["BYOL", "ImageNet", "ImageNet, labels spread"]
+    assert [line.get_label() for line in few.get_lines()] == [
+        "BYOL",
+        "ImageNet",
+        "BYOL + label spreading",
+        "ImageNet + label spreading",
+    ]
     plt.close(figure)
