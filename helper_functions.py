@@ -78,8 +78,10 @@ class TrainSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if self.momentum > 0 and self.optimizer != "sgd":
             raise ValueError(f"momentum is {self.momentum}; it applies to sgd only, not {self.optimizer}")
-        if self.weight_decay < 0 or self.warmup_epochs < 0:
-            raise ValueError("weight_decay and warmup_epochs must not be negative")
+        if not 0 <= self.weight_decay < math.inf or self.warmup_epochs < 0:
+            raise ValueError("weight_decay and warmup_epochs must not be negative, and finite")
+        if not 0 < self.step_factor <= 1 or (self.schedule == "plateau" and self.step_factor == 1):
+            raise ValueError(f"step_factor is {self.step_factor}; it must be above 0 and at most 1 (plateau: below 1)")
 
 
 @dataclass
@@ -297,7 +299,7 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Op
     Howard and Ruder 2018, who lower it layer by layer).
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if settings.backbone_lr_factor < 1:
+    if settings.backbone_lr_factor < 1 and hasattr(model, "features"):  # on frozen features the head is all there is
         slower = [parameter for parameter in model.features.parameters() if parameter.requires_grad]
         others = [parameter for parameter in parameters if not any(parameter is each for each in slower)]
         lower_rate = settings.learning_rate * settings.backbone_lr_factor
@@ -591,7 +593,7 @@ def _can_be_folded(sequence: nn.Sequential, convolution: nn.Module, norm: nn.Mod
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: a caller may learn from the logits, such as a temperature
 def predict(model, loader, accelerator=None, precision="auto") -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (N, classes) and labels (N,) of all images in the loader's order, on the CPU; leaves eval mode on.
 
@@ -622,6 +624,8 @@ def evaluate(model, loader, accelerator=None, precision="auto") -> Evaluation:
     )
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     model: nn.Module,
     train_loader: DataLoader,
@@ -645,6 +649,7 @@ def train(
     `save_state` is called after each epoch with all that is needed to continue.  A training that continues from such a
     `state` ends in the same history and weights as one that was never interrupted (bit for bit on a CPU), if the train
     loader's sampler has a generator.
+    Within `torch.no_grad` and `torch.inference_mode` it works as outside.
     Raises FloatingPointError if the loss is not finite, and ValueError if a loader has no images.
     """
     for name, loader in (("train", train_loader), ("val", val_loader)):
@@ -673,7 +678,7 @@ def train(
             if train_accuracy is not None:
                 history.append(train_accuracy=train_accuracy)
             val_loss = _evaluate_epoch(training, held_out, settings.precision, history)
-            if not math.isfinite(train_loss + val_loss):
+            if not math.isfinite(train_loss + val_loss + sum(history.test_loss[-1:])):
                 raise FloatingPointError(f"the loss is not finite in epoch {epoch}; try a lower learning rate")
             history.append(seconds=time.perf_counter() - started)
             numbers = _numbers(train_loss, train_accuracy)
@@ -744,6 +749,6 @@ def _set_generators(sampler_generator: torch.Generator | None, states: dict):
         sampler_generator.set_state(states["sampler"])
     torch.set_rng_state(states["cpu"])
     if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])  # it may have begun on more
     if states.get("mps") is not None and torch.backends.mps.is_available():  # older states have none
         torch.mps.set_rng_state(states["mps"])

@@ -14,6 +14,7 @@ import argparse
 import functools
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -59,6 +60,8 @@ from runs import (
     settings_of,
 )
 from self_supervised.dataloader import build_loaders
+from self_supervised.settings import JointEmbeddingExperiment, ProbeExperiment
+from supervised.settings import CROPS
 
 SAMPLERS = ("grid", "random", "tpe", "gp")
 EARLIER_LOSSES = {"grid": 0.794, "random": 1.441, "tpe": 0.759}  # Deceuninck 2023, figure 1: one search each
@@ -249,7 +252,13 @@ def _run_next(search: Search, study: optuna.Study, objective: Callable, record: 
             for name, distribution in space.items():
                 _suggest(trial, name, distribution)
             queue_lock.close()  # only now, so that the next trial's sampler knows these parameters
-            return objective(trial)
+            try:
+                value = objective(trial)
+            except FloatingPointError as error:
+                raise optuna.TrialPruned from error
+            if math.isnan(value):  # a failed trial would be queued again, without end
+                raise optuna.TrialPruned
+            return value
 
         study.optimize(run, n_trials=1, callbacks=[record])
     return True
@@ -387,6 +396,10 @@ def with_parameters(experiment, parameters: Mapping):
     names = {field.name for field in fields(TrainSettings)}
     training = {name: value for name, value in parameters.items() if name in names}
     others = {name: value for name, value in parameters.items() if name not in names}
+    if training.get("optimizer", "sgd") != "sgd":
+        training["momentum"] = 0.0  # that of the experiment applies to SGD only
+    if others.get("augmentation", experiment.augmentation) not in CROPS:
+        others["crop_size"] = None  # that of the experiment applies to a random crop only
     return replace(experiment, **others, train=replace(experiment.train, **training))
 
 
@@ -446,11 +459,8 @@ def validation_loss(experiment, profile: str = "full", device: str = "auto") -> 
         model = model.classifier if variant.features_once else model
         loss, _ = build_objective(variant, images, profile)
         options = {"objective": loss, "device": device, "progress": False}
-        try:
-            with advice_on_memory(variant):
-                history = train(model, batches.train, batches.val, variant.train, **options)
-        except FloatingPointError as error:
-            raise optuna.TrialPruned from error
+        with advice_on_memory(variant):
+            history = train(model, batches.train, batches.val, variant.train, **options)
         ended_early = should_stop(history.val_loss, variant.train)
         trial.set_user_attr("epochs", history.epochs)
         trial.set_user_attr("val_accuracy", max(history.val_accuracy))
@@ -493,7 +503,11 @@ def collect_searches(
                 if file.exists():  # a table alone, such as a committed one, does not say what images it is about
                     with _quiet(file):
                         study = optuna.load_study(study_name=STUDY, storage=_storage_of(file))
-                    refuse_other_images(file, experiment.data, study.user_attrs["identity"]["data"])
+                    identity = study.user_attrs["identity"]
+                    refuse_other_images(file, experiment.data, identity["data"])
+                    difference = first_difference(settings_of(experiment), identity["settings"])
+                    if difference is not None:
+                        raise ValueError(f"{file} is a search with {difference}; move it elsewhere to search anew")
                 tables.append(read_table(table))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
@@ -504,7 +518,7 @@ def collect_searches(
 def main(arguments=None) -> int:
     """Run the command line; a user's mistake gets one sentence and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m hyperparameter_search", description=__doc__)
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="any experiment; python train.py --list shows them")
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="an experiment; python train.py --list shows them")
     parser.add_argument("--sampler", choices=SAMPLERS, default="tpe")
     parser.add_argument("--trials", type=int, default=20, help="in all, by all workers")
     parser.add_argument("--space", choices=("report", "wide"), default="report", help="wide: also optimizer and others")
@@ -522,6 +536,10 @@ def _search(options):
     if options.workers < 1:
         raise ValueError(f"workers is {options.workers}; there must be at least 1")
     experiment = find(options.experiment)
+    if isinstance(experiment, (JointEmbeddingExperiment, ProbeExperiment)):
+        raise ValueError(
+            f"{experiment.name} cannot be searched: there is no loss on val that is lowest for the best one"
+        )
     refuse_unused_weights(experiment, options.weights)
     experiment = configure(experiment, options.profile, data=options.data, weights=options.weights, seed=options.seed)
     image_size = experiment.image_size if options.image_size is None else options.image_size

@@ -345,7 +345,7 @@ def train_job(job: Job) -> tuple[nn.Module, dict]:
         if isinstance(job.experiment, JointEmbeddingExperiment):
             result |= summarize_views(history, job, accelerator)
         else:
-            result |= summarize(history, job.loaders, chosen)
+            result |= summarize(history, job.loaders, chosen, job.experiment.train.keep)
         result |= {"name": job.files.name, "seconds": round(clock.seconds, 1), **machine, **job.identity}
         if accelerator.is_main_process:
             _write_finished(job, history, result)
@@ -411,7 +411,7 @@ def _train(job: Job, accelerator, state: dict | None, machine: dict, clock: _Clo
         if logged is not None:
             logged.log(last_of(training["history"]), step=epoch)
         if epoch in experiment.save_epochs:
-            _save_epoch(files.saved(epoch), job.identity, training)
+            _save_epoch(files.saved(epoch), job, training)
         contents = {"format": FORMAT, "identity": job.identity, "training": training}
         contents |= {"seconds": clock.seconds, "machine": machine}
         write_atomically(files.state, lambda temporary: torch.save(contents, temporary))
@@ -512,14 +512,17 @@ def _write_finished(job: Job, history: History, result: dict):
         "result": result,
     }
     if "last" in job.experiment.save_epochs:
-        _save_epoch(files.saved("last"), job.identity, load_checkpoint(files.state)["training"])
+        _save_epoch(files.saved("last"), job, load_checkpoint(files.state)["training"])
     write_atomically(files.checkpoint, lambda temporary: torch.save(checkpoint, temporary))
     write_result(files.result, result)
     files.state.unlink(missing_ok=True)
 
 
-def _save_epoch(path: Path, identity: dict, training: dict):
-    contents = {"format": FORMAT, "identity": identity, "model": training["model"]}
+def _save_epoch(path: Path, job: Job, training: dict):
+    model = training["model"]
+    if job.experiment.features_once:  # what is trained is the head alone
+        model = {**job.model.state_dict(), **{f"classifier.{name}": tensor for name, tensor in model.items()}}
+    contents = {"format": FORMAT, "identity": job.identity, "model": model}
     write_atomically(path, lambda temporary: torch.save(contents, temporary))
 
 
@@ -744,10 +747,11 @@ def _with_defaults(settings: dict, experiment: Experiment) -> dict:
 # ---------------------------------------------------------------------------------------------------------- the result
 
 
-def summarize(history: History, loaders, chosen: dict[str, Evaluation] | None = None) -> dict:
+def summarize(history: History, loaders, chosen: dict[str, Evaluation] | None = None, keep: str = "best") -> dict:
     """The result's numbers under both protocols, from the predictions of each epoch.
 
     `chosen` replaces those of the chosen epoch, where they were made in another way than the epochs were compared.
+    `keep` is that of TrainSettings: with "last" the epoch is the last, and nothing is chosen.
 
     The epoch is chosen on val and reported on test.  The earlier protocol, that of the earlier reports, chooses and
     reports on both together, which is optimistic.  Both choose the highest accuracy; ties go to the lowest loss.
@@ -759,7 +763,7 @@ def summarize(history: History, loaders, chosen: dict[str, Evaluation] | None = 
         np.array(loss) * len(labels[split]) for split, loss in (("val", history.val_loss), ("test", history.test_loss))
     )
     earlier_epoch = 1 + max(range(history.epochs), key=lambda epoch: (hits[epoch], -losses[epoch]))
-    epoch = history.best_epoch
+    epoch = history.epochs if keep == "last" else history.best_epoch
     found = {split: predictions[split][epoch - 1] for split in labels}
     if chosen is not None:
         found = {split: chosen[split].predictions.numpy() for split in labels}

@@ -35,11 +35,16 @@ POLL = 0.5  # seconds
 
 @dataclass(frozen=True)
 class Task:
-    """One run of an experiment, and the files that must be there before it can start."""
+    """One run of an experiment, the files that must be there before it can start, and the runs that make them.
+
+    It is `named`, or another needs it.
+    """
 
     experiment: Experiment
     profile: str
     needs: tuple[Path, ...] = ()
+    after: tuple[str, ...] = ()
+    named: bool = True
 
     @property
     def name(self) -> str:
@@ -61,6 +66,7 @@ def missing_tasks(
         files = files_of(experiment, profile)
         if files.name in tasks:
             return
+        experiment = named.get(files.name, experiment)
         if needed or not overwrite:
             finished = read(experiment, profile, seen) is not None
             if finished and (files.checkpoint.exists() or not needed):
@@ -69,11 +75,13 @@ def missing_tasks(
         for each, _ in before:
             add(each, needed=True)
         needs = tuple(files_of(each, profile).saved(epoch) for each, epoch in before)
-        tasks[files.name] = Task(experiment, profile, needs)
+        after = tuple(files_of(each, profile).name for each, _ in before)
+        tasks[files.name] = Task(experiment, profile, needs, after, files.name in named)
 
-    for name in names:
-        for seed in seeds:
-            add(configure(find(name), profile, seed=seed, **changes), needed=False)
+    asked = [configure(find(name), profile, seed=seed, **changes) for name in names for seed in seeds]
+    named = {files_of(experiment, profile).name: experiment for experiment in asked}
+    for experiment in asked:
+        add(experiment, needed=False)
     return list(tasks.values())
 
 
@@ -132,9 +140,10 @@ class _Queue:
     failed: list[str] = field(default_factory=list)
 
     def next(self) -> Task | None:
-        """The first task whose files are there."""
+        """The first task whose files are there, and not about to be made again."""
+        pending = {task.name for task in (*self.waiting, *self.running.values())}
         for task in self.waiting:
-            if all(path.exists() for path in task.needs):
+            if not pending.intersection(task.after) and all(path.exists() for path in task.needs):
                 self.waiting.remove(task)
                 return task
         return None
@@ -206,8 +215,13 @@ def train_missing(
     print(f"{len(tasks)} run(s) without a result, {at_a_time} at a time: {words}", flush=True)
     same = [*options, *(["--data", str(changes["data"])] if changes.get("data") else [])]
     same += ["--overwrite"] * overwrite
-    same += ["--epochs", str(changes["max_epochs"])] if changes.get("max_epochs") else []
-    return train_tasks(tasks, lambda task: command_of(task, same, changes.get("weights")), at_a_time, seconds)
+    epochs = ["--epochs", str(changes["max_epochs"])] if changes.get("max_epochs") else []
+
+    def command(task: Task) -> list[str]:
+        # What another run starts from keeps its own epochs: that run would refuse it.
+        return command_of(task, [*same, *(epochs if task.named else [])], changes.get("weights"))
+
+    return train_tasks(tasks, command, at_a_time, seconds)
 
 
 def images_of(task: Task) -> dict[str, int]:

@@ -158,12 +158,19 @@ def images_in(paths: Iterable[Path]) -> list[Path]:
 
 
 def _images_below(root: Path) -> list[Path]:
-    images, left_out = [], Counter()
-    for parent, folders, names in os.walk(root):
+    images, left_out, seen, closed = [], Counter(), set(), []
+    for parent, folders, names in os.walk(root, onerror=closed.append, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link to a folder that is here already, or that leads back
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in SYSTEM_NAMES)
         images += [Path(parent, name) for name in sorted(names) if is_image(name)]
         left_out.update(reason_to_leave_out(name) for name in names)
     del left_out[""]
+    if closed:
+        say_once(f"{root}: {len(closed):,} folder(s) cannot be read, such as {closed[0].filename}")
     if not images:
         raise ValueError(f"the folder {root} holds no images")
     if left_out:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import PIL
 from PIL import ExifTags, Image, ImageChops
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -30,6 +31,7 @@ RESIZE_RULES = ("squash", "imagenet")
 GREY_MODES = ("1", "L", "LA", "La", "I")
 VAL_SHARE = 0.3  # of the images outside train, where only one folder holds them
 CACHE_FORMAT = 3
+FEW_BITS = "it holds 12 bits or fewer as if they were 16, and would be nearly black; scale it to 8 bits"
 CHUNK = 256  # images that are decoded at a time
 LONGEST_SHAPE = 16  # longer side over shorter side; the ends of longer images are cropped before "imagenet" resizes
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
@@ -138,8 +140,8 @@ class _Source:
         return f"{folder.parent.name[:20]}-{folder.name[:20]}{part}-{self.resize}-{self.size}-{place}"
 
     def digest(self) -> str:
-        """A digest that changes when an image is added, removed, renamed or written to."""
-        made_from = f"{CACHE_FORMAT}|{self.skip_bad_images}|{self.images.fingerprint()}"
+        """A digest that changes when an image is added, removed, renamed or written to, or Pillow is another."""
+        made_from = f"{CACHE_FORMAT}|{PIL.__version__}|{self.skip_bad_images}|{self.images.fingerprint()}"
         return hashlib.sha256(made_from.encode()).hexdigest()[:16]
 
     def read(self, name: str) -> np.ndarray | None:
@@ -220,7 +222,11 @@ def decode(path: Path, size: int, resize: str) -> np.ndarray:
 
 def decode_image(image: Image.Image, size: int, resize: str) -> np.ndarray:
     """As `decode`, of an image that is open; raises what Pillow raises."""
+    # Pillow reads color of 16 bits as 8, and forgets with `load` that it was more.
+    was_16 = image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     image.load()
+    if was_16 and 0 < np.asarray(image)[..., :3].max() < 16:
+        raise ValueError(FEW_BITS)
     turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     image = _in_8_bits(image)
     image = image if turn is None else image.transpose(turn)
@@ -259,7 +265,7 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     bits = 16 if image.mode == "I" else tags.get(BITS_PER_SAMPLE, (16,))[0]
     samples = np.asarray(image).astype(np.uint16)
     if bits == 16 and 0 < samples.max() < 2**12:
-        raise ValueError("it holds 12 bits or fewer as if they were 16, and would be nearly black; scale it to 8 bits")
+        raise ValueError(FEW_BITS)
     scaled = Image.fromarray((samples >> (bits - 8)).astype(np.uint8))
     return ImageChops.invert(scaled) if tags.get(PHOTOMETRIC) == 0 else scaled
 

@@ -12,7 +12,9 @@ written.  The record decides from then on: an image in it keeps its split, and n
 
 import csv
 import hashlib
+import io
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ from pathlib import Path
 from data.files import locked, root_folder, say_once, write_atomically
 from data.folders import (
     SPLIT_NAMES,
+    SYSTEM_NAMES,
     ImageFolder,
     digests_of,
     images_in,
@@ -54,6 +57,8 @@ def record_split(root: Path):
     """Write the record of a data set that comes without splits, unless it is up to date, and say once what changed."""
     unsplit = None if root.name == ALL_BELOW else _unsplit(root)
     if unsplit is None:
+        return
+    if _recorded(root) == _split_of(root, unsplit):
         return
     with locked(root_folder() / "data" / "splits" / f".{_stem(root)}.lock"):
         recorded, split_of = _recorded(root), _split_of(root, unsplit)
@@ -132,7 +137,11 @@ def _unsplit(root: Path) -> _Unsplit | None:
 
 
 def _has_class_folders(root: Path) -> bool:
-    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    folders = [
+        path
+        for path in root.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and path.name not in SYSTEM_NAMES
+    ]
     return any(is_image(name) for folder in folders for name in os.listdir(folder))
 
 
@@ -227,7 +236,11 @@ class _Table:
             if file in class_of:
                 raise ValueError(f"{path}, line {line}: {file} stands in the table twice")
             if not (path.parent / file).is_file():
-                raise ValueError(f"{path}, line {line}: there is no file {path.parent / file}")
+                # A Mac may have written the name in the other Unicode form.
+                forms = [unicodedata.normalize(form, file) for form in ("NFC", "NFD")]
+                file = next((form for form in forms if (path.parent / form).is_file()), "")
+                if not file:
+                    raise ValueError(f"{path}, line {line}: there is no file {path.parent / forms[0]}")
             class_of[file] = in_nfc(label)
             if split is not None:
                 splits[file] = _split_named(split, f"{path}, line {line}")
@@ -256,16 +269,20 @@ def _lines(path: Path) -> list[tuple[int, tuple[str, str, str | None]]]:
     try:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
         delimiter = next((mark for mark in ",;\t" if mark in text.partition("\n")[0]), ",")
-        header, *rows = csv.reader(text.splitlines(), delimiter=delimiter, strict=True)
-        header = [name.strip().lower() for name in header]
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        rows = [(reader.line_num, row) for row in reader]
+        header = [name.strip().lower() for name in rows.pop(0)[1]] if rows else []
         missing = [name for name in COLUMNS[:2] if name not in header]
+        twice = [name for name in COLUMNS if header.count(name) > 1]
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} is not a table of images ({error}); its columns must be file and label") from error
     if missing:
         raise ValueError(f"{path} has no column {missing[0]!r}; its columns must be file and label, and split or none")
+    if twice:
+        raise ValueError(f"{path} has the column {twice[0]!r} twice")
     places = [header.index(name) if name in header else None for name in COLUMNS]
     found = []
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         if any(cell.strip() for cell in row):
             if len(row) != len(header):
                 raise ValueError(f"{path}, line {line}: there are {len(row)} cells, but {len(header)} columns")

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from PIL import Image
 from torchvision.datasets import CIFAR10
@@ -32,7 +33,7 @@ from tqdm import tqdm
 
 from data.download import check_checksum, download, unpack
 from data.files import CODE, expanded, locked, root_folder, run_command, say_once, write_atomically
-from data.folders import is_image, reason_to_leave_out
+from data.folders import SPLIT_NAMES, is_image, reason_to_leave_out
 from data.image_cache import RESIZE_RULES, load_splits
 from data.layouts import ALL_BELOW, TABLE
 from data.splits import (
@@ -50,8 +51,8 @@ from data.synthetic import write_scenes
 MANIFEST = CODE / "data" / "manifests" / "15scene.csv"
 DATA_SETS = ("15scene", "nature", "cifar10", "synthetic")
 
-# Folder of a source -> split.  The seg_ folders are those of the public Intel archive.
-SPLIT_FOLDERS = {split: split for split in SPLITS} | {"seg_train": "train", "validation": "val", "seg_test": "test"}
+# Folder of a source, in small letters -> split.  The seg_ folders are those of the public Intel archive.
+SPLIT_FOLDERS = {name: split for split, names in SPLIT_NAMES.items() for name in (*names, f"seg_{split}")}
 
 CLASS_NAMES = {
     "15scene": (
@@ -137,7 +138,7 @@ class Request:
     @property
     def folder(self) -> Path:
         """The folder to write."""
-        return expanded(self.to or root_folder() / "data" / self.name).absolute()
+        return expanded(self.to or root_folder() / "data" / self.name).resolve()  # a link leads to another disk
 
     @property
     def where(self) -> str:
@@ -153,7 +154,8 @@ class Request:
     def download_path(self) -> Path:
         """Where a download lies until the folder is complete; the digest separates addresses with one file name."""
         digest = hashlib.sha256(self.where.encode()).hexdigest()[:8]
-        return self.folder.with_name(f".{self.folder.name}.download-{digest}-{Path(self.where).name}")
+        name = Path(urlsplit(self.where).path).name[-50:]  # its suffix matters; a signed address may be very long
+        return self.folder.with_name(f".{self.folder.name}.download-{digest}-{name}")
 
 
 def prepare(request: Request) -> Path:
@@ -382,7 +384,7 @@ def find_images(folder: str | Path, class_folders: Mapping[str, str]) -> list[tu
     found = []
     for parent, class_name, file_names in _walk(folder, class_folders):
         parts = parent.relative_to(folder).parts
-        split = next((SPLIT_FOLDERS[part] for part in reversed(parts) if part in SPLIT_FOLDERS), None)
+        split = next((SPLIT_FOLDERS[part.lower()] for part in reversed(parts) if part.lower() in SPLIT_FOLDERS), None)
         found += [(ImageName(split, class_name, name), parent / name) for name in file_names if is_image(name)]
     return sorted(found, key=lambda image_and_path: image_and_path[1])
 
@@ -560,7 +562,7 @@ def _prepare_and_decode(decode: Sequence[str], **options) -> None:
     rules = [_rule_and_pixels(text) for text in decode]
     folder = prepare(Request(**options))
     for rule, pixels in rules:
-        load_splits(folder, pixels, rule)
+        load_splits(folder, pixels, rule, skip_bad_images=options["skip_bad_images"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

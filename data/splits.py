@@ -118,8 +118,10 @@ def _parts(number: int, counts: Mapping[str, int]) -> dict[str, int]:
 
 def write_record(path: Path, more_columns: Sequence[str], images: Mapping[ImageName, Sequence]) -> None:
     """Write {ImageName: values of more_columns} as CSV, sorted by class, file name and split."""
+    returned = any("\r" in image.class_name + image.file_name for image in images)
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names are bytes on Linux
-        writer = csv.writer(file, lineterminator="\n")
+        # Quoted, because the writer leaves a carriage return in a name as it is, and the reader ends a line at it.
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if returned else csv.QUOTE_MINIMAL)
         writer.writerow(("class", "file_name", "split", *more_columns))
         writer.writerows(sorted((image.class_name, image.file_name, image.split, *images[image]) for image in images))
 
@@ -127,8 +129,11 @@ def write_record(path: Path, more_columns: Sequence[str], images: Mapping[ImageN
 def read_record(path: Path) -> dict[ImageName, list[str]]:
     """Return {ImageName: values of further columns}; raises ValueError for a file that is not a complete record."""
     try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            header, *rows = csv.reader(file, strict=True)
+        # A spreadsheet saves a byte order mark, and semicolons in many countries.
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            delimiter = ";" if file.readline().replace('"', "").startswith("class;") else ","
+            file.seek(0)
+            header, *rows = csv.reader(file, strict=True, delimiter=delimiter)
         if header[:3] != ["class", "file_name", "split"] or any(len(row) != len(header) for row in rows):
             raise ValueError("its columns must be class, file_name, split and those that data.prepare adds")
     except (ValueError, csv.Error) as error:

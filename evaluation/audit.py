@@ -22,7 +22,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -177,11 +176,11 @@ def score_planted(features: np.ndarray, labels: np.ndarray, share: float) -> dic
 
 
 def exact_copies(digests: tuple[bytes, ...]) -> list[tuple[int, int]]:
-    """Pairs of images with the same bytes, as numbers in order."""
+    """Pairs of images with the same bytes, as numbers in order: the first of a group with each of the others."""
     same = defaultdict(list)
     for number, digest in enumerate(digests):
         same[digest].append(number)
-    return sorted(pair for numbers in same.values() for pair in combinations(numbers, 2))
+    return sorted((numbers[0], other) for numbers in same.values() for other in numbers[1:])
 
 
 def shrink(image: np.ndarray) -> np.ndarray:
@@ -209,6 +208,9 @@ def copy_threshold(data: Audited) -> float:
     """
     generator = np.random.default_rng(SEED)
     chosen = generator.choice(len(data.files), min(COPIES, len(data.files)), replace=False)
+    chosen = chosen[fine_structure(data.thumbnails[chosen]).any(axis=1)]  # an image of one color is like no other
+    if not len(chosen):
+        return 1.0
     copies = np.stack([shrink(_copied(data.pixels(number))) for number in chosen])
     correlations = (fine_structure(copies) * fine_structure(data.thumbnails[chosen])).sum(axis=1)
     return float(np.quantile(correlations, 1 - COPIES_FOUND))

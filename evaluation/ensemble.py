@@ -19,7 +19,7 @@ from data.files import write_atomically
 from evaluation.checkpoints import load_trained
 from evaluation.predict import class_probabilities
 from evaluation.statistics import accuracy_interval
-from runs import add_data_options, experiments_of, files_of, run_command
+from runs import add_data_options, experiments_of, files_of, load_weights, run_command
 from self_supervised.dataloader import build_loaders
 from supervised.settings import Experiment
 
@@ -66,7 +66,9 @@ def probabilities_of_runs(
     splits = {split: getattr(loaders, split) for split in HELD_OUT}
     labels = {split: np.concatenate([labels.numpy() for _, labels in loader]) for split, loader in splits.items()}
     found = {}
-    for files in (files_of(replace(experiment, seed=seed), profile) for seed in seeds):
+    for each in (replace(experiment, seed=seed) for seed in seeds):
+        files = files_of(each, profile)
+        load_weights(each, profile, data=loaders.data)  # refuses one of other settings or images
         model = load_trained(files.checkpoint).folded().model
         found[files.name] = {split: class_probabilities(model, loader) for split, loader in splits.items()}
     return found, labels

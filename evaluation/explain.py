@@ -304,7 +304,7 @@ def randomise(run: TrainedRun, images: torch.Tensor, targets: Mapping[str, int],
 
 def invert_again(run: TrainedRun, objective, targets: Mapping[str, int], settings, data: str, folder: Path):
     """`inversion_quality.invert_all`; a folder of another recipe is removed first."""
-    stamp, wanted = folder / "settings.json", written_settings(run, objective, settings)
+    stamp, wanted = folder / "settings.json", written_settings(run, objective, settings, data)
     if stamp.exists():
         found = json.loads(stamp.read_text(encoding="utf-8"))
         if {name: found.get(name) for name in wanted} != wanted:

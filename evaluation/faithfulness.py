@@ -7,6 +7,7 @@ to the model, so compare several baselines, and compare with control maps that d
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -17,6 +18,7 @@ import torch
 from scipy import ndimage
 from scipy.stats import spearmanr
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from evaluation.hooks import eval_mode
 from evaluation.scorecam import (
@@ -28,7 +30,7 @@ from evaluation.scorecam import (
     scale_to_unit,
     score_cam,
 )
-from evaluation.statistics import mean_difference
+from evaluation.statistics import MeanDifference, mean_difference
 from helper_functions import as_input_of, logits_of
 from supervised.models import estimate_batchnorm
 
@@ -56,6 +58,7 @@ def black_baseline(images: torch.Tensor, mean: Sequence[float], std: Sequence[fl
 
 def mean_baseline(images: torch.Tensor) -> torch.Tensor:
     """Each image's own mean color in all its pixels.  Shape of `images`."""
+    images = as_images(images)
     return images.mean(dim=(2, 3), keepdim=True).expand_as(images)
 
 
@@ -64,6 +67,7 @@ def blurred_baseline(images: torch.Tensor, sigma: float = 5.0) -> torch.Tensor:
 
     Petsiuk et al. (2018) use 5 pixels at 224 x 224, with a kernel of 11 x 11.
     """
+    images = as_images(images).detach()
     return torch.from_numpy(ndimage.gaussian_filter(images.float().cpu().numpy(), (0, 0, sigma, sigma))).to(images)
 
 
@@ -80,7 +84,7 @@ def random_maps(images: torch.Tensor, grid: int = 7, seed: int = 0) -> torch.Ten
 
 def edge_maps(images: torch.Tensor) -> torch.Tensor:
     """Control maps (N, H, W): the magnitude of the gray image's Sobel gradient; zeros for an image of one color."""
-    grey = images.float().mean(dim=1).cpu().numpy()
+    grey = as_images(images).detach().float().mean(dim=1).cpu().numpy()
     # One image at a time: scipy smooths along every axis except the one it differentiates, so across images too.
     magnitudes = [np.hypot(ndimage.sobel(each, axis=0), ndimage.sobel(each, axis=1)) for each in grey]
     return scale_to_unit(torch.from_numpy(np.stack(magnitudes)))
@@ -92,6 +96,7 @@ def masked_images(images: torch.Tensor, maps: torch.Tensor, baselines: torch.Ten
     With a black baseline this multiplies the pixels by the map, as in Chattopadhay et al. (2018).
     Raises ValueError if the sizes differ.
     """
+    images, maps, baselines = as_images(images), torch.as_tensor(maps), torch.as_tensor(baselines)
     _check_sizes(images, maps, baselines)
     return baselines + maps.to(images)[:, None] * (images - baselines)
 
@@ -143,6 +148,7 @@ def deletion(
     A map with a value that is not finite orders nothing: its confidences are NaN.
     Raises ValueError if the sizes differ or a step is below 1 pixel.
     """
+    images, maps, baselines = as_images(images), torch.as_tensor(maps), torch.as_tensor(baselines)
     _check_sizes(images, maps, baselines)
     return _replacement_curves(model, images, baselines, maps, target_classes, pixels_per_step, batch_size)
 
@@ -160,6 +166,7 @@ def insertion(
 
     A large area is good.
     """
+    images, maps, baselines = as_images(images), torch.as_tensor(maps), torch.as_tensor(baselines)
     _check_sizes(images, maps, baselines)
     return _replacement_curves(model, baselines, images, maps, target_classes, pixels_per_step, batch_size)
 
@@ -213,7 +220,10 @@ def compare_maps(measured: pd.DataFrame, name: str) -> pd.DataFrame:
     for baseline, other, measure in comparisons:
         differences = values[measure, baseline, name] - values[measure, baseline, other]
         advantages = (-differences if LOWER_IS_BETTER[measure] else differences).dropna()
-        found = mean_difference(advantages, len(comparisons))
+        if len(advantages) > 1:
+            found = mean_difference(advantages, len(comparisons))
+        else:  # too few for an interval
+            found = MeanDifference(advantages.mean(), math.nan, math.nan, math.nan)
         rows.append(
             {
                 "baseline": baseline,
@@ -253,6 +263,9 @@ def cascading_randomisation(
     Raises ValueError for a part that is not in the model or has parameters that cannot be initialized again, and for a
     single image where a part has a BatchNorm1d.
     """
+    images = as_images(images).detach()
+    for part in parts:
+        _check_own_weights(part)
     randomised = copy.deepcopy(model)
     copies = dict(zip(model.modules(), randomised.modules(), strict=True))
     for part in parts:
@@ -314,6 +327,18 @@ def _replacement_curves(model, before, after, maps, target_classes, pixels_per_s
             curves[numbers, steps] = _target_probabilities(model, mixed, targets[numbers])
     curves[~maps.isfinite().all(dim=(1, 2)).cpu()] = torch.nan
     return ConfidenceCurves(counts.cpu().double() / (height * width), curves)
+
+
+def _check_own_weights(part: nn.Module):
+    """Raise ValueError for weights that are computed from others, which `reset_parameters` does not reach."""
+    for module in part.modules():
+        names = [name for name, _ in module.named_parameters(recurse=False)]
+        computed = [name for name in names if name.endswith(("_orig", "_g", "_v"))]
+        if computed or is_parametrized(module):
+            raise ValueError(
+                f"the weights of a {type(module).__name__} are computed from others, as by spectral_norm, weight_norm "
+                "or pruning; remove that before they are randomized"
+            )
 
 
 def _initialise(part: nn.Module):

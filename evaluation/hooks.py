@@ -8,6 +8,8 @@ from torch import nn
 
 from helper_functions import as_input_of
 
+MOST_OFF = 4.5  # positions of a grid: convolutions without padding cut the same number from height and width
+
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
@@ -55,8 +57,8 @@ def maps_and_logits(model: nn.Module, images: torch.Tensor, layer: nn.Module) ->
     """One forward pass: the maps (N, channels, height, width) of a layer of the model, and the model's outputs.
 
     Maps (N, height, width, channels), as a Swin Transformer has them, are recognized by the proportions of the images;
-    where both orders fit, channels come first.  Where the layer runs more than once, its last output counts.  Gradients
-    flow through the maps.
+    where both orders fit equally well, channels come first.  Where the layer runs more than once, its last output
+    counts.  Gradients flow through the maps.
     Raises ValueError for a layer that is not part of the model, does not run, or gives no maps.
     """
     outputs = []
@@ -64,10 +66,9 @@ def maps_and_logits(model: nn.Module, images: torch.Tensor, layer: nn.Module) ->
         of_model = model(as_input_of(model, images))
     maps = outputs[-1]
     if isinstance(maps, torch.Tensor) and maps.ndim == 4 and len(maps) == len(images):
-        if _is_grid(maps.shape[2:], images):
-            return maps, of_model
-        if _is_grid(maps.shape[1:3], images):
-            return maps.permute(0, 3, 1, 2), of_model
+        off_first, off_last = _off_grid(maps.shape[2:], images), _off_grid(maps.shape[1:3], images)
+        if min(off_first, off_last) < MOST_OFF:
+            return (maps if off_first <= off_last else maps.permute(0, 3, 1, 2)), of_model
     found = tuple(maps.shape) if isinstance(maps, torch.Tensor) else _type(maps)
     raise ValueError(
         f"the layer ({_type(layer)}) must give maps (N, channels, height, width) in the proportions of the images, "
@@ -75,10 +76,10 @@ def maps_and_logits(model: nn.Module, images: torch.Tensor, layer: nn.Module) ->
     )
 
 
-def _is_grid(shape: Sequence[int], images: torch.Tensor) -> bool:
-    """Whether height and width have the proportions of the images, to within one position of the grid."""
+def _off_grid(shape: Sequence[int], images: torch.Tensor) -> float:
+    """By how many positions of the grid its height or width differs from the proportions of the images."""
     (rows, columns), (height, width) = shape, images.shape[2:]
-    return abs(rows * width - columns * height) < max(height, width)
+    return abs(rows * width - columns * height) / max(height, width)
 
 
 def _copy(output):

@@ -193,9 +193,11 @@ def save_blind_sheet(images: torch.Tensor, names: Sequence[str], folder: Path, s
     (folder / "sheet.key.json").write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
 
 
-def written_settings(run: TrainedRun, objective: Objective, settings: InversionSettings) -> dict:
+def written_settings(run: TrainedRun, objective: Objective, settings: InversionSettings, data: str) -> dict:
     """What settings.json says of how images were made, with numbers as they are saved and read back."""
     written = {"model": run.name, "weights": run.weights, "objective": objective.__name__, **asdict(settings)}
+    if settings.parameters == "phase":
+        written["amplitudes_of"] = images_for(run, data, "train").scenes.fingerprint
     return json.loads(json.dumps(written))
 
 
@@ -213,7 +215,7 @@ def invert_all(
     settings.json is written last, so a folder that has it is complete.  `data` has the training images whose amplitudes
     phases need.  Raises ValueError that names the folder if it holds images of other weights or settings.
     """
-    wanted, path = written_settings(run, objective, settings), folder / "settings.json"
+    wanted, path = written_settings(run, objective, settings, data), folder / "settings.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         if {name: found.get(name) for name in wanted} != wanted:
@@ -266,12 +268,14 @@ def judge(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str, folder: 
         found = found.assign(weights=found["evaluator"].map(weights), **{"class": [names[i] for i in found["image"]]})
         known = pd.concat([known, found.drop(columns="image")], ignore_index=True)
         write_atomically(path, lambda temporary: known.round(5).to_csv(temporary, index=False))
-    if not (folder / "nearest.csv").exists():
-        judged_by = evaluators[0]
-        val = images_for(judged_by, data, "val")
+    judged_by = evaluators[0]
+    training, val = (images_for(judged_by, data, split) for split in ("train", "val"))
+    made_from = f"{judged_by.weights[:12]} {training.scenes.fingerprint[:12]}"
+    nearest_file = folder / "nearest.csv"
+    if not nearest_file.exists() or pd.read_csv(nearest_file).get("made_from", pd.Series([""]))[0] != made_from:
         others = [val[number][0] for number in evenly_spread(len(val), 60)]
-        nearest, usual = nearest_training_images(judged_by, images, images_for(judged_by, data, "train"), others)
-        nearest = nearest.assign(name=names, by=judged_by.name, median_of_val=round(usual, 4))
+        nearest, usual = nearest_training_images(judged_by, images, training, others)
+        nearest = nearest.assign(name=names, by=judged_by.name, made_from=made_from, median_of_val=round(usual, 4))
         write_atomically(folder / "nearest.csv", lambda temporary: nearest.to_csv(temporary, index=False))
     return known[known["weights"].isin([each.weights for each in evaluators])]
 

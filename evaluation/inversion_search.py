@@ -128,11 +128,16 @@ def collect_inversions(
     tables = {}
     for sampler in ("grid", "tpe"):
         table = file_of(folder, name, sampler).with_suffix(".csv")
-        if compute and not table.exists() and checkpoint.exists():
+        if compute and checkpoint.exists() and not _is_complete(table, trials):
             search_inversion(load_trained(str(checkpoint)), folder, sampler, trials, steps)
         if table.exists():
             tables[sampler] = table
     return tables
+
+
+def _is_complete(table: Path, trials: int) -> bool:
+    """Whether a search has all its trials, and what is written after the last of them."""
+    return table.with_suffix(".curves.csv").exists() and table.exists() and len(read_table(table)) >= trials
 
 
 def search_inversion(

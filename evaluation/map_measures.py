@@ -1,11 +1,12 @@
 """Several kinds of heat maps of the same images, measured and compared: what commands that choose among them share.
 
 A kind of map is a function from a trained run, normalized images and target classes to maps by name.  Rows are cached
-in one file per network, named by the digest of its weights, so an interrupted call continues and changed weights are
-measured again.
+in one file per network, named by digests of its weights and of the images, so an interrupted call continues and what
+has changed is measured again.
 """
 
 import argparse
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -155,7 +156,10 @@ def measure_runs(options: argparse.Namespace, maps_of: MapsOf) -> pd.DataFrame:
             continue
         run = run.folded().without_flip_tta()
         dataset = images_for(run, data, split)
-        path = output.with_suffix("") / f"{run.name}_{run.weights[:12]}_{split}.csv"
+        # Of other images, another layer or other steps the rows are others.
+        made_from = f"{dataset.scenes.fingerprint} {getattr(options, 'layer', '')} {STEPS}"
+        digest = hashlib.sha256(made_from.encode()).hexdigest()[:8]
+        path = output.with_suffix("") / f"{run.name}_{run.weights[:12]}_{split}_{digest}.csv"
         rows = measure_run(run, dataset, evenly_spread(len(dataset), options.images), maps_of, path)
         parts.append(rows.assign(model=run.name))
         table = summarise(pd.concat(parts, ignore_index=True)).round(4)

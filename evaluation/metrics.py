@@ -21,7 +21,7 @@ def confusion_matrix(labels, predictions, num_classes: int, normalise: bool = Fa
 def most_confused(matrix: np.ndarray, class_names: Sequence[str], count: int) -> pd.DataFrame:
     """The most frequent confusions of a confusion matrix of counts: true class, predicted class, images."""
     mistakes = matrix * (1 - np.eye(len(matrix), dtype=int))
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
+    order = np.argsort(-mistakes, axis=None, kind="stable")[: min(count, np.count_nonzero(mistakes))]
     rows, columns = np.unravel_index(order, mistakes.shape)
     return pd.DataFrame(
         {

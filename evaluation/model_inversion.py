@@ -14,8 +14,10 @@ inversion_quality.py has settings whose images other networks recognize, and mea
 """
 
 import argparse
+import hashlib
 import json
 import math
+import os
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -42,8 +44,10 @@ from evaluation.scorecam import check_targets, label_numbers, one_target_each, p
 from evaluation.split_images import training_amplitudes
 from helper_functions import logits_of
 from runs import run_command
+from supervised.settings import make_plain
 
 COLOURS = ("grey", "colour")
+LONGEST_STEM = 200  # bytes
 LAST_STEPS = 10  # number of losses at the end of a curve that decide whether it converged
 # (model, normalized images (N, 3, S, S), targets (N,)) to the values (N,) that are maximized.
 Objective = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -77,6 +81,7 @@ class InversionSettings:
 
     def __post_init__(self):
         """Check every field."""
+        make_plain(self, "InversionSettings")
         for name, known in (("colour", COLOURS), ("parameters", PARAMETERS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
@@ -102,8 +107,12 @@ class InversionSettings:
             raise ValueError(f"coarsest is {self.coarsest}; it must be at most 1 and leave at least 32 pixels")
         if self.steps < 2 * LAST_STEPS * self.levels:
             raise ValueError(f"steps is {self.steps}; {self.levels} levels need at least {2 * LAST_STEPS} each")
-        if not 0 <= self.blur_sigma < self.image_size / 8:
-            raise ValueError(f"blur_sigma is {self.blur_sigma}; it must be at least 0 and below image_size / 8")
+        # A blur reaches 4 sigma beyond the image, which is reflected there.
+        if not 0 <= self.blur_sigma <= min(self.image_size / 8 - 1e-9, (self.sizes[0] - 1) // 4):
+            raise ValueError(
+                f"blur_sigma is {self.blur_sigma}; it must be at least 0 and below an eighth of image_size and a "
+                "quarter of the coarsest size"
+            )
         if not 0 <= self.jitter < self.image_size:
             raise ValueError(f"jitter is {self.jitter}; it must be at least 0 and below image_size")
 
@@ -236,6 +245,8 @@ def class_log_probability(model: nn.Module, images: torch.Tensor, classes: torch
     """
     logits = logits_of(model, images)
     check_targets(classes, logits.shape[1])
+    if logits.shape[1] == 1:  # its probability is the sigmoid
+        return nn.functional.logsigmoid(logits)[:, 0]
     return logits.log_softmax(dim=1).gather(1, classes[:, None])[:, 0]
 
 
@@ -447,8 +458,12 @@ def _normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]
 
 def picture_file(name: str) -> str:
     """The file name of the image of a class or filter: its name, which may contain slashes or be that of our files."""
-    taken = name in ("sheet", "sheet.blind", "losses")
-    return name.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C") + ("_.png" if taken else ".png")
+    taken = "_" if name in ("sheet", "sheet.blind", "losses") else ""
+    stem = name.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C") + taken
+    if len(os.fsencode(stem)) > LONGEST_STEM:  # file names have at most 255 bytes
+        digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]
+        stem = f"{os.fsencode(stem)[:LONGEST_STEM].decode(errors='ignore')}-{digest}"
+    return f"{stem}.png"
 
 
 def save_inversion(inversion: Inversion, names: Sequence[str], folder: Path, facts: dict[str, list] | None = None):

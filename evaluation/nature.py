@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from data.files import digest_of_file, root_folder, write_atomically
+from data.files import digest_of_file, expanded, root_folder, write_atomically
 from data.prepare import locate
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.hooks import eval_mode
@@ -271,12 +271,17 @@ def main(arguments=None) -> int:
     parser.add_argument("--profile", choices=PROFILES, default="full")
     parser.add_argument("--data", help="the name of a prepared data set, or a folder <split>/<class>/<image>")
     parser.add_argument("--weights", help="initial weights of EfficientNet-B0: imagenet, or the file of a state dict")
-    parser.add_argument("--photographs", type=Path, metavar="FOLDER", help="ImageNet photographs, for the spectra")
+    parser.add_argument("--photographs", type=expanded, metavar="FOLDER", help="ImageNet photographs, for the spectra")
     options = parser.parse_args(arguments)
     return run_command(lambda: _compute(options))
 
 
 def _compute(options):
+    if options.photographs is not None:
+        number = sum(path.suffix.lower() in SUFFIXES for path in options.photographs.rglob("*"))
+        needed = SPECTRUM_IMAGES[options.profile][-1]
+        if number < needed:
+            raise ValueError(f"--photographs is {options.photographs}, with {number} images; the spectra need {needed}")
     if options.data is not None:
         locate(options.data)  # a mistyped folder would look like one without results
     experiments = {}

@@ -16,7 +16,6 @@ threshold that FALSE_ALARMS of the val images exceed.
 
 import argparse
 import sys
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -94,7 +93,7 @@ def read_novelty(path: Path) -> Novelty:
         with np.load(path, allow_pickle=False) as saved:
             contents = {each.name: saved[each.name] for each in fields(Novelty)}
         scalars = {name: contents[name].item() for name in ("weights", "threshold", "false_alarms")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, zlib and NumPy raise errors of many kinds
         raise ValueError(f"{path} does not describe training images ({type(error).__name__}); delete it") from error
     return Novelty(**contents | scalars)
 
@@ -150,6 +149,7 @@ def main(arguments=None) -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="names of trained runs, or paths of their files")
     parser.add_argument("--data", default="15scene", help="what the runs were trained on (default: 15scene)")
+    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument("--published", action="store_true", help="write the files to published/")
     parser.add_argument(
         "--photographs", nargs="+", metavar="NAME=FOLDER", help="count the images of these folders that are flagged"
@@ -163,7 +163,7 @@ def _describe(options):
     tables = []
     for name in options.runs:
         run = load_trained(FOLDER / f"{name}{RELEASED}") if options.published else load_run(name)
-        splits = load_splits(locate(options.data), run.image_size, run.resize)
+        splits = load_splits(locate(options.data), run.image_size, run.resize, skip_bad_images=options.skip_bad_images)
         if splits["train"].class_names != run.class_names:
             raise ValueError(f"{run.name} was not trained on {options.data}, whose classes are others; see --data")
         features = features_of_scenes(run, splits)

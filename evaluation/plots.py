@@ -290,7 +290,8 @@ def draw_pretext_features(tables: dict):
 def draw_views(views, count: int = 6):
     """Pairs of random views, one column per image; views (N, V, 3, S, S) are network inputs of any scale."""
     views = np.asarray(views)[:count]
-    figure, axes = plt.subplots(views.shape[1], len(views), figsize=(1.6 * len(views), 1.6 * views.shape[1]))
+    count, of_image = views.shape[:2]
+    figure, axes = plt.subplots(of_image, count, figsize=(1.6 * count, 1.6 * of_image), squeeze=False)
     for column, of_image in zip(axes.T, views, strict=True):
         for ax, view in zip(column, of_image, strict=True):
             ax.imshow(view.mean(axis=0), cmap="gray", vmin=views.min(), vmax=views.max())
@@ -523,10 +524,10 @@ def draw_spectra(spectra, tuned: str):
         most = of_source["images"].max()
         by_features = of_source[of_source["images"] == most].groupby("features", sort=False)["eigenvalue"]
         plot_spectra({name: values.to_numpy() for name, values in by_features}, above)
-        above.set_title(f"{source}: {most} images", fontsize=9)
+        above.set_title(f"{plain(source)}: {most} images", fontsize=9)
         by_images = of_source[of_source["features"] == tuned].groupby("images")["eigenvalue"]
         plot_spectra({f"{number} images": values.to_numpy() for number, values in by_images}, below)
-        below.set_title(f"{source}: {tuned}, by number of images", fontsize=9)
+        below.set_title(f"{plain(source)}: {tuned}, by number of images", fontsize=9)
     return figure
 
 

@@ -27,7 +27,7 @@ from torch import nn
 from tqdm import tqdm
 
 from data.files import expanded, say_once, write_atomically
-from data.folders import images_in
+from data.folders import images_in, in_nfc
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun
 from evaluation.embed import add_model_options, check_target, embed, features_in_batches
@@ -72,14 +72,14 @@ class Model:
         """The classes, in the order of probabilities and labels."""
         return self.run.class_names
 
-    def predict(self, paths: Iterable[str | Path], skip_bad_images: bool = False) -> pd.DataFrame:
+    def predict(self, paths: Iterable[str | Path] | str | Path, skip_bad_images: bool = False) -> pd.DataFrame:
         """One line per image: file, class, probability, runner_up, runner_up_probability, distance, unlike_training.
 
-        Paths are images and folders.  `distance` is that to the training images, 1 at the threshold; above it an image
-        is `unlike_training`.  Both are missing where the training images are not known.
+        Paths are images and folders, one or several.  `distance` is that to the training images, 1 at the threshold;
+        above it an image is `unlike_training`.  Both are missing where the training images are not known.
         Raises FileNotFoundError or ValueError that names a file which is not there or cannot be decoded.
         """
-        found = [table for table, _ in self.predictions(images_in(map(expanded, paths)), skip_bad_images)]
+        found = [table for table, _ in self.predictions(_images_of(paths), skip_bad_images)]
         return pd.concat(found, ignore_index=True)
 
     def predictions(
@@ -91,9 +91,12 @@ class Model:
             probabilities = class_probabilities(run.model, torch.from_numpy(features))
             yield self._lines(batch, features, probabilities), probabilities
 
-    def embed(self, paths: Iterable[str | Path]) -> np.ndarray:
-        """The vectors of images, float32 (N, D): the pooled features that the head of the network reads."""
-        return embed(self.run, images_in(map(expanded, paths)))[1]
+    def embed(self, paths: Iterable[str | Path] | str | Path, skip_bad_images: bool = False) -> np.ndarray:
+        """The vectors of images, float32 (N, D): the pooled features that the head of the network reads.
+
+        Paths are those of `predict`.
+        """
+        return embed(self.run, _images_of(paths), skip_bad_images)[1]
 
     def explain(
         self,
@@ -116,6 +119,7 @@ class Model:
 
     def label(self, class_name: str) -> int:
         """The number of a class; ValueError lists them for one that there is not."""
+        class_name = in_nfc(class_name)
         if class_name not in self.class_names:
             raise ValueError(f"{self.run.name} has no class {class_name}; it has {', '.join(self.class_names)}")
         return self.class_names.index(class_name)
@@ -265,9 +269,14 @@ class _Figures:
         self.drawn += 1
         self.folder.mkdir(parents=True, exist_ok=True)
         target_file = self.folder / f"{self.drawn:03d}_{_shortened(readable(path.stem))}.png"
-        figure.savefig(target_file, dpi=120)
+        write_atomically(target_file, lambda temporary: figure.savefig(temporary, dpi=120))
         plt.close(figure)
         return target_file
+
+
+def _images_of(paths: Iterable[str | Path] | str | Path) -> list[Path]:
+    """The images that one path or several name."""
+    return images_in(map(expanded, [paths] if isinstance(paths, (str, Path)) else paths))
 
 
 def _shortened(name: str) -> str:

@@ -14,6 +14,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -137,9 +138,12 @@ def stage_features(model: nn.Module, loader, device: str = "cpu") -> tuple[list[
 
 
 def features_of(model: nn.Module, loader, weights: str, cache: Path) -> tuple[list[np.ndarray], np.ndarray]:
-    """As `stage_features`; read from the .npz file `cache` if that holds those of the same `weights`, a digest."""
+    """As `stage_features`; read from the .npz file `cache` if that holds those of the same `weights`, a digest.
+
+    A file that cannot be read, as after a crash of the machine, is written again.
+    """
     if cache.exists():
-        with np.load(cache) as saved:
+        with suppress(Exception), np.load(cache) as saved:  # zipfile, zlib and NumPy raise errors of many kinds
             if str(saved["weights"]) == weights:
                 return [saved[f"stage_{number}"] for number in range(len(model.features))], saved["labels"]
     features, labels = stage_features(model, loader)

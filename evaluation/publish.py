@@ -28,7 +28,7 @@ from data.files import CODE, digest_of_file, root_folder, say_once, write_atomic
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, read_released
 from evaluation.statistics import accuracy_interval
 from helper_functions import predict
-from runs import configure, files_of, find, load_checkpoint, run_command
+from runs import configure, files_of, find, load_checkpoint, load_weights, run_command
 from self_supervised.dataloader import build_loaders
 from supervised.dataloader import MEAN, STD
 from supervised.models import STAGE_WIDTHS
@@ -155,7 +155,9 @@ def make(name: str, folder: Path = FOLDER) -> Path:
     experiment = configure(find(name), "full")
     checkpoint = files_of(experiment, "full").checkpoint
     run, saved = load_trained(checkpoint), load_checkpoint(checkpoint)
-    loader = build_loaders(experiment, progress=False).test
+    loaders = build_loaders(experiment, progress=False)
+    load_weights(experiment, "full", data=loaders.data)  # refuses one of other settings or images
+    loader = loaders.test
     precision = saved["result"]["precision"]  # that of the result
     before, labels = predict(run.folded().model, loader, precision=precision)
     tensors = halve(run.model)

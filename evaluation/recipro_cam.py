@@ -5,6 +5,7 @@ positions instead of 1,280.  If the head sees only this layer or later ones, the
 """
 
 from collections.abc import Sequence
+from itertools import count
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from evaluation.scorecam import (
     scale_to_unit,
     upsample,
 )
-from helper_functions import logits_in, logits_of
+from helper_functions import as_input_of, logits_in, logits_of
 
 NEIGHBORHOOD = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16  # of a position, in the paper
 
@@ -72,10 +73,15 @@ def probabilities_by_position(
     check_batch_size(batch_size)
     model = getattr(model, "_orig_mod", model)  # a compiled model does not call hooks that are added later
     with eval_mode(model):
-        activations, _ = maps_and_logits(model, image, layer)
+        runs = []
+        counter = layer.register_forward_hook(lambda *_: runs.append(1))
+        try:
+            activations, _ = maps_and_logits(model, image, layer)
+        finally:
+            counter.remove()
         height, width = activations.shape[2:]
         masks = position_masks(height, width).to(activations).split(batch_size)
-        found = [probabilities_of(_logits_of_masked(model, layer, image, part).float()) for part in masks]
+        found = [probabilities_of(_logits_of_masked(model, layer, len(runs), image, part).float()) for part in masks]
     probabilities = torch.cat(found).T.reshape(-1, height, width)
     if not probabilities.isfinite().all():
         raise FloatingPointError(NOT_FINITE)
@@ -93,16 +99,23 @@ def position_masks(height: int, width: int) -> torch.Tensor:
     return nn.functional.conv2d(single, NEIGHBORHOOD[None, None], padding=1)
 
 
-def _logits_of_masked(model: nn.Module, layer: nn.Module, image: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+def _logits_of_masked(
+    model: nn.Module, layer: nn.Module, runs: int, image: torch.Tensor, masks: torch.Tensor
+) -> torch.Tensor:
     """The logits (n, classes) of one image (1, 3, H, W) with the layer's maps masked by each mask (n, 1, h, w).
 
-    The layers before run once, if none of their outputs goes around the layer.  Else they run once a mask.
+    The maps are those of the last of the layer's `runs`, as in `maps_and_logits`.  The layers before run once, if none
+    of their outputs goes around the layer.  Else they run once a mask.
     """
-    alone = _reaches_the_head_alone(model, layer)
-    handle = layer.register_forward_hook(lambda module, inputs, output: _masked(output, masks))
+    alone, run_numbers = runs == 1 and _reaches_the_head_alone(model, layer), count(1)
+
+    def mask(module, inputs, output):
+        return _masked(output, masks) if next(run_numbers) == runs else None
+
+    handle = layer.register_forward_hook(mask)
     try:
         if alone:
-            return logits_in(model(image), len(masks))
+            return logits_in(model(as_input_of(model, image)), len(masks))
         return logits_of(model, image.expand(len(masks), -1, -1, -1))
     finally:
         handle.remove()

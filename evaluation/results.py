@@ -90,8 +90,16 @@ def read_profile(folder: Path, data: str = OWN_DATA) -> dict[str, dict]:
 
 
 def runs_of(results: Mapping[str, dict], experiment: str) -> list[dict]:
-    """The results of all runs of an experiment, one per seed."""
-    return [result for result in results.values() if result["settings"]["name"] == experiment]
+    """The results of all runs of an experiment, one per seed: of those that have the settings of the first one."""
+    runs = [result for result in results.values() if result["settings"]["name"] == experiment]
+    return [run for run in runs if _kind_of_run(run) == _kind_of_run(runs[0])]
+
+
+def _kind_of_run(result: dict) -> dict:
+    """What runs must have in common to be those of one experiment: the settings but for seed and precision."""
+    settings, apart = result["settings"], {"seed", "precision"}
+    train = {name: value for name, value in settings["train"].items() if name not in apart}
+    return {name: value for name, value in settings.items() if name not in apart} | {"train": train}
 
 
 def of_experiments(results: Mapping[str, dict], names: Iterable[str]) -> dict[str, dict]:
@@ -261,9 +269,9 @@ def comparisons(results: Mapping[str, dict], experiments: Mapping[str, Experimen
 
 
 def _comparable(runs: list[dict], classes: tuple[str, ...]) -> bool:
-    """Whether all runs have the same test images, and the images these classes."""
-    labels = runs[0]["labels"]["test"]
-    return all(run["labels"]["test"] == labels for run in runs) and set(classes) <= set(runs[0]["class_names"])
+    """Whether all runs have the same test images, by their contents, and the images these classes."""
+    images = [(run["labels"]["test"], run["data"].get("fingerprint", {}).get("test")) for run in runs]
+    return all(each == images[0] for each in images) and set(classes) <= set(runs[0]["class_names"])
 
 
 def _line_of_comparison(pair: Pair, runs: list[dict], other_runs: list[dict]) -> dict:

@@ -98,6 +98,8 @@ class MaskedImages:
         """
         found = None
         for pairs in channels.nonzero().split(self.batch_size):
+            if not len(pairs):  # what splitting nothing gives
+                continue
             images, numbers = pairs.unbind(dim=1)
             masks = scale_to_unit(upsample(self.activations[images, numbers], self.images.shape[2:]))
             masked = self.images[images] * masks[:, None]

@@ -51,7 +51,7 @@ class MeanDifference:
 
 def verdict(difference: float, p_value: float) -> str:
     """better, worse or inconclusive; the last does not say that both are equal."""
-    if p_value >= LEVEL:
+    if not p_value < LEVEL:  # also where there is none
         return "inconclusive"
     return "better" if difference > 0 else "worse"
 
@@ -145,11 +145,13 @@ def mean_difference(differences: Sequence[float], comparisons: int = 1) -> MeanD
     """The mean of paired differences, in a family of so many comparisons (Student 1908).
 
     For repeated measurements of any kind: losses of two samplers by seed, scores of two heat maps by image.
-    Raises ValueError for fewer than two differences.
+    Raises ValueError for fewer than two differences, and for one that is not finite.
     """
     differences = np.asarray(differences, dtype=float)
     if differences.size < 2:
         raise ValueError(f"there is {differences.size} difference; an interval needs at least two")
+    if not np.isfinite(differences).all():
+        raise ValueError(f"{(~np.isfinite(differences)).sum()} of {differences.size} differences are not finite")
     mean = float(differences.mean())
     return MeanDifference(mean, *estimate(mean, [variance_of_mean(differences)], comparisons))
 

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 
 from data.augment import AUGMENTATIONS, Augmentation, apply, augment, draw
+from data.files import say_once
 from data.image_cache import Scenes, load_splits
+from data.layouts import list_splits
 from data.on_device import DeviceDataset, DeviceImages
 from data.prepare import locate
 from self_supervised.settings import JointEmbeddingExperiment, PretextExperiment
@@ -256,7 +258,8 @@ def _build_loaders_of_views(experiment: JointEmbeddingExperiment, skip_bad_image
         more = load_splits(
             locate(experiment.unlabelled), experiment.image_size, experiment.resize, None, skip_bad_images, progress
         )
-        added, unknown = _like(more["train"].images, images.shape[1]), np.full(len(more["train"]), -1)
+        kept = more["train"].subset(_not_held_out(experiment, more["train"].names))
+        added, unknown = _like(kept.images, images.shape[1]), np.full(len(kept), -1)
         alone = experiment.unlabelled_alone
         images = added if alone else np.concatenate([images, added])
         labels = unknown if alone else np.concatenate([labels, unknown])
@@ -270,6 +273,25 @@ def _build_loaders_of_views(experiment: JointEmbeddingExperiment, skip_bad_image
     )
     shown = _evenly_spaced(splits["val"], experiment.batch_size)
     return with_views_of(loaders, ViewsDataset(shown.images, shown.labels, experiment))
+
+
+def _not_held_out(experiment: JointEmbeddingExperiment, names: Sequence[str]) -> np.ndarray:
+    """The indices of the unlabelled images of these names whose bytes are in neither val nor test.
+
+    Says how many are left out.  Raises ValueError if none is left.
+    """
+    listed, unlabelled = list_splits(locate(experiment.data)), list_splits(locate(experiment.unlabelled))["train"]
+    held_out = {digest for split in ("val", "test") if split in listed for digest in listed[split].digests}
+    digest_of = dict(zip(unlabelled.names, unlabelled.digests, strict=True))
+    kept = np.array([index for index, name in enumerate(names) if digest_of[name] not in held_out], dtype=np.int64)
+    if len(kept) < len(names):
+        say_once(
+            f"{experiment.name}: {len(names) - len(kept):,} of {len(names):,} images without labels are left out, "
+            "because they are val or test images"
+        )
+    if not len(kept):
+        raise ValueError(f"{experiment.name}: all images of {experiment.unlabelled} are val or test images")
+    return kept
 
 
 def _evenly_spaced(scenes: Scenes, batch_size: int) -> Scenes:

@@ -4,6 +4,8 @@ The first report's names stand at the end, for notebooks: `simple_15SceneData` h
 `load_15SceneData` has "advanced", or "advanced_without_crop" without the crop.
 """
 
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,10 +74,11 @@ class SceneDataset(DeviceDataset):
 
     def __getitems__(self, keys):
         """A batch at once, as DataLoader asks for it: images (N, 3, S, S), labels (N,)."""
-        indices = [key if isinstance(key, int) else key[0] for key in keys]
+        pairs = [key if isinstance(key, tuple) else (key, key) for key in keys]  # (index, seed of the augmentation)
+        indices = [int(index) for index, _ in pairs]
         images = self.images[indices]
         if self.augmentation is not None:
-            images = augment(self.augmentation, images, [seed for _, seed in keys], self.size)
+            images = augment(self.augmentation, images, [seed for _, seed in pairs], self.size)
         return normalise(images, self.resize), torch.from_numpy(self.scenes.labels[indices])
 
 
@@ -152,7 +155,8 @@ class Loaders:
 
     def in_batches_of(self, batch_size: int) -> "Loaders":
         """The same training images, in batches of another size."""
-        sampler = SeededShuffle(len(self.train.dataset), self.train.sampler.generator.initial_seed())
+        sampler, seed = self.train.sampler, self.train.sampler.generator.initial_seed()
+        sampler = SeededShuffle(len(self.train.dataset), seed, sampler.copies)
         return replace(self, train=build_loader(self.train.dataset, batch_size, sampler))
 
 
@@ -238,7 +242,8 @@ def loaders_of(
         if batch_size < 2:
             raise ValueError(found)
         say_once(f"{found}: all of them are one batch")
-    at_once = max(experiment.batch_size, EVALUATION_BATCH["cpu"])
+    processes = max(1, int(os.environ.get("WORLD_SIZE") or 1))  # each takes an equal part of a batch
+    at_once = -(-max(experiment.batch_size, EVALUATION_BATCH["cpu"]) // processes) * processes
     return Loaders(
         train=build_loader(train, batch_size, SeededShuffle(len(train), experiment.seed, copies)),
         train_in_order=build_loader(in_order["train"], at_once),
@@ -275,6 +280,8 @@ def _class_weights(experiment: Experiment, class_names: tuple[str, ...]) -> torc
     for name, weight in experiment.class_weights:
         if name not in class_names:
             raise ValueError(f"{experiment.name}: class_weights names {name!r}, which is no class of the data")
+        if not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+            raise ValueError(f"{experiment.name}: the weight of {name!r} is {weight!r}; it must be above 0 and finite")
         weights[class_names.index(name)] = weight
     return weights
 
