@@ -67,8 +67,10 @@ def maps_and_logits(model: nn.Module, images: torch.Tensor, layer: nn.Module) ->
     maps = outputs[-1]
     if isinstance(maps, torch.Tensor) and maps.ndim == 4 and len(maps) == len(images):
         off_first, off_last = _off_grid(maps.shape[2:], images), _off_grid(maps.shape[1:3], images)
-        if min(off_first, off_last) < MOST_OFF:
-            return (maps if off_first <= off_last else maps.permute(0, 3, 1, 2)), of_model
+        if off_last < min(1, off_first):
+            return maps.permute(0, 3, 1, 2), of_model
+        if off_first < MOST_OFF:
+            return maps, of_model
     found = tuple(maps.shape) if isinstance(maps, torch.Tensor) else _type(maps)
     raise ValueError(
         f"the layer ({_type(layer)}) must give maps (N, channels, height, width) in the proportions of the images, "

@@ -189,7 +189,7 @@ def result(model, root, monkeypatch):
     torch.save({**contents, "model": model.state_dict(), "result": result}, checkpoint)
     (root / "results" / "full").mkdir(parents=True)
     (root / "results" / "full" / f"{NAME}.json").write_text(json.dumps(result))
-    loaders = SimpleNamespace(test=DataLoader(TensorDataset(images, labels), 4))
+    loaders = SimpleNamespace(test=DataLoader(TensorDataset(images, labels), 4), data=None)
     monkeypatch.setattr(publish, "build_loaders", lambda experiment, progress: loaders)
     return result
 
