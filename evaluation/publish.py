@@ -28,7 +28,7 @@ from data.files import CODE, digest_of_file, root_folder, say_once, write_atomic
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, read_released
 from evaluation.statistics import accuracy_interval
 from helper_functions import predict
-from runs import configure, files_of, find, load_checkpoint, load_weights, run_command
+from runs import configure, files_of, find, load_checkpoint, run_command
 from self_supervised.dataloader import build_loaders
 from supervised.dataloader import MEAN, STD
 from supervised.models import STAGE_WIDTHS
@@ -150,13 +150,14 @@ def make(name: str, folder: Path = FOLDER) -> Path:
     """Release the full-profile run of an experiment: write its file, digest and card in `folder`; return the file.
 
     Measures on the test images what half precision changes.
-    Raises ValueError for an unknown experiment, FileNotFoundError if it has no checkpoint.
+    Raises ValueError for an unknown experiment, and for one of other images; FileNotFoundError without a checkpoint.
     """
     experiment = configure(find(name), "full")
     checkpoint = files_of(experiment, "full").checkpoint
     run, saved = load_trained(checkpoint), load_checkpoint(checkpoint)
     loaders = build_loaders(experiment, progress=False)
-    load_weights(experiment, "full", data=loaders.data)  # refuses one of other settings or images
+    if saved["identity"]["data"].get("fingerprint") != loaders.data.get("fingerprint"):
+        raise ValueError(f"{checkpoint} was trained on other images than those of {loaders.data['name']} now")
     loader = loaders.test
     precision = saved["result"]["precision"]  # that of the result
     before, labels = predict(run.folded().model, loader, precision=precision)

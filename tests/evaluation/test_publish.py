@@ -189,9 +189,16 @@ def result(model, root, monkeypatch):
     torch.save({**contents, "model": model.state_dict(), "result": result}, checkpoint)
     (root / "results" / "full").mkdir(parents=True)
     (root / "results" / "full" / f"{NAME}.json").write_text(json.dumps(result))
-    loaders = SimpleNamespace(test=DataLoader(TensorDataset(images, labels), 4), data=None)
+    loaders = SimpleNamespace(test=DataLoader(TensorDataset(images, labels), 4), data={"name": "15scene"})
     monkeypatch.setattr(publish, "build_loaders", lambda experiment, progress: loaders)
     return result
+
+
+def test_a_run_of_other_images_is_not_released(result, tmp_path):
+    publish.build_loaders(None, False).data["fingerprint"] = {"test": "of other images"}
+    with pytest.raises(ValueError, match="trained on other images"):
+        publish.make(NAME, tmp_path / "published")
+    assert not (tmp_path / "published").exists()
 
 
 def test_a_run_is_released_with_its_card_and_what_half_precision_changes(result, tmp_path):
