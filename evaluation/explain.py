@@ -81,7 +81,7 @@ MAP_SIZE = 112  # pixels, square, at most: cached maps are for looking
 class Effort:
     """How much is computed."""
 
-    measured_images: int = 100  # test images for faithfulness
+    measured_images: int = 60  # test images for faithfulness
     inversion_steps: int = RECIPE.steps  # at most
     randomised_seeds: int = 5
 

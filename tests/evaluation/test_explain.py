@@ -333,5 +333,5 @@ def test_the_committed_cache_is_of_the_weights_of_the_committed_results():
     assert (found.missing, found.stale) == ([], [])
     assert found.map_table["images"].tolist() == [8] * 12
     assert len(found.inversions) == 8 and found.cka.shape == (20, 20)
-    assert found.faithfulness["image"].nunique() == 100
+    assert found.faithfulness["image"].nunique() == 60
     assert found.recognition.groupby(["model", "evaluator"]).size().tolist() == [15] * 20
