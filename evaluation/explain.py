@@ -63,7 +63,7 @@ COMPARED = (
     "byol_classifier",
 )
 CONTROL = "imagenet_classifier_probe"  # ImageNet features without a pretext, read as those of byol_classifier are
-SHOWN_IMAGES = {"full": 8, "quick": 2}
+SHOWN_IMAGES = {"full": 4, "quick": 2}
 LAYERS = ("1", "2", "8")  # of the heat maps, stages of the network (the first report)
 MEASURED_LAYER = "7"  # of faithfulness: a map takes 320 masked images, at stage 8 it would take 1,280
 RANDOMISED_LAYER = "5"  # of the maps during randomization: they take 112 masked images each
@@ -83,7 +83,7 @@ class Effort:
 
     measured_images: int = 60  # test images for faithfulness
     inversion_steps: int = RECIPE.steps  # at most
-    randomised_seeds: int = 5
+    randomised_seeds: int = 3
 
 
 EFFORT = {
@@ -146,7 +146,7 @@ def explain(subjects: Sequence[Subject], shown: Sequence[int], folder: Path, eff
         last_features = features_of_stages[f"{subject.run.name}, stage {CKA_STAGES[-1]}"]
         _explain_model(subject, last_features, shown, effort)
     for subject in models[:1]:
-        _measure_model(subject, shown, effort)
+        _measure_model(subject, effort)
     if models:
         write_atomically(folder / "cka.csv", representation.cka_table(features_of_stages).to_csv)
         of_classes = recognition_of_classes([subject.run.name for subject in models], subjects, folder)
@@ -167,15 +167,15 @@ def _explain_model(subject: Subject, features: np.ndarray, shown: Sequence[int],
     explain_images(folded, _images(dataset, shown), targets, names, subject.folder)
 
 
-def _measure_model(subject: Subject, shown: Sequence[int], effort: Effort):
-    """Whether the heat maps of a model can be believed."""
+def _measure_model(subject: Subject, effort: Effort):
+    """Whether the heat maps of a model can be believed, on test images sampled by seed."""
     run, dataset = subject.run.without_flip_tta(), subject.loader.dataset
-    first = [int(number) for number in shown[:RANDOMISED_IMAGES]]
-    targets = {dataset.scenes.names[number]: int(dataset.scenes.labels[number]) for number in first}
-    randomise(run, _images(dataset, first), targets, subject.folder, effort.randomised_seeds)
     with np.load(subject.folder / "test.npz") as saved:
         predictions = saved["probabilities"].argmax(axis=1)
     sample = np.random.default_rng(0).permutation(len(predictions))[: effort.measured_images]
+    first = sample[:RANDOMISED_IMAGES]
+    targets = {dataset.scenes.names[number]: int(predictions[number]) for number in first}
+    randomise(run, _images(dataset, first), targets, subject.folder, effort.randomised_seeds)
     measure_maps(run.folded(), partial(_images, dataset), sample, predictions[sample], subject.folder)
 
 

@@ -331,7 +331,7 @@ def test_the_committed_cache_is_of_the_weights_of_the_committed_results():
     scenes = SimpleNamespace(names=shown, images=np.zeros((len(shown), 1, 56, 56)))
     found = explained.read_explanations(folder / "explanations", results, scenes, np.arange(len(shown)))
     assert (found.missing, found.stale) == ([], [])
-    assert found.map_table["images"].tolist() == [8] * 12
+    assert found.map_table["images"].tolist() == [4] * 12
     assert len(found.inversions) == 8 and found.cka.shape == (20, 20)
     assert found.faithfulness["image"].nunique() == 60
     assert found.recognition.groupby(["model", "evaluator"]).size().tolist() == [15] * 20
