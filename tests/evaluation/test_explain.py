@@ -326,9 +326,11 @@ def test_the_committed_cache_is_of_the_weights_of_the_committed_results():
     folder = CODE / "results" / "full"
     names = (*explain.COMPARED, explain.CONTROL)
     results = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
-    with np.load(folder / "explanations" / names[0] / "scorecam.npz") as saved:
+    with np.load(folder / "explanations" / explain.COMPARED[0] / "scorecam.npz") as saved:
         shown = list(saved["names"])
-    scenes = SimpleNamespace(names=shown, images=np.zeros((len(shown), 1, 56, 56)))
+    tables = [pd.read_csv(folder / "explanations" / name / "activating.csv") for name in explain.COMPARED]
+    names = [*shown, *sorted(set(pd.concat(tables)["image"]) - set(shown))]
+    scenes = SimpleNamespace(names=names, images=np.zeros((len(names), 1, 56, 56)))
     found = explained.read_explanations(folder / "explanations", results, scenes, np.arange(len(shown)))
     assert (found.missing, found.stale) == ([], [])
     assert found.map_table["images"].tolist() == [4] * 12

@@ -72,7 +72,7 @@ MUTATIONS = {  # what breaks: file, line as it is, as it is broken, test that mu
     ),
     "the epoch is chosen on the test images": (
         "runs.py",
-        "    epoch = history.best_epoch\n",
+        '    epoch = history.epochs if keep == "last" else history.best_epoch\n',
         "    epoch = earlier_epoch\n",
         "tests/test_runs.py::test_the_epoch_is_chosen_on_val_and_under_the_earlier_protocol_on_all_images",
     ),
