@@ -52,6 +52,11 @@ def write_text(path: Path, text: str):
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def shortened(name: str, most_bytes: int) -> str:
+    """The beginning of a name that leaves room for more in the 255 bytes of a file's name."""
+    return os.fsencode(name)[:most_bytes].decode(errors="ignore")
+
+
 @contextmanager
 def locked(path: Path, timeout: float = -1) -> Iterator[None]:
     """Hold the lock file `path` within the block, and remove it afterwards, also after an error.

@@ -115,7 +115,7 @@ def list_images(folder: Path) -> ImageFolder:
     for entry in sorted(folder.iterdir()):
         if is_image(entry.name):
             left_out["outside the class folders"] += 1
-        elif entry.is_dir() and not entry.name.startswith(".") and entry.name not in SYSTEM_NAMES:
+        elif entry.is_dir() and is_users_own(entry.name):
             if in_nfc(entry.name) in classes:
                 raise ValueError(f"{folder} holds class {entry.name!r} twice, in two Unicode forms; join the two")
             classes[in_nfc(entry.name)] = entry
@@ -165,7 +165,7 @@ def _images_below(root: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in SYSTEM_NAMES)
+        folders[:] = sorted(filter(is_users_own, folders))
         images += [Path(parent, name) for name in sorted(names) if is_image(name)]
         left_out.update(reason_to_leave_out(name) for name in names)
     del left_out[""]
@@ -177,6 +177,11 @@ def _images_below(root: Path) -> list[Path]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
         say_once(f"{root}: {left_out.total():,} file(s) left out: {reasons}")
     return images
+
+
+def is_users_own(folder_name: str) -> bool:
+    """Whether a folder is neither hidden nor put there by an operating system, by its name."""
+    return not folder_name.startswith(".") and folder_name not in SYSTEM_NAMES
 
 
 def reason_to_leave_out(file_name: str) -> str:

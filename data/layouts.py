@@ -23,12 +23,12 @@ from pathlib import Path
 from data.files import locked, root_folder, say_once, write_atomically
 from data.folders import (
     SPLIT_NAMES,
-    SYSTEM_NAMES,
     ImageFolder,
     digests_of,
     images_in,
     in_nfc,
     is_image,
+    is_users_own,
     list_images,
     list_split_folders,
 )
@@ -137,11 +137,7 @@ def _unsplit(root: Path) -> _Unsplit | None:
 
 
 def _has_class_folders(root: Path) -> bool:
-    folders = [
-        path
-        for path in root.iterdir()
-        if path.is_dir() and not path.name.startswith(".") and path.name not in SYSTEM_NAMES
-    ]
+    folders = [path for path in root.iterdir() if path.is_dir() and is_users_own(path.name)]
     return any(is_image(name) for folder in folders for name in os.listdir(folder))
 
 

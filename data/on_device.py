@@ -1,6 +1,7 @@
 """Images as bytes on the device of the network, so that augmentation runs there."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,12 @@ class DeviceImages:
         words = "lie on the device" if fits else "are copied batch by batch"
         say_once(f"{needed / 2**20:,.0f} MiB of images {words}, which has {free / 2**30:.1f} GiB free")
         return DeviceImages(torch.from_numpy(np.array(self.images)).to(device) if fits else self.images, device)
+
+
+def with_seeds(keys: Iterable[int | tuple[int, int]]) -> list[tuple[int, int]]:
+    """The keys of a batch as (index, seed); in evaluation the key is the index alone, which is its seed too."""
+    pairs = [key if isinstance(key, tuple) else (key, key) for key in keys]
+    return [(int(index), int(seed)) for index, seed in pairs]
 
 
 class DeviceDataset(Dataset):

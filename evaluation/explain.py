@@ -43,7 +43,15 @@ from data.files import write_atomically, write_text
 from evaluation import faithfulness, plots, representation
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained
 from evaluation.explained import Explained, read_explanations, read_inversion
-from evaluation.inversion_quality import RECIPE, classes_of, fitted, invert_all, recognition, written_settings
+from evaluation.inversion_quality import (
+    RECIPE,
+    classes_of,
+    fitted,
+    holds_others,
+    invert_all,
+    recognition,
+    written_settings,
+)
 from evaluation.metrics import rightly_predicted_by_all
 from evaluation.model_inversion import (
     class_logit,
@@ -304,19 +312,16 @@ def randomise(run: TrainedRun, images: torch.Tensor, targets: Mapping[str, int],
 
 def invert_again(run: TrainedRun, objective, targets: Mapping[str, int], settings, data: str, folder: Path):
     """`inversion_quality.invert_all`; a folder of another recipe is removed first."""
-    stamp, wanted = folder / "settings.json", written_settings(run, objective, settings, data)
-    if stamp.exists():
-        found = json.loads(stamp.read_text(encoding="utf-8"))
-        if {name: found.get(name) for name in wanted} != wanted:
-            shutil.rmtree(folder)
+    if holds_others(folder, written_settings(run, objective, settings, data)):
+        shutil.rmtree(folder)
     invert_all(run, objective, targets, settings, data, folder, progress=False)
 
 
 def activating_images(features: np.ndarray, filters: Sequence[int], names: Sequence[str]) -> pd.DataFrame:
     """The ACTIVATING images to which each filter responds most, from its means over images (N, filters), best first.
 
-    `names` are those of the images.  Columns: filter, image, mean (of the filter's map; or of
-    those of the image and its flip, if the model averages these).
+    `names` are those of the images.  Columns: filter, image, mean (of the filter's map; or of those of the image and
+    its flip, if the model averages these).
     """
     lines = []
     for number in filters:

@@ -116,9 +116,9 @@ def read_explanations(folder: Path, results: Mapping[str, dict], scenes: Scenes,
 
 def _agreement(probabilities: np.ndarray, predictions: Sequence[int]) -> float:
     """The fraction of images whose class is the same; 0 for other numbers of images."""
-    return (
-        float(np.mean(probabilities.argmax(axis=1) == predictions)) if len(probabilities) == len(predictions) else 0.0
-    )
+    if len(probabilities) != len(predictions):
+        return 0.0
+    return float(np.mean(probabilities.argmax(axis=1) == predictions))
 
 
 def heat_maps(saved: Mapping[str, np.ndarray], size: int) -> dict[str, torch.Tensor]:

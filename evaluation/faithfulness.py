@@ -96,8 +96,7 @@ def masked_images(images: torch.Tensor, maps: torch.Tensor, baselines: torch.Ten
     With a black baseline this multiplies the pixels by the map, as in Chattopadhay et al. (2018).
     Raises ValueError if the sizes differ.
     """
-    images, maps, baselines = as_images(images), torch.as_tensor(maps), torch.as_tensor(baselines)
-    _check_sizes(images, maps, baselines)
+    images, maps, baselines = _of_equal_sizes(images, maps, baselines)
     return baselines + maps.to(images)[:, None] * (images - baselines)
 
 
@@ -148,8 +147,7 @@ def deletion(
     A map with a value that is not finite orders nothing: its confidences are NaN.
     Raises ValueError if the sizes differ or a step is below 1 pixel.
     """
-    images, maps, baselines = as_images(images), torch.as_tensor(maps), torch.as_tensor(baselines)
-    _check_sizes(images, maps, baselines)
+    images, maps, baselines = _of_equal_sizes(images, maps, baselines)
     return _replacement_curves(model, images, baselines, maps, target_classes, pixels_per_step, batch_size)
 
 
@@ -166,8 +164,7 @@ def insertion(
 
     A large area is good.
     """
-    images, maps, baselines = as_images(images), torch.as_tensor(maps), torch.as_tensor(baselines)
-    _check_sizes(images, maps, baselines)
+    images, maps, baselines = _of_equal_sizes(images, maps, baselines)
     return _replacement_curves(model, baselines, images, maps, target_classes, pixels_per_step, batch_size)
 
 
@@ -291,13 +288,16 @@ def cascading_randomisation(
     return correlations
 
 
-def _check_sizes(images, maps, baselines):
+def _of_equal_sizes(images, maps, baselines) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The three as tensors; ValueError if their sizes differ."""
+    images, maps, baselines = as_images(images), torch.as_tensor(maps), torch.as_tensor(baselines)
     if maps.shape != (len(images), *images.shape[2:]):
         raise ValueError(f"maps have shape {tuple(maps.shape)}; images {tuple(images.shape)} need (N, H, W) of these")
     if baselines.shape != images.shape:
         raise ValueError(
             f"baselines have shape {tuple(baselines.shape)}; they need that of images {tuple(images.shape)}"
         )
+    return images, maps, baselines
 
 
 def _target_probabilities(model, images, targets) -> torch.Tensor:

@@ -201,6 +201,13 @@ def written_settings(run: TrainedRun, objective: Objective, settings: InversionS
     return json.loads(json.dumps(written))
 
 
+def holds_others(folder: Path, wanted: Mapping) -> bool:
+    """Whether a folder holds images of other weights or settings than those of `written_settings`."""
+    path = folder / "settings.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else wanted
+    return {name: found.get(name) for name in wanted} != wanted
+
+
 def invert_all(
     run: TrainedRun,
     objective: Objective,
@@ -216,11 +223,10 @@ def invert_all(
     phases need.  Raises ValueError that names the folder if it holds images of other weights or settings.
     """
     wanted, path = written_settings(run, objective, settings, data), folder / "settings.json"
+    if holds_others(folder, wanted):
+        raise ValueError(f"{folder} holds images of other weights or settings; remove it, or name another --output")
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if {name: found.get(name) for name in wanted} != wanted:
-            raise ValueError(f"{folder} holds images of other weights or settings; remove it, or name another --output")
-        return found
+        return json.loads(path.read_text(encoding="utf-8"))
     amplitudes = training_amplitudes(run, data) if settings.parameters == "phase" else None
     started, numbers = time.perf_counter(), list(targets.values())
     parts = [numbers[start : start + IMAGES_AT_ONCE] for start in range(0, len(numbers), IMAGES_AT_ONCE)]

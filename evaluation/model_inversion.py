@@ -33,7 +33,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
-from data.files import expanded
+from data.files import expanded, shortened
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun
 from evaluation.hooks import eval_mode, maps_and_logits
@@ -462,7 +462,7 @@ def picture_file(name: str) -> str:
     stem = name.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C") + taken
     if len(os.fsencode(stem)) > LONGEST_STEM:  # file names have at most 255 bytes
         digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]
-        stem = f"{os.fsencode(stem)[:LONGEST_STEM].decode(errors='ignore')}-{digest}"
+        stem = f"{shortened(stem, LONGEST_STEM)}-{digest}"
     return f"{stem}.png"
 
 

@@ -168,8 +168,8 @@ def plot_images(images, titles, columns: int, axes=None):
     return axes
 
 
-def plot_heat_map(pixels, heat_map, ax=None):
-    """A heat map (H, W) in 0..1 with a color bar, over the gray image, uint8 (1 or 3, H, W).
+def plot_heat_map(pixels, heat_map, ax=None, colorbar: bool = True):
+    """A heat map (H, W) in 0..1, with or without a color bar, over the gray image, uint8 (1 or 3, H, W).
 
     A map that is the same everywhere, or not finite, shows nothing: the image stays as it is, and a note says so.
     """
@@ -181,7 +181,8 @@ def plot_heat_map(pixels, heat_map, ax=None):
         ax.axis("off")
         return ax
     overlay = ax.imshow(heat_map, cmap="jet", vmin=0, vmax=1, alpha=0.5)
-    ax.figure.colorbar(overlay, ax=ax, fraction=0.046, pad=0.03)
+    if colorbar:
+        ax.figure.colorbar(overlay, ax=ax, fraction=0.046, pad=0.03)
     ax.axis("off")
     return ax
 

@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 from tqdm import tqdm
 
-from data.files import expanded, say_once, write_atomically
+from data.files import expanded, say_once, shortened, write_atomically
 from data.folders import images_in, in_nfc
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun
@@ -268,7 +268,7 @@ class _Figures:
         figure = draw_prediction(pixels, heat_map, probabilities, names, [readable(path.name), title])
         self.drawn += 1
         self.folder.mkdir(parents=True, exist_ok=True)
-        target_file = self.folder / f"{self.drawn:03d}_{_shortened(readable(path.stem))}.png"
+        target_file = self.folder / f"{self.drawn:03d}_{shortened(readable(path.stem), LONGEST_STEM)}.png"
         write_atomically(target_file, lambda temporary: figure.savefig(temporary, dpi=120))
         plt.close(figure)
         return target_file
@@ -277,11 +277,6 @@ class _Figures:
 def _images_of(paths: Iterable[str | Path] | str | Path) -> list[Path]:
     """The images that one path or several name."""
     return images_in(map(expanded, [paths] if isinstance(paths, (str, Path)) else paths))
-
-
-def _shortened(name: str) -> str:
-    """The beginning of a name that leaves room for more in the 255 bytes of a file's name."""
-    return name.encode()[:LONGEST_STEM].decode(errors="ignore")
 
 
 if __name__ == "__main__":

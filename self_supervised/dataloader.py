@@ -23,7 +23,7 @@ from data.augment import AUGMENTATIONS, Augmentation, apply, augment, draw
 from data.files import say_once
 from data.image_cache import Scenes, load_splits
 from data.layouts import list_splits
-from data.on_device import DeviceDataset, DeviceImages
+from data.on_device import DeviceDataset, DeviceImages, with_seeds
 from data.prepare import locate
 from self_supervised.settings import JointEmbeddingExperiment, PretextExperiment
 from supervised import dataloader as supervised
@@ -205,7 +205,7 @@ class ViewsDataset(DeviceDataset):
 
     def __getitems__(self, keys):
         """A batch at once, as DataLoader asks for it: views (N, V, 3, S, S), labels (N,)."""
-        pairs = [key if isinstance(key, tuple) else (key, key) for key in keys]
+        pairs = with_seeds(keys)
         indices = np.array([index for index, _ in pairs])
         sources = np.repeat(indices[:, None], self.views_per_image, axis=1)
         if self.neighbors is not None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from data.augment import AUGMENTATIONS, Augmentation, augment
 from data.files import say_once
 from data.image_cache import Scenes, load_splits
-from data.on_device import DeviceDataset, DeviceImages
+from data.on_device import DeviceDataset, DeviceImages, with_seeds
 from data.prepare import locate
 from supervised.settings import BASE, Experiment
 
@@ -74,12 +74,11 @@ class SceneDataset(DeviceDataset):
 
     def __getitems__(self, keys):
         """A batch at once, as DataLoader asks for it: images (N, 3, S, S), labels (N,)."""
-        pairs = [key if isinstance(key, tuple) else (key, key) for key in keys]  # (index, seed of the augmentation)
-        indices = [int(index) for index, _ in pairs]
-        images = self.images[indices]
+        indices, seeds = zip(*with_seeds(keys), strict=True)
+        images = self.images[list(indices)]
         if self.augmentation is not None:
-            images = augment(self.augmentation, images, [seed for _, seed in pairs], self.size)
-        return normalise(images, self.resize), torch.from_numpy(self.scenes.labels[indices])
+            images = augment(self.augmentation, images, seeds, self.size)
+        return normalise(images, self.resize), torch.from_numpy(self.scenes.labels[list(indices)])
 
 
 def normalise(images: torch.Tensor, resize: str) -> torch.Tensor:
@@ -149,15 +148,18 @@ class Loaders:
         in_order = {name: features_of(loader) for name, loader in loaders.items() if loader is not None}
         of_features = {name: build_loader(dataset, self.train.batch_size) for name, dataset in in_order.items()}
         if train:
-            sampler = SeededShuffle(len(self.train.dataset), self.train.sampler.generator.initial_seed())
+            sampler = self._shuffled_anew()
             of_features["train"] = build_loader(in_order["train_in_order"], self.train.batch_size, sampler)
         return replace(self, **of_features)
 
     def in_batches_of(self, batch_size: int) -> "Loaders":
         """The same training images, in batches of another size."""
-        sampler, seed = self.train.sampler, self.train.sampler.generator.initial_seed()
-        sampler = SeededShuffle(len(self.train.dataset), seed, sampler.copies)
-        return replace(self, train=build_loader(self.train.dataset, batch_size, sampler))
+        return replace(self, train=build_loader(self.train.dataset, batch_size, self._shuffled_anew()))
+
+    def _shuffled_anew(self) -> SeededShuffle:
+        """The sampler of the training images, from its first epoch."""
+        sampler = self.train.sampler
+        return SeededShuffle(len(self.train.dataset), sampler.generator.initial_seed(), sampler.copies)
 
 
 class _FeatureDataset(Dataset):
@@ -170,7 +172,7 @@ class _FeatureDataset(Dataset):
         return len(self.labels)
 
     def __getitems__(self, keys):
-        indices = [key if isinstance(key, int) else key[0] for key in keys]
+        indices = [index for index, _ in with_seeds(keys)]
         return self.features[indices], self.labels[indices]
 
 

@@ -93,11 +93,8 @@ def _show_maps(explained: Explained, figure):
         photograph = explained.scenes.images[index]
         plots.plot_images([photograph], [explained.scenes.names[index].split("/")[0]], columns=1, axes=[next(axes)])
         for name in names:
-            ax = next(axes)
-            ax.imshow(photograph.mean(axis=0), cmap="gray", vmin=0, vmax=255)
-            ax.imshow(explained.maps[name][LAYERS[-1]][number].numpy(), cmap="jet", vmin=0, vmax=1, alpha=0.5)
+            ax = plots.plot_heat_map(photograph, explained.maps[name][LAYERS[-1]][number], next(axes), colorbar=False)
             ax.set_title(WORDS[name], fontsize=9)
-            ax.axis("off")
 
 
 def write_overview():
