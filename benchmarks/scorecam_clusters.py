@@ -32,7 +32,7 @@ from helper_functions import keep_freed_memory
 from runs import run_command
 
 CLUSTERS = (32, 64, 128, 256)
-RUNS = ("supervised_short", "rotation_gentle_classifier", "byol_classifier")
+RUNS = ("distilled_long", "rotation_classifier_tuned_10", "byol_classifier")
 TABLE = implementations.FOLDER / "scorecam_clusters.csv"
 
 

@@ -139,8 +139,8 @@ def write_imagenet_weights(hub: Path):
 
 
 def write_small_model(path: Path):
-    """The released supervised_short on images of 64 pixels: a heat map takes seconds."""
-    saved = read_released(CODE / "published/supervised_short.safetensors")
+    """The released distilled_long on images of 64 pixels: a heat map takes seconds."""
+    saved = read_released(CODE / "published/distilled_long.safetensors")
     saved["identity"]["settings"]["image_size"] = 64
     torch.save({"format": FORMAT, **saved}, path)
 
@@ -151,7 +151,7 @@ def provided(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("provided")
     write_sources(folder / "sources")
     write_imagenet_weights(folder / "torch/hub")
-    write_small_model(folder / "supervised_short.pt")
+    write_small_model(folder / "distilled_long.pt")
     prepare(Request("15scene", folder / "sources/15scene", folder / "data/15scene", progress=False))
     return folder
 
@@ -171,7 +171,7 @@ def shell(provided, tmp_path):
     for name in ("one", "two"):
         shutil.copy(folder / "photo.jpg", folder / f"photos/{name}.jpg")
     (folder / "models/full").mkdir(parents=True)
-    shutil.copy(provided / "supervised_short.pt", folder / "models/full")
+    shutil.copy(provided / "distilled_long.pt", folder / "models/full")
 
     def run(command: str) -> subprocess.CompletedProcess:
         for empty in folder.glob("flowers/*/*"):  # a class that a command has made: images belong there

@@ -44,8 +44,8 @@ from supervised.settings import EXPERIMENTS as SUPERVISED
 START, END = "<!-- results: written by make pages -->", "<!-- end of results -->"
 SHORT_TABLE = {  # the experiments of README.md, and what each is
     "imagenet_classifier_tuned": "frozen ImageNet features, settings of the second report",
-    "rotation_classifier_tuned": "after rotation, second report",
-    "perturbation_classifier_tuned_3": "after perturbation, second report",
+    "rotation_classifier_tuned_10": "after 10 of 15 epochs of rotation, second report",
+    "perturbation_classifier_tuned_3": "after 3 of 10 epochs of perturbation, second report",
     "imagenet_classifier_best": "frozen ImageNet features, trained head",
     "rotation_gentle_classifier": "after gentle rotation, trained head",
     "imagenet_classifier_probe": "frozen ImageNet features, logistic regression",

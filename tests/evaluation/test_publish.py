@@ -246,7 +246,7 @@ def test_a_card_names_the_ensemble_that_a_network_was_distilled_from(result, tmp
         (["nothing"], "no released model nothing; there are"),
         (["--make"], "--make needs the names of runs"),
         (["--make", "nothing"], "there is no experiment 'nothing'"),
-        (["supervised_short", "--source", "nowhere"], "there is no nowhere"),
+        (["distilled_long", "--source", "nowhere"], "there is no nowhere"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words, root, capsys):

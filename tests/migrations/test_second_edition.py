@@ -101,7 +101,7 @@ def test_every_map_and_image_is_what_it_was(first_edition):
 
 def test_every_released_model_has_the_same_tensors_bit_for_bit(first_edition):
     pairs = renamed(first_edition, "published/*.safetensors")
-    assert len(pairs) == 4
+    assert [today.stem for _, today in pairs] == ["distilled_long"]  # the others are of the second edition
     digests = json.loads((CODE / "published/sha256.json").read_text())
     for old, today in pairs:
         before, after = load_file(old), load_file(today)
