@@ -18,7 +18,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -34,6 +34,7 @@ from torch import nn
 from data import files as plain_files
 from data.augment import AUGMENTATION_RULES
 from data.files import (
+    digest_of_file,
     digest_of_tensors,
     expanded,
     load_plain,
@@ -657,7 +658,8 @@ def load_weights(
 
     `prefix` selects keys and is stripped from them.  `data` describes the images that a network is to learn from that
     starts with these weights.  Raises FileNotFoundError if there is no such run or the epoch was not saved, and
-    ValueError naming the field if the file has other settings, or if the run has seen other images.
+    ValueError naming the field if the file has other settings, or if the run has seen other images or began with other
+    weights.
     """
     files = files_of(experiment, profile)
     path = files.saved(epoch)
@@ -677,6 +679,7 @@ def load_weights(
             f"{path} was trained on other images than those of {data['name']} now; "
             f"train {experiment.name} again with --overwrite first"
         )
+    _refuse_other_weights(path, experiment, saved["identity"]["initial_weights"])
     weights = {name.removeprefix(prefix): tensor for name, tensor in saved["model"].items() if name.startswith(prefix)}
     return weights, {
         "weights": f"{files.name}, epoch {epoch}",
@@ -684,6 +687,18 @@ def load_weights(
         "began_with": saved["identity"]["initial_weights"],
         "data": saved["identity"]["data"],
     }
+
+
+def _refuse_other_weights(path: Path, experiment: Experiment, began_with: Mapping):
+    """Raise ValueError if a run began with another file than the one of that name which its experiment names now."""
+    file = expanded(experiment.initial_weights)
+    if experiment.initial_weights in ("random", "imagenet") or not file.is_file():
+        return
+    if digest_of_file(file) != began_with.get("began_with", began_with)["sha256"]:
+        raise ValueError(
+            f"{path} began with another {file.name} than {file} is now; "
+            f"train {experiment.name} again with --overwrite first"
+        )
 
 
 def load_checkpoint(path: Path) -> dict:

@@ -42,7 +42,7 @@ from self_supervised.settings import (
     PretextExperiment,
     ProbeExperiment,
 )
-from supervised.models import SceneClassifier
+from supervised.models import SceneClassifier, build_features
 from supervised.settings import DistilledExperiment, Experiment
 from tests.points import BATCHES, TINY, PointNetwork, point_job
 
@@ -479,6 +479,24 @@ def test_classifiers_have_frozen_features_bit_identical_to_those_of_one_pretext_
         assert len(result["predictions"]["test"]) == 12
     assert titles == ["own_1", "classifier_basic", "classifier_crop"]  # the pretext is trained once
     assert read(pretext)["class_names"] == ["black", "white"]
+
+
+def test_a_pretext_that_began_with_another_file_of_the_same_name_is_refused(small, pretext, root, monkeypatch):
+    """Names of files say little: people overwrite them."""
+    features = build_features("efficientnet_b0")
+    file = root / "weights.pth"
+    torch.save(features.state_dict(), file)
+    small |= {"initial_weights": str(file)}
+    pretext = replace(pretext, initial_weights=str(file))
+    monkeypatch.setitem(runs.EXPERIMENTS, "own_1", pretext)
+    run_on_images(ClassifierExperiment("own_classifier", "?", **small, pretext_run="own_1"))
+    features[0][0].weight.data += 1
+    torch.save(features.state_dict(), file)
+    with pytest.raises(ValueError, match="began with another weights.pth"):
+        run_on_images(ClassifierExperiment("later_classifier", "?", **small, pretext_run="own_1"))
+    file.unlink()  # a pretext can be used on a machine without the file
+    _, provenance = load_weights(pretext, prefix="features.")
+    assert provenance["began_with"]["file"] == "weights.pth"
 
 
 def test_a_fine_tuned_network_starts_from_its_pretext_and_trains_the_features(small, pretext):
