@@ -47,6 +47,21 @@ def write_atomically(path: Path, write: Callable[[Path], Written]) -> Written:
     return written
 
 
+def check_output(path: Path, option: str, folder: bool = False):
+    """Raise ValueError that names the option where no file, or no folder of files, can be written at `path`.
+
+    A command asks before it works for an hour.
+    """
+    if not folder and path.is_dir():
+        raise ValueError(f"{option} is {path}, which is a folder; it takes a file")
+    place = path if folder else path.parent
+    above = next(each for each in (place, *place.parents) if each.exists())
+    if not above.is_dir():
+        raise ValueError(f"{option} is {path}, but {above} is a file and can hold no other")
+    if not os.access(above, os.W_OK):
+        raise ValueError(f"{option} is {path}, but {above} may not be written to")
+
+
 def write_text(path: Path, text: str):
     """Write a text in UTF-8, as `write_atomically` does: whoever reads finds the old text or the new one."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

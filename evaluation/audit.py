@@ -34,7 +34,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
-from data.files import digest_of_tensors, expanded, root_folder, write_atomically
+from data.files import check_output, digest_of_tensors, expanded, root_folder, write_atomically
 from data.image_cache import Scenes, load_splits
 from data.layouts import list_splits, sources_of
 from data.prepare import locate
@@ -297,8 +297,7 @@ def main(arguments=None) -> int:
 def _audit(options):
     if options.planted is not None and not 0 < options.planted < 1:
         raise ValueError(f"--planted is {options.planted}; it must be a share above 0 and below 1")
-    if options.out.is_file():
-        raise ValueError(f"{options.out} is a file; --out takes a folder")
+    check_output(options.out, "--out", folder=True)
     root = locate(options.data)
     run = network_of(options.weights) if options.weights else load_run(options.model)
     scenes = load_splits(root, run.image_size, run.resize, skip_bad_images=options.skip_bad_images)

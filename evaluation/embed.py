@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from data.files import expanded, say_once, write_atomically
+from data.files import check_output, expanded, say_once, write_atomically
 from data.folders import images_in
 from data.image_cache import decode_or_skip
 from evaluation.checkpoints import RELEASED, TrainedRun
@@ -82,8 +82,9 @@ def write_vectors(path: Path, files: Sequence[str], vectors: np.ndarray):
 
 def check_target(path: Path, option: str, suffixes: Sequence[str] = SUFFIXES):
     """Raise ValueError for a file that cannot be written, before anything is computed for it."""
-    if path.suffix not in suffixes or path.is_dir():
+    if path.suffix not in suffixes:
         raise ValueError(f"{option} is {path}; it must be a file that ends in {' or '.join(suffixes)}")
+    check_output(path, option)
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ValueError(f"{option} is {path}; Parquet needs pyarrow: pip install pyarrow, or write .npz or .csv")
 

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 from tqdm.auto import tqdm
 
-from data.files import expanded, write_atomically, write_text
+from data.files import check_output, expanded, write_atomically, write_text
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.explained import read_inversion
@@ -345,6 +345,7 @@ def _measure(options):
     unknown = [name for name in recipes if name not in RECIPES]
     if unknown:
         raise ValueError(f"there is no recipe {unknown[0]}; there are {', '.join(RECIPES)}, ablation and all")
+    check_output(options.output, "--output", folder=True)
     run, *evaluators = (load_trained(name).folded().without_flip_tta() for name in (options.model, *options.evaluators))
     for each in evaluators:
         if each.weights == run.weights:

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from data.files import expanded, write_atomically
+from data.files import check_output, expanded, write_atomically
 from evaluation import faithfulness
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.faithfulness import LOWER_IS_BETTER
@@ -147,6 +147,7 @@ def measure_runs(options: argparse.Namespace, maps_of: MapsOf) -> pd.DataFrame:
     if options.images < 1:
         raise ValueError(f"--images is {options.images}; it must be at least 1")
     data, split, output = options.data, options.split, options.output
+    check_output(output, "--output")
     parts, absent = [], []
     for name in options.models:
         try:

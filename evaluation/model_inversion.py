@@ -33,7 +33,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
-from data.files import expanded, shortened
+from data.files import check_output, expanded, shortened
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun
 from evaluation.hooks import eval_mode, maps_and_logits
@@ -528,8 +528,7 @@ def _options() -> dict:
 def _invert(options):
     if options.evaluator and not options.classes:
         raise ValueError("--evaluator reports the probability of a class; use it with --classes")
-    if options.output.is_file():
-        raise ValueError(f"{options.output} is a file; --output takes a folder")
+    check_output(options.output, "--output", folder=True)
     run = load_run(options.model).without_flip_tta()
     settings = InversionSettings(image_size=run.image_size, **{name: getattr(options, name) for name in _options()})
     objective, targets, names = _objective(run, options)

@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 from tqdm import tqdm
 
-from data.files import expanded, say_once, shortened, write_atomically
+from data.files import check_output, expanded, say_once, shortened, write_atomically
 from data.folders import images_in, in_nfc
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun
@@ -254,8 +254,7 @@ class _Figures:
         self.explained.layer(self.layer)
         self.rival = None if options.why_not is None else model.label(options.why_not)
         self.folder, self.drawn = options.output or Path("predictions"), 0
-        if self.folder.is_file():
-            raise ValueError(f"{self.folder} is a file; --output takes a folder")
+        check_output(self.folder, "--output", folder=True)
 
     def draw(self, path: Path, probabilities: np.ndarray) -> Path:
         """Write the figure of an image, and return its path."""

@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 from tqdm import tqdm
 
-from data.files import expanded
+from data.files import check_output, expanded
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun
 from evaluation.hooks import eval_mode, maps_and_logits
@@ -368,8 +368,9 @@ def make_sheet(options: argparse.Namespace, explain: Callable[..., ScoreCam]):
     `explain` is called as `score_cam`.  Raises ValueError for a wrong option before any map is computed.
     """
     matplotlib.use("Agg")
-    if options.output.suffix.lower() not in FIGURES or options.output.is_dir():
+    if options.output.suffix.lower() not in FIGURES:
         raise ValueError(f"--output is {options.output}; it must be a file that ends in {', '.join(FIGURES)}")
+    check_output(options.output, "--output")
     run = load_run(options.model)
     explained = run.ready_to_explain(options.layers)
     layers = {name: explained.layer(name) for name in options.layers}

@@ -58,7 +58,7 @@ def test_a_sheet_that_cannot_be_written_is_told_before_the_model_is_read(output,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
     assert scorecam.main(["a.png", "--model", "not read", "--output", output]) == 2
-    assert capsys.readouterr().err.startswith(f"error: --output is {output}; it must be a file that ends in .png")
+    assert capsys.readouterr().err.startswith(f"error: --output is {output}")
 
 
 def test_no_command_needs_its_docstring():
