@@ -109,12 +109,19 @@ class Model:
         """Where in an image the network finds a class: a heat map, float32 (S, S) in 0..1.
 
         Without `class_name` that is the most probable class.  With `why_not` it is what speaks for the class and
-        against this other one.  The map is the Score-CAM, or if `fast` the Recipro-CAM, which takes a twentieth of the
-        time.  Raises ValueError for a class that the network does not have.
+        against this other one, or against the runner-up where that is the most probable class itself.  The map is the
+        Score-CAM, or if `fast` the Recipro-CAM, which takes a twentieth of the time.  Raises ValueError for a class
+        that the network does not have, and for one against itself.
         """
         _, image = self.run.read([expanded(path)])
-        target = self.label(class_name) if class_name else int(class_probabilities(self.run.model, image).argmax())
         rival = None if why_not is None else self.label(why_not)
+        if class_name is None:
+            probabilities = class_probabilities(self.run.model, image)[0]
+            target, rival = int(probabilities.argmax()), rival_of(probabilities, rival)
+        else:
+            target = self.label(class_name)
+            if target == rival:
+                raise ValueError(f"class_name and why_not are both {class_name}; a class is explained against another")
         return heat_map_of(self.run.ready_to_explain([layer]), image, target, rival, layer, fast).numpy()
 
     def label(self, class_name: str) -> int:

@@ -156,6 +156,18 @@ def test_why_not_draws_another_map_than_the_class_alone_and_takes_the_runner_up_
     assert drawn["map"] != drawn["runner-up"] == drawn["itself"]
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_from_python_a_class_is_explained_against_another_one(tiny_model, photos, fast):
+    model = load("tiny")
+    (line,) = model.predict(photos[:1]).itertuples(index=False)
+    first, runner_up = line[1], line.runner_up
+    expected = model.explain(photos[0], first, runner_up, layer="2", fast=fast)
+    assert expected.max() > 0
+    np.testing.assert_array_equal(model.explain(photos[0], why_not=first, layer="2", fast=fast), expected)
+    with pytest.raises(ValueError, match=f"both {first}"):
+        model.explain(photos[0], first, first, layer="2", fast=fast)
+
+
 def test_images_are_explained_one_at_a_time(tiny_model, tmp_path, monkeypatch):
     photos = [tmp_path / f"{number}.png" for number in range(5)]
     for photo in photos:
