@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import itertools
 import os
 import sys
 import zipfile
@@ -11,12 +12,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 from filelock import FileLock
 
 CODE = Path(__file__).resolve().parents[1]  # the folder of the project's own files
 LONGEST_SENTENCE = 600  # letters of an error; ours have half as many, and what a library says may have thousands
+UNFINISHED = ".unfinished-"  # beginning of the names of files that are being written
 Written = TypeVar("Written")
+_WRITES = itertools.count()  # of this process
 
 
 def root_folder() -> Path:
@@ -32,11 +36,13 @@ def expanded(path: str | Path) -> Path:
 def write_atomically(path: Path, write: Callable[[Path], Written]) -> Written:
     """Have `write` fill a hidden file of the same suffix, rename it to `path`, and return what `write` returns.
 
-    Whoever reads finds the old file or the new one.  Missing folders are made; an error or an interrupt leaves nothing
-    behind.  Raises OSError naming the file if it cannot be written, as when the disk is full.
+    Whoever reads finds the old file or the new one, also where several processes write it.  Missing folders are made;
+    an error or an interrupt leaves nothing behind, and what a killed process left is removed by the next one.  Raises
+    OSError naming the file if it cannot be written, as when the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
+    _remove_leftovers(path.parent)
+    temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{next(_WRITES)}.{shortened(path.stem, 190)}{path.suffix}")
     try:
         written = write(temporary)
         temporary.replace(path)
@@ -45,6 +51,15 @@ def write_atomically(path: Path, write: Callable[[Path], Written]) -> Written:
     finally:
         temporary.unlink(missing_ok=True)
     return written
+
+
+@functools.cache
+def _remove_leftovers(folder: Path):
+    """Remove the hidden files of `write_atomically` whose processes are gone, once for each folder."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        process = path.name.removeprefix(UNFINISHED).partition("-")[0]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            path.unlink(missing_ok=True)
 
 
 def check_output(path: Path, option: str, folder: bool = False):

@@ -75,9 +75,9 @@ def split_folders(root: Path) -> dict[str, Path]:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"there is no data folder {root}; it must hold <split>/<class>/<image>")
-    folders = {}
+    folders, others = {}, _other_folders(root)
     for split, names in SPLIT_NAMES.items():
-        found = [root / name for name in names if (root / name).is_dir()]
+        found = named_as_split(root, names)
         if len(found) > 1:
             raise ValueError(f"{root} holds both {found[0].name} and {found[1].name}; keep one of them")
         if found:
@@ -87,7 +87,36 @@ def split_folders(root: Path) -> dict[str, Path]:
             f"{root} must hold the folders train and val (or validation, or test), each with <class>/<image>, "
             "or none of them and <class>/<image>"
         )
+    if others:
+        say_once(f"{root}: {', '.join(others)}/ is left out, since splits are named train, val and test")
     return folders
+
+
+def named_as_split(root: Path, names: Sequence[str]) -> list[Path]:
+    """The folders of a data set that have one of the names of a split.
+
+    Another case, as in Val, counts where folders are inside: Train alone may be a class.
+    """
+    return [
+        folder
+        for folder in sorted(root.iterdir())
+        if folder.name.lower() in names and folder.is_dir() and (folder.name in names or _holds_folders(folder))
+    ]
+
+
+def _other_folders(root: Path) -> list[str]:
+    """The folders beside the splits of a data set that hold class folders too."""
+    splits = list(itertools.chain(*SPLIT_NAMES.values()))
+    return [
+        folder.name
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and is_users_own(folder.name) and folder.name.lower() not in splits
+        if any(is_image(name) for inner in folder.iterdir() if inner.is_dir() for name in os.listdir(inner))
+    ]
+
+
+def _holds_folders(folder: Path) -> bool:
+    return any(inner.is_dir() and is_users_own(inner.name) for inner in folder.iterdir())
 
 
 def list_split_folders(root: Path) -> dict[str, ImageFolder]:

@@ -252,7 +252,9 @@ def decode_or_skip(path: Path, size: int, resize: str, skip_bad_images: bool) ->
     except ValueError as error:
         if skip_bad_images:
             return None
-        raise ValueError(f"{error}; replace it, or leave such images out with --skip-bad-images") from error
+        raise ValueError(
+            f"{error}; replace it, or leave such images out with --skip-bad-images where a command has it"
+        ) from error
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
@@ -330,8 +332,8 @@ def _report_copies(root: Path, listed: dict[str, ImageFolder], splits: dict[str,
 def _cached(source: _Source, cache: Path, progress: bool) -> tuple[dict, np.ndarray]:
     """Index and images of a source from the cache; of several processes that need them, one decodes.
 
-    The images get their name first and the index last, each in one step.  A killed process leaves files that are never
-    read; whoever caches the folder next removes them.
+    The images get their name first and the index last, each in one step.  Whoever caches the folder next removes images
+    of which a killed process wrote no index.
     """
     prefix = source.prefix()
     index_path = cache / f"{prefix}.{source.digest()}.json"
@@ -341,7 +343,7 @@ def _cached(source: _Source, cache: Path, progress: bool) -> tuple[dict, np.ndar
             cached = _read_cached(index_path)  # another process may have been faster
             if cached is None:
                 for path in cache.iterdir():  # of other images in the same folder, or left by a killed process
-                    if path.name.removeprefix(".").startswith(f"{prefix}.") and path.suffix != ".lock":
+                    if path.name.startswith(f"{prefix}.") and path.suffix != ".lock":
                         path.unlink()
                 decode_all = partial(_decode_all, source, progress)
                 index = write_atomically(index_path.with_suffix(".npy"), decode_all)

@@ -31,6 +31,7 @@ from data.folders import (
     is_users_own,
     list_images,
     list_split_folders,
+    named_as_split,
 )
 from data.splits import SPLITS, ImageName, assign, read_record, write_record
 
@@ -91,7 +92,7 @@ def sources_of(listed: Mapping[str, ImageFolder]) -> dict[str, ImageFolder]:
 
 def is_split(root: Path) -> bool:
     """Whether a folder holds train, val or test."""
-    return any((root / name).is_dir() for names in SPLIT_NAMES.values() for name in names)
+    return root.is_dir() and any(named_as_split(root, names) for names in SPLIT_NAMES.values())
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,12 @@ class _Unsplit:
     def names(self) -> dict[str, ImageName]:
         """What each file is called in a record."""
         by_class = not self.images.class_of
-        return {
-            name: ImageName(None, class_name, name.partition("/")[2] if by_class else name)
-            for name, class_name in self.images.classes.items()
-        }
+        return _in_one_form(
+            {
+                name: ImageName(None, class_name, name.partition("/")[2] if by_class else name)
+                for name, class_name in self.images.classes.items()
+            }
+        )
 
     def parts(self, split_of: Mapping[ImageName, str]) -> dict[str, ImageFolder]:
         """The images of each split; what is left out is counted with the first."""
@@ -185,8 +188,15 @@ def _recorded(root: Path) -> dict[ImageName, str]:
             unknown = sorted({image.split for image in images} - set(SPLITS))
             if unknown:
                 raise ValueError(f"{path} names the split {unknown[0]!r}; it must be one of {', '.join(SPLITS)}")
-            return {image._replace(split=None): image.split for image in images}
+            plain = _in_one_form({image: image._replace(split=None) for image in images})
+            return {name: image.split for image, name in plain.items()}
     return {}
+
+
+def _in_one_form(names: Mapping[str | ImageName, ImageName]) -> dict[str | ImageName, ImageName]:
+    """Names in NFC, so that a copy through another system keeps its split; as they are where two would be one."""
+    found = {key: name._replace(file_name=in_nfc(name.file_name)) for key, name in names.items()}
+    return found if len(set(found.values())) == len(set(names.values())) else dict(names)
 
 
 def _record_paths(root: Path) -> tuple[Path, Path]:
@@ -229,14 +239,15 @@ class _Table:
         for line, (file, label, split) in _lines(path):
             if not file or not label:
                 raise ValueError(f"{path}, line {line}: {'label' if file else 'file'} is empty")
-            if file in class_of:
-                raise ValueError(f"{path}, line {line}: {file} stands in the table twice")
+            file = os.path.normpath(file)  # ./a.png is a.png
             if not (path.parent / file).is_file():
                 # A Mac may have written the name in the other Unicode form.
                 forms = [unicodedata.normalize(form, file) for form in ("NFC", "NFD")]
                 file = next((form for form in forms if (path.parent / form).is_file()), "")
                 if not file:
                     raise ValueError(f"{path}, line {line}: there is no file {path.parent / forms[0]}")
+            if file in class_of:
+                raise ValueError(f"{path}, line {line}: {file} stands in the table twice")
             class_of[file] = in_nfc(label)
             if split is not None:
                 splits[file] = _split_named(split, f"{path}, line {line}")

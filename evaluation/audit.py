@@ -52,6 +52,9 @@ DIRECTIONS = 256  # principal components of the features that the probe sees, at
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1)  # C of the probe
 MARGIN = 0.5  # a label is listed where another class is more probable by so much
 THUMBNAIL = 32  # pixels, square
+LEAST_STRUCTURE = (
+    4.0  # gray levels: the standard deviation of a thumbnail's Laplacian; photographs of scenes have 8 to 90
+)
 COPIES = 200  # images that the threshold of near copies is chosen by
 COPIES_FOUND = 0.99  # share of their re-encoded copies that are above it
 BLOCK = 1024  # images compared at a time
@@ -192,12 +195,13 @@ def shrink(image: np.ndarray) -> np.ndarray:
 def fine_structure(thumbnails: np.ndarray) -> np.ndarray:
     """What two photographs of the same view do not share: the Laplacian of thumbnails, of mean 0 and length 1 (N, D).
 
-    A thumbnail of one color has none, and becomes zeros.
+    A thumbnail of one color, but for noise that no copy keeps, has none and becomes zeros.
     """
     flat = np.stack([laplace(each) for each in thumbnails]).reshape(len(thumbnails), -1)
     flat = flat - flat.mean(axis=1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
-    return np.where(length > 1e-3, flat / np.maximum(length, 1e-3), 0).astype(np.float32)
+    least = LEAST_STRUCTURE * flat.shape[1] ** 0.5
+    return np.where(length > least, flat / np.maximum(length, least), 0).astype(np.float32)
 
 
 def copy_threshold(data: Audited) -> float:
@@ -253,10 +257,11 @@ def audit(data: Audited, features: np.ndarray) -> tuple[pd.DataFrame, float]:
     suspicious = suspicious_labels(out_of_fold_probabilities(features, data.labels), data.labels)
     for image, suggestion, margin in suspicious.itertuples(index=False):
         lines.append(("label", image, -1, data.class_names[suggestion], margin))
-    exact, threshold = exact_copies(data.digests), copy_threshold(data)
-    pairs = [("exact copy", *pair, 1.0) for pair in exact]
-    known = set(exact)
-    pairs += [("near copy", *pair) for pair in near_copies(data.thumbnails, threshold) if pair[:2] not in known]
+    threshold = copy_threshold(data)
+    pairs = [("exact copy", *pair, 1.0) for pair in exact_copies(data.digests)]
+    for one, other, correlation in near_copies(data.thumbnails, threshold):
+        if data.digests[one] is None or data.digests[one] != data.digests[other]:
+            pairs.append(("near copy", one, other, correlation))
     lines += [(kind, one, other, data.class_names[data.labels[other]], score) for kind, one, other, score in pairs]
     names = np.array(data.class_names, dtype=object)
     table = pd.DataFrame(lines, columns=["kind", "image", "other", "other_label", "score"])

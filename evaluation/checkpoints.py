@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from data.files import digest_of_tensors, expanded, root_folder
-from data.image_cache import decode
+from data.image_cache import Scenes, decode
 from helper_functions import fold_batchnorm
 from runs import load_checkpoint
 from supervised.dataloader import MEAN, STD, normalise
@@ -37,6 +37,7 @@ class TrainedRun:
     resize: str  # a resize rule of data.image_cache
     weights: str  # digest of the weights: what is computed from a run can name them
     file: Path | None = None  # that it was read from
+    data: Mapping = field(default_factory=dict)  # the images it was trained on, as its result describes them
 
     @property
     def mean(self) -> tuple[float, float, float]:
@@ -120,7 +121,17 @@ def load_trained(run: str | Path, models: Path | None = None) -> TrainedRun:
         resize=experiment.resize,
         weights=digest_of_tensors(tensors),
         file=path,
+        data=saved["identity"].get("data", {}),
     )
+
+
+def refuse_other_training_images(run: TrainedRun, train: Scenes, data: str, option: str):
+    """Raise ValueError if these are not the images that a run was trained on, as far as its file tells."""
+    if train.class_names != run.class_names:
+        raise ValueError(f"{run.name} was not trained on {data}, whose classes are others; see {option}")
+    fingerprint = run.data.get("fingerprint", {}).get("train")
+    if fingerprint not in (None, train.fingerprint):
+        raise ValueError(f"{run.name} was not trained on the images of {data}, but on {run.data['name']}; see {option}")
 
 
 def read_released(path: Path) -> dict:

@@ -29,11 +29,12 @@ from tornado.web import Application, HTTPError, RequestHandler
 
 from data.image_cache import Scenes, decode_image, load_splits
 from data.prepare import locate
-from evaluation.checkpoints import TrainedRun
+from evaluation.checkpoints import TrainedRun, refuse_other_training_images
 from evaluation.embed import add_model_option
 from evaluation.novelty import mean_and_std, unit
 from evaluation.pages.demo_page import SCRIPT, demo_page
 from evaluation.pages.web_page import data_url, picture_of
+from evaluation.plots import readable
 from evaluation.predict import Model, class_probabilities, heat_map_of, load, rival_of
 from evaluation.probes import features_of_scenes
 from runs import run_command
@@ -66,10 +67,9 @@ class TrainingImages:
 
 
 def read_training(run: TrainedRun, data: str) -> TrainingImages:
-    """The training images of a data set.  Raises ValueError if the run was trained on other classes."""
+    """The training images of a data set.  Raises ValueError if the run was trained on others."""
     train = load_splits(locate(data), run.image_size, run.resize, skip_bad_images=True)["train"]
-    if train.class_names != run.class_names:
-        raise ValueError(f"{run.name} was not trained on {data}, whose classes are others; see --nearest")
+    refuse_other_training_images(run, train, data, "--nearest")
     features, _ = features_of_scenes(run, {"train": train})["train"]
     mean, std = mean_and_std(features)
     return TrainingImages(train, mean, std, unit((features - mean) / std))
@@ -84,22 +84,23 @@ class Demo:
         self.folded = model.run.folded()
         self.explained = model.run.ready_to_explain([LAYER])
 
-    def answer(self, upload: bytes, why_not: str = "", method: str = "fast") -> dict:
+    def answer(self, upload: bytes, why_not: int | None = None, method: str = "fast") -> dict:
         """What is known of an uploaded photograph, ready for JSON; pictures are data URLs.
 
-        `why_not` is a class, or empty; `method` is one of METHODS, of the heat map.  Raises ValueError, with a sentence
-        for the user, for an upload that is too large or no image, and for a class that the network does not have.
+        `why_not` is the number of a class, or None; `method` is one of METHODS, of the heat map.  Raises ValueError,
+        with a sentence for the user, for an upload that is too large or no image, and for a class that is not there.
         """
         began = time.perf_counter()
-        asked = self.model.label(why_not) if why_not else None
+        if why_not is not None and not 0 <= why_not < len(self.model.class_names):
+            raise ValueError(f"there is no class number {why_not}")
         pixels = read_upload(upload, self.model.run)
         image = self.model.run.normalised([pixels])
         with torch.inference_mode():
             features = self.folded.model.pooled_features(image)
         probabilities = class_probabilities(self.folded.model, features)[0]
         order = probabilities.argsort()[::-1]
-        target, rival = int(order[0]), rival_of(probabilities, asked)
-        names = self.model.class_names
+        target, rival = int(order[0]), rival_of(probabilities, why_not)
+        names = [readable(name) for name in self.model.class_names]
         return {
             "picture": data_url(picture_of(pixels)),
             "map": self._heat_map(pixels, image, target, rival, method),
@@ -127,7 +128,11 @@ class Demo:
             return []
         scenes = self.training.scenes
         return [
-            {"picture": data_url(picture_of(scenes.images[number])), "name": scenes.names[number], "like": float(like)}
+            {
+                "picture": data_url(picture_of(scenes.images[number])),
+                "name": readable(scenes.names[number]),
+                "like": float(like),
+            }
             for number, like in zip(*self.training.nearest(features), strict=True)
         ]
 
@@ -197,8 +202,9 @@ class _Answer(_Handler):
         if self.request.headers.get("X-Demo") != "1":
             raise HTTPError(403)
         why_not, method = (self.get_query_argument(name, "", strip=False) for name in ("why_not", "method"))
-        self.waiting = self.worker.submit(self.demo.answer, self.request.body, why_not, method or "fast")
         try:
+            number = int(why_not) if why_not else None  # not a name, which can be bytes that a browser does not send
+            self.waiting = self.worker.submit(self.demo.answer, self.request.body, number, method or "fast")
             self.write(await asyncio.wrap_future(self.waiting))
         except asyncio.CancelledError:  # nobody waits for it
             return

@@ -90,7 +90,8 @@ def metadata(run: TrainedRun) -> dict[str, str]:
 def torchvision_state(run: TrainedRun) -> tuple[dict[str, torch.Tensor], str]:
     """The weights of a run under torchvision's names, and the name of the network there.
 
-    The classifier is among them if torchvision's network has the same one.  Raises ValueError for a network that
+    The classifier is among them if torchvision's network has the same one, and gives it the same features: not where
+    those of the image and its mirror image are averaged.  Raises ValueError for a network that
     torchvision does not have.
     """
     state = run.model.state_dict()
@@ -101,7 +102,8 @@ def torchvision_state(run: TrainedRun) -> tuple[dict[str, torch.Tensor], str]:
     network = {0: "efficientnet_b0", 2: "resnet18", 6: "resnet34"}[blocks]
     last_alone = run.model.stages == {len(run.model.features) - 1}
     head = {name for name in state if not _is_feature(name)}
-    if not (last_alone and head == {"classifier.1.weight", "classifier.1.bias"}):
+    same_head = last_alone and head == {"classifier.1.weight", "classifier.1.bias"}
+    if run.model.flip_tta or not same_head:
         state = {name: tensor for name, tensor in state.items() if _is_feature(name)}
     if resnet:
         state = {_resnet_name(name): tensor for name, tensor in state.items()}
@@ -147,6 +149,9 @@ def _export(options):
         check_target(options.out, "--out", (suffix,))
     run = load_run(options.run)
     path = options.out or Path(f"{run.name}{suffix}")
+    check_target(path, "--out", (suffix,))
+    if path.exists() and run.file is not None and path.samefile(run.file):
+        raise ValueError(f"{path} is the file that is exported; --out names another one")
     if options.to == "onnx":
         difference = to_onnx(run, path)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; onnxruntime's logits differ by at most {difference:.1g}")

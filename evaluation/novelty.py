@@ -27,7 +27,7 @@ from data.files import digest_of_tensors, expanded, root_folder, write_atomicall
 from data.folders import images_in
 from data.image_cache import load_splits
 from data.prepare import locate
-from evaluation.checkpoints import RELEASED, TrainedRun, load_trained
+from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, refuse_other_training_images
 from evaluation.embed import embed
 from evaluation.probes import features_of_scenes
 from evaluation.publish import FOLDER, halve, load_run
@@ -164,8 +164,7 @@ def _describe(options):
     for name in options.runs:
         run = load_trained(FOLDER / f"{name}{RELEASED}") if options.published else load_run(name)
         splits = load_splits(locate(options.data), run.image_size, run.resize, skip_bad_images=options.skip_bad_images)
-        if splits["train"].class_names != run.class_names:
-            raise ValueError(f"{run.name} was not trained on {options.data}, whose classes are others; see --data")
+        refuse_other_training_images(run, splits["train"], options.data, "--data")
         features = features_of_scenes(run, splits)
         found = fit_novelty(features, digest_of_features(run))
         target = FOLDER / f"{run.name}{SUFFIX}" if options.published else _beside(run.file)

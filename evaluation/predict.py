@@ -94,9 +94,14 @@ class Model:
     def embed(self, paths: Iterable[str | Path] | str | Path, skip_bad_images: bool = False) -> np.ndarray:
         """The vectors of images, float32 (N, D): the pooled features that the head of the network reads.
 
-        Paths are those of `predict`.
+        Paths are those of `predict`.  With `skip_bad_images`, the row of an image that cannot be decoded is NaN.
         """
-        return embed(self.run, _images_of(paths), skip_bad_images)[1]
+        wanted = _images_of(paths)
+        decoded, vectors = embed(self.run, wanted, skip_bad_images)
+        if len(decoded) == len(wanted):
+            return vectors
+        vector_of = dict(zip(decoded, vectors, strict=True))
+        return np.stack([vector_of.get(path, np.full_like(vectors[0], np.nan)) for path in wanted])
 
     def explain(
         self,
@@ -221,7 +226,7 @@ def _predict(options):
     if model.novelty is None:
         say_once(
             f"{model.run.name} has no description of its training images, so nothing warns of images unlike them; "
-            f"python -m evaluation.novelty {model.run.name} makes one"
+            f"python -m evaluation.novelty {model.run.name} --data {model.run.data.get('name', 'DATA')} makes one"
         )
     tables = []
     for table, probabilities in model.predictions(paths, options.skip_bad_images):

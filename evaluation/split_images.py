@@ -12,9 +12,12 @@ from supervised.settings import BASE
 
 
 def images_for(run: TrainedRun, data: str, split: str) -> SceneDataset:
-    """The images of a split, "train", "val" or "test", in a fixed order, without augmentation."""
+    """The images of a split, "train", "val" or "test", in a fixed order, without augmentation.
+
+    Images that cannot be decoded are left out where they were in the training of the run.
+    """
     experiment = replace(BASE, data=data, image_size=run.image_size, resize=run.resize, augmentation="basic")
-    return getattr(build_loaders(experiment, progress=False), split).dataset
+    return getattr(build_loaders(experiment, bool(run.data.get("skipped")), progress=False), split).dataset
 
 
 def evenly_spread(images: int, count: int) -> list[int]:

@@ -4,6 +4,7 @@ import html
 from collections.abc import Sequence
 
 from evaluation.pages.web_page import page_of
+from evaluation.plots import readable
 
 BODY = """<p class="soft">Classes by {model}.  A photograph stays on this machine and is not saved.</p>
 <form id="ask">
@@ -109,6 +110,6 @@ by("ask").addEventListener("submit", event => event.preventDefault());
 
 def demo_page(model: str, class_names: Sequence[str], most_bytes: int) -> str:
     """The page for a model of these classes, which takes uploads of at most so many bytes."""
-    classes = "".join(f'<option value="{html.escape(name)}">{html.escape(name)}</option>' for name in class_names)
-    body = BODY.format(model=html.escape(model), classes=classes, most=most_bytes)
+    options = (f'<option value="{number}">{html.escape(readable(name))}' for number, name in enumerate(class_names))
+    body = BODY.format(model=html.escape(readable(model)), classes="</option>".join(options), most=most_bytes)
     return page_of("Which scene is this?", [body])

@@ -16,8 +16,10 @@ from torchvision import transforms as v1
 from torchvision.datasets import ImageFolder
 from torchvision.models import EfficientNet_B0_Weights
 
-from data import image_cache
+from data import files, image_cache
 from data.image_cache import decode, load_scenes, load_splits
+
+NO_PROCESS = 2**22 + 1  # above the highest number of Linux
 
 
 @pytest.fixture(autouse=True)
@@ -334,10 +336,15 @@ def test_what_a_killed_build_left_is_not_read_and_is_removed_by_the_next(scene_f
     images = index.with_suffix(".npy")
     index.unlink()  # killed between the images and their index
     np.save(images, np.zeros_like(first))
-    images.with_name(f".{images.name}").write_bytes(b"half")  # killed while it decoded
-    images.with_name(f".{images.name.split('.')[0]}.0123456789abcdef.npy").write_bytes(b"half")  # ... other images
+    left_by_a_killed_process(images).write_bytes(b"half")  # while it decoded
     assert np.array_equal(load(scene_folder / "train").images, first)
     assert files_of(cache) == [".json", ".json", ".npy", ".npy"]
+
+
+def left_by_a_killed_process(path: Path) -> Path:
+    """The hidden file of a process that is no more, as the next process finds it."""
+    files._remove_leftovers.cache_clear()
+    return path.with_name(f"{files.UNFINISHED}{NO_PROCESS}-0.{path.name}")
 
 
 def cut(path):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.files import say_once
+from data import layouts
+from data.files import say_once, write_atomically
 from data.image_cache import load_splits
 from data.layouts import fingerprints, list_splits
 from data.splits import SHARES, divide, read_record
@@ -113,8 +114,15 @@ def test_a_record_decides_over_the_rule(folder):
     assert len(load(folder)["test"]) == 42 and record.read_text() == swapped
 
 
-def test_where_nothing_can_be_written_beside_the_images_the_record_lies_in_the_root_folder(folder, root, capsys):
-    (folder / ".split.csv").mkdir()  # in the way of the temporary file
+def test_where_nothing_can_be_written_beside_the_images_the_record_lies_in_the_root_folder(
+    folder, root, monkeypatch, capsys
+):
+    def only_elsewhere(path, write):
+        if path.parent == folder:
+            raise OSError(f"{path} is on a disk that is read-only")
+        return write_atomically(path, write)
+
+    monkeypatch.setattr(layouts, "write_atomically", only_elsewhere)
     before = split_of_names(load(folder))
     (record,) = (root / "data/splits").glob("*.csv")
     assert str(record) in capsys.readouterr().err and not (folder / "split.csv").exists()

@@ -70,11 +70,11 @@ def test_the_exact_map_is_score_cam_and_why_not_is_the_contrast_of_two_classes(t
     images, layer = run.normalised([pixels]), run.layer("8")
     plain = score_cam(run.model, images, layer, labels[:1]).maps[0]
     contrast = contrast_cam(run.model, images, layer, labels[:1], labels[1:]).maps[0]
-    for why_not, expected in (("", plain), (second, contrast)):
+    for why_not, expected in ((None, plain), (labels[1], contrast)):
         answer = tiny_demo.answer(photograph, why_not, "scorecam")
         np.testing.assert_array_equal(picture(answer["map"]), np.asarray(overlay(pixels, expected.numpy())))
-    of_itself = tiny_demo.answer(photograph, first)  # the predicted class: against the runner-up
-    assert of_itself["map_title"] == tiny_demo.answer(photograph, second)["map_title"] == f"{first} over {second}"
+    of_itself = tiny_demo.answer(photograph, labels[0])  # the predicted class: against the runner-up
+    assert of_itself["map_title"] == tiny_demo.answer(photograph, labels[1])["map_title"] == f"{first} over {second}"
 
 
 def test_the_most_similar_training_image_is_the_image_itself(scene_folder, tiny_model):
@@ -139,7 +139,12 @@ def test_the_server_answers_with_json_and_a_mistake_with_a_sentence(server, phot
     own = {"X-Demo": "1"}
     status, _, body = ask(f"{server}/answer", photograph, own)
     assert status == 200 and json.loads(body)["classes"]
-    for query, upload in (("", b"no image"), ("?why_not=sea", photograph), ("?method=magic", photograph)):
+    for query, upload in (
+        ("", b"no image"),
+        ("?why_not=sea", photograph),
+        ("?why_not=3", photograph),
+        ("?method=magic", photograph),
+    ):
         status, _, body = ask(f"{server}/answer{query}", upload, own)
         assert status == 400 and set(json.loads(body)) == {"error"}
 
