@@ -39,7 +39,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 from torch.utils.data import DataLoader
 
-from data.files import write_atomically, write_text
+from data.files import say_once, write_atomically, write_text
 from evaluation import faithfulness, plots, representation
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained
 from evaluation.explained import Explained, read_explanations, read_inversion
@@ -156,9 +156,23 @@ def explain(subjects: Sequence[Subject], shown: Sequence[int], folder: Path, eff
     for subject in models[:1]:
         _measure_model(subject, effort)
     if models:
-        write_atomically(folder / "cka.csv", representation.cka_table(features_of_stages).to_csv)
-        of_classes = recognition_of_classes([subject.run.name for subject in models], subjects, folder)
+        names = [subject.run.name for subject in models]
+        similarity = representation.cka_table(features_of_stages)
+        of_classes = recognition_of_classes(names, subjects, folder)
+        write_atomically(folder / "cka.csv", _with_those_absent(similarity, folder / "cka.csv").to_csv)
+        if (folder / "recognition.csv").exists():
+            before = pd.read_csv(folder / "recognition.csv", na_filter=False)
+            of_classes = pd.concat([before[~before["model"].isin(names)], of_classes])
         _write_table(of_classes, folder / "recognition.csv")
+
+
+def _with_those_absent(similarity: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """A table of similarities with the lines and columns that its file has besides: of models that are not here."""
+    if not path.exists():
+        return similarity
+    before = pd.read_csv(path, index_col=0)
+    order = [*before.index, *(name for name in similarity.index if name not in before.index)]
+    return similarity.combine_first(before).reindex(index=order, columns=order)
 
 
 def _explain_model(subject: Subject, features: np.ndarray, shown: Sequence[int], effort: Effort):
@@ -386,13 +400,22 @@ def _choose_images(results: Mapping[str, dict], profile: str) -> np.ndarray:
 
 
 def _subject(experiment: Experiment, profile: str, folder: Path) -> Subject | None:
-    """The model of an experiment with its test images, or None if its weights are not here."""
+    """The model of an experiment with its test images, or None if its weights are not here.
+
+    A released model does not take the place of its run: with rounded weights all would be computed again.
+    """
     files = files_of(experiment, profile)
     for path in (files.checkpoint, files.checkpoint.with_suffix(RELEASED)):
         if path.exists():
-            test = build_loaders(experiment, progress=False).test
+            run, test = load_trained(path), build_loaders(experiment, progress=False).test
+            stamp = folder / files.name / "weights.json"
+            digests = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else {}
+            same_images = digests.get("images") == test.dataset.scenes.fingerprint
+            if path.suffix == RELEASED and same_images and digests["weights"] != run.weights:
+                say_once(f"{run.name} is a released model; what was explained of the run itself is kept")
+                return None
             features_file = files.models / f"{files.name}.features.npz"
-            return Subject(load_trained(path), test, experiment.data, folder / files.name, features_file)
+            return Subject(run, test, experiment.data, folder / files.name, features_file)
     return None
 
 

@@ -34,6 +34,7 @@ from evaluation.statistics import MeanDifference, mean_difference
 from helper_functions import as_input_of, logits_of
 from supervised.models import estimate_batchnorm
 
+ROUNDING = 1e-3  # of half precision, by which maps may leave 0..1
 LOWER_IS_BETTER = {"drop": True, "increase": False, "deletion": True, "insertion": False}
 
 
@@ -94,9 +95,12 @@ def masked_images(images: torch.Tensor, maps: torch.Tensor, baselines: torch.Ten
     """The image where the map is 1, the baseline where it is 0, and a mixture between.  Shape of `images`.
 
     With a black baseline this multiplies the pixels by the map, as in Chattopadhay et al. (2018).
-    Raises ValueError if the sizes differ.
+    Raises ValueError if the sizes differ, or a finite value of a map is not 0 to 1.
     """
     images, maps, baselines = _of_equal_sizes(images, maps, baselines)
+    finite = maps[maps.isfinite()]
+    if len(finite) and not (finite.min() >= -ROUNDING and finite.max() <= 1 + ROUNDING):
+        raise ValueError(f"maps have values from {finite.min():.3g} to {finite.max():.3g}; they must be 0 to 1")
     return baselines + maps.to(images)[:, None] * (images - baselines)
 
 

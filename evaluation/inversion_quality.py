@@ -341,7 +341,8 @@ def main(arguments=None) -> int:
 
 
 def _measure(options):
-    recipes = {"ablation": list(ABLATION), "all": list(RECIPES)}.get(options.recipes[0], options.recipes)
+    groups = {"ablation": list(ABLATION), "all": list(RECIPES)}
+    recipes = list(dict.fromkeys(name for word in options.recipes for name in groups.get(word, [word])))
     unknown = [name for name in recipes if name not in RECIPES]
     if unknown:
         raise ValueError(f"there is no recipe {unknown[0]}; there are {', '.join(RECIPES)}, ablation and all")

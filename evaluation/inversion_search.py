@@ -77,10 +77,15 @@ def loss_curves(study: optuna.Study) -> pd.DataFrame:
 def best_trials(trials: pd.DataFrame) -> dict[str, pd.Series]:
     """From the table of a search, the trial of the lowest loss, and the lowest of those that converged, if any did."""
     best = {"lowest": trials.loc[trials["value"].idxmin()]}
-    converged = trials[trials["converged"]]
+    converged = trials[_has_converged(trials)]
     if len(converged):
         best["lowest_converged"] = converged.loc[converged["value"].idxmin()]
     return best
+
+
+def _has_converged(trials: pd.DataFrame) -> pd.Series:
+    """Whether each trial has; one that was pruned has not, and its cell is empty."""
+    return trials["converged"].eq(True)
 
 
 def best_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -108,7 +113,7 @@ def best_pictures(tables: Mapping[str, Path]) -> dict[str, np.ndarray]:
 
 def describe(sampler: str, table: pd.DataFrame) -> str:
     """How many trials a search had, how many of them converged, and how many ended at a dead filter's loss of 0."""
-    converged = table[table["converged"]]
+    converged = table[_has_converged(table)]
     dead = int((converged["value"].abs() < 0.01).sum())
     return f"{sampler} with {len(table)} trials, {len(converged)} converged, {dead} of them within 0.01 of a loss of 0"
 

@@ -94,7 +94,7 @@ def cluster_score_cam(
         else:
             found = scores_by_clusters(masked, clusters, masked.scores)
             agreement = agreement_of(masked, found)
-            exact = ~(agreement >= AGREEMENT)
+            exact = ~(agreement >= AGREEMENT) | (found.measured | masked.constant).all(dim=1).cpu()
         rest = ~masked.constant & ~found.measured & exact.to(found.measured.device)[:, None]
         maps, fell_back = masked.maps(masked.weights(torch.where(rest, masked.scores(rest), found.scores)))
         return maps, masked.constant.sum(dim=1), fell_back, found.held_out, agreement, exact

@@ -159,11 +159,12 @@ class Inversion:
         Each of the last ten losses must be within a quarter of the decrease from the lowest, and their median within a
         twentieth of the decrease from the median of the ten before.  Noise, a curve with a single spike, and a curve
         that still falls steeply have not converged.
-        With a stopping rule (see `InversionSettings.patience`) those have that met it.  It compares medians of more
-        steps: the loss of a single random view says little.
+        With a stopping rule (see `InversionSettings.patience`) those have that met it, if their loss decreased and
+        the median of its last values stayed low.  The rule compares medians of more steps: the loss of a single random
+        view says little.
         """
         if self.stopped is not None:
-            return self.stopped
+            return self.stopped.cpu() & torch.tensor([_stayed_low(curve) for curve in self._curves])
         return torch.tensor([_has_converged(curve) for curve in self._curves])
 
     @property
@@ -178,6 +179,12 @@ def _has_converged(curve: torch.Tensor) -> bool:
     stayed = last.max() - lowest <= fall / 4
     settled = (last.quantile(0.5) - before.quantile(0.5)).abs() <= fall / 20
     return bool(fall > 0 and stayed and settled)
+
+
+def _stayed_low(curve: torch.Tensor) -> bool:
+    lowest = curve.min()
+    fall = curve[0] - lowest
+    return bool(fall > 0 and curve[-LAST_STEPS:].quantile(0.5) - lowest <= fall / 4)
 
 
 def starting_pixels(settings: InversionSettings, starts: int) -> torch.Tensor:

@@ -155,7 +155,7 @@ def make(name: str, folder: Path = FOLDER) -> Path:
     experiment = configure(find(name), "full")
     checkpoint = files_of(experiment, "full").checkpoint
     run, saved = load_trained(checkpoint), load_checkpoint(checkpoint)
-    loaders = build_loaders(experiment, bool(run.data.get("skipped")), progress=False)
+    loaders = build_loaders(experiment, skip_bad_images=bool(run.data.get("skipped")), progress=False)
     if saved["identity"]["data"].get("fingerprint") != loaders.data.get("fingerprint"):
         raise ValueError(f"{checkpoint} was trained on other images than those of {loaders.data['name']} now")
     loader = loaders.test

@@ -10,7 +10,7 @@ from itertools import count
 import torch
 from torch import nn
 
-from evaluation.hooks import eval_mode, maps_and_logits
+from evaluation.hooks import eval_mode, maps_and_logits, outputs_of
 from evaluation.scorecam import (
     NOT_FINITE,
     ScoreCam,
@@ -54,9 +54,12 @@ def recipro_contrast(
     """Why the target class and not the other one, in an image (1, 3, H, W): the map (H, W) of their difference.
 
     High where a position by itself makes the target class more probable than the other one; zero where it does not.
+    The errors are those of `contrast_cam`.
     """
     probabilities = probabilities_by_position(model, as_images(image), layer, batch_size)
     check_targets(torch.tensor([target_class, other_class]), len(probabilities))
+    if target_class == other_class:
+        raise ValueError("the other class is the target class; a contrast needs two classes")
     difference = probabilities[target_class] - probabilities[other_class]
     return _as_heat_map(difference.clamp(min=0), image)[0]
 
@@ -74,11 +77,8 @@ def probabilities_by_position(
     model = getattr(model, "_orig_mod", model)  # a compiled model does not call hooks that are added later
     with eval_mode(model):
         runs = []
-        counter = layer.register_forward_hook(lambda *_: runs.append(1))
-        try:
+        with outputs_of(model, [layer], lambda *_: runs.append(1)):
             activations, _ = maps_and_logits(model, image, layer)
-        finally:
-            counter.remove()
         height, width = activations.shape[2:]
         masks = position_masks(height, width).to(activations).split(batch_size)
         found = [probabilities_of(_logits_of_masked(model, layer, len(runs), image, part).float()) for part in masks]

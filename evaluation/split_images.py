@@ -17,7 +17,9 @@ def images_for(run: TrainedRun, data: str, split: str) -> SceneDataset:
     Images that cannot be decoded are left out where they were in the training of the run.
     """
     experiment = replace(BASE, data=data, image_size=run.image_size, resize=run.resize, augmentation="basic")
-    return getattr(build_loaders(experiment, bool(run.data.get("skipped")), progress=False), split).dataset
+    return getattr(
+        build_loaders(experiment, skip_bad_images=bool(run.data.get("skipped")), progress=False), split
+    ).dataset
 
 
 def evenly_spread(images: int, count: int) -> list[int]:

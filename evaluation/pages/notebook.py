@@ -218,7 +218,7 @@ def show(table: pd.DataFrame, digits: int = 4, index: bool = True, bold_highest:
         for name in table.columns
         if pd.api.types.is_float_dtype(table[name])
     }
-    style = table.style.format(formats, na_rep="")
+    style = table.style.format(formats, na_rep="", escape="html")
     if not index:
         style = style.hide(axis="index")
     highest = [name for name in bold_highest if name in table]

@@ -4,6 +4,7 @@ What the pretexts show, test accuracies with their intervals, accuracies with fe
 models.  It needs the photographs (data/15scene) besides the result files, so `make pages` does not write it.
 """
 
+import hashlib
 import sys
 from collections.abc import Mapping
 
@@ -97,14 +98,21 @@ def _show_maps(explained: Explained, figure):
             ax.set_title(WORDS[name], fontsize=9)
 
 
+def digest_of_numbers(results: Mapping[str, dict], few: pd.DataFrame) -> str:
+    """A digest of every number and label in the figure, which its file holds as a comment: is it that of today?"""
+    table = experiments_table(of_experiments(results, SHORT_TABLE)).rename(index=SHORT_TABLE)
+    text = "".join(each.round(4).to_csv() for each in (table, few_labels.accuracies(few)))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def write_overview():
     """Write the figure below the root folder."""
     experiments = {name: configure(each, "full") for name, each in EXPERIMENTS.items()}
     explained = collect_explanations(experiments, "full")
-    results = read_profile(root_folder() / "results" / "full")
-    figure = draw_overview(explained, results, few_labels.collect(experiments, "full"))
-    path = root_folder() / "docs" / "overview.jpg"
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=100, pil_kwargs={"quality": 85}))
+    results, few = read_profile(root_folder() / "results" / "full"), few_labels.collect(experiments, "full")
+    figure = draw_overview(explained, results, few)
+    path, options = root_folder() / "docs" / "overview.jpg", {"quality": 85, "comment": digest_of_numbers(results, few)}
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=100, pil_kwargs=options))
     print(path)
 
 

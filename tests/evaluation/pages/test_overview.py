@@ -6,10 +6,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
+from data.files import CODE
 from evaluation import few_labels
-from evaluation.pages.overview import SHOWN, draw_overview
+from evaluation.pages.overview import SHOWN, digest_of_numbers, draw_overview
 from evaluation.pages.tables import SHORT_TABLE
+from evaluation.results import read_profile
+from runs import EXPERIMENTS, configure
 from tests.evaluation.synthetic_results import seeds
 
 
@@ -48,3 +52,10 @@ def test_the_figure_shows_the_pretexts_the_models_and_few_labels():
         "ImageNet + label spreading",
     ]
     plt.close(figure)
+
+
+def test_the_committed_figure_shows_the_committed_numbers():
+    experiments = {name: configure(each, "full") for name, each in EXPERIMENTS.items()}
+    results, few = read_profile(CODE / "results" / "full"), few_labels.collect(experiments, "full")
+    with Image.open(CODE / "docs" / "overview.jpg") as figure:
+        assert figure.info["comment"].decode() == digest_of_numbers(results, few)

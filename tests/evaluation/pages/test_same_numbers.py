@@ -25,9 +25,10 @@ class Cells(HTMLParser):
     def handle_starttag(self, tag, attributes):
         if tag in ("tr", "script"):
             self.lines.append([])
+        self.lines[-1].append("")
 
-    def handle_data(self, data):
-        self.lines[-1].append(data.strip())
+    def handle_data(self, data):  # in pieces, where there is a "<"
+        self.lines[-1] = [*self.lines[-1][:-1], (self.lines[-1] or [""])[-1] + data]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def expected():
 def in_html(text):
     cells = Cells()
     cells.feed(text)
-    return [[cell for cell in line if cell] for line in cells.lines]
+    return [[cell.strip() for cell in line if cell.strip()] for line in cells.lines]
 
 
 def shown_in(lines, expected):

@@ -1,0 +1,145 @@
+"""Explanations and their measures that were wrong without a word: each right value."""
+
+import json
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from evaluation import explain, inversion_quality
+from evaluation.faithfulness import masked_images
+from evaluation.inversion_search import best_table, describe
+from evaluation.mask_clusters import cluster_score_cam
+from evaluation.model_inversion import Inversion, _is_finished
+from evaluation.pages.notebook import show
+from evaluation.recipro_cam import recipro_cam, recipro_contrast
+from evaluation.scorecam import score_cam
+from tests.conftest import SmallNetwork
+from tests.evaluation.pages.test_same_numbers import in_html
+from tests.evaluation.test_explain import Images, a_run
+
+
+def inversion_of(curve, stopped=True) -> Inversion:
+    """One image with these losses, which met the stopping rule or not."""
+    nothing = torch.zeros(1, 1, 2, 2)
+    return Inversion(nothing, torch.zeros(1), torch.tensor([curve]), torch.tensor([stopped]))
+
+
+def test_a_loss_that_only_rose_has_not_converged_though_it_met_the_stopping_rule():
+    rising = [0.1 * step for step in range(60)]
+    assert _is_finished(rising, 0, 30)  # it will not fall any more
+    assert not inversion_of(rising).converged.any()
+    fallen = [-1 + 1 / (1 + step) for step in range(60)]
+    assert inversion_of(fallen).converged.all() and not inversion_of(fallen, stopped=False).converged.any()
+    assert not inversion_of([*fallen[:40], *20 * [-0.2]]).converged.any()  # it fell, and came back
+
+
+def test_pruned_trials_of_an_inversion_search_have_not_converged():
+    trials = pd.DataFrame(
+        {
+            "learning_rate": [1.0, 2.0, 3.0],
+            "weight_decay": [1.0, 1.0, 1.0],
+            "value": [-1.0, -2.0, None],
+            "trial": [0, 1, 2],
+            "converged": [True, False, None],
+        }
+    )
+    assert best_table({"tpe": trials})["trial"].tolist() == [1, 0]
+    assert "1 converged" in describe("tpe", trials)
+
+
+def test_each_word_of_the_recipes_counts(monkeypatch, tmp_path):
+    asked, run = [], SimpleNamespace(weights="a", class_names=(), folded=lambda: run, without_flip_tta=lambda: run)
+    monkeypatch.setattr(inversion_quality, "load_trained", lambda name: run)
+    monkeypatch.setattr(inversion_quality, "measure", lambda _run, _others, recipes, *_: asked.append(recipes))
+    monkeypatch.setattr(inversion_quality.pd, "read_csv", lambda *_: pd.DataFrame())
+    for words in (["ablation", "lucent"], ["lucent", "ablation", "lucent"]):
+        options = SimpleNamespace(recipes=words, model="m", evaluators=[], data="none", output=tmp_path)
+        inversion_quality._measure(options)
+    ablation = list(inversion_quality.ABLATION)
+    assert asked[0] == [*ablation, "lucent"] and sorted(asked[1]) == sorted(asked[0]) and asked[1][0] == "lucent"
+
+
+def test_a_map_of_bytes_is_no_mask():
+    images, maps = torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8)
+    masked_images(images, maps, torch.zeros_like(images))
+    for wrong in (255 * maps, maps - 0.5):
+        with pytest.raises(ValueError, match="must be 0 to 1"):
+            masked_images(images, wrong, torch.zeros_like(images))
+
+
+def test_a_layer_that_is_none_and_a_class_against_itself_are_refused_by_both_kinds_of_maps():
+    network, image = SmallNetwork().eval(), torch.rand(1, 3, 32, 32)
+    for wrong in ("8", None, nn.ReLU()):
+        for method in (score_cam, recipro_cam):
+            with pytest.raises(ValueError, match="the layer"):
+                method(network, image, wrong, [0])
+    with pytest.raises(ValueError, match="two classes"):
+        recipro_contrast(network, image, network.features[2], 1, 1)
+
+
+class MostlyDead(nn.Module):
+    """Forty channels, of which ten depend on the image."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Conv2d(3, 40, 3, stride=2)
+        self.features.weight.data[10:] = 0
+        self.classifier = nn.Linear(40, 3)
+
+    def forward(self, images):
+        return self.classifier(self.features(images).mean(dim=(2, 3)))
+
+
+def test_a_map_of_which_every_score_was_measured_is_called_exact():
+    network, image = MostlyDead().eval(), torch.rand(1, 3, 32, 32)
+    found = cluster_score_cam(network, image, network.features, [0], clusters=8)
+    torch.testing.assert_close(found.maps, score_cam(network, image, network.features, [0]).maps)
+    assert found.exact.all()
+
+
+def test_a_less_than_sign_stays_within_its_cell(monkeypatch):
+    shown = []
+    monkeypatch.setattr("evaluation.pages.notebook.display", lambda style: shown.append(style.to_html()))
+    show(pd.DataFrame({"p": ["< 1e-16"], "name": ["<b>"], "high": [0.5]}), index=False)
+    assert in_html(shown[0])[-1] == ["< 1e-16", "<b>", "0.5000"]
+
+
+def test_tables_keep_the_lines_of_models_that_are_not_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(explain, "_explain_model", lambda *_: None)
+    monkeypatch.setattr(explain, "_measure_model", lambda *_: None)
+    monkeypatch.setattr(
+        explain,
+        "recognition_of_classes",
+        lambda names, *_: pd.DataFrame({"model": names, "evaluator": "e", "class": "dark", "probability": 0.5}),
+    )
+    subjects = []
+    for seed in (0, 1):
+        run, loader = a_run(seed), torch.utils.data.DataLoader(Images(30), 30)
+        subjects.append(explain.Subject(run, loader, "none", tmp_path / run.name, tmp_path / f"{seed}.npz"))
+    effort = explain.EFFORT["quick"]
+    explain.explain(subjects, [0], tmp_path, effort)
+    before = pd.read_csv(tmp_path / "cka.csv", index_col=0)
+    explain.explain(subjects[1:], [0], tmp_path, effort)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "cka.csv", index_col=0), before)
+    assert pd.read_csv(tmp_path / "recognition.csv")["model"].tolist() == ["run_0", "run_1"]
+
+
+def test_a_released_model_does_not_replace_what_was_explained_of_its_run(tmp_path, monkeypatch, capsys):
+    run, loader = a_run(0, "byol_classifier"), torch.utils.data.DataLoader(Images(30), 30)
+    files = SimpleNamespace(checkpoint=tmp_path / "byol_classifier.pt", name="byol_classifier", models=tmp_path)
+    (tmp_path / "byol_classifier.safetensors").write_text("released")
+    monkeypatch.setattr(explain, "files_of", lambda *_: files)
+    monkeypatch.setattr(explain, "load_trained", lambda path: run)
+    monkeypatch.setattr(explain, "build_loaders", lambda *_, **__: SimpleNamespace(test=loader))
+    experiment = SimpleNamespace(data="none")
+    assert explain._subject(experiment, "full", tmp_path).run is run  # nothing is explained yet
+    folder = tmp_path / "byol_classifier"
+    for weights, images, used in (("full", "images", False), (run.weights, "images", True), ("full", "others", True)):
+        folder.mkdir(exist_ok=True)
+        (folder / "weights.json").write_text(json.dumps({"weights": weights, "images": images}))
+        assert (explain._subject(experiment, "full", tmp_path) is not None) == used
+    assert "is kept" in capsys.readouterr().err
