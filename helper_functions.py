@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.state import AcceleratorState, PartialState
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import DataLoader
@@ -199,6 +200,10 @@ def build_accelerator(device: str = "auto", gradient_accumulation_steps: int = 1
     left = [name for name in LAUNCHER[:3] if name in os.environ]
     if left and missing:
         raise ValueError(f"{left[0]} is set in the environment, but {missing[0]} is not; unset it, or use torchrun")
+    on_cpu = device == "cpu" or not torch.accelerator.is_available()
+    kind = "cpu" if on_cpu else torch.accelerator.current_accelerator().type
+    if PartialState._shared_state and PartialState().num_processes == 1 and PartialState().device.type != kind:
+        AcceleratorState._reset_state(reset_partial_state=True)  # else a notebook's first device would be that of all
     return Accelerator(
         cpu=device == "cpu" or not torch.accelerator.is_available(),  # else several processes would not find each other
         gradient_accumulation_steps=gradient_accumulation_steps,
@@ -318,9 +323,7 @@ def build_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings):
     counts as lower if it is so by 0.01 %.
     """
     if settings.schedule == "plateau":
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=settings.step_factor, patience=settings.step_epochs
-        )
+        return _Plateau(optimizer, factor=settings.step_factor, patience=settings.step_epochs)
 
     def factor(epoch):  # epochs done, from 0
         if settings.schedule == "step":
@@ -333,6 +336,14 @@ def build_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings):
         return 1.0
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+class _Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
+    """torch's, also for losses below 0: its relative threshold would count equal ones as lower."""
+
+    def step(self, metrics, *arguments):
+        self.threshold = math.copysign(self.threshold, self.best)
+        super().step(metrics, *arguments)
 
 
 @dataclass

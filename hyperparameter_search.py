@@ -543,7 +543,9 @@ def _search(options):
     refuse_unused_weights(experiment, options.weights)
     experiment = configure(experiment, options.profile, data=options.data, weights=options.weights, seed=options.seed)
     image_size = experiment.image_size if options.image_size is None else options.image_size
-    experiment = replace(experiment, subset=options.subset, image_size=image_size, save_epochs=())
+    crop_size = experiment.crop_size and max(32, round(experiment.crop_size * image_size / experiment.image_size))
+    fields = {"subset": options.subset, "image_size": image_size, "crop_size": crop_size, "save_epochs": ()}
+    experiment = replace(experiment, **fields)
     file = expanded(options.storage or default_file(experiment, options.profile, options.sampler))
     search = Search(file, {}, options.space, options.sampler, options.seed)  # a wrong file is refused first
     search = replace(search, subject=subject_of(experiment, options.profile))

@@ -275,7 +275,10 @@ def refuse_unused_weights(experiment: Experiment, weights: str | None):
 
 
 def prerequisites(experiment: Experiment, profile: str) -> list[tuple[Experiment, int | str]]:
-    """The runs that an experiment starts from, each with the epoch it needs: a pretext, or teachers."""
+    """The runs that an experiment starts from, each with the epoch it needs: a pretext, or teachers.
+
+    Raises ValueError for an epoch that such a run does not keep.
+    """
     if getattr(experiment, "pretext_run", ""):
         name, seeds, epoch = experiment.pretext_run, (experiment.seed,), experiment.pretext_epoch
     elif experiment.has_teachers:
@@ -283,7 +286,12 @@ def prerequisites(experiment: Experiment, profile: str) -> list[tuple[Experiment
     else:
         return []
     same = {"data": experiment.data, "weights": experiment.initial_weights}
-    return [(configure(find(name), profile, seed=seed, **same), epoch) for seed in seeds]
+    needed = [configure(find(name), profile, seed=seed, **same) for seed in seeds]
+    for each in needed:
+        if epoch not in ("best", *each.save_epochs):
+            kept = ", ".join(map(str, ("best", *each.save_epochs)))
+            raise ValueError(f"{experiment.name} needs epoch {epoch} of {name}, which keeps {kept}; see save_epochs")
+    return [(each, epoch) for each in needed]
 
 
 def build_model(experiment: Experiment, loaders, profile: str = "full") -> tuple[nn.Module, dict]:

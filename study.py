@@ -62,18 +62,18 @@ def missing_tasks(
     """
     tasks, seen = {}, {}
 
-    def add(experiment: Experiment, needed: bool):
+    def add(experiment: Experiment, needed: int | str | None):
         files = files_of(experiment, profile)
         if files.name in tasks:
             return
         experiment = named.get(files.name, experiment)
-        if needed or not overwrite:
+        if needed is not None or not overwrite:
             finished = read(experiment, profile, seen) is not None
-            if finished and (files.checkpoint.exists() or not needed):
+            if finished and (needed is None or files.saved(needed).exists()):
                 return
         before = prerequisites(experiment, profile)
-        for each, _ in before:
-            add(each, needed=True)
+        for each, epoch in before:
+            add(each, epoch)
         needs = tuple(files_of(each, profile).saved(epoch) for each, epoch in before)
         after = tuple(files_of(each, profile).name for each, _ in before)
         tasks[files.name] = Task(experiment, profile, needs, after, files.name in named)
@@ -81,7 +81,7 @@ def missing_tasks(
     asked = [configure(find(name), profile, seed=seed, **changes) for name in names for seed in seeds]
     named = {files_of(experiment, profile).name: experiment for experiment in asked}
     for experiment in asked:
-        add(experiment, needed=False)
+        add(experiment, None)
     return list(tasks.values())
 
 

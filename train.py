@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from data.files import root_folder
-from data.prepare import DATA_SETS
+from data.prepare import DATA_SETS, locate
 from hyperparameter_search import experiment_of_study
 from runs import (
     EXPERIMENTS,
@@ -65,11 +65,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def list_experiments(profile: str) -> str:
-    """One line per experiment: name, test accuracy of a finished run of seed 0 or "-", question."""
+def list_experiments(profile: str, **changes) -> str:
+    """One line per experiment: name, test accuracy of a finished run of seed 0 or "-", question.
+
+    `changes` are those of `runs.configure`, also in `show`.
+    """
     lines, seen = [], {}
     for name, experiment in EXPERIMENTS.items():
-        accuracy = _finished_accuracy(configure(experiment, profile), profile, seen)
+        accuracy = _finished_accuracy(configure(experiment, profile, **changes), profile, seen)
         lines.append(f"{name:45} {accuracy:7} {experiment.question}")
     own = own_runs(profile)
     return "\n".join([*lines, *(["", "On your own images:"] if own else []), *own])
@@ -104,15 +107,15 @@ def _finished_accuracy(experiment: Experiment, profile: str, seen: dict | None =
     return "-" if result is None else f"{result['test_accuracy']:.4f}"
 
 
-def show(experiment: Experiment, profile: str) -> str:
+def show(experiment: Experiment, profile: str, **changes) -> str:
     """Every setting, one per line; * marks those that differ from the experiment it is compared with, or from BASE."""
     base = find(experiment.compared_with) if experiment.compared_with else BASE
-    settings, of_base = (_flat(settings_of(configure(each, profile))) for each in (experiment, base))
+    settings, of_base = (_flat(settings_of(configure(each, profile, **changes))) for each in (experiment, base))
     lines = [f"{experiment.name}: {experiment.question}", f"(* differs from {base.name})"]
     for name, value in settings.items():
         mark = "*" if name not in of_base or of_base[name] != value else " "
         lines.append(f"{mark} {name} = {value}")
-    finished = _finished_accuracy(configure(experiment, profile), profile)
+    finished = _finished_accuracy(configure(experiment, profile, **changes), profile)
     return "\n".join(
         [
             *lines,
@@ -193,13 +196,20 @@ def train_study(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _described(options: argparse.Namespace) -> str:
+    if options.data is not None:
+        locate(options.data)  # a mistyped folder would look like one without results
+    changes = {"data": options.data, "weights": options.weights, "max_epochs": options.epochs}
+    if options.list:
+        return list_experiments(options.profile, **changes)
+    return show(find(options.show), options.profile, **changes)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Answer the command line; a user's mistake gets one sentence and exit code 2."""
     options = build_parser().parse_args(arguments)
-    if options.list:
-        return run_command(lambda: print(list_experiments(options.profile)))
-    if options.show:
-        return run_command(lambda: print(show(find(options.show), options.profile)))
+    if options.list or options.show:
+        return run_command(lambda: print(_described(options)))
     return run_command(lambda: train_study(options) if options.study else train_all(options))
 
 

@@ -144,12 +144,13 @@ def _path(experiment: ProbeExperiment, profile: str) -> Path:
 
 def _fill(experiment: ProbeExperiment, profile: str, progress: bool):
     path = _path(experiment, profile)
-    splits, weights = features_of_probe(experiment, profile)
-    if path.exists() and pd.read_csv(path)["weights"].iloc[0] == weights:
+    splits, weights, images = features_of_probe(experiment, profile)
+    before = pd.read_csv(path).iloc[0] if path.exists() else {}
+    if before.get("weights") == weights and before.get("images", images) == images:
         return
     oracle_draws = ORACLE_DRAWS[profile] if experiment.seed == 0 else 0
     table = few_labels(splits, IMAGES_PER_CLASS[profile], DRAWS[profile], oracle_draws, progress)
-    write_atomically(path, partial(table.assign(weights=weights).to_csv, index=False))
+    write_atomically(path, partial(table.assign(weights=weights, images=images).to_csv, index=False))
 
 
 def accuracies(table: pd.DataFrame) -> pd.DataFrame:

@@ -11,8 +11,10 @@ import argparse
 import sys
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from data.files import write_atomically
@@ -34,15 +36,17 @@ def features_by_epoch(pretext: JointEmbeddingExperiment, profile: str, progress:
     pooled last stage of the test images.  Raises FileNotFoundError if the pretext has not been run here.
     """
     same = ("name", "data", "network", "initial_weights", "resize", "image_size", "images_per_class", "batch_size")
+    same = (*same, "stages")
     probe = ProbeExperiment(question="", flip_tta=False, **{name: getattr(pretext, name) for name in same})
     loaders = build_loaders(probe, progress=False)
+    torch.manual_seed(pretext.seed)  # of random weights: those that the run began with
     model, _ = build_model(probe, loaders, profile)
     epochs = [*(epoch for epoch in pretext.save_epochs if epoch != "last"), "best"]
     lines, before = [], None
     for epoch in tqdm([0, *epochs], desc=f"{pretext.name}, epochs", disable=not progress):
         weights = ""
         if epoch:
-            features, provenance = load_weights(pretext, profile, epoch, "features.")
+            features, provenance = load_weights(pretext, profile, epoch, "features.", loaders.data)
             model.features.load_state_dict(features)
             weights = provenance["sha256"]
         stages, labels = stage_features(fold_batchnorm(model), loaders.test)
@@ -64,12 +68,17 @@ def collect(
         path = files.results / f"epochs_{files.name}.csv"
         if compute and files.checkpoint.exists():
             _, provenance = load_weights(pretext, profile, "best", "features.")
-            if not path.exists() or pd.read_csv(path, na_filter=False)["weights"].iloc[-1] != provenance["sha256"]:
+            if not path.exists() or _read(path)["weights"].iloc[-1] != provenance["sha256"]:
                 table = features_by_epoch(pretext, profile, progress)
                 write_atomically(path, partial(table.to_csv, index=False))
         if path.exists():
-            tables[pretext.name] = pd.read_csv(path, na_filter=False)
+            tables[pretext.name] = _read(path)
     return tables
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A table; a measure that is not a number stays one."""
+    return pd.read_csv(path).fillna({"weights": ""})
 
 
 def main(arguments=None) -> int:
@@ -85,6 +94,12 @@ def main(arguments=None) -> int:
 
 def _compute(options):
     pretexts = experiments_of(options.names, options)
+    for name, pretext in pretexts.items():
+        if not isinstance(pretext, JointEmbeddingExperiment):
+            raise ValueError(f"{name} is not a joint-embedding pretext, whose epochs are compared here")
+        path = files_of(pretext, options.profile).checkpoint
+        if options.names is not NAMES and not path.exists():
+            raise FileNotFoundError(f"there is no {path}; train {name} first")
     for name, table in collect(pretexts.values(), options.profile, compute=True, progress=True).items():
         print(name, table.drop(columns="weights").to_string(index=False), sep="\n")
 

@@ -11,6 +11,7 @@ every choice is made on val, and test is read once.  Labels are arrays (N,) of c
 
 import argparse
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -152,8 +153,13 @@ def features_of(model: nn.Module, loader, weights: str, cache: Path) -> tuple[li
     return features, labels
 
 
-def features_of_probe(experiment: ProbeExperiment, profile: str = "full") -> tuple[Splits, str]:
-    """What an experiment's probe reads, pooled features (N, D) and labels (N,) by split, and a digest of the weights.
+def digest_of_images(data: Mapping) -> str:
+    """A digest of all images of a data set, from its description in a result."""
+    return hashlib.sha256(json.dumps(data.get("fingerprint"), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def features_of_probe(experiment: ProbeExperiment, profile: str = "full") -> tuple[Splits, str, str]:
+    """What an experiment's probe reads, pooled features (N, D) and labels (N,) by split; digests of weights and images.
 
     Raises FileNotFoundError if the pretext has no weights here.
     """
@@ -164,7 +170,7 @@ def features_of_probe(experiment: ProbeExperiment, profile: str = "full") -> tup
         split: (np.concatenate([features[stage] for stage in experiment.stages], axis=1), labels)
         for split, (features, labels) in _features_of_splits(model, loaders).items()
     }
-    return splits, digest_of_tensors(model.features.state_dict())
+    return splits, digest_of_tensors(model.features.state_dict()), digest_of_images(loaders.data)
 
 
 def probe_stages(features_by_split: StagesOfSplits) -> pd.DataFrame:
@@ -278,7 +284,7 @@ def collect_scenes(
         if experiment.name in results
     }
     probed["random"] = replace(probed["random"], resize="imagenet")
-    cache = _Cache(files_of(probed["random"], profile).results, "weights", weights)
+    cache = _Cache(files_of(probed["random"], profile).results, "weights", weights, _images_of(probed, results))
     if compute:
         cache.fill(probed, partial(_probe_scenes, profile), progress)
     tables = cache.read(probed)
@@ -307,10 +313,19 @@ def collect_cifar10(
         if experiment.name in results
     }
     control = experiments[CIFAR10_CONTROL]
-    cache = _Cache(files_of(control, profile).results, "accuracy of run", accuracies)
+    cache = _Cache(files_of(control, profile).results, "accuracy of run", accuracies, _images_of(probed, results))
     if compute:
         cache.fill(probed, partial(_probe_cifar10, profile, control), progress)
     return cache.read(probed)
+
+
+def _images_of(probed: Mapping[str, Experiment], results: Mapping[str, dict]) -> dict[str, str]:
+    """By the name of the features: a digest of the images that their run learned from."""
+    return {
+        label: digest_of_images(results[experiment.name].get("data", {}))
+        for label, experiment in probed.items()
+        if experiment.name in results
+    }
 
 
 def accuracies_by_stage(by_stage: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -406,11 +421,15 @@ def _probe(options):
 
 @dataclass(frozen=True)
 class _Cache:
-    """Tables in CSV files of one folder; a column of each says what it was computed from."""
+    """Tables in CSV files of one folder; two columns of each say what it was computed from.
+
+    Tables of the first edition do not name their images, and count as those of today's.
+    """
 
     folder: Path
     column: str
     sources: Mapping[str, str | float]  # by the name of the features: what the results were computed from
+    images: Mapping[str, str]  # likewise: digests
 
     def fill(
         self,
@@ -424,7 +443,7 @@ class _Cache:
             if path.exists() and self._is_of(pd.read_csv(path), label):
                 continue
             for kind, table in probe(label, probed[label]).items():
-                table = table.assign(**{self.column: source})
+                table = table.assign(**{self.column: source, "images": self.images[label]})
                 write_atomically(self._path(kind, probed[label]), partial(table.to_csv, index=False))
 
     def read(self, probed: Mapping[str, Experiment]) -> Probed:
@@ -444,6 +463,8 @@ class _Cache:
         return self.folder / f"{kind}_{experiment.name}.csv"
 
     def _is_of(self, table: pd.DataFrame, label: str) -> bool:
+        if "images" in table and table["images"].iloc[0] != self.images.get(label):
+            return False
         found, wanted = table[self.column].iloc[0], self.sources.get(label)
         return np.isclose(found, wanted) if isinstance(wanted, float) else found == wanted
 

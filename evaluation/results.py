@@ -86,7 +86,11 @@ def read_profile(folder: Path, data: str = OWN_DATA) -> dict[str, dict]:
     of_data = folder_of_data(folder, data)
     folders = [folder, *(folder / each for each in SIDE_STUDIES)] if of_data == folder else [of_data]
     there = [each for each in folders if any(each.glob("*.json"))]
-    return {name: result for each in there or folders[:1] for name, result in read_results(each).items()}
+    found = {}
+    for each in there or folders[:1]:
+        # A run of an experiment on other data than its own, as by --data nature, does not take its place.
+        found |= {name: result for name, result in read_results(each).items() if name not in found}
+    return found
 
 
 def runs_of(results: Mapping[str, dict], experiment: str) -> list[dict]:

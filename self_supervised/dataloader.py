@@ -263,7 +263,9 @@ def _build_loaders_of_views(experiment: JointEmbeddingExperiment, skip_bad_image
         alone = experiment.unlabelled_alone
         images = added if alone else np.concatenate([images, added])
         labels = unknown if alone else np.concatenate([labels, unknown])
-        data = {**data, "unlabelled": {"name": experiment.unlabelled, "fingerprint": more["train"].fingerprint}}
+        skipped = [f"train/{name}" for name in more["train"].skipped]
+        of_more = {"name": experiment.unlabelled, "fingerprint": more["train"].fingerprint, "skipped": skipped}
+        data = {**data, "unlabelled": of_more}
     loaders = loaders_of(
         experiment,
         data,
@@ -271,7 +273,7 @@ def _build_loaders_of_views(experiment: JointEmbeddingExperiment, skip_bad_image
         in_order={split: SceneDataset(scenes, experiment.resize) for split, scenes in splits.items()},
         class_names=splits["train"].class_names,
     )
-    shown = _evenly_spaced(splits["val"], experiment.batch_size)
+    shown = _evenly_spaced(splits["val"], loaders.train.batch_size)
     return with_views_of(loaders, ViewsDataset(shown.images, shown.labels, experiment))
 
 

@@ -35,6 +35,10 @@ class PretextExperiment(Experiment):
     def __post_init__(self):
         """Refuse what cannot be run."""
         super().__post_init__()
+        if self.class_weights:
+            raise ValueError(f"{self.name}: class_weights are of scenes; a pretext predicts other labels")
+        if self.crop_size is not None:
+            raise ValueError(f"{self.name}: crop_size is {self.crop_size}; a pretext's images have one size")
         if self.copies not in ("apart", "together"):
             raise ValueError(f"{self.name}: copies is {self.copies!r}; it must be apart or together")
 
@@ -582,7 +586,12 @@ _NATURE_BYOL = replace(_BYOL, name="nature_byol", data="nature", train=_of_epoch
 _NATURE_PROBE = replace(_IMAGENET_PROBE, name="nature_imagenet_probe", data="nature")
 _NATURE_PROBES = (
     _NATURE_PROBE,
-    _probe("nature_byol_classifier", _BYOL_PROBE.question, _NATURE_BYOL, compared_with=_NATURE_PROBE.name),
+    _probe(
+        "nature_byol_classifier",
+        "Are ImageNet features better after BYOL on these photographs too?",
+        _NATURE_BYOL,
+        compared_with=_NATURE_PROBE.name,
+    ),
 )
 NATURE_PRETEXTS = {_NATURE_BYOL.name: _NATURE_BYOL}
 NATURE_PROBES = {row.name: row for row in _NATURE_PROBES}
@@ -851,6 +860,7 @@ def quick(experiment: Experiment) -> Experiment:
     return replace(
         experiment,
         image_size=32,
+        crop_size=None,
         images_per_class=images,
         batch_size=9,  # fits a folder of two classes, and leaves no last batch of one or two images
         train=replace(experiment.train, max_epochs=epochs),

@@ -123,7 +123,7 @@ class Loaders:
         def moved(loader: DataLoader, at_least: int = 1) -> DataLoader:
             if not hasattr(loader.dataset, "on"):
                 return loader
-            batch_size = max(loader.batch_size, at_least)
+            batch_size = whole_batch(at_least) if loader.batch_size < at_least else loader.batch_size
             return build_loader(loader.dataset.on(device), batch_size, loader.sampler, loader.drop_last)
 
         at_least = EVALUATION_BATCH.get(device.type, 1)
@@ -237,15 +237,15 @@ def loaders_of(
     """
     batch_size = min(experiment.batch_size, len(train))
     if batch_size < experiment.batch_size:
+        batch_size -= batch_size % number_of_processes()
         limits = [f"images_per_class = {experiment.images_per_class}"] * (experiment.images_per_class is not None)
         limits += [f"subset = {experiment.subset}"] * (experiment.subset < 1)
         words = f" with {' and '.join(limits)}" if limits else ""
         found = f"{data['name']} has {len(train)} training images{words}, fewer than a batch of {experiment.batch_size}"
         if batch_size < 2:
             raise ValueError(found)
-        say_once(f"{found}: all of them are one batch")
-    processes = max(1, int(os.environ.get("WORLD_SIZE") or 1))  # each takes an equal part of a batch
-    at_once = -(-max(experiment.batch_size, EVALUATION_BATCH["cpu"]) // processes) * processes
+        say_once(f"{found}: {'all of them are' if batch_size == len(train) else batch_size} one batch")
+    at_once = whole_batch(max(experiment.batch_size, EVALUATION_BATCH["cpu"]))
     return Loaders(
         train=build_loader(train, batch_size, SeededShuffle(len(train), experiment.seed, copies)),
         train_in_order=build_loader(in_order["train"], at_once),
@@ -255,6 +255,16 @@ def loaders_of(
         class_weights=class_weights,
         data=data,
     )
+
+
+def whole_batch(at_least: int) -> int:
+    """The smallest batch of at least so many images that the processes divide evenly."""
+    return -(-at_least // number_of_processes()) * number_of_processes()
+
+
+def number_of_processes() -> int:
+    """Of one training: each takes an equal part of a batch."""
+    return max(1, int(os.environ.get("WORLD_SIZE") or 1))
 
 
 def with_views_of(loaders: Loaders, val: Dataset) -> Loaders:

@@ -44,7 +44,7 @@ def features_of(saved, path: Path, network: str, features: nn.Module) -> dict[st
     if missing or superfluous or misshaped:
         first = (missing + superfluous + misshaped)[0]
         shapes = f" {tuple(found[first].shape)} for {tuple(expected[first].shape)}" if first in misshaped else ""
-        sizes = [len(tensor) for name, tensor in found.items() if not name.endswith(COUNTER)]
+        sizes = [tensor.shape[0] if tensor.dim() else 1 for name, tensor in found.items() if not name.endswith(COUNTER)]
         likely = LIKELY.get((len(sizes), sizes[-1]), network)
         raise ValueError(
             f"{path} is not {network}{f' but {likely}' * (likely != network)}: of {len(needed)} tensors it lacks "

@@ -124,12 +124,12 @@ def test_accuracies_are_means_over_seeds_and_draws():
 
 
 def test_tables_are_cached_and_computed_again_for_other_weights(root, monkeypatch):
-    weights = {"imagenet_classifier_probe": "a", "byol_classifier": "b"}
+    weights, images = {"imagenet_classifier_probe": "a", "byol_classifier": "b"}, ["these"]
     computed = []
 
     def features(experiment, profile):
         computed.append(experiment.name)
-        return splits_of(), weights[experiment.name]
+        return splits_of(), weights[experiment.name], images[0]
 
     monkeypatch.setattr(module, "_has_weights", lambda experiment, profile: experiment.name in weights)
     monkeypatch.setattr(module, "features_of_probe", features)
@@ -145,6 +145,9 @@ def test_tables_are_cached_and_computed_again_for_other_weights(root, monkeypatc
     again = collect(experiments, "quick", compute=True)
     changed = (again != table).any(axis=1)
     assert set(table.loc[changed, "features"]) == {"BYOL"} and len(again) == len(table)
+    images[0] = "others"  # ImageNet features of other images have the same weights
+    of_others = collect(experiments, "quick", compute=True)
+    assert set(again.loc[(of_others != again).any(axis=1), "features"]) == {"ImageNet", "BYOL"}
 
 
 def test_what_is_computed_is_of_the_features_that_the_probe_reads(root, monkeypatch):

@@ -275,11 +275,11 @@ def test_cached_features_are_those_of_the_same_images_and_views_alone(root, monk
         probes, "stage_features", lambda *asked: computed.append(len(asked[1].dataset)) or stage_features(*asked)
     )
     probe = configure(find("imagenet_classifier_probe"), "quick", data="synthetic")
-    splits, _ = probes.features_of_probe(probe, "quick")
-    again, _ = probes.features_of_probe(probe, "quick")
+    splits, *_ = probes.features_of_probe(probe, "quick")
+    again, *_ = probes.features_of_probe(probe, "quick")
     assert len(computed) == 3 and all(np.array_equal(splits[split][0], again[split][0]) for split in splits)
-    fewer, _ = probes.features_of_probe(replace(probe, images_per_class=2), "quick")
+    fewer, *_ = probes.features_of_probe(replace(probe, images_per_class=2), "quick")
     assert {len(features) for features, _ in fewer.values()} == {30}  # of the same folders, and with the same weights
-    one_view, _ = probes.features_of_probe(replace(probe, flip_tta=False), "quick")
+    one_view, *_ = probes.features_of_probe(replace(probe, flip_tta=False), "quick")
     assert not np.array_equal(splits["test"][0], one_view["test"][0])
     assert computed == [90] * 3 + [30] * 3 + [90] * 3

@@ -1,0 +1,228 @@
+"""Trainings, studies and their tables that went wrong without a word: each right value."""
+
+import ast
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from accelerate.state import PartialState
+from torch import nn
+
+import hyperparameter_search
+import runs
+import train
+from data.files import CODE, say_once
+from evaluation import pretext_epochs, probes
+from evaluation.results import experiments_table, pairs_to_compare, read_profile
+from helper_functions import TrainSettings, build_accelerator, build_optimizer, build_scheduler
+from runs import EXPERIMENTS, configure, find, prerequisites
+from self_supervised import dataloader as pretexts
+from self_supervised import settings as self_supervised
+from self_supervised.settings import ClassifierExperiment, PretextExperiment
+from study import missing_tasks
+from supervised import settings as supervised
+from supervised.dataloader import Loaders, build_loaders, whole_batch
+from supervised.models import build_features, load_initial_weights
+from supervised.settings import DistilledExperiment, Experiment
+from tests.evaluation.synthetic_results import seeds, write
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+
+def test_a_run_on_other_data_does_not_take_the_place_of_one_of_its_name(tmp_path):
+    write(tmp_path, seeds("byol_classifier", range(5), range(6), range(7)))
+    write(tmp_path / "nature", seeds("byol_classifier", range(90)) | seeds("nature_byol_classifier", range(10)))
+    table = experiments_table(read_profile(tmp_path))
+    assert table.loc["byol_classifier", "runs"] == 3 and "nature_byol_classifier" in table.index
+
+
+def test_probes_of_other_images_are_stale_though_the_weights_are_the_same(tmp_path):
+    experiment, data = SimpleNamespace(name="a"), {"fingerprint": {"train": "1"}}
+    table = pd.DataFrame({"stage": [0], "probe": ["linear"], "test_accuracy": [0.5]})
+    for fingerprint, stale in (("1", []), ("2", ["ImageNet"])):
+        data["fingerprint"]["train"] = fingerprint
+        images = {"ImageNet": probes.digest_of_images(data)}
+        cache = probes._Cache(tmp_path, "weights", {"ImageNet": "same"}, images)
+        if not stale:
+            cache.fill({"ImageNet": experiment}, lambda *_: {"probes": table}, progress=False)
+        assert cache.read({"ImageNet": experiment}).stale == stale
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def test_the_device_is_that_which_is_asked_for_also_for_the_second_training(monkeypatch):
+    assert build_accelerator("cpu").device.type == "cpu"
+    other = SimpleNamespace(type="meta")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: other)
+    forgotten = []
+    monkeypatch.setattr("helper_functions.AcceleratorState._reset_state", lambda **kind: forgotten.append(kind))
+    build_accelerator("auto")
+    assert forgotten == [{"reset_partial_state": True}]
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    build_accelerator("auto")
+    assert len(forgotten) == 1 and PartialState().device.type == "cpu"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_plateau_is_one_also_where_losses_are_negative(sign):
+    """As those of BYOL are."""
+    settings = TrainSettings(schedule="plateau", step_epochs=1, step_factor=0.1, learning_rate=1.0, keep="last")
+    optimizer = build_optimizer(nn.Linear(1, 1), settings)
+    scheduler, rates = build_scheduler(optimizer, settings), []
+    for _ in range(6):
+        rates.append(round(optimizer.param_groups[0]["lr"], 6))
+        optimizer.step()
+        scheduler.step(0.9 * sign)
+    assert rates == [1, 1, 1, 0.1, 0.1, 0.01]
+
+
+def test_a_falling_negative_loss_is_no_plateau():
+    settings = TrainSettings(schedule="plateau", step_epochs=1, step_factor=0.1, learning_rate=1.0, keep="last")
+    optimizer = build_optimizer(nn.Linear(1, 1), settings)
+    scheduler = build_scheduler(optimizer, settings)
+    for epoch in range(8):
+        optimizer.step()
+        scheduler.step(-0.1 * epoch)
+    assert optimizer.param_groups[0]["lr"] == 1.0
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(1, 512), (2, 512), (3, 513), (6, 516)])
+def test_batches_on_a_gpu_are_divided_evenly_by_any_number_of_processes(monkeypatch, processes, expected):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert whole_batch(512) == expected
+
+
+def test_few_images_on_two_processes_are_one_even_batch(scene_folder, root, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    say_once.cache_clear()
+    experiment = Experiment("e", "?", data=str(scene_folder), image_size=32, batch_size=64, images_per_class=5)
+    loaders: Loaders = build_loaders(experiment, progress=False)
+    assert loaders.train.batch_size == 14 and len(loaders.train.dataset) == 15
+    assert "14 one batch" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+def test_an_epoch_that_a_pretext_does_not_keep_is_refused_before_it_is_trained(monkeypatch):
+    pretext = PretextExperiment("own", "?", pretext="perturbation", save_epochs=(1, 2))
+    monkeypatch.setitem(runs.EXPERIMENTS, "own", pretext)
+    prerequisites(ClassifierExperiment("c", "?", pretext_run="own", pretext_epoch=2), "full")
+    with pytest.raises(ValueError, match="needs epoch 7 of own, which keeps best, 1, 2"):
+        prerequisites(ClassifierExperiment("c", "?", pretext_run="own", pretext_epoch=7), "full")
+
+
+def test_every_experiment_of_the_study_needs_epochs_that_are_kept():
+    for experiment in EXPERIMENTS.values():
+        for profile in ("quick", "full"):
+            prerequisites(configure(experiment, profile), profile)
+
+
+def test_a_study_trains_a_pretext_again_whose_epoch_is_gone(root, monkeypatch):
+    name = "rotation_classifier_tuned_10"
+    [(pretext, epoch)] = prerequisites(configure(find(name), "full"), "full")
+    files = runs.files_of(pretext, "full")
+    files.checkpoint.parent.mkdir(parents=True)
+    monkeypatch.setattr("study.read", lambda experiment, *_: {} if experiment.name == pretext.name else None)
+    for present in (files.checkpoint, files.saved(epoch)):
+        present.touch()
+        names = [task.name for task in missing_tasks([name], "full", [0])]
+        assert names == ([pretext.name, name] if present == files.checkpoint else [name])
+
+
+@pytest.mark.parametrize("fields", [{"crop_size": 32, "augmentation": "crop"}, {"class_weights": (("a", 2.0),)}])
+def test_a_pretext_refuses_what_it_does_not_use(fields):
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        PretextExperiment("p", "?", pretext="rotation", **fields)
+
+
+def test_smaller_images_of_a_search_have_smaller_crops(root, monkeypatch):
+    searched = []
+    monkeypatch.setattr(hyperparameter_search, "subject_of", lambda experiment, _: searched.append(experiment) or {})
+    monkeypatch.setattr(hyperparameter_search, "open_study", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        hyperparameter_search.main(["supervised_short", "--image-size", "176", "--data", "15scene"])
+    own = find("supervised_short")
+    assert searched[0].crop_size == round(own.crop_size * 176 / own.image_size) < own.crop_size
+
+
+def test_a_quick_run_crops_to_its_own_size():
+    assert not [each.name for each in EXPERIMENTS.values() if configure(each, "quick").crop_size not in (None, 32)]
+
+
+@pytest.mark.parametrize("fields", [{}, {"teacher_run": "supervised_short"}, {"teacher_seeds": (0,)}])
+def test_a_distilled_network_needs_teachers(fields):
+    with pytest.raises(ValueError, match="is empty"):
+        DistilledExperiment("d", "?", **fields)
+
+
+def test_a_weights_file_with_one_number_too_many_is_told_in_a_sentence(tmp_path):
+    features = build_features("efficientnet_b0").state_dict()
+    state = {f"features.{name}": tensor for name, tensor in features.items()} | {"features.8.scale": torch.tensor(1.0)}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="1 too many"):
+        load_initial_weights(str(tmp_path / "w.pth"))
+
+
+def test_the_experiment_that_the_page_shows_changes_no_other_comparison(monkeypatch):
+    """CONTRIBUTING.md is followed to the letter."""
+    text = (CODE / "CONTRIBUTING.md").read_text()
+    entry = text.partition("```python\n")[2].partition("```")[0]
+    call = ast.parse(entry.strip(), mode="eval").body
+    fields = {each.arg: ast.literal_eval(each.value) for each in call.keywords if each.arg != "train"}
+    before = {pair.experiment: pair.comparisons for pair in pairs_to_compare()}
+    added = replace(supervised.EXPERIMENTS["supervised_2"], **fields)
+    monkeypatch.setitem(EXPERIMENTS, added.name, added)
+    after = {pair.experiment: pair.comparisons for pair in pairs_to_compare()}
+    assert {name: after[name] for name in before} == before
+    assert added.earlier_accuracy is None
+
+
+# ---------------------------------------------------------------------------------------------- images without labels
+
+
+def test_images_without_labels_that_were_left_out_are_named(scene_folder, root):
+    photos = root / "photos"
+    photos.mkdir()
+    for path in sorted((scene_folder / "train").glob("*/*"))[:20]:
+        (photos / f"{path.parent.name}_{path.name}").write_bytes(path.read_bytes())
+    (photos / "bad.jpg").write_text("no image")
+    byol = replace(self_supervised.JOINT_EMBEDDINGS["byol"], data=str(scene_folder), image_size=32, view_size=32)
+    byol = replace(byol, unlabelled=str(photos / "**"), unlabelled_alone=True, views="without_blur")
+    loaders = pretexts.build_loaders(byol, skip_bad_images=True, progress=False)
+    assert loaders.data["unlabelled"]["skipped"] == ["train/bad.jpg"]
+    runs.refuse_other_images(root / "a.json", byol.unlabelled, loaders.data["unlabelled"])
+    sizes = [len(labels) for _, labels in loaders.views_of_val]
+    assert len(loaders.train.dataset) == 20 and min(sizes) > 1  # VICReg has no loss of a single image
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+
+@pytest.mark.parametrize("option", [["--list"], ["--show", "byol_classifier"]])
+def test_a_list_of_experiments_is_about_the_data_that_are_named(option, root, scene_folder, monkeypatch, capsys):
+    assert train.main([*option, "--data", "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    asked = []
+    monkeypatch.setattr(train, "read", lambda experiment, *_: asked.append(experiment.data))
+    assert train.main([*option, "--data", str(scene_folder)]) == 0
+    assert set(asked) == {str(scene_folder)}
+
+
+def test_epochs_are_of_joint_embeddings_that_have_been_trained(root, capsys):
+    assert pretext_epochs.main(["rotation_1"]) == 2
+    assert "joint-embedding" in capsys.readouterr().err
+    assert pretext_epochs.main(["byol_scratch"]) == 2
+    assert "train byol_scratch first" in capsys.readouterr().err
+
+
+def test_a_measure_that_is_not_a_number_leaves_its_column_numbers(tmp_path):
+    table = pd.DataFrame({"epoch": [0, 2], "cka": [1.0, np.nan], "weights": ["", "abc"]})
+    table.to_csv(tmp_path / "epochs.csv", index=False)
+    found = pretext_epochs._read(tmp_path / "epochs.csv")
+    assert found["cka"].dtype == float and found["weights"].tolist() == ["", "abc"]
