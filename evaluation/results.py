@@ -308,9 +308,9 @@ def _line_of_comparison(pair: Pair, runs: list[dict], other_runs: list[dict]) ->
 def pretext_epochs_table(classifiers: Mapping[str, dict], pretexts: Mapping[str, dict]) -> pd.DataFrame:
     """The second report's table 3: the same classifier on a pretext that is stopped after different epochs.
 
-    Lines of one machine are of one run of the pretext.
-    `classifiers` and `pretexts` are results of one seed.  One line per classifier on a run of PRETEXTS_BY_EPOCH:
-    pretext, its epochs, its accuracy and loss on val after these epochs, and accuracies as in `results_table`.
+    Lines can be of several runs of the pretext; self_supervised/report.ipynb says which.  `classifiers` and `pretexts`
+    are results of one seed.  One line per classifier on a run of PRETEXTS_BY_EPOCH: pretext, its epochs, its accuracy
+    and loss on val after these epochs, and accuracies as in `results_table`.
     """
     lines = []
     accuracies = results_table(classifiers).reindex(
