@@ -126,7 +126,7 @@ class Caching:
         model = SceneClassifier(3, freeze_features=True).eval()
         images, labels = torch.randn(96, 3, 32, 32), torch.arange(96) % 3
         loader = [(images[start : start + 16], labels[start : start + 16]) for start in range(0, 96, 16)]
-        own = open_folder(folder / "explanations", "abc")
+        own = open_folder(folder / "explanations", "abc", "images")
         features, labels = features_of(model, loader, "abc", folder / "run.features.npz")
         describe_test_images(model, features, labels, own)
 
