@@ -277,11 +277,17 @@ def refuse_unused_weights(experiment: Experiment, weights: str | None):
 def prerequisites(experiment: Experiment, profile: str) -> list[tuple[Experiment, int | str]]:
     """The runs that an experiment starts from, each with the epoch it needs: a pretext, or teachers.
 
-    Raises ValueError for an epoch that such a run does not keep.
+    Raises ValueError for an epoch that such a run does not keep, and for a distilled network without teachers.
     """
     if getattr(experiment, "pretext_run", ""):
         name, seeds, epoch = experiment.pretext_run, (experiment.seed,), experiment.pretext_epoch
     elif experiment.has_teachers:
+        for field in (
+            "teacher_run",
+            "teacher_seeds",
+        ):  # not when it is made: saved settings are completed with defaults
+            if not getattr(experiment, field):
+                raise ValueError(f"{experiment.name}: {field} is empty; a distilled network needs teachers")
         name, seeds, epoch = experiment.teacher_run, experiment.teacher_seeds, "best"
     else:
         return []

@@ -159,9 +159,6 @@ class DistilledExperiment(Experiment):
     def __post_init__(self):
         """Refuse what cannot be run."""
         super().__post_init__()
-        for name in ("teacher_run", "teacher_seeds"):
-            if not getattr(self, name):
-                raise ValueError(f"{self.name}: {name} is empty; a distilled network needs teachers")
         if self.freeze_features:
             raise ValueError(f"{self.name}: freeze_features cannot be combined with distillation")
         if self.class_weights:

@@ -158,7 +158,12 @@ def test_a_quick_run_crops_to_its_own_size():
 @pytest.mark.parametrize("fields", [{}, {"teacher_run": "supervised_short"}, {"teacher_seeds": (0,)}])
 def test_a_distilled_network_needs_teachers(fields):
     with pytest.raises(ValueError, match="is empty"):
-        DistilledExperiment("d", "?", **fields)
+        prerequisites(DistilledExperiment("d", "?", **fields), "full")
+
+
+def test_the_settings_of_every_kind_of_experiment_are_completed_with_defaults():
+    for experiment in EXPERIMENTS.values():
+        assert runs._with_defaults(runs.settings_of(experiment), experiment) == runs.settings_of(experiment)
 
 
 def test_a_weights_file_with_one_number_too_many_is_told_in_a_sentence(tmp_path):
