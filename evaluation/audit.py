@@ -52,9 +52,8 @@ DIRECTIONS = 256  # principal components of the features that the probe sees, at
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1)  # C of the probe
 MARGIN = 0.5  # a label is listed where another class is more probable by so much
 THUMBNAIL = 32  # pixels, square
-LEAST_STRUCTURE = (
-    4.0  # gray levels: the standard deviation of a thumbnail's Laplacian; photographs of scenes have 8 to 90
-)
+# Gray levels, the standard deviation of a thumbnail's Laplacian; photographs of scenes have 8 to 90.
+LEAST_STRUCTURE = 4.0
 COPIES = 200  # images that the threshold of near copies is chosen by
 COPIES_FOUND = 0.99  # share of their re-encoded copies that are above it
 BLOCK = 1024  # images compared at a time

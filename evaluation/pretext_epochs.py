@@ -35,9 +35,9 @@ def features_by_epoch(pretext: JointEmbeddingExperiment, profile: str, progress:
     Columns: epoch, rank_me, cka (with epoch 0), neighbour_purity, weights (their digest, "" for epoch 0), all of the
     pooled last stage of the test images.  Raises FileNotFoundError if the pretext has not been run here.
     """
-    same = ("name", "data", "network", "initial_weights", "resize", "image_size", "images_per_class", "batch_size")
-    same = (*same, "stages")
-    probe = ProbeExperiment(question="", flip_tta=False, **{name: getattr(pretext, name) for name in same})
+    same = ["name", "data", "network", "initial_weights", "stages", "resize", "image_size", "images_per_class"]
+    fields = {name: getattr(pretext, name) for name in (*same, "batch_size")}
+    probe = ProbeExperiment(question="", flip_tta=False, **fields)
     loaders = build_loaders(probe, progress=False)
     torch.manual_seed(pretext.seed)  # of random weights: those that the run began with
     model, _ = build_model(probe, loaders, profile)

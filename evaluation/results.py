@@ -88,9 +88,16 @@ def read_profile(folder: Path, data: str = OWN_DATA) -> dict[str, dict]:
     there = [each for each in folders if any(each.glob("*.json"))]
     found = {}
     for each in there or folders[:1]:
-        # A run of an experiment on other data than its own, as by --data nature, does not take its place.
-        found |= {name: result for name, result in read_results(each).items() if name not in found}
+        read = read_results(each)
+        if each != of_data:  # an experiment of 15-Scene that was run on these data is none of the side study
+            read = {name: result for name, result in read.items() if _belongs_to(result, each.name)}
+        found |= read
     return found
+
+
+def _belongs_to(result: dict, data: str) -> bool:
+    experiment = EXPERIMENTS.get(result["settings"]["name"])
+    return experiment is None or experiment.data == data
 
 
 def runs_of(results: Mapping[str, dict], experiment: str) -> list[dict]:
