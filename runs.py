@@ -282,10 +282,7 @@ def prerequisites(experiment: Experiment, profile: str) -> list[tuple[Experiment
     if getattr(experiment, "pretext_run", ""):
         name, seeds, epoch = experiment.pretext_run, (experiment.seed,), experiment.pretext_epoch
     elif experiment.has_teachers:
-        for field in (
-            "teacher_run",
-            "teacher_seeds",
-        ):  # not when it is made: saved settings are completed with defaults
+        for field in ("teacher_run", "teacher_seeds"):  # may be empty before: saved settings are completed by defaults
             if not getattr(experiment, field):
                 raise ValueError(f"{experiment.name}: {field} is empty; a distilled network needs teachers")
         name, seeds, epoch = experiment.teacher_run, experiment.teacher_seeds, "best"

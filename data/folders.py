@@ -75,7 +75,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"there is no data folder {root}; it must hold <split>/<class>/<image>")
-    folders, others = {}, _other_folders(root)
+    folders = {}
     for split, names in SPLIT_NAMES.items():
         found = named_as_split(root, names)
         if len(found) > 1:
@@ -87,6 +87,7 @@ def split_folders(root: Path) -> dict[str, Path]:
             f"{root} must hold the folders train and val (or validation, or test), each with <class>/<image>, "
             "or none of them and <class>/<image>"
         )
+    others = [each.name for each in _folders_in(root) if each not in folders.values() and has_class_folders(each)]
     if others:
         say_once(f"{root}: {', '.join(others)}/ is left out, since splits are named train, val and test")
     return folders
@@ -100,23 +101,17 @@ def named_as_split(root: Path, names: Sequence[str]) -> list[Path]:
     return [
         folder
         for folder in sorted(root.iterdir())
-        if folder.name.lower() in names and folder.is_dir() and (folder.name in names or _holds_folders(folder))
+        if folder.name.lower() in names and folder.is_dir() and (folder.name in names or _folders_in(folder))
     ]
 
 
-def _other_folders(root: Path) -> list[str]:
-    """The folders beside the splits of a data set that hold class folders too."""
-    splits = list(itertools.chain(*SPLIT_NAMES.values()))
-    return [
-        folder.name
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and is_users_own(folder.name) and folder.name.lower() not in splits
-        if any(is_image(name) for inner in folder.iterdir() if inner.is_dir() for name in os.listdir(inner))
-    ]
+def has_class_folders(root: Path) -> bool:
+    """Whether folders with images are inside."""
+    return any(is_image(name) for folder in _folders_in(root) for name in os.listdir(folder))
 
 
-def _holds_folders(folder: Path) -> bool:
-    return any(inner.is_dir() and is_users_own(inner.name) for inner in folder.iterdir())
+def _folders_in(root: Path) -> list[Path]:
+    return [path for path in sorted(root.iterdir()) if path.is_dir() and is_users_own(path.name)]
 
 
 def list_split_folders(root: Path) -> dict[str, ImageFolder]:

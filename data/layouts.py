@@ -25,10 +25,9 @@ from data.folders import (
     SPLIT_NAMES,
     ImageFolder,
     digests_of,
+    has_class_folders,
     images_in,
     in_nfc,
-    is_image,
-    is_users_own,
     list_images,
     list_split_folders,
     named_as_split,
@@ -130,18 +129,13 @@ def _unsplit(root: Path) -> _Unsplit | None:
     if root.is_file():
         table = _Table.read(root)
         return None if table.splits else _Unsplit(table.images, root.stem)
-    if is_split(root) or not root.is_dir() or not _has_class_folders(root):
+    if is_split(root) or not root.is_dir() or not has_class_folders(root):
         return None
     images = list_images(root)
     _check_classes(root, images)
     left_out = images.left_out.copy()
     del left_out["outside the class folders"]  # data.image_cache counts them in every layout
     return _Unsplit(replace(images, left_out=left_out))
-
-
-def _has_class_folders(root: Path) -> bool:
-    folders = [path for path in root.iterdir() if path.is_dir() and is_users_own(path.name)]
-    return any(is_image(name) for folder in folders for name in os.listdir(folder))
 
 
 def _check_classes(root: Path, images: ImageFolder):

@@ -82,6 +82,7 @@ RANDOMISED_IMAGES = 4
 PERPLEXITY = 30.0  # of the t-SNE, lower for fewer than 90 images
 NEIGHBORS = 20  # of the k-NN purity, all others where there are fewer
 ACTIVATING = 3  # test images shown beside a filter
+STAMP = "weights.json"  # names what the folder of a model was computed from
 MAP_SIZE = 112  # pixels, square, at most: cached maps are for looking
 
 
@@ -203,11 +204,17 @@ def _measure_model(subject: Subject, effort: Effort):
 
 def open_folder(folder: Path, weights: str, images: str) -> Path:
     """The folder of a model's cache, emptied if it was computed from weights or images with another digest."""
-    stamp, digests = folder / "weights.json", {"weights": weights, "images": images}
-    if folder.exists() and (not stamp.exists() or json.loads(stamp.read_text(encoding="utf-8")) != digests):
+    digests = {"weights": weights, "images": images}
+    if folder.exists() and _digests_of(folder) != digests:
         shutil.rmtree(folder)
-    write_text(stamp, json.dumps(digests) + "\n")
+    write_text(folder / STAMP, json.dumps(digests) + "\n")
     return folder
+
+
+def _digests_of(folder: Path) -> dict[str, str]:
+    """What a model's cache was computed from; empty if there is none."""
+    stamp = folder / STAMP
+    return json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else {}
 
 
 @torch.inference_mode()
@@ -408,8 +415,7 @@ def _subject(experiment: Experiment, profile: str, folder: Path) -> Subject | No
     for path in (files.checkpoint, files.checkpoint.with_suffix(RELEASED)):
         if path.exists():
             run, test = load_trained(path), build_loaders(experiment, progress=False).test
-            stamp = folder / files.name / "weights.json"
-            digests = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else {}
+            digests = _digests_of(folder / files.name)
             same_images = digests.get("images") == test.dataset.scenes.fingerprint
             if path.suffix == RELEASED and same_images and digests["weights"] != run.weights:
                 say_once(f"{run.name} is a released model; what was explained of the run itself is kept")

@@ -91,8 +91,8 @@ def torchvision_state(run: TrainedRun) -> tuple[dict[str, torch.Tensor], str]:
     """The weights of a run under torchvision's names, and the name of the network there.
 
     The classifier is among them if torchvision's network has the same one, and gives it the same features: not where
-    those of the image and its mirror image are averaged.  Raises ValueError for a network that
-    torchvision does not have.
+    those of the image and its horizontal flip are averaged.  Raises ValueError for a network that torchvision does not
+    have.
     """
     state = run.model.state_dict()
     resnet = "features.stem.conv1.weight" in state
@@ -145,8 +145,6 @@ def main(arguments=None) -> int:
 
 def _export(options):
     suffix = SUFFIX[options.to]
-    if options.out is not None:
-        check_target(options.out, "--out", (suffix,))
     run = load_run(options.run)
     path = options.out or Path(f"{run.name}{suffix}")
     check_target(path, "--out", (suffix,))

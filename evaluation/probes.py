@@ -277,14 +277,10 @@ def collect_scenes(
     probed = {
         label: experiments[name] for label, name in SCENES.items() if profile == "full" or label in SCENES_IN_QUICK
     }
-    results = collect(probed.values(), profile)
-    weights = {
-        label: results[experiment.name]["initial_weights"].get("sha256", "random")
-        for label, experiment in probed.items()
-        if experiment.name in results
-    }
+    results = _results_of(probed, profile)
+    weights = {label: result["initial_weights"].get("sha256", "random") for label, result in results.items()}
     probed["random"] = replace(probed["random"], resize="imagenet")
-    cache = _Cache(files_of(probed["random"], profile).results, "weights", weights, _images_of(probed, results))
+    cache = _Cache(files_of(probed["random"], profile).results, "weights", weights, _images_of(results))
     if compute:
         cache.fill(probed, partial(_probe_scenes, profile), progress)
     tables = cache.read(probed)
@@ -306,26 +302,24 @@ def collect_cifar10(
     Raises FileNotFoundError if `compute` needs the checkpoint of a run that is not there.
     """
     probed = {label: experiments[name] for label, name in CIFAR10.items()}
-    results = collect(probed.values(), profile)
-    accuracies = {
-        label: results[experiment.name]["test_accuracy"]
-        for label, experiment in probed.items()
-        if experiment.name in results
-    }
+    results = _results_of(probed, profile)
+    accuracies = {label: result["test_accuracy"] for label, result in results.items()}
     control = experiments[CIFAR10_CONTROL]
-    cache = _Cache(files_of(control, profile).results, "accuracy of run", accuracies, _images_of(probed, results))
+    cache = _Cache(files_of(control, profile).results, "accuracy of run", accuracies, _images_of(results))
     if compute:
         cache.fill(probed, partial(_probe_cifar10, profile, control), progress)
     return cache.read(probed)
 
 
-def _images_of(probed: Mapping[str, Experiment], results: Mapping[str, dict]) -> dict[str, str]:
+def _results_of(probed: Mapping[str, Experiment], profile: str) -> dict[str, dict]:
+    """By the name of the features: the result of their run, where there is one."""
+    results = collect(probed.values(), profile)
+    return {label: results[each.name] for label, each in probed.items() if each.name in results}
+
+
+def _images_of(results: Mapping[str, dict]) -> dict[str, str]:
     """By the name of the features: a digest of the images that their run learned from."""
-    return {
-        label: digest_of_images(results[experiment.name].get("data", {}))
-        for label, experiment in probed.items()
-        if experiment.name in results
-    }
+    return {label: digest_of_images(result.get("data", {})) for label, result in results.items()}
 
 
 def accuracies_by_stage(by_stage: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

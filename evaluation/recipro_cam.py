@@ -17,6 +17,7 @@ from evaluation.scorecam import (
     as_images,
     check_batch_size,
     check_targets,
+    check_two_classes,
     one_target_each,
     probabilities_of,
     scale_to_unit,
@@ -57,9 +58,9 @@ def recipro_contrast(
     The errors are those of `contrast_cam`.
     """
     probabilities = probabilities_by_position(model, as_images(image), layer, batch_size)
-    check_targets(torch.tensor([target_class, other_class]), len(probabilities))
-    if target_class == other_class:
-        raise ValueError("the other class is the target class; a contrast needs two classes")
+    classes = torch.tensor([target_class, other_class])
+    check_targets(classes, len(probabilities))
+    check_two_classes(*classes)
     difference = probabilities[target_class] - probabilities[other_class]
     return _as_heat_map(difference.clamp(min=0), image)[0]
 

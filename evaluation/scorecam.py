@@ -216,8 +216,7 @@ def contrast_cam(
     """
     images = as_images(images)
     others = one_target_each(images, other_classes)
-    if (others == one_target_each(images, target_classes)).any():
-        raise ValueError("the other class is the target class; a contrast needs two classes")
+    check_two_classes(one_target_each(images, target_classes), others)
 
     def explain(masked: MaskedImages, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         check_targets(others, masked.of_blank.shape[1])
@@ -316,6 +315,12 @@ def one_target_each(images: torch.Tensor, target_classes: Sequence[int]) -> torc
 def probabilities_of(logits: torch.Tensor) -> torch.Tensor:
     """Probabilities (N, classes), 0..1: the softmax of the logits, and the sigmoid of a single one."""
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+
+
+def check_two_classes(targets: torch.Tensor, others: torch.Tensor):
+    """Raise ValueError where the two classes (N,) of a contrast are the same."""
+    if (targets == others).any():
+        raise ValueError("the other class is the target class; a contrast needs two classes")
 
 
 def check_targets(targets: torch.Tensor, num_classes: int):

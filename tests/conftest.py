@@ -15,6 +15,7 @@ from supervised.models import SceneClassifier, estimate_batchnorm
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MPLBACKEND", "Agg")
+NO_PROCESS = 2**22 + 1  # above the highest number of Linux
 CLASSES = ("dark", "light", "striped")
 
 

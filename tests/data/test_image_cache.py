@@ -18,8 +18,7 @@ from torchvision.models import EfficientNet_B0_Weights
 
 from data import files, image_cache
 from data.image_cache import decode, load_scenes, load_splits
-
-NO_PROCESS = 2**22 + 1  # above the highest number of Linux
+from tests.conftest import NO_PROCESS
 
 
 @pytest.fixture(autouse=True)

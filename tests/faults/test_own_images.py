@@ -22,9 +22,7 @@ from evaluation.export import torchvision_state
 from evaluation.pages.demo_page import demo_page
 from evaluation.predict import Model
 from evaluation.split_images import images_for
-from tests.conftest import CLASSES, draw
-
-NO_PROCESS = 2**22 + 1  # above the highest number of Linux
+from tests.conftest import CLASSES, NO_PROCESS, draw
 
 
 @pytest.fixture(autouse=True)
