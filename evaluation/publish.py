@@ -26,6 +26,7 @@ from torch import nn
 from data.download import check_checksum, download
 from data.files import CODE, digest_of_file, root_folder, say_once, write_atomically, write_text
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, read_released
+from evaluation.results import initial_weights_text
 from evaluation.statistics import accuracy_interval
 from helper_functions import predict
 from runs import configure, files_of, find, load_checkpoint, run_command
@@ -74,7 +75,7 @@ Written by `python -m evaluation.publish --cards` from the result file and the r
 | network | {network}, head `{head}` on stages {stages} |
 | input | {image_size}x{image_size} pixels, resize rule `{resize}`: {resize_rule}{flip_tta} |
 | output | logits of {classes} scenes: {class_names} |
-| data | {data}: {train:,} training images, {val:,} validation images to choose the epoch, {test:,} test images |
+| data | {data}: {train:,} training images, {val:,} validation images, {test:,} test images |
 | initial weights | {initial_weights} |
 | training | {trained}; epoch {epoch} of {epochs}, seed {seed}, {precision} on {device}, torch {torch} |
 | test accuracy | {accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) |
@@ -335,9 +336,9 @@ def _read_digests(folder: Path) -> dict[str, str]:
 
 
 def _describe_initial_weights(initial_weights: Mapping) -> str:
-    if "began_with" not in initial_weights:
-        return initial_weights["weights"]
-    return f"{initial_weights['weights']}, trained from {initial_weights['began_with']['weights']}"
+    began_with = initial_weights.get("began_with")
+    trained_from = f", trained from {began_with['weights']}" if began_with else ""
+    return f"{initial_weights_text(initial_weights)}{trained_from}"
 
 
 def _describe_training(settings: Mapping, teachers: Mapping) -> str:

@@ -164,7 +164,7 @@ def results_table(results: Mapping[str, dict], experiments: Mapping[str, Experim
             "train": result["train_accuracy"],
             "epoch": result["epoch"],
             "minutes": result["seconds"] / 60,
-            "initial weights": result["initial_weights"]["weights"],
+            "initial weights": initial_weights_text(result["initial_weights"]),
             "machine": machine(result),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
@@ -191,10 +191,21 @@ def experiments_table(results: Mapping[str, dict], experiments: Mapping[str, Exp
             "mean per class": float(np.mean([mean_per_class(run) for run in runs])),
             "lowest": min(accuracies),
             "highest": max(accuracies),
-            "initial weights": runs[0]["initial_weights"]["weights"],
+            "initial weights": initial_weights_text(runs[0]["initial_weights"]),
             "machines": machines(runs),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def initial_weights_text(initial_weights: Mapping) -> str:
+    """What a run began with: a description of the weights, or the run and epoch of a pretext.
+
+    A run that keeps its last epoch has it in the place of the best one, where nothing was selected.
+    """
+    name, _, epoch = initial_weights["weights"].partition(", epoch ")
+    pretext = EXPERIMENTS.get(re.sub(r"\.seed\d+$", "", name))
+    keeps_last = epoch == "best" and pretext is not None and pretext.train.keep == "last"
+    return f"{name}, last epoch" if keeps_last else initial_weights["weights"]
 
 
 def mean_per_class(result: dict) -> float:

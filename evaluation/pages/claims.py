@@ -41,9 +41,9 @@ sampling of test images only and is too narrow.  `docs/results.md` has this stud
 
 ## Our experiments beside the highest earlier numbers
 
-Both under the earlier protocol: the epoch is selected and the accuracy reported on all validation images.  Ours is the
-mean over seeds with its 95 % interval over seeds (Student 1908), each line by itself.  Theirs is a single run, whose
-seed variance is unknown.
+Both under the earlier protocol: the epoch is selected and the accuracy reported on val and test images together.  Ours
+is the mean over seeds with its 95 % interval over seeds (Student 1908), each line by itself.  Theirs is a single run,
+whose seed variance is unknown.
 
 {beside}
 
@@ -57,9 +57,10 @@ on test images.
 
 ## Score-CAM shows what the model looks at
 
-Both reports.  The maps are of `{maps_of}`, on {images} random test images.  Pixels are hidden (deletion: a low score is
-good) or shown (insertion: a high score is good) in the order of the map.  Score-CAM is compared, image by image, with
-two maps that do not use the model: smooth noise and the edges of the image.  An advantage above 0 is one of Score-CAM.
+Both reports.  The maps are of `{maps_of}`, on {images} random test images.  Pixels are hidden, which gives them
+the mean color of the image (deletion: a low score is good), or shown (insertion: a high score is good), in the order of
+the map.  Score-CAM is compared, image by image, with two maps that do not use the model: smooth noise and the edges of
+the image.  Above 0, Score-CAM is better.
 They are one family with the other baselines and measures of `evaluation/evaluation.ipynb`, {comparisons} in all.
 
 {maps}

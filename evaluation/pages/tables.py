@@ -64,11 +64,12 @@ HEADLINES = {  # an experiment with `compared_with`, and both in words
     "imagenet_classifier_best": ("Frozen ImageNet features without a pretext", "fine-tuning with labels"),
 }
 BEST = "supervised_long"  # beside the highest number of the earlier reports
-PRETEXTS_NOTE = "Accuracy on the labels of the pretext (rotations, colors, orders), not on scenes."
+PRETEXTS_NOTE = """Accuracy on the labels of the pretext (rotations, colors, orders), not on classes; that of a
+joint-embedding pretext is of a vote of the 20 nearest training images."""
 PROBES_NOTE = """The primary readout is logistic regression on pooled features of stages 5 to 8, image and horizontal
 flip averaged, standardized, with its strength chosen on val.  On untouched features it has no seed.  Its own
 ablations are compared with `byol_classifier`.  The hyper-parameters of BYOL come from an exploratory run, where they
-were chosen by this readout on val."""
+were chosen by this readout on val.  A trained head and fine-tuning stand beside it."""
 NEIGHBORS_NOTE = """Accuracy of a vote of the 20 nearest training images, by the features of the last epoch.  Nothing is
 chosen, on val or elsewhere."""
 SECTIONS = (  # data set, title, a note, experiments
