@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import resize
 
 from data.image_cache import Scenes
 from evaluation.faithfulness import LOWER_IS_BETTER, compare_maps
+from evaluation.map_measures import CONTROLS
 from evaluation.metrics import confident_mistakes
 from evaluation.model_inversion import picture_file
 from evaluation.statistics import mean_and_interval
@@ -47,6 +48,8 @@ class Explained:
     maps: dict[str, dict[str, torch.Tensor]]  # by layer: heat maps (images, S, S) in 0..1, of the first of `shown`
     map_table: pd.DataFrame  # see `describe_maps`
     faithfulness: pd.DataFrame  # of the first model, as `faithfulness.measure_faithfulness` returns it
+    definitions: pd.DataFrame  # of Score-CAM, on val, for each model; see `map_measures.summarise`
+    methods: pd.DataFrame  # kinds of heat maps, on test, for each model; see there
     randomisation: pd.DataFrame  # of the first model: seed, part, image, correlation
     inversions: dict[tuple[str, str], Inversion]  # by model and kind, see INVERTED
     activating: dict[str, pd.DataFrame]  # see `explain.activating_images`
@@ -97,6 +100,8 @@ def read_explanations(folder: Path, results: Mapping[str, dict], scenes: Scenes,
         maps=maps,
         map_table=describe_maps(maps, {name: saved["constant_channels"] for name, saved in saved_maps.items()}),
         faithfulness=_read_table(first / "faithfulness.csv"),
+        definitions=_read_table(folder / "scorecam_defaults.csv"),
+        methods=_read_table(folder / "heat_maps.csv"),
         randomisation=_read_table(first / "randomisation.csv"),
         inversions={
             (name, kind): read_inversion(folder / name / kind)
@@ -197,6 +202,27 @@ def faithfulness_verdicts(measured: pd.DataFrame) -> tuple[pd.DataFrame, pd.Data
     compared = compare_maps(measured, "Score-CAM").drop(columns="map")
     counts = compared.groupby(["compared_with", "measure"])["verdict"].value_counts()
     return compared, counts.unstack(fill_value=0)
+
+
+def measured_maps(table: pd.DataFrame) -> pd.DataFrame:
+    """Lines of `map_measures.summarise` as text, by model and map; an empty table stays empty.
+
+    Columns: each measure with its 95 % interval, marked * where it is better than edges and random maps and ! where it
+    is worse than one of them; fell back and empty (shares of the images) and seconds.
+    """
+    if not len(table):
+        return table
+    text = table[["model", "map"]].copy()
+    for measure in LOWER_IS_BETTER:
+        values = table[[measure, f"{measure}_from", f"{measure}_to"]].to_numpy()
+        verdicts = table[[f"{measure}_to_{control}" for control in CONTROLS]]
+        better, worse = (verdicts == "better").all(axis=1), (verdicts == "worse").any(axis=1)
+        marks = np.select([better, worse], [" *", " !"], "")
+        text[measure] = [
+            f"{mean:.3f} ({low:.3f} to {high:.3f}){mark}" for (mean, low, high), mark in zip(values, marks, strict=True)
+        ]
+    text["fell back"], text["empty"], text["seconds"] = table["fell_back"], table["empty"], table["seconds"]
+    return text.set_index(["model", "map"])
 
 
 def randomisation_table(correlations: pd.DataFrame) -> pd.DataFrame:

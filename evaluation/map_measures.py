@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from evaluation import faithfulness
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.faithfulness import LOWER_IS_BETTER
 from evaluation.split_images import evenly_spread, images_for
-from evaluation.statistics import mean_and_interval
+from evaluation.statistics import mean_and_interval, mean_difference
 
 MODELS = (
     "supervised_short",
@@ -32,6 +33,7 @@ MODELS = (
     "byol_classifier",
     "imagenet_classifier_probe",
 )
+CONTROLS = ("random", "edges")  # maps that know nothing of a network, see `control_maps`
 STEPS = 8  # of deletion and insertion: an eighth of the pixels each
 
 
@@ -62,10 +64,8 @@ def timed(maps_of: Callable) -> FoundMaps:
 
 def control_maps(images: torch.Tensor, seed: int) -> dict[str, FoundMaps]:
     """Maps that know nothing of a network: random ones and edges."""
-    return {
-        "random": timed(lambda: faithfulness.random_maps(images, seed=seed)),
-        "edges": timed(lambda: faithfulness.edge_maps(images)),
-    }
+    maps = (lambda: faithfulness.random_maps(images, seed=seed)), (lambda: faithfulness.edge_maps(images))
+    return {name: timed(each) for name, each in zip(CONTROLS, maps, strict=True)}
 
 
 def measure_run(run: TrainedRun, dataset: Dataset, numbers: Sequence[int], maps_of: MapsOf, path: Path) -> pd.DataFrame:
@@ -107,11 +107,12 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """One line per network and kind of map, over all baselines; images are the unit of intervals.
 
     Columns: model, map, images, left_out (images whose map is not finite), empty and fell_back (shares of the images),
-    seconds (median per image), and for each measure its mean and its 95 % interval.
+    seconds (median per image), for each measure its mean and its 95 % interval, and its verdict against each of
+    CONTROLS, as "insertion_to_edges".  The verdicts of a network are one family of comparisons.
     """
     lines = []
     for (model, name), group in rows.groupby(["model", "map"], sort=False):
-        by_image = group.groupby("image")[[*LOWER_IS_BETTER, "empty", "fell_back", "seconds"]].mean()
+        by_image = _by_image(group)
         line = {
             "model": model,
             "map": name,
@@ -125,8 +126,26 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
             values = by_image[measure].dropna().tolist()
             mean, low, high = mean_and_interval(values) if values else [np.nan] * 3
             line |= {measure: mean, f"{measure}_from": low, f"{measure}_to": high}
-        lines.append(line)
+        lines.append(line | _verdicts(rows[rows["model"] == model], name))
     return pd.DataFrame(lines)
+
+
+def _by_image(group: pd.DataFrame) -> pd.DataFrame:
+    """The measures and facts of one kind of map, one line per image: means over the baselines."""
+    return group.groupby("image")[[*LOWER_IS_BETTER, "empty", "fell_back", "seconds"]].mean()
+
+
+def _verdicts(rows: pd.DataFrame, name: str) -> dict[str, str]:
+    """Whether a kind of map is better than the controls, by measure; empty for a control itself, and for one image."""
+    others = len(set(rows["map"]) - set(CONTROLS))
+    comparisons = others * len(CONTROLS) * len(LOWER_IS_BETTER)
+    verdicts = {}
+    for control, (measure, lower) in product(CONTROLS, LOWER_IS_BETTER.items()):
+        values = [_by_image(rows[rows["map"] == each])[measure] for each in (name, control)]
+        advantages = ((values[1] - values[0]) if lower else (values[0] - values[1])).dropna()
+        comparable = name not in CONTROLS and len(advantages) > 1
+        verdicts[f"{measure}_to_{control}"] = mean_difference(advantages, comparisons).verdict if comparable else ""
+    return verdicts
 
 
 def add_options(parser: argparse.ArgumentParser, data: str, output: Path):
@@ -157,8 +176,9 @@ def measure_runs(options: argparse.Namespace, maps_of: MapsOf) -> pd.DataFrame:
             continue
         run = run.folded().without_flip_tta()
         dataset = images_for(run, data, split)
-        # Of other images, another layer or other steps the rows are others.
-        made_from = f"{dataset.scenes.fingerprint} {getattr(options, 'layer', '')} {STEPS}"
+        # Of other images, another layer, other kinds of maps or other steps the rows are others.
+        kinds = [getattr(options, name, "") for name in ("layer", "clusters")]
+        made_from = f"{dataset.scenes.fingerprint} {kinds} {STEPS}"
         digest = hashlib.sha256(made_from.encode()).hexdigest()[:8]
         path = output.with_suffix("") / f"{run.name}_{run.weights[:12]}_{split}_{digest}.csv"
         rows = measure_run(run, dataset, evenly_spread(len(dataset), options.images), maps_of, path)

@@ -1,3 +1,4 @@
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -5,6 +6,7 @@ import torch
 from evaluation import map_measures, scorecam_defaults
 from evaluation.map_measures import summarise, timed
 from evaluation.scorecam import WEIGHTINGS, score_cam
+from evaluation.statistics import mean_difference
 from tests.small_runs import small_run
 
 
@@ -60,3 +62,31 @@ def test_maps_that_are_not_finite_are_left_out_and_counted():
 def test_a_tensor_of_maps_never_fell_back():
     found = timed(lambda: torch.ones(2, 4, 4))
     assert not found.fell_back.any() and found.seconds >= 0
+
+
+def test_each_kind_of_map_is_compared_with_the_controls_image_by_image():
+    generator = np.random.default_rng(0)
+    noise = generator.normal(0, 0.01, 30)
+    rows = []
+    for name, insertion in (("good", 0.6), ("random", 0.5), ("edges", 0.6 + noise), ("bad", 0.4)):
+        values = {"insertion": insertion, "deletion": 0.3, "drop": 0.2, "increase": 0}
+        facts = {"empty": False, "fell_back": False, "seconds": 1.0}
+        for baseline, shift in (("black", 0.1), ("mean", -0.1)):  # of an image the mean over the baselines counts
+            part = pd.DataFrame({"model": "a", "map": name, "baseline": baseline, "image": range(30)})
+            part = part.assign(**values, **facts)
+            rows.append(part.assign(insertion=part["insertion"] + shift))
+    table = summarise(pd.concat(rows)).set_index("map")
+    assert table["insertion_to_random"].to_dict() == {"good": "better", "random": "", "edges": "", "bad": "worse"}
+    assert table["insertion_to_edges"].to_dict() == {
+        "good": "inconclusive",
+        "random": "",
+        "edges": "",
+        "bad": "worse",
+    }
+    assert table.loc["good", "deletion_to_edges"] == "inconclusive"  # equal everywhere
+    # Two kinds of maps, four measures and two controls are one family of sixteen: at one in twenty it would be better.
+    close = pd.concat(rows).assign(deletion=lambda each: 0.3 - 0.1 * (each["map"] == "good"))
+    few = close[close["image"] < 2].assign(deletion=lambda each: each["deletion"] + 0.002 * each["image"])
+    few.loc[(few["map"] == "good") & (few["image"] == 0), "deletion"] += 0.01
+    assert mean_difference([0.1 - 0.01, 0.1]).verdict == "better"
+    assert summarise(few).set_index("map").loc["good", "deletion_to_random"] == "inconclusive"
