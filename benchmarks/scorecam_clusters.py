@@ -8,7 +8,8 @@ to benchmarks/scorecam_clusters.csv after each image, and an interrupted run con
 the exact map, seconds_besides the time of an approximate map without its passes.  share_of_time is the time of the
 approximate map as a fraction of the exact one's, computed from these.  `correlation` and share_of_time are those before
 the check of `mask_clusters.agreement_of`; checked_correlation and checked_share_of_time those of what
-`cluster_score_cam` gives, where images below the check are exact.
+`cluster_score_cam` gives, where images below the check are exact.  `fell_back` and `empty` are those of the exact map:
+whether the paper's definition gives none, and whether none is left, see `evaluation.scorecam.MaskedImages.maps`.
 """
 
 import argparse
@@ -44,7 +45,8 @@ def compare(run: TrainedRun, image: torch.Tensor, weighting: str = "softmax") ->
     started = time.perf_counter()
     scores = masked.scores(~masked.constant)
     exact_seconds = time.perf_counter() - started
-    exact = masked.maps(masked.weights(scores))[0].flatten().numpy()
+    exact_maps, fell_back = masked.maps(masked.weights(scores))
+    exact = exact_maps.flatten().numpy()
     rows = []
     for clusters in CLUSTERS:
         started = time.perf_counter()
@@ -67,6 +69,8 @@ def compare(run: TrainedRun, image: torch.Tensor, weighting: str = "softmax") ->
                 "agreement": agreement,
                 "exact": is_exact,
                 "checked_correlation": 1.0 if is_exact else correlation,
+                "fell_back": fell_back.item(),
+                "empty": not exact.any(),
                 "exact_seconds": exact_seconds,
                 "seconds_besides": seconds,
                 "share_of_time": share,

@@ -1,6 +1,7 @@
 """What the benchmarks make of their measurements, and what they compare with.  No test asserts a time."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -90,6 +91,14 @@ def test_a_process_prints_what_it_measured_and_keeps_the_result(tmp_path, capsys
         "note": "one epoch, times 50",
     }
     assert np.load(tmp_path / "result.npy").tolist() == [0, 1, 2, 3]
+
+
+def test_both_ways_to_read_an_epoch_give_the_same_images_to_compare(root, scene_folder, monkeypatch):
+    monkeypatch.setattr(implementations, "data_set", lambda: str(scene_folder))
+    monkeypatch.setattr(data, "BASE", replace(data.BASE, batch_size=2))
+    plain, ours = (each().result for each in data.EPOCHS["basic"].values())
+    assert len(plain) > 2 and plain.shape == ours.shape
+    np.testing.assert_allclose(plain, ours, atol=1e-6)
 
 
 def test_a_process_that_fails_is_named_with_its_last_words(tmp_path):
@@ -195,6 +204,7 @@ def test_clusters_are_compared_with_every_mask_scored_once(monkeypatch):
     few, all_of_them = scorecam_clusters.compare(run, implementations.draw_images(1, size=64))
     assert (few["passes"], all_of_them["passes"]) == (16, 1280)
     assert all_of_them["correlation"] == pytest.approx(1)
+    assert not (few["empty"] or few["fell_back"])
     assert few["share_of_time"] == pytest.approx(16 / 1280 + few["seconds_besides"] / few["exact_seconds"])
 
 
