@@ -44,6 +44,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from data.files import expanded, locked, write_atomically
+from data.layouts import name_of_images
 from helper_functions import OPTIMIZERS, SCHEDULES, TrainSettings, build_accelerator, fold_batchnorm, should_stop, train
 from runs import (
     add_common_options,
@@ -322,7 +323,7 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
     """
     identity = study.user_attrs["identity"]
     settings = identity["settings"]
-    searched = {"experiment": settings["name"], "image_size": settings.get("image_size")}
+    searched = {"experiment": settings["name"], **{name: settings.get(name) for name in ("data", "image_size")}}
     searched |= {"subset": settings.get("subset", 1.0), "sampler": identity["sampler"], "seed": identity["seed"]}
     trials = study.get_trials(deepcopy=False, states=FINISHED)
     first = min((trial.datetime_start for trial in trials), default=None)
@@ -355,7 +356,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"there is no table {path} of a search")
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, dtype={"data": str})
         table[["experiment", "sampler", "subset", "value"]]
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is not the table of a search ({error})") from error
@@ -403,12 +404,16 @@ def with_parameters(experiment, parameters: Mapping):
     return replace(experiment, **others, train=replace(experiment.train, **training))
 
 
-def experiment_of_study(path: str | Path):
+def experiment_of_study(path: str | Path, data: str | None = None):
     """The searched experiment with the parameters of the best trial in a table (.csv), on all of its data.
 
-    Raises as `best_of_table`, and ValueError if the experiment no longer exists.
+    `data` is the data set that it will learn, if it is not its own.  Raises as `best_of_table`, and ValueError if the
+    experiment no longer exists or the search was on another data set; tables of older code do not name it.
     """
     best = best_of_table(path)
+    asked, searched = name_of_images(data or find(best["experiment"]).data), best.get("data")
+    if isinstance(searched, str) and searched != asked:
+        raise ValueError(f"{path} is a search on {searched}, not on {asked}; name its folder with --data")
     parameters = {name: best[name] for name in SPACES["wide"].distributions if name in best}
     experiment = with_parameters(find(best["experiment"]), parameters)
     return replace(experiment, name=_name_of_search(best["experiment"], best["sampler"], best["subset"]))

@@ -44,8 +44,8 @@ from data.files import (
     write_atomically,
     write_text,
 )
-from data.layouts import ALL_BELOW, fingerprints, is_split, list_splits
-from data.prepare import DATA_SETS, folder_of, locate
+from data.layouts import ALL_BELOW, fingerprints, is_split, list_splits, name_of_images
+from data.prepare import folder_of, locate
 from helper_functions import (
     DEVICES,
     CrossEntropy,
@@ -132,7 +132,9 @@ def with_unlabelled(experiment: Experiment, folder: str, alone: bool = False) ->
         raise ValueError(f"--unlabelled is {folder}; it must be a folder of images")
     name = f"{experiment.name}_{'on' if alone else 'with'}_{re.sub(r'[^A-Za-z0-9_-]+', '_', root.name)}"
     if isinstance(experiment, JointEmbeddingExperiment):
-        unlabelled = folder if folder in DATA_SETS else str(root if is_split(root) else root / ALL_BELOW)
+        if experiment.unlabelled:
+            raise ValueError(f"{experiment.name} has images of {experiment.unlabelled} already; leave out --unlabelled")
+        unlabelled = str(root if is_split(root) else root / ALL_BELOW)
         added = replace(experiment, name=name, unlabelled=unlabelled, unlabelled_alone=alone)
         count = len(list_splits(locate(unlabelled))["train"].names)
         place = "take the place of" if alone else "are added to"
@@ -277,7 +279,8 @@ def refuse_unused_weights(experiment: Experiment, weights: str | None):
 def prerequisites(experiment: Experiment, profile: str) -> list[tuple[Experiment, int | str]]:
     """The runs that an experiment starts from, each with the epoch it needs: a pretext, or teachers.
 
-    Raises ValueError for an epoch that such a run does not keep, and for a distilled network without teachers.
+    Raises ValueError for an epoch that such a run does not keep, for a pretext of another network, for images that it
+    sees by another resize rule, and for a distilled network without teachers.
     """
     if getattr(experiment, "pretext_run", ""):
         name, seeds, epoch = experiment.pretext_run, (experiment.seed,), experiment.pretext_epoch
@@ -294,6 +297,14 @@ def prerequisites(experiment: Experiment, profile: str) -> list[tuple[Experiment
         if epoch not in ("best", *each.save_epochs):
             kept = ", ".join(map(str, ("best", *each.save_epochs)))
             raise ValueError(f"{experiment.name} needs epoch {epoch} of {name}, which keeps {kept}; see save_epochs")
+        if not isinstance(epoch, str) and epoch > each.train.max_epochs:
+            raise ValueError(
+                f"{experiment.name} needs epoch {epoch} of {name}, which ends after {each.train.max_epochs}"
+            )
+        for field in ("resize",) if experiment.has_teachers else ("network", "resize"):
+            own, other = getattr(experiment, field), getattr(each, field)
+            if own != other:
+                raise ValueError(f"{experiment.name}: {field} is {own!r}, but that of {name} is {other!r}")
     return [(each, epoch) for each in needed]
 
 
@@ -379,6 +390,7 @@ class _Clock:
 def _read_finished(job: Job) -> tuple[nn.Module, dict] | None:
     """Model and result of a finished run of this identity, or None if it must be trained."""
     if not job.files.checkpoint.exists():
+        _refuse_to_replace_result(job)
         return None
     saved = load_checkpoint(job.files.checkpoint)
     difference = _difference_of_identity(job, saved)
@@ -391,6 +403,19 @@ def _read_finished(job: Job) -> tuple[nn.Module, dict] | None:
     if not job.overwrite:
         raise ValueError(f"{job.files.checkpoint} was trained with {difference}; --overwrite replaces it")
     return None
+
+
+def _refuse_to_replace_result(job: Job):
+    """Raise ValueError where a result without a checkpoint, as in a clone, is of another identity; `overwrite` may."""
+    path = job.files.result
+    if job.overwrite or not path.exists():
+        return
+    result = _load_result(path)
+    difference = _difference_of_identity(job, {"identity": {key: result.get(key) for key in job.identity}})
+    if difference is not None:
+        raise ValueError(
+            f"{path} was made with {difference}; SCENES_ROOT=FOLDER trains beside it, and --overwrite replaces it"
+        )
 
 
 def _read_state(job: Job) -> dict | None:
@@ -595,11 +620,7 @@ def read(experiment: Experiment, profile: str = "full", seen: dict | None = None
     path = files_of(experiment, profile).result
     if not path.exists():
         return None
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not complete ({error}); run the experiment again") from error
-    _check_format(path, result)
+    result = _load_result(path)
     result["settings"] = _with_defaults(result["settings"], experiment)
     asked, saved = settings_of(experiment), dict(result["settings"])
     for settings in (asked, saved):  # the result states which weights file was used; it is not part of the question
@@ -613,6 +634,16 @@ def read(experiment: Experiment, profile: str = "full", seen: dict | None = None
     refuse_other_images(path, experiment.data, data, seen)
     if "unlabelled" in data:
         refuse_other_images(path, experiment.unlabelled, data["unlabelled"], seen)
+    return result
+
+
+def _load_result(path: Path) -> dict:
+    """What a file of a result holds.  Raises ValueError if it is not complete and of this format."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not complete ({error}); run the experiment again with --overwrite") from error
+    _check_format(path, result)
     return result
 
 
@@ -684,7 +715,7 @@ def load_weights(
     asked["train"]["precision"] = settings["train"]["precision"]  # an option of the command, not of the question
     difference = first_difference(asked, settings)
     if difference is not None:
-        raise ValueError(f"{path} was trained with {difference}; --overwrite replaces the run")
+        raise ValueError(f"{path} was trained with {difference}; train {experiment.name} again with --overwrite first")
     if data is not None and data["fingerprint"] != saved["identity"]["data"]["fingerprint"]:
         raise ValueError(
             f"{path} was trained on other images than those of {data['name']} now; "
@@ -732,8 +763,10 @@ def _check_format(path: Path, saved: dict):
 def settings_of(experiment: Experiment) -> dict:
     """The settings that define a training, as plain types."""
     settings = {name: value for name, value in asdict(experiment).items() if name not in NOT_IDENTITY}
-    settings["data"] = expanded(settings["data"]).resolve().name  # folders differ between machines
+    settings["data"] = name_of_images(settings["data"])
     settings["initial_weights"] = Path(settings["initial_weights"]).name
+    if settings.get("unlabelled"):
+        settings["unlabelled"] = name_of_images(settings["unlabelled"])
     settings["train"].pop("step")  # the result states it; it does not change what is trained
     return json.loads(json.dumps(settings))  # tuples become lists, as they do in a file
 

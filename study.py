@@ -19,7 +19,7 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
-from data.files import CODE, root_folder
+from data.files import CODE, root_folder, say_once
 from data.layouts import list_splits
 from data.prepare import locate
 from runs import EXPERIMENTS, configure, files_of, find, prerequisites, read
@@ -53,12 +53,13 @@ class Task:
 
 
 def missing_tasks(
-    names: Iterable[str], profile: str, seeds: Iterable[int], overwrite: bool = False, **changes
+    names: Iterable[str], profile: str, seeds: Iterable[int], overwrite: bool = False, every: bool = False, **changes
 ) -> list[Task]:
     """Runs without a result, each after what it starts from, and checkpoints that these need again.
 
     `changes` are those of `configure`.  With `overwrite` every run that is named is missing.  Else raises ValueError
-    for a result of other settings or other images, naming the field.
+    for a result of other settings or other images, naming the field; with `every`, which says that the names are all
+    there are, such runs are left out and counted instead.
     """
     tasks, seen = {}, {}
 
@@ -80,8 +81,16 @@ def missing_tasks(
 
     asked = [configure(find(name), profile, seed=seed, **changes) for name in names for seed in seeds]
     named = {files_of(experiment, profile).name: experiment for experiment in asked}
+    refused = []
     for experiment in asked:
-        add(experiment, None)
+        try:
+            add(experiment, None)
+        except ValueError as error:
+            if not every:
+                raise
+            refused.append(error)
+    if refused:
+        say_once(f"{len(refused)} run(s) are left out, whose results are of other settings or images: {refused[0]}")
     return list(tasks.values())
 
 
@@ -197,14 +206,15 @@ def train_missing(
     options: Iterable[str] = (),
     at_a_time: int | None = None,
     overwrite: bool = False,
+    every: bool = False,
     **changes,
 ) -> list[str]:
     """Train every run without a result, after saying how long it will take; returns the names of those that failed.
 
-    `options` are those of train.py that are the same for all, `changes` are those of `configure`.  By default so many
-    runs go side by side as fit.
+    `options` are those of train.py that are the same for all, `every` and `changes` are those of `missing_tasks`.  By
+    default so many runs go side by side as fit.
     """
-    tasks = missing_tasks(names, profile, seeds, overwrite, **changes)
+    tasks = missing_tasks(names, profile, seeds, overwrite, every, **changes)
     if not tasks:
         print("every run that is asked for has a result")
         return []

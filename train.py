@@ -10,6 +10,7 @@ Finished runs are read back.  Interrupted runs continue after their last finishe
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -120,9 +121,15 @@ def show(experiment: Experiment, profile: str, **changes) -> str:
         [
             *lines,
             f"test accuracy of a finished run: {finished}",
-            f"reproduce it: python train.py {experiment.name} --profile {profile}",
+            f"reproduce it: python train.py {experiment.name} --profile {profile}{_options_of(**changes)}",
         ]
     )
+
+
+def _options_of(data: str | None = None, weights: str | None = None, max_epochs: int | None = None) -> str:
+    """The options that ask for these changes."""
+    given = {"--data": data, "--weights": weights, "--epochs": max_epochs}
+    return "".join(f" {option} {shlex.quote(str(value))}" for option, value in given.items() if value is not None)
 
 
 def _flat(settings: dict) -> dict:
@@ -144,7 +151,7 @@ def train_all(options: argparse.Namespace):
     """Run what the command line names.  Raises ValueError if it names nothing, and what `runs.run` raises."""
     found = [find(name) for name in options.names]
     if options.from_study:
-        found.append(experiment_of_study(options.from_study))
+        found.append(experiment_of_study(options.from_study, options.data))
     if not found:
         raise ValueError("name at least one experiment; --list shows them")
     if options.at_a_time is not None:
@@ -187,6 +194,7 @@ def train_study(options: argparse.Namespace) -> int:
         options.names or EXPERIMENTS,
         options.profile,
         options.seeds,
+        every=not options.names,
         options=same,
         at_a_time=options.at_a_time,
         overwrite=options.overwrite,

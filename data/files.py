@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import os
+import platform
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from filelock import FileLock
 CODE = Path(__file__).resolve().parents[1]  # the folder of the project's own files
 LONGEST_SENTENCE = 600  # letters of an error; ours have half as many, and what a library says may have thousands
 UNFINISHED = ".unfinished-"  # beginning of the names of files that are being written
+MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # in these names: folders can be shared
 Written = TypeVar("Written")
 _WRITES = itertools.count()  # of this process
 
@@ -42,7 +44,8 @@ def write_atomically(path: Path, write: Callable[[Path], Written]) -> Written:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
-    temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{next(_WRITES)}.{shortened(path.stem, 190)}{path.suffix}")
+    process = f"{os.getpid()}-{MACHINE}-{next(_WRITES)}"
+    temporary = path.with_name(f"{UNFINISHED}{process}.{shortened(path.stem, 180)}{path.suffix}")
     try:
         written = write(temporary)
         temporary.replace(path)
@@ -55,8 +58,8 @@ def write_atomically(path: Path, write: Callable[[Path], Written]) -> Written:
 
 @functools.cache
 def _remove_leftovers(folder: Path):
-    """Remove the hidden files of `write_atomically` whose processes are gone, once for each folder."""
-    for path in folder.glob(f"{UNFINISHED}*"):
+    """Remove what `write_atomically` left of processes of this machine that are gone, once for each folder."""
+    for path in folder.glob(f"{UNFINISHED}*-{MACHINE}-*"):
         process = path.name.removeprefix(UNFINISHED).partition("-")[0]
         if process.isdecimal() and not psutil.pid_exists(int(process)):
             path.unlink(missing_ok=True)

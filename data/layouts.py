@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.files import locked, root_folder, say_once, write_atomically
+from data.files import expanded, locked, root_folder, say_once, write_atomically
 from data.folders import (
     SPLIT_NAMES,
     ImageFolder,
@@ -38,6 +38,12 @@ ALL_BELOW = "**"  # the last part of a path that means all images below a folder
 TABLE = ".csv"
 COLUMNS = ("file", "label", "split")  # of a table; the last is optional
 UNLABELLED = "unlabelled"  # the class of images without one
+
+
+def name_of_images(folder: str | Path) -> str:
+    """The name of a data set, or of a folder without those above it, which differ between machines; also photos/**."""
+    path = expanded(folder).resolve()
+    return f"{path.parent.name}/{ALL_BELOW}" if path.name == ALL_BELOW else path.name
 
 
 def list_splits(root: Path) -> dict[str, ImageFolder]:

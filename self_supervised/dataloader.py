@@ -22,7 +22,7 @@ import torch
 from data.augment import AUGMENTATIONS, Augmentation, apply, augment, draw
 from data.files import say_once
 from data.image_cache import Scenes, load_splits
-from data.layouts import list_splits
+from data.layouts import list_splits, name_of_images
 from data.on_device import DeviceDataset, DeviceImages, with_seeds
 from data.prepare import locate
 from self_supervised.settings import JointEmbeddingExperiment, PretextExperiment
@@ -264,8 +264,8 @@ def _build_loaders_of_views(experiment: JointEmbeddingExperiment, skip_bad_image
         images = added if alone else np.concatenate([images, added])
         labels = unknown if alone else np.concatenate([labels, unknown])
         skipped = [f"train/{name}" for name in more["train"].skipped]
-        of_more = {"name": experiment.unlabelled, "fingerprint": more["train"].fingerprint, "skipped": skipped}
-        data = {**data, "unlabelled": of_more}
+        of_more = {"fingerprint": more["train"].fingerprint, "skipped": skipped}
+        data = {**data, "unlabelled": {"name": name_of_images(experiment.unlabelled), **of_more}}
     loaders = loaders_of(
         experiment,
         data,

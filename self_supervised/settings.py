@@ -35,8 +35,7 @@ class PretextExperiment(Experiment):
     def __post_init__(self):
         """Refuse what cannot be run."""
         super().__post_init__()
-        if self.class_weights:
-            raise ValueError(f"{self.name}: class_weights are of scenes; a pretext predicts other labels")
+        _refuse_class_weights(self, "a pretext predicts other labels")
         if self.crop_size is not None:
             raise ValueError(f"{self.name}: crop_size is {self.crop_size}; a pretext's images have one size")
         if self.copies not in ("apart", "together"):
@@ -67,6 +66,9 @@ class JointEmbeddingExperiment(Experiment):
     def __post_init__(self):
         """Refuse what cannot be run."""
         super().__post_init__()
+        _refuse_class_weights(self, "views have no labels")
+        if self.freeze_features:
+            raise ValueError(f"{self.name}: freeze_features is on; a pretext trains the features")
         if self.batchnorm not in ("pretext", "initial"):
             raise ValueError(f"{self.name}: batchnorm is {self.batchnorm!r}; it must be pretext or initial")
         if self.views_per_image < 2:
@@ -134,6 +136,20 @@ class ProbeExperiment(ClassifierExperiment):
     flip_tta: bool = True
     batch_size: int = 64
     train: TrainSettings = field(default_factory=partial(TrainSettings, max_epochs=1))  # it is fitted, not trained
+
+    def __post_init__(self):
+        """Refuse what cannot be run."""
+        super().__post_init__()
+        _refuse_class_weights(self, "the probe weighs all images alike")
+        if self.head != "batchnorm_linear":
+            raise ValueError(f"{self.name}: head is {self.head!r}; that of a probe is batchnorm_linear")
+        if self.save_epochs:
+            raise ValueError(f"{self.name}: save_epochs is {self.save_epochs}; a probe is fitted and has no epochs")
+
+
+def _refuse_class_weights(experiment: Experiment, reason: str):
+    if experiment.class_weights:
+        raise ValueError(f"{experiment.name}: class_weights are of scenes; {reason}")
 
 
 _ROTATION = PretextExperiment(
@@ -854,7 +870,10 @@ def quick(experiment: Experiment) -> Experiment:
     if isinstance(experiment, JointEmbeddingExperiment):
         epochs = QUICK_PRETEXT_EPOCHS
         own = experiment.unlabelled if Path(experiment.unlabelled).is_absolute() else ""  # quick needs no prepared data
-        experiment = replace(experiment, view_size=32, unlabelled=own, save_epochs=())
+        saved = (epochs,) if experiment.save_epochs else ()
+        alone = experiment.unlabelled_alone and own != ""
+        changes = {"unlabelled": own, "unlabelled_alone": alone, "save_epochs": saved}
+        experiment = replace(experiment, view_size=32, **changes)
     if isinstance(experiment, ClassifierExperiment) and not isinstance(experiment.pretext_epoch, str):
         experiment = replace(experiment, pretext_epoch=QUICK_PRETEXT_EPOCHS)
     return replace(

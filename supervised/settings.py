@@ -110,6 +110,10 @@ class Experiment:
             raise ValueError(f"{self.name}: seed is {self.seed}; it must be at least 0")
         if self.batch_size < 2:
             raise ValueError(f"{self.name}: batch_size is {self.batch_size}; BatchNorm needs at least 2")
+        if not isinstance(self.save_epochs, tuple) or not all(map(_is_epoch, self.save_epochs)):
+            raise ValueError(
+                f"{self.name}: save_epochs is {self.save_epochs!r}; it must be a tuple of epochs, from 1, or 'last'"
+            )
 
     @property
     def features_once(self) -> bool:
@@ -120,6 +124,10 @@ class Experiment:
     def held_out_features_once(self) -> bool:
         """Whether val and test images have the same features in every epoch."""
         return self.freeze_features and self.frozen_mode in ("eval", "stochastic_depth")
+
+
+def _is_epoch(value) -> bool:
+    return value == "last" or (type(value) is int and value >= 1)
 
 
 def make_plain(settings, name: str):

@@ -244,9 +244,13 @@ def test_every_committed_table_can_be_trained_from(path):
     assert replace(experiment, name=base.name, batch_size=base.batch_size, train=base.train) == base
 
 
-def test_new_tables_have_the_columns_of_the_committed_ones(root, scene_folder):
+def test_new_tables_have_the_columns_of_the_committed_ones_and_name_their_data(root, scene_folder):
     trials = collect_searches([configured(scene_folder)], "quick", 1, ("random",))
-    assert set(trials.columns) == set(read_table(COMMITTED[0]).columns)
+    assert set(trials.columns) == {*read_table(COMMITTED[0]).columns, "data"}
+    (table,) = root.rglob("searches/*.csv")
+    assert experiment_of_study(table, str(scene_folder)).name == "imagenet_classifier_random"
+    with pytest.raises(ValueError, match="is a search on scenes, not on 15scene"):
+        experiment_of_study(table)
 
 
 # --- experiments -----------------------------------------------------------------------------------------------------
@@ -354,7 +358,7 @@ def test_the_command_ends_in_an_experiment_that_can_be_trained(scene_folder, fil
         assert set(table[name]) == {value}
     printed = capfd.readouterr().out
     assert f"best: loss {table['value'].min():.4f}" in printed and printed.count("\ntrial ") + 1 >= 4
-    found = experiment_of_study(file.with_suffix(".csv"))
+    found = experiment_of_study(file.with_suffix(".csv"), str(scene_folder))
     assert found.name == "imagenet_classifier_random_subset0.5"
     assert found.batch_size == table.loc[table["value"].idxmin(), "batch_size"]
     assert (found.subset, found.image_size, found.seed) == (1, 224, 0)

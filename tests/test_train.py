@@ -260,7 +260,7 @@ def test_photos_without_labels_are_added_to_those_of_a_pretext_and_the_runs_have
     assert code == 0, error
     assert "3 images of" in error and output.startswith("byol_classifier_with_my_photos: ")
     pretext = result_of(root, "byol_with_my_photos")
-    assert pretext["settings"]["unlabelled"].endswith("my photos/**")
+    assert pretext["settings"]["unlabelled"] == pretext["data"]["unlabelled"]["name"] == "my photos/**"
     assert pretext["data"]["unlabelled"]["fingerprint"] == fingerprints(photos / "**")["train"]
     assert pretext["data"]["images"]["train"] == 18 and not (root / "results/quick/scenes/byol.json").exists()
     draw("dark", np.random.default_rng(9)).save(photos / "new.png")

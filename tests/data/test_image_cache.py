@@ -343,7 +343,7 @@ def test_what_a_killed_build_left_is_not_read_and_is_removed_by_the_next(scene_f
 def left_by_a_killed_process(path: Path) -> Path:
     """The hidden file of a process that is no more, as the next process finds it."""
     files._remove_leftovers.cache_clear()
-    return path.with_name(f"{files.UNFINISHED}{NO_PROCESS}-0.{path.name}")
+    return path.with_name(f"{files.UNFINISHED}{NO_PROCESS}-{files.MACHINE}-0.{path.name}")
 
 
 def cut(path):

@@ -140,12 +140,13 @@ def test_two_writers_of_one_file_leave_what_one_of_them_wrote(tmp_path):
 
 
 def test_what_killed_processes_left_is_removed_and_files_of_a_users_own_are_not(tmp_path):
-    left = tmp_path / f"{files.UNFINISHED}{NO_PROCESS}-0.table.csv"
-    running = tmp_path / f"{files.UNFINISHED}{os.getppid()}-0.table.csv"
-    for path in (left, running, tmp_path / ".2024-05.csv", tmp_path / f"{files.UNFINISHED}song.csv"):
+    left = tmp_path / f"{files.UNFINISHED}{NO_PROCESS}-{files.MACHINE}-0.table.csv"
+    running = tmp_path / f"{files.UNFINISHED}{os.getppid()}-{files.MACHINE}-0.table.csv"
+    elsewhere = tmp_path / f"{files.UNFINISHED}{NO_PROCESS}-0a1b2c3d-0.table.csv"  # of another machine
+    for path in (left, running, elsewhere, tmp_path / ".2024-05.csv", tmp_path / f"{files.UNFINISHED}song.csv"):
         path.write_text("half")
     files.write_text(tmp_path / "table.csv", "whole")
-    assert not left.exists() and running.exists() and len(os.listdir(tmp_path)) == 4
+    assert not left.exists() and running.exists() and elsewhere.exists() and len(os.listdir(tmp_path)) == 5
 
 
 # --------------------------------------------------------------------------------------------------------------- audit

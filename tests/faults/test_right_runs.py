@@ -1,6 +1,7 @@
 """Trainings, studies and their tables that went wrong without a word: each right value."""
 
 import ast
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -21,7 +22,12 @@ from helper_functions import TrainSettings, build_accelerator, build_optimizer, 
 from runs import EXPERIMENTS, configure, find, prerequisites
 from self_supervised import dataloader as pretexts
 from self_supervised import settings as self_supervised
-from self_supervised.settings import ClassifierExperiment, PretextExperiment
+from self_supervised.settings import (
+    ClassifierExperiment,
+    JointEmbeddingExperiment,
+    PretextExperiment,
+    ProbeExperiment,
+)
 from study import missing_tasks
 from supervised import settings as supervised
 from supervised.dataloader import Loaders, build_loaders, whole_batch
@@ -117,6 +123,50 @@ def test_an_epoch_that_a_pretext_does_not_keep_is_refused_before_it_is_trained(m
         prerequisites(ClassifierExperiment("c", "?", pretext_run="own", pretext_epoch=7), "full")
 
 
+@pytest.mark.parametrize("field, own", [("network", "resnet18"), ("resize", "imagenet")])
+def test_a_classifier_that_does_not_fit_its_pretext_is_refused_before_that_is_trained(field, own, monkeypatch):
+    monkeypatch.setitem(runs.EXPERIMENTS, "own", PretextExperiment("own", "?", **{field: own, "stages": (4,)}))
+    with pytest.raises(ValueError, match=f"c: {field} is .*, but that of own is '{own}'"):
+        prerequisites(ClassifierExperiment("c", "?", pretext_run="own", stages=(4,)), "full")
+
+
+def test_an_epoch_after_the_last_one_is_refused_before_the_pretext_is_trained():
+    with pytest.raises(ValueError, match="c needs epoch 10 of rotation_1, which ends after 6"):
+        prerequisites(ClassifierExperiment("c", "?", pretext_run="rotation_1", pretext_epoch=10), "full")
+
+
+def test_quick_has_an_epoch_of_a_pretext_that_full_has():
+    probe = ProbeExperiment("x", "?", pretext_run="byol", pretext_epoch=4)
+    for profile in ("full", "quick"):
+        [(_, epoch)] = prerequisites(configure(probe, profile), profile)
+    assert epoch == self_supervised.QUICK_PRETEXT_EPOCHS
+
+
+@pytest.mark.parametrize(
+    "kind, fields",
+    [
+        (Experiment, {"save_epochs": 2}),
+        (Experiment, {"save_epochs": (9, "lst")}),
+        (Experiment, {"save_epochs": (0,)}),
+        (ProbeExperiment, {"head": "shallow"}),
+        (ProbeExperiment, {"save_epochs": ("last",)}),
+        (ProbeExperiment, {"class_weights": (("coast", 2.0),)}),
+        (JointEmbeddingExperiment, {"freeze_features": True}),
+        (JointEmbeddingExperiment, {"class_weights": (("coast", 2.0),)}),
+    ],
+)
+def test_a_field_that_would_fail_late_or_be_ignored_is_refused_by_name(kind, fields):
+    with pytest.raises(ValueError, match=f"own: {next(iter(fields))} "):
+        kind("own", "?", **fields)
+
+
+def test_a_pretext_that_was_trained_otherwise_is_named_as_what_to_train_again(root, scene_folder, capsys):
+    common = ["--data", str(scene_folder), "--profile", "quick", "--device", "cpu"]
+    assert train.main(["perturbation_tuned", "--epochs", "2", *common]) == 0
+    assert train.main(["perturbation_classifier_tuned_3", *common]) == 2
+    assert "train perturbation_tuned again with --overwrite first" in capsys.readouterr().err
+
+
 def test_every_experiment_of_the_study_needs_epochs_that_are_kept():
     for experiment in EXPERIMENTS.values():
         for profile in ("quick", "full"):
@@ -206,7 +256,68 @@ def test_images_without_labels_that_were_left_out_are_named(scene_folder, root):
     assert len(loaders.train.dataset) == 20 and min(sizes) > 1  # VICReg has no loss of a single image
 
 
+def test_photos_that_lie_elsewhere_now_are_the_same_and_quick_reads_a_prepared_name_too(
+    scene_folder, root, monkeypatch
+):
+    monkeypatch.setattr(runs, "EXPERIMENTS", dict(EXPERIMENTS))
+    with pytest.raises(ValueError, match="has images of nature already"):
+        runs.with_unlabelled(find("byol_with_nature"), str(scene_folder))
+    shutil.copytree(scene_folder, root / "data" / "nature")
+    quick = configure(runs.with_unlabelled(find("byol"), "nature"), "quick", data=str(scene_folder))
+    loaders = pretexts.build_loaders(quick, progress=False)
+    assert loaders.data["unlabelled"]["name"] == "nature"
+    assert len(loaders.train.dataset) > loaders.data["images"]["train"]
+    moved = root / "elsewhere" / "nature"
+    shutil.copytree(scene_folder, moved)
+    again = replace(quick, unlabelled=str(moved))
+    assert runs.settings_of(again) == runs.settings_of(quick)
+    assert pretexts.build_loaders(again, progress=False).data == loaders.data
+    alone = configure(runs.with_unlabelled(find("byol"), str(moved), alone=True), "quick", data=str(scene_folder))
+    assert alone.unlabelled_alone
+
+
 # ------------------------------------------------------------------------------------------------------------ commands
+
+
+def test_a_result_of_other_settings_is_not_replaced_though_its_checkpoint_is_not_here(
+    root, scene_folder, monkeypatch, capsys
+):
+    """As in a clone, where results are committed and checkpoints are not."""
+    command = ["imagenet_classifier", "--data", str(scene_folder), "--profile", "quick", "--device", "cpu"]
+    assert train.main([*command, "--epochs", "2"]) == 0
+    files = runs.files_of(configure(find("imagenet_classifier"), "quick", data=str(scene_folder)), "quick")
+    files.checkpoint.unlink()
+    before = files.result.read_bytes()
+    assert train.main([*command, "--epochs", "1"]) == 2
+    error = capsys.readouterr().err
+    assert str(files.result) in error and "train.max_epochs = 2, but 1" in error and "SCENES_ROOT" in error
+    assert files.result.read_bytes() == before
+    assert train.main([*command, "--epochs", "2"]) == 0  # the same run again, for its checkpoint
+    files.checkpoint.unlink()
+    assert train.main([*command, "--epochs", "1", "--overwrite"]) == 0
+    assert files.result.read_bytes() != before
+
+
+def test_a_study_of_everything_leaves_out_results_of_other_images_and_a_named_one_is_refused(root, monkeypatch, capsys):
+    def read(experiment, profile, seen):
+        if experiment.data == "cifar10":
+            raise ValueError("cifar10_x.json was made from other images")
+        return None if experiment.name == "supervised_1" else {}
+
+    monkeypatch.setattr("study.read", read)
+    say_once.cache_clear()
+    names = ["cifar10_scratch", "supervised_1", "cifar10_rotation"]
+    assert [task.name for task in missing_tasks(names, "full", [0], every=True)] == ["supervised_1"]
+    assert "2 run(s) are left out" in (error := capsys.readouterr().err) and "cifar10_x.json" in error
+    with pytest.raises(ValueError, match="other images"):
+        missing_tasks(names, "full", [0])
+
+
+def test_a_shown_experiment_is_reproduced_by_the_command_that_is_printed(root, scene_folder, capsys):
+    asked = ["--data", str(scene_folder), "--epochs", "3"]
+    assert train.main(["--show", "byol", "--profile", "quick", *asked]) == 0
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert printed.endswith(f"python train.py byol --profile quick --data {scene_folder} --epochs 3")
 
 
 @pytest.mark.parametrize("option", [["--list"], ["--show", "byol_classifier"]])

@@ -303,7 +303,7 @@ def test_images_without_labels_are_added_as_grey_as_the_others(of_views, tmp_pat
     assert labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12 + [-1] * 8
     difference = np.abs(images[36:, 0].astype(int) - np.stack(expected))
     assert difference.max() <= 1 and difference.mean() < 0.01
-    assert loaders.data["unlabelled"]["name"] == str(tmp_path / "colored")
+    assert loaders.data["unlabelled"]["name"] == "colored"
     assert sum(len(views) for views, _ in loaders.train) == 40
     for split, count in (("train_in_order", 36), ("val", 18), ("views_of_val", 16)):
         assert sum(len(images) for images, _ in getattr(loaders, split)) == count
