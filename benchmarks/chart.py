@@ -127,8 +127,10 @@ def clusters_markdown(rows: pd.DataFrame) -> str:
         columns += ["exact", "lowest after the check", "share of time with it"]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for row in summary.itertuples():
+        weighting = getattr(row, "weighting", "softmax")
+        network = row.run if weighting == "softmax" else f"{row.run}, {weighting}"
         line = (
-            f"| {row.run} | {row.clusters} | {row.passes} | {row.images} | {row.median:.4f} | {row.lowest:.4f} "
+            f"| {network} | {row.clusters} | {row.passes} | {row.images} | {row.median:.4f} | {row.lowest:.4f} "
             f"| {row.share_of_time:.3f} | {row.held_out:.2f} |"
         )
         if "exact" in summary:

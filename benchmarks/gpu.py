@@ -30,6 +30,7 @@ from helper_functions import (
     Objective,
     TrainSettings,
     autocast,
+    build_accelerator,
     build_optimizer,
     fold_batchnorm,
     predict,
@@ -138,13 +139,14 @@ def rate_of_limit(case: str, batch_size: int, options: Options) -> float:
 
 def rate_of_evaluation(options: Options) -> float:
     """Images per second of `predict` with BatchNorm folded, in batches of 512."""
-    images = 512 * max(1, options.batches_per_epoch // 8)
-    loader = loaders_for("plain", images, replace(options, batches_per_epoch=1)).val
-    model = fold_batchnorm(SceneClassifier(CLASSES))
-    predict(model, loader)
+    fewer = replace(options, batches_per_epoch=max(1, options.batches_per_epoch // 8))
+    accelerator = build_accelerator(options.device)
+    loader = accelerator.prepare(loaders_for("plain", 512, fewer).train)
+    model = accelerator.prepare_model(fold_batchnorm(SceneClassifier(CLASSES)), evaluation_mode=True)
+    predict(model, loader, accelerator)
     started = time.perf_counter()
-    predict(model, loader)
-    return images / (time.perf_counter() - started)
+    predict(model, loader, accelerator)
+    return len(loader.dataset) / (time.perf_counter() - started)
 
 
 def seconds_of(action: Callable, repeats: int, device: torch.device) -> float:
@@ -170,7 +172,7 @@ def explanations(options: Options):
     for name, maps_of in {**PEERS, "ours": our_maps}.items():
         seconds = seconds_of(lambda maps_of=maps_of: maps_of(network, STAGE, images, 0), 1, device)
         yield {"case": f"Score-CAM, features[{STAGE}]", "implementation": name, "images_per_second": 1 / seconds}
-    settings, classes = InversionSettings(steps=STEPS), tuple(range(CLASSES))
+    settings, classes = InversionSettings(image_size=options.size, steps=STEPS), tuple(range(CLASSES))
     normalization = MEAN["squash"], STD["squash"]
     seconds = seconds_of(
         lambda: invert(network, class_logit, classes, settings, *normalization, progress=False), 1, device
@@ -209,7 +211,8 @@ def write_table(path: Path, batch_sizes: list[int], options: Options):
     name = torch.cuda.get_device_name() if options.device == "cuda" else machine()
     for line in measure_all(batch_sizes, options):
         line["images_per_second"] = float(f"{line['images_per_second']:.4g}")
-        lines.append(line | {"precision": precision, "device": name, "torch": torch.__version__})
+        facts = {"size": options.size, "precision": precision, "device": name, "torch": torch.__version__}
+        lines.append(line | facts)
         print(line, flush=True)
         pd.DataFrame(lines).to_csv(path, index=False)
 

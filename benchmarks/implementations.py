@@ -74,6 +74,8 @@ def main(name: str, description: str, comparisons: Sequence[Comparison], rounds:
         comparison = next(each for each in comparisons if each.what == options.what)
         print(json.dumps(_measure_here(comparison, options.implementation, options.result)))
         return 0
+    if options.rounds < 1:
+        parser.error(f"--rounds is {options.rounds}; it must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
         table = make_table(comparisons, *measure_in_turn(name, comparisons, options.rounds, Path(folder)))
     table = table.assign(rounds=options.rounds, machine=machine())

@@ -116,18 +116,22 @@ def main(arguments=None) -> int:
 
 
 def _measure(options):
-    """Measure what is not in the table yet, and print a summary."""
+    """Measure what is not in the table yet, and print a summary.  Rows of a run's earlier weights or images go."""
+    if options.images < 1:
+        raise ValueError(f"--images is {options.images}; it must be at least 1")
     keep_freed_memory()
     rows = pd.read_csv(options.output) if options.output.exists() else pd.DataFrame()
     rows = rows[rows["agreement"].notna()].to_dict("records") if "agreement" in rows else []  # others: of older code
-    done = {(row["weights"], row["weighting"], row["image"]) for row in rows}
+    done = {(row["weights"], row.get("images"), row["weighting"], row["image"]) for row in rows}
     for name in options.runs:
         run = load_trained(name).folded().without_flip_tta()
         dataset = images_for(run, implementations.data_set(), "test")
+        made_from = {"weights": run.weights, "images": dataset.scenes.fingerprint[:12]}
+        rows = [row for row in rows if row["run"] != run.name or {key: row.get(key) for key in made_from} == made_from]
         for number in tqdm(evenly_spread(len(dataset), options.images), desc=name, unit="image"):
-            if (run.weights, options.weighting, number) not in done:
+            if (*made_from.values(), options.weighting, number) not in done:
                 found = compare(run, dataset[number][0][None], options.weighting)
-                rows += [{"run": run.name, "weights": run.weights, "image": number} | row for row in found]
+                rows += [{"run": run.name, **made_from, "image": number} | row for row in found]
                 write_atomically(options.output, partial(pd.DataFrame(rows).to_csv, index=False))
     print(summarise(pd.DataFrame(rows)).round(4).to_string(index=False))
 

@@ -49,6 +49,8 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     options = parser.parse_args(arguments)
+    if not options.minutes > 0:
+        parser.error(f"--minutes is {options.minutes}; it must be above 0")
     started, rows = time.monotonic(), []
     with tqdm(desc="soak", unit="round") as bar:
         while (minutes := (time.monotonic() - started) / 60) < options.minutes:

@@ -84,15 +84,15 @@ def few_labels(
 
     Columns: images_per_class, draw (its seed, from 0), readout, test_accuracy.  Draws are nested: those of few labels
     are contained in those of more.  The oracle has the first `oracle_draws`.  Numbers above the size of the smallest
-    class are left out.
+    class are left out, and of all images of every class there is one draw.
     """
     features, labels = splits["train"]
-    smallest = np.unique(labels, return_counts=True)[1].min()
+    sizes = np.unique(labels, return_counts=True)[1]
     lines = []
     matrix = spreading_matrix(features, min(SPREAD_NEIGHBORS, len(features) - 1))
-    numbers = [number for number in images_per_class if number <= smallest]
+    numbers = [number for number in images_per_class if number <= sizes.min()]
     for number in tqdm(numbers, desc="labels per class", disable=not progress):
-        for draw in range(draws):
+        for draw in range(1 if number == sizes.max() else draws):
             sample = sample_of_each_class(labels, number, seed=draw)
             spread = spread_labels(matrix, sample, labels[sample])
             accuracies = {
@@ -170,7 +170,7 @@ def paired_differences(table: pd.DataFrame, control: str = CONTROL) -> pd.DataFr
 
     Columns: features, readout, images_per_class, seeds, difference, low, high, p, draws_better, verdict.  The 95 %
     interval covers draws and seeds of the pretext, and the comparisons of the table share its level (Bonferroni); it
-    does not cover the sampling of test images, which all have in common.
+    does not cover the sampling of test images, which all have in common.  One draw of one seed has no interval.
     """
     of_control = table[table["features"] == control].set_index(["readout", "images_per_class", "draw"]).sort_index()
     others = table[table["features"] != control]
@@ -180,10 +180,10 @@ def paired_differences(table: pd.DataFrame, control: str = CONTROL) -> pd.DataFr
         values = group.pivot_table(index="seed", columns="draw", values="test_accuracy")
         differences = values - of_control.loc[(readout, number), "test_accuracy"].reindex(values.columns)
         means = differences.mean(axis=0)
-        parts = [variance_of_mean(means)]
-        if len(differences) > 1:
-            parts.append(variance_of_mean(differences.mean(axis=1)))
-        low, high, p_value = estimate(means.mean(), parts, comparisons=groups.ngroups)
+        parts = [variance_of_mean(each) for each in (means, differences.mean(axis=1)) if len(each) > 1]
+        low, high, p_value = [np.nan] * 3
+        if parts:
+            low, high, p_value = estimate(means.mean(), parts, comparisons=groups.ngroups)
         lines.append(
             {
                 "features": features,

@@ -41,13 +41,14 @@ from evaluation.model_inversion import (
     Inversion,
     InversionSettings,
     Objective,
+    check_evaluator,
     class_log_probability,
     class_logit,
     invert,
     save_inversion,
-    score_by_another,
+    word_of,
 )
-from evaluation.split_images import evenly_spread, images_for, training_amplitudes
+from evaluation.split_images import evenly_spread, images_for, refuse_other_data, training_amplitudes
 from runs import run_command
 from supervised.dataloader import normalise
 
@@ -128,9 +129,8 @@ def recognition(evaluators: Sequence[TrainedRun], images: torch.Tensor, targets:
     """
     parts = []
     for run in evaluators:
-        seen = functional.resize(images, [run.image_size] * 2, antialias=True).clamp(0, 1)
         probabilities = [
-            score_by_another(run.model, seen[part], np.asarray(targets)[part], run.mean, run.std)
+            word_of(run, images[part], np.asarray(targets)[part])
             for part in np.array_split(np.arange(len(images)), -(-len(images) // 8))
         ]
         lines = {"evaluator": run.name, "image": range(len(images)), "probability": torch.cat(probabilities).tolist()}
@@ -276,6 +276,7 @@ def judge(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str, folder: 
         write_atomically(path, lambda temporary: known.round(5).to_csv(temporary, index=False))
     judged_by = evaluators[0]
     training, val = (images_for(judged_by, data, split) for split in ("train", "val"))
+    refuse_other_data(judged_by, training.scenes, data)
     made_from = f"{judged_by.weights[:12]} {training.scenes.fingerprint[:12]}"
     nearest_file = folder / "nearest.csv"
     if not nearest_file.exists() or pd.read_csv(nearest_file).get("made_from", pd.Series([""]))[0] != made_from:
@@ -349,12 +350,7 @@ def _measure(options):
     check_output(options.output, "--output", folder=True)
     run, *evaluators = (load_trained(name).folded().without_flip_tta() for name in (options.model, *options.evaluators))
     for each in evaluators:
-        if each.weights == run.weights:
-            raise ValueError(
-                f"{each.name} is the network that is inverted; an evaluator has no part in making the images"
-            )
-        if each.class_names != run.class_names:
-            raise ValueError(f"{each.name} has other classes than {run.name}; an evaluator network needs the same")
+        check_evaluator(run, each)
     measure(run, evaluators, recipes, options.data, options.output)
     print(pd.read_csv(options.output / "quality.csv").to_string(index=False))
     print(options.output / "quality.csv")

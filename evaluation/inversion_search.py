@@ -8,9 +8,11 @@ trials, their loss curves, and the images of the two trials that `best_trials` s
 """
 
 import argparse
+import glob
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from PIL import Image
 from torch import nn
 from torchvision.utils import save_image
 
-from data.files import expanded
+from data.files import expanded, write_atomically
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.model_inversion import InversionSettings, Objective, filter_mean, invert
 from hyperparameter_search import SAMPLERS, SPACES, Search, format_parameters, open_study, read_table, work
@@ -51,10 +53,12 @@ def inversion_loss(
     settings: InversionSettings,
     mean: Sequence[float],
     std: Sequence[float],
+    weights: str = "",
 ) -> Callable:
     """The objective of a search over `learning_rate` and `weight_decay`: the final loss of one target's image.
 
-    A trial stores the loss of each step and whether it converged.  The arguments are those of `model_inversion.invert`.
+    A trial stores the loss of each step, whether it converged, and `weights`, the digest of the network's.  The other
+    arguments are those of `model_inversion.invert`.
     """
 
     def loss(trial) -> float:
@@ -62,6 +66,7 @@ def inversion_loss(
         inversion = invert(model, objective, [target], chosen, mean, std, progress=False)
         trial.set_user_attr("losses", inversion.losses[0].tolist())
         trial.set_user_attr("converged", bool(inversion.converged[0]))
+        trial.set_user_attr("weights", weights)
         return float(inversion.final_losses[0])
 
     return loss
@@ -133,16 +138,27 @@ def collect_inversions(
     tables = {}
     for sampler in ("grid", "tpe"):
         table = file_of(folder, name, sampler).with_suffix(".csv")
-        if compute and checkpoint.exists() and not _is_complete(table, trials):
-            search_inversion(load_trained(str(checkpoint)), folder, sampler, trials, steps)
+        if compute and checkpoint.exists():
+            run = load_trained(str(checkpoint))
+            _remove_search_of_others(table, run.weights)
+            if not _is_complete(table, trials):
+                search_inversion(run, folder, sampler, trials, steps)
         if table.exists():
             tables[sampler] = table
     return tables
 
 
 def _is_complete(table: Path, trials: int) -> bool:
-    """Whether a search has all its trials, and what is written after the last of them."""
+    """Whether a search has all its trials, and the curves, which are written last."""
     return table.with_suffix(".curves.csv").exists() and table.exists() and len(read_table(table)) >= trials
+
+
+def _remove_search_of_others(table: Path, weights: str):
+    """Remove what lies beside the table of a search, if that was of other weights; older tables do not name them."""
+    found = read_table(table).get("weights") if table.exists() else None
+    if found is not None and not found.dropna().eq(weights).all():
+        for path in table.parent.glob(f"{glob.escape(table.stem)}.*"):
+            path.unlink()
 
 
 def search_inversion(
@@ -165,14 +181,15 @@ def search_inversion(
     with torch.inference_mode():  # an unknown filter is refused before anything is written
         objective(run.model, torch.zeros(1, 3, run.image_size, run.image_size), torch.tensor([filter_number]))
     study = open_study(search, trials)
-    work(search, study, inversion_loss(run.model, objective, filter_number, settings, run.mean, run.std))
-    loss_curves(study).to_csv(file.with_suffix(".curves.csv"), float_format="%.5g")
+    work(search, study, inversion_loss(run.model, objective, filter_number, settings, run.mean, run.std, run.weights))
     for which, trial in best_trials(read_table(search.table)).items():
         parameters = {parameter: trial[parameter] for parameter in SPACES["inversion"].distributions}
         chosen = with_weight_decay(settings, **parameters)
         images = invert(run.model, objective, [filter_number], chosen, run.mean, run.std, progress=False).images
         save_image(images, file.with_suffix(f".{which}.png"))
         print(f"{which}: loss {trial['value']:.4g} with {format_parameters(parameters)}; {search.table}")
+    write_curves = partial(loss_curves(study).to_csv, float_format="%.5g")
+    write_atomically(file.with_suffix(".curves.csv"), write_curves)  # last: whoever finds it finds everything
 
 
 def main(arguments=None) -> int:

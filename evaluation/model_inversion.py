@@ -446,6 +446,22 @@ def score_by_another(
     return probabilities.gather(1, targets[:, None])[:, 0].cpu()
 
 
+def word_of(evaluator: TrainedRun, images: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
+    """As `score_by_another`, by a trained run, which sees the images at its own size."""
+    seen = functional.resize(images, [evaluator.image_size] * 2, antialias=True).clamp(0, 1)
+    return score_by_another(evaluator.model, seen, targets, evaluator.mean, evaluator.std)
+
+
+def check_evaluator(run: TrainedRun, evaluator: TrainedRun):
+    """Raise ValueError for an evaluator network with other classes, and for the network that is inverted itself."""
+    if evaluator.weights == run.weights:
+        raise ValueError(
+            f"{evaluator.name} is the network that is inverted; an evaluator has no part in making the images"
+        )
+    if evaluator.class_names != run.class_names:
+        raise ValueError(f"{evaluator.name} has other classes than {run.name}; an evaluator network needs the same")
+
+
 def _clip_smallest(pixels: torch.Tensor, sizes: torch.Tensor, fraction: float) -> torch.Tensor:
     """Set the fraction of each image's pixels (N, C, S, S) with the smallest sizes (N, S, S) to mid gray."""
     clipped = int(fraction * sizes[0].numel())
@@ -546,7 +562,7 @@ def _invert(options):
     )
     facts = {}
     if evaluator is not None:
-        scores = score_by_another(evaluator.model, inversion.images, inversion.targets, evaluator.mean, evaluator.std)
+        scores = word_of(evaluator, inversion.images, inversion.targets)
         facts = {"evaluator": evaluator.name, "probability": scores.tolist()}
     if options.starts > 1:
         names = [f"{name}_{start}" for name in names for start in range(options.starts)]
@@ -581,8 +597,7 @@ def _evaluator(run: TrainedRun, name: str | None) -> TrainedRun | None:
     if name is None:
         return None
     evaluator = load_run(name)
-    if evaluator.class_names != run.class_names:
-        raise ValueError(f"{evaluator.name} has other classes than {run.name}; an evaluator network needs the same")
+    check_evaluator(run, evaluator)
     return evaluator
 
 

@@ -14,6 +14,7 @@ What is there for the same digest is not computed again, except the scores: they
 """
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -139,13 +140,15 @@ class Study:
         if not self.checkpoints:
             return
         self.save_scores()
-        wanted = {(name,): self.checkpoints[name][1] for name in AT_OTHER_SIZES if name in self.checkpoints}
+        wanted = {
+            (name,): {"checkpoint": self.checkpoints[name][1]} for name in AT_OTHER_SIZES if name in self.checkpoints
+        }
         _refresh(self.folder / "other_sizes.csv", ["experiment"], wanted, self.evaluate_at_all_sizes)
-        wanted = {(label,): digest for label, (_, _, digest) in self.networks.items()}
+        wanted = {(label,): {"checkpoint": digest} for label, (_, _, digest) in self.networks.items()}
         _refresh(self.folder / "non_positive.csv", ["features"], wanted, self.measure_non_positive)
         self.save_feature_maps()
         wanted = {
-            (label, source): self.networks[label][2]
+            (label, source): {"checkpoint": self.networks[label][2], "sample": self._digest_of_sample(source)}
             for source in self._photographs_of()
             for label in (BEFORE, AFTER)
             if label in self.networks
@@ -203,12 +206,18 @@ class Study:
     def compute_spectrum(self, label: str, source: str) -> pd.DataFrame:
         """The eigenvalues above zero of the covariance of pooled features, of sampled images of a source."""
         size = 224 if self.profile == "full" else self.experiments[BEST].image_size
-        files, numbers = self._photographs_of()[source], SPECTRUM_IMAGES[self.profile]
-        sample = np.random.default_rng(0).choice(files, numbers[-1], replace=False)
-        _, images = replace(self.load(BEST), image_size=size).read(sample)
+        _, images = replace(self.load(BEST), image_size=size).read(self._sample(source))
         features = _pooled_features(self.networks[label][0], images)
-        spectrum = spectrum_by_images(features, numbers).query("eigenvalue > 0")
+        spectrum = spectrum_by_images(features, SPECTRUM_IMAGES[self.profile]).query("eigenvalue > 0")
         return spectrum.assign(eigenvalue=[float(f"{value:.6g}") for value in spectrum["eigenvalue"]], pixels=size)
+
+    def _sample(self, source: str) -> np.ndarray:
+        """The files of a source whose features have a spectrum."""
+        files = self._photographs_of()[source]
+        return np.random.default_rng(0).choice(files, SPECTRUM_IMAGES[self.profile][-1], replace=False)
+
+    def _digest_of_sample(self, source: str) -> str:
+        return hashlib.sha256("".join(map(digest_of_file, self._sample(source))).encode()).hexdigest()[:12]
 
     def read(self, results: Mapping[str, dict]) -> NatureStatistics:
         """Read the cache, for the experiments that have a result."""
@@ -312,18 +321,20 @@ def _pooled_features(model: nn.Module, images: torch.Tensor) -> np.ndarray:
 def _refresh(
     path: Path,
     columns: Sequence[str],
-    wanted: Mapping[tuple[str, ...], str],
+    wanted: Mapping[tuple[str, ...], Mapping[str, str]],
     compute: Callable[..., pd.DataFrame],
 ):
-    """Compute the parts of a CSV table that are missing or of another digest; the others stay as they are.
+    """Compute the parts of a CSV table that are missing or of other digests; the others stay as they are.
 
-    `wanted` maps the values of `columns`, which identify a part, to the digest it must be computed from.
+    `wanted` maps the values of `columns`, which identify a part, to the digests by column that it must be computed
+    from.  Tables of older code lack some of these columns, which then say nothing.
     """
     table = _read_table(path, *columns)
-    for values, digest in wanted.items():
+    for values, digests in wanted.items():
         of_part = (table[list(columns)] == list(values)).all(axis=1)
-        if not (table.loc[of_part, "checkpoint"] == digest).any():
-            part = compute(*values).assign(**dict(zip(columns, values, strict=True)), checkpoint=digest)
+        known = [table.loc[of_part, name] == digest for name, digest in digests.items() if name in table]
+        if not (of_part.any() and all(each.all() for each in known)):
+            part = compute(*values).assign(**dict(zip(columns, values, strict=True)), **digests)
             table = pd.concat([each for each in (table[~of_part], part) if len(each)], ignore_index=True)
             write_atomically(path, partial(table.to_csv, index=False))
 

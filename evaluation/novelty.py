@@ -31,6 +31,7 @@ from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, refuse_ot
 from evaluation.embed import embed
 from evaluation.probes import features_of_scenes
 from evaluation.publish import FOLDER, halve, load_run
+from evaluation.results import folder_of_data
 from evaluation.statistics import accuracy_interval
 from runs import run_command
 from self_supervised.probes import Splits
@@ -172,11 +173,15 @@ def _describe(options):
         print(f"{target}: {target.stat().st_size / 1e6:.2f} MB, {len(found.images):,} training images")
         if photographs:
             groups = {f"{options.data}, {split}": features[split][0] for split in ("val", "test")}
-            groups |= {each: embed(run, images_in([folder]))[1] for each, folder in photographs.items()}
+            for each, folder in photographs.items():
+                groups[each] = embed(run, images_in([folder]), options.skip_bad_images)[1]
             tables.append(count_flagged(found, groups).assign(model=run.name))
     if tables:
         table = pd.concat(tables)[["model", "images", "number", "flagged", "share", "from", "to"]]
-        path = root_folder() / "results" / "full" / "novelty.csv"
+        path = folder_of_data(root_folder() / "results" / "full", options.data) / "novelty.csv"
+        if path.exists():  # lines of other models stay
+            before = pd.read_csv(path)
+            table = pd.concat([before[~before["model"].isin(table["model"])], table], ignore_index=True)
         write_atomically(path, lambda temporary: table.to_csv(temporary, index=False, float_format="%.4f"))
         print(f"{table.to_string(index=False)}\n{path}")
 

@@ -26,10 +26,10 @@ from torch import nn
 from data.download import check_checksum, download
 from data.files import CODE, digest_of_file, root_folder, say_once, write_atomically, write_text
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, read_released
-from evaluation.results import initial_weights_text
+from evaluation.results import folder_of_data, initial_weights_text
 from evaluation.statistics import accuracy_interval
 from helper_functions import predict
-from runs import configure, files_of, find, load_checkpoint, run_command
+from runs import OWN_DATA, configure, files_of, find, load_checkpoint, run_command
 from self_supervised.dataloader import build_loaders
 from supervised.dataloader import MEAN, STD
 from supervised.models import STAGE_WIDTHS
@@ -85,11 +85,16 @@ Written by `python -m evaluation.publish --cards` from the result file and the r
 {use}
 ## Limits
 
+{limits}  The weights are under the MIT license, as the code is.
+"""
+LIMITS = """\
+The model knows {classes} classes of one data set, and gives any other image one of these labels too.  The images are
+not in this repository."""
+LIMITS_OF_15_SCENE = """\
 The model knows {classes} scenes of one data set, in gray photographs of about 256 pixels, and gives any other image one
 of these labels too.  It confuses similar scenes: open country and coast, bedroom and living room.
 `evaluation/evaluation.ipynb` examines its calibration.  15-Scene is for research use; the photographs are not in this
-repository.  The weights are under the MIT license, as the code is.
-"""
+repository."""
 RESIZE_RULES = {
     "imagenet": "shorter side to 256/224 of that, bicubic, and the center of it",
     "squash": "to the square, whatever the shape of the image",
@@ -182,14 +187,15 @@ def make(name: str, folder: Path = FOLDER) -> Path:
 def write_cards(folder: Path = FOLDER, results: Path | None = None) -> list[Path]:
     """Write the card of every released model in `folder` again, from the released file and its result file.
 
-    `results` is the folder of the result files (default: results/full of the root folder).  Returns the cards.
-    Raises FileNotFoundError for a released model without a result file.
+    `results` is the folder of the result files of 15-Scene (default: results/full of the root folder); those of other
+    data lie in folders inside it.  Returns the cards.  Raises FileNotFoundError for a model without a result file.
     """
     results = results or root_folder() / "results" / "full"
-    return [
-        write_card(path, json.loads((results / f"{path.stem}.json").read_text(encoding="utf-8")))
-        for path in sorted(folder.glob(f"*{RELEASED}"))
-    ]
+    cards = []
+    for path in sorted(folder.glob(f"*{RELEASED}")):
+        of_data = folder_of_data(results, read_released(path)["identity"]["data"]["name"])
+        cards.append(write_card(path, json.loads((of_data / f"{path.stem}.json").read_text(encoding="utf-8"))))
+    return cards
 
 
 def write_card(path: Path, result: Mapping) -> Path:
@@ -207,6 +213,7 @@ def card(result: Mapping, about: Mapping, size: int, digest: str) -> str:
     identity, labels = about["identity"], result["labels"]["test"]
     settings, data = identity["settings"], identity["data"]
     low, high = accuracy_interval(round(result["test_accuracy"] * len(labels)), len(labels))
+    limits = LIMITS_OF_15_SCENE if data["name"] == OWN_DATA else LIMITS
     worst = sorted(result["test_accuracy_by_class"].items(), key=lambda item: item[1])[:3]
     return (FRONT_MATTER + CARD).format(
         **{key: settings[key] for key in ("network", "head", "stages", "image_size", "resize", "seed")},
@@ -215,6 +222,7 @@ def card(result: Mapping, about: Mapping, size: int, digest: str) -> str:
         flip_tta="; horizontal-flip test-time augmentation" if settings["flip_tta"] else "",
         resize_rule=RESIZE_RULES[settings["resize"]],
         use=how_to_use(result["name"], settings, len(about["class_names"])),
+        limits=limits.format(classes=len(about["class_names"])),
         classes=len(about["class_names"]),
         class_names=", ".join(about["class_names"]),
         data=data["name"],
@@ -311,13 +319,16 @@ def main(arguments=None) -> int:
     )
     parser.add_argument("names", nargs="*", metavar="RUN", help="default: all released models")
     parser.add_argument("--source", default=FOLDER, metavar="FOLDER|URL", help="default: published/")
-    parser.add_argument("--make", action="store_true", help="release runs that were trained here")
-    parser.add_argument("--cards", action="store_true", help="write all model cards again")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--make", action="store_true", help="release runs that were trained here")
+    what.add_argument("--cards", action="store_true", help="write all model cards again")
     options = parser.parse_args(arguments)
     return run_command(lambda: _publish(options))
 
 
 def _publish(options):
+    if options.cards and options.names:
+        raise ValueError("--cards writes all model cards; leave out the names")
     if options.cards:
         written = write_cards()
     elif not options.make:

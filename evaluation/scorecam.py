@@ -134,13 +134,14 @@ class MaskedImages:
             return (scores - of_blank[:, None]).masked_fill(self.constant, 0)
         return scores
 
-    def maps(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def maps(self, weights: torch.Tensor, fall_back: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
         """The heat maps (N, H, W) of these weights (N, channels), and which fell back (N,).
 
         Where the weighted sum of activations is nowhere positive, its map would be empty.  It happens with activations
         that can be negative, as those of SiLU: the scores are those of masks, and a channel that is negative everywhere
         has a mask like any other.  The map then is the weighted sum of the masks, which the scores were measured with:
-        the same weights and no further pass.  It is empty only where no channel has a positive weight.
+        the same weights and no further pass.  It is empty only where no channel has a positive weight, or without
+        `fall_back`.
         Raises FloatingPointError if a value is not finite.
         """
         sums = (weights[:, :, None, None] * self.activations).sum(dim=1)
@@ -150,7 +151,7 @@ class MaskedImages:
             sums = sums.relu()
         maps = scale_to_unit(upsample(sums, self.images.shape[2:]).relu())
         empty = is_empty(maps)
-        for image in empty.nonzero().flatten():
+        for image in empty.nonzero().flatten() if fall_back else ():
             of_masks = (weights[image, :, None, None] * scale_to_unit(self.activations[image])).sum(dim=0)
             maps[image] = scale_to_unit(upsample(of_masks[None], self.images.shape[2:]).relu())[0]
         return maps, empty & ~is_empty(maps)
@@ -223,8 +224,8 @@ def contrast_cam(
         classes = torch.stack([masked.targets, others[batch]], dim=1)
         of_target, of_other = masked.scores_of_classes(~masked.constant, classes).unbind(dim=2)
         weights = masked.weights(of_target) - masked.weights(of_other, others[batch])
-        maps, fell_back = masked.maps(weights)
-        return maps, masked.constant.sum(dim=1), fell_back, masked.maps(-weights)[0]
+        (maps, fell_back), (other_maps, _) = (masked.maps(each, fall_back=False) for each in (weights, -weights))
+        return maps, masked.constant.sum(dim=1), fell_back, other_maps
 
     return ContrastCam(*run_batches(model, images, layer, target_classes, weighting, batch_size, explain))
 

@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from evaluation.checkpoints import TrainedRun
+from data.image_cache import Scenes
+from data.layouts import name_of_images
+from evaluation.checkpoints import TrainedRun, refuse_other_training_images
 from evaluation.image_parameters import mean_amplitudes
 from supervised.dataloader import SceneDataset, build_loaders
 from supervised.settings import BASE
@@ -27,9 +29,20 @@ def evenly_spread(images: int, count: int) -> list[int]:
     return np.unique(np.linspace(0, images - 1, min(count, images)).astype(int)).tolist()
 
 
+def refuse_other_data(run: TrainedRun, train: Scenes, data: str):
+    """Raise ValueError for the training images of a data set of another name, unless they are those of the run."""
+    if run.data.get("name") not in (None, name_of_images(data)):
+        refuse_other_training_images(run, train, data, "--data")
+
+
 def training_amplitudes(run: TrainedRun, data: str) -> torch.Tensor:
-    """The `mean_amplitudes` (1 or 3, S, S // 2 + 1) of all training images of a data set, at the size of the run."""
-    pixels = images_for(run, data, "train").scenes.images
+    """The `mean_amplitudes` (1 or 3, S, S // 2 + 1) of all training images of a data set, at the size of the run.
+
+    Raises what `refuse_other_data` raises.
+    """
+    scenes = images_for(run, data, "train").scenes
+    refuse_other_data(run, scenes, data)
+    pixels = scenes.images
     return mean_amplitudes(
         (torch.tensor(pixels[start : start + 64]) for start in range(0, len(pixels), 64)), grey=pixels.shape[1] == 1
     )

@@ -118,6 +118,17 @@ def test_profile_and_data_come_from_the_environment_with_defaults(root):
     assert reason_to_leave_out(REPORTS["supervised"], {"PROFILE": "full"})
 
 
+def test_a_report_about_15_scene_is_left_out_where_other_data_of_the_study_are_named(root):
+    for name in ("nature", "15scene"):
+        (root / "data" / name).mkdir(parents=True)
+    environment = {"PROFILE": "full", "DATA": "nature"}
+    assert not reason_to_leave_out(REPORTS["nature"], environment)
+    assert "DATA is nature" in reason_to_leave_out(REPORTS["supervised"], environment)
+    assert not reason_to_leave_out(REPORTS["supervised"], environment | {"COMPUTE": "1"})
+    assert not reason_to_leave_out(REPORTS["supervised"], environment | {"DATA": "15scene"})
+    assert not reason_to_leave_out(REPORTS["supervised"], environment | {"PROFILE": "quick"})
+
+
 def test_paths_of_the_environment_become_absolute_and_names_stay_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.pth").touch()

@@ -21,6 +21,7 @@ from benchmarks import (  # noqa: F401
     profile,
     scorecam,
     scorecam_clusters,
+    soak,
     training_step,
 )
 from benchmarks.chart import (
@@ -37,6 +38,7 @@ from benchmarks.chart import (
 from benchmarks.implementations import Comparison, Measurement, make_table
 from benchmarks.inversion import NORMALISATION, plain_picture
 from evaluation.checkpoints import TrainedRun
+from tests.small_runs import small_run
 
 COMPARISON = Comparison("maps", {"slow": None, "fast": None, "ours": None}, peers=("slow", "fast"), reference="ours")
 
@@ -220,11 +222,54 @@ def test_the_gpu_script_measures_every_case_and_writes_after_each_line(tmp_path,
     assert gpu.main(size) == 0
     table = pd.read_csv(path)
     assert len(tables) == len(table) == 2 * len(gpu.CASES) + 1
-    assert (table.images_per_second > 0).all() and set(table.case) == {*gpu.CASES, "evaluation"}
+    assert (
+        set(table["size"]) == {32}
+        and (table.images_per_second > 0).all()
+        and set(table.case) == {*gpu.CASES, "evaluation"}
+    )
     assert set(table.implementation) == {"limit", "loop, eager", "ours"} and set(table.precision) == {"float32"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda: implementations.main("scorecam", "", scorecam.COMPARISONS, arguments=["--rounds", "0"]),
+        lambda: soak.main(["--minutes", "0"]),
+        lambda: scorecam_clusters.main(["--images", "0"]),
+    ],
+)
+def test_nothing_to_measure_is_a_mistake_and_no_table_is_written(command, capsys, monkeypatch):
+    monkeypatch.setattr(pd.DataFrame, "to_csv", lambda *_, **__: pytest.fail("a table was written"))
+    try:
+        code = command()
+    except SystemExit as error:  # argparse's
+        code = error.code
+    assert code == 2 and "must be" in capsys.readouterr().err
+
+
+def test_rows_of_earlier_weights_or_images_are_measured_again_and_weightings_are_told_apart(
+    root, scene_folder, tmp_path, monkeypatch
+):
+    run, output = small_run("tiny"), tmp_path / "clusters.csv"
+    monkeypatch.setattr(scorecam_clusters, "load_trained", lambda name: run)
+    monkeypatch.setattr(scorecam_clusters, "CLUSTERS", (2,))
+    monkeypatch.setattr(implementations, "data_set", lambda: str(scene_folder))
+    monkeypatch.setattr(type(run), "layer", lambda self, _: self.model.features)
+    monkeypatch.setattr(type(run), "folded", lambda self: self)
+    arguments = ["tiny", "--output", str(output), "--images", "2"]
+    assert scorecam_clusters.main(arguments) == 0
+    first = pd.read_csv(output)
+    assert scorecam_clusters.main([*arguments, "--weighting", "probability"]) == 0
+    both = pd.read_csv(output)
+    assert both[:2].equals(first) and len(both) == 4  # not measured again: the same seconds
+    lines = clusters_markdown(both).splitlines()[2:]
+    assert lines[0].startswith("| tiny, probability |") and lines[1].startswith("| tiny | 2 |")
+    run = replace(run, weights="of another training")
+    assert scorecam_clusters.main(arguments) == 0
+    assert set(pd.read_csv(output)["weights"]) == {"of another training"}
+
+
 def test_the_gpu_script_says_where_there_is_none(tmp_path, capsys):
     assert gpu.main(["--out", str(tmp_path / "gpu.csv")]) == 2
     assert "no GPU" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -160,3 +160,17 @@ def test_what_is_computed_is_of_the_features_that_the_probe_reads(root, monkeypa
         "val": (90, 1904),
         "test": (90, 1904),
     }
+
+
+def test_all_labels_of_every_class_are_one_draw_which_has_no_interval():
+    splits = splits_of((30, 30, 60), channels=4)
+    tables = [few_labels(splits, (2, 10), draws=4).assign(features=name, seed=0) for name in ("ImageNet", "BYOL")]
+    assert tables[0].groupby("images_per_class")["draw"].nunique().to_dict() == {2: 4, 10: 1}
+    tables[1]["test_accuracy"] += 0.01 + 0.001 * tables[1]["draw"]
+    table = paired_differences(pd.concat(tables)).set_index(["images_per_class", "readout"])
+    of_all = table.loc[10, :]
+    assert of_all["low"].isna().all() and set(of_all["verdict"]) == {"inconclusive"}
+    assert table.loc[2, "low"].notna().all()
+    seeds = [tables[1].assign(seed=seed, test_accuracy=tables[1]["test_accuracy"] + 0.001 * seed) for seed in range(3)]
+    table = paired_differences(pd.concat([tables[0], *seeds])).set_index(["images_per_class", "readout"])
+    assert table.loc[10, "low"].notna().all()  # of the seeds of the pretext alone

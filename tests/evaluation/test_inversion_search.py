@@ -1,5 +1,6 @@
 import pandas as pd
 import pytest
+import torch
 
 from evaluation import inversion_search
 from evaluation.inversion_search import best_trials, inversion_loss, loss_curves, with_weight_decay
@@ -45,6 +46,39 @@ def test_parameters_lie_in_the_reports_range_and_the_grid_has_the_cells_it_repor
         assert all(1e-6 <= value <= 1e2 for value in trial.params.values())
     for cell in ({"learning_rate": 0.1, "weight_decay": 1.0}, {"learning_rate": 100.0, "weight_decay": 0.1}):
         assert cell in SPACES["inversion"].cells
+
+
+def test_an_interrupted_search_is_not_complete_and_one_of_other_weights_is_removed(tiny_run, tmp_path, monkeypatch):
+    folder, name = tmp_path / "searches", "tiny"
+    table = inversion_search.file_of(folder, name, "grid").with_suffix(".csv")
+    interrupted = iter([None, KeyboardInterrupt])  # after the trials, in the first picture
+
+    def search_again(checkpoint=tiny_run):
+        return inversion_search.collect_inversions(name, checkpoint, folder, 1, 20, compute=True)
+
+    invert = inversion_search.invert
+
+    def stop(*arguments, **more):
+        error = next(interrupted)
+        if error is not None:
+            raise error
+        return invert(*arguments, **more)
+
+    monkeypatch.setattr(inversion_search, "invert", stop)
+    with pytest.raises(KeyboardInterrupt):
+        search_again()
+    monkeypatch.setattr(inversion_search, "invert", invert)
+    assert table.exists() and not inversion_search._is_complete(table, 1)
+    found = search_again()
+    assert inversion_search.best_pictures(found) and inversion_search._is_complete(table, 1)
+    before = read_table(table)
+    saved = torch.load(tiny_run, weights_only=True)
+    saved["model"]["classifier.1.bias"] += 1
+    (tmp_path / "other").mkdir()
+    torch.save(saved, tmp_path / "other" / "tiny.pt")
+    search_again(tmp_path / "other" / "tiny.pt")
+    after = read_table(table)
+    assert len(after) == len(before) == 1 and after["weights"][0] != before["weights"][0]
 
 
 def test_the_best_trial_and_the_best_of_those_that_converged_are_two():

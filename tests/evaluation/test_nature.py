@@ -76,14 +76,34 @@ def test_only_parts_of_another_digest_are_computed_again(tmp_path):
         calls.append(name)
         return pd.DataFrame({"value": [1 / 3, len(calls)]})
 
+    def refresh(**digests):
+        wanted = {(name,): {"checkpoint": digest} for name, digest in digests.items()}
+        nature._refresh(path, ["name"], wanted, compute)
+
     path = tmp_path / "table.csv"
-    nature._refresh(path, ["name"], {("a",): "one", ("b",): "one"}, compute)
-    nature._refresh(path, ["name"], {("a",): "one", ("b",): "two"}, compute)
+    refresh(a="one", b="one")
+    refresh(a="one", b="two")
     assert calls == ["a", "b", "b"]
-    nature._refresh(path, ["name"], {("c",): "one"}, compute)
+    refresh(c="one")
     table = pd.read_csv(path)
     assert table["name"].tolist() == ["a", "a", "b", "b", "c", "c"]
     assert table["value"].tolist() == [1 / 3, 1, 1 / 3, 3, 1 / 3, 4]
+
+
+def test_a_part_of_other_photographs_is_computed_again_and_older_tables_do_not_name_theirs(tmp_path):
+    calls, path = [], tmp_path / "table.csv"
+
+    def refresh(sample):
+        wanted = {("a",): {"checkpoint": "one", "sample": sample}}
+        nature._refresh(path, ["name"], wanted, lambda name: calls.append(name) or pd.DataFrame({"value": [1]}))
+
+    pd.DataFrame({"name": ["a"], "value": [0], "checkpoint": ["one"]}).to_csv(path, index=False)
+    refresh("x")
+    assert calls == []
+    path.unlink()
+    for sample in ("x", "x", "y"):
+        refresh(sample)
+    assert len(calls) == 2 and pd.read_csv(path)["sample"].tolist() == ["y"]
 
 
 def test_without_checkpoints_nothing_is_computed_and_the_command_names_what_is_missing(root, capsys):

@@ -95,9 +95,16 @@ def test_the_command_describes_a_run_and_counts_photographs(tiny_model, scene_fo
     arguments = ["tiny", "--data", str(scene_folder), "--photographs", f"noise={root / 'photos'}"]
     assert novelty.main(arguments) == 0
     assert novelty_of(load_trained("tiny")) is not None
-    table = pd.read_csv(root / "results/full/novelty.csv").set_index("images")
+    path = root / "results/full/scenes/novelty.csv"  # not beside those on 15-Scene
+    table = pd.read_csv(path).set_index("images")
     assert table["number"].tolist() == [18, 24, 3] and table.index[-1] == "noise"
     assert (table["flagged"] == (table["share"] * table["number"]).round()).all()
+    table.reset_index().assign(model="other").to_csv(path, index=False)
+    (root / "photos" / "bad.png").write_text("no image")
+    assert novelty.main(arguments) == 2
+    assert novelty.main([*arguments, "--skip-bad-images"]) == 0
+    both = pd.read_csv(path)
+    assert both["model"].tolist() == ["other"] * 3 + ["tiny"] * 3 and both["number"].tolist() == [18, 24, 3] * 2
 
 
 @pytest.mark.parametrize(

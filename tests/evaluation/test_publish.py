@@ -217,6 +217,21 @@ def test_a_run_is_released_with_its_card_and_what_half_precision_changes(result,
     assert publish.place([], folder, tmp_path / "placed", folder)[0].read_bytes() == path.read_bytes()
 
 
+def test_a_model_of_another_data_set_has_a_card_of_its_own_data(result, tmp_path, root, capsys):
+    folder = tmp_path / "published"
+    path = publish.make(NAME, folder)
+    about = read_released(path)
+    tensors = about.pop("model")
+    about["identity"]["data"]["name"] = "nature"
+    publish.write_released(path, tensors, about)
+    (root / "results/full/nature").mkdir()
+    (root / f"results/full/{NAME}.json").rename(root / f"results/full/nature/{NAME}.json")
+    (card,) = publish.write_cards(folder)
+    assert "gray photographs" not in card.read_text() and "2 classes of one data set" in card.read_text()
+    assert publish.main(["--cards", NAME]) == 2
+    assert "--cards" in capsys.readouterr().err
+
+
 def test_a_card_begins_with_what_the_hugging_face_hub_reads(result, tmp_path):
     empty, matter, rest = publish.make(NAME, tmp_path).with_suffix(".md").read_text().split("---\n", 2)
     read = yaml.safe_load(matter)

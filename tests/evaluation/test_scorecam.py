@@ -321,6 +321,25 @@ def test_a_contrast_is_the_difference_of_two_weighted_sums_in_one_set_of_passes(
     assert shown.any() and torch.allclose(found.maps[shown], expected[shown], atol=2e-3)
 
 
+class Negative(nn.Module):
+    """Two maps that are negative everywhere, as SiLU can give them, the first one further below zero."""
+
+    def forward(self, images):
+        return torch.cat([-2 - images[:, :1], -1 - images[:, 1:2] / 2], dim=1)
+
+
+def test_where_nothing_speaks_for_a_class_its_contrast_is_empty_and_no_other_map_takes_its_place(monkeypatch):
+    network = nn.Sequential(Negative(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    scores = torch.tensor([[[9.0, 0.0], [0.0, 9.0]]])  # the first mask speaks for the target, the second for the other
+    monkeypatch.setattr(MaskedImages, "scores_of_classes", lambda *_: scores)
+    found = contrast_cam(network, images, network[0], [0], [1])
+    assert found.maps.max() == 0 and found.other_maps.max() == 1 and not found.fell_back.any()
+    masked = MaskedImages(network, images, network[0](images), torch.tensor([0]), "softmax", 8)
+    maps, fell_back = masked.maps(torch.tensor([[1.0, -1.0]]))
+    assert maps.max() == 1 and fell_back.all()  # as the map of a single class would have it
+
+
 def test_a_contrast_of_a_class_with_itself_or_an_unknown_class_is_refused(small_network):
     images, layer = torch.rand(2, 3, 16, 16), small_network.features
     for others in ([0, 1], [1, 3], [1]):

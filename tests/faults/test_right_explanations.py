@@ -1,24 +1,28 @@
 """Explanations and their measures that were wrong without a word: each right value."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms.v2 import functional
 
 from evaluation import explain, inversion_quality
 from evaluation.faithfulness import masked_images
 from evaluation.inversion_search import best_table, describe
 from evaluation.mask_clusters import cluster_score_cam
-from evaluation.model_inversion import Inversion, _is_finished
+from evaluation.model_inversion import Inversion, _is_finished, check_evaluator, score_by_another, word_of
 from evaluation.pages.notebook import show
 from evaluation.recipro_cam import recipro_cam, recipro_contrast
 from evaluation.scorecam import score_cam
+from evaluation.split_images import training_amplitudes
 from tests.conftest import SmallNetwork
 from tests.evaluation.pages.test_same_numbers import in_html
 from tests.evaluation.test_explain import Images, a_run
+from tests.small_runs import small_run
 
 
 def inversion_of(curve, stopped=True) -> Inversion:
@@ -48,6 +52,24 @@ def test_pruned_trials_of_an_inversion_search_have_not_converged():
     )
     assert best_table({"tpe": trials})["trial"].tolist() == [1, 0]
     assert "1 converged" in describe("tpe", trials)
+
+
+def test_an_evaluator_sees_images_at_its_own_size_and_is_another_network():
+    run = a_run()
+    images = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    resized = functional.resize(images, [run.image_size] * 2, antialias=True).clamp(0, 1)
+    expected = score_by_another(run.model, resized, [0, 1], run.mean, run.std)
+    assert run.image_size != 48 and torch.equal(word_of(run, images, [0, 1]), expected)
+    with pytest.raises(ValueError, match="is the network that is inverted"):
+        check_evaluator(run, run)
+
+
+def test_amplitudes_of_another_data_set_than_that_of_the_training_are_refused(scene_folder, root):
+    run = replace(small_run("tiny"), data={"name": "flowers", "fingerprint": {"train": "0"}})
+    with pytest.raises(ValueError, match="not trained on the images of .*scenes, but on flowers; see --data"):
+        training_amplitudes(run, str(scene_folder))
+    for same in ({}, {"name": "scenes", "fingerprint": {"train": "a part of them"}}):
+        assert training_amplitudes(replace(run, data=same), str(scene_folder)).ndim == 3
 
 
 def test_each_word_of_the_recipes_counts(monkeypatch, tmp_path):
