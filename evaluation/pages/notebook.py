@@ -198,7 +198,7 @@ def open(name: str, environment: Mapping[str, str] = os.environ) -> Study:
     plt.rcParams.update({"figure.dpi": 80, "figure.constrained_layout.use": True})
     quick = " (small and short: it shows that everything runs; its numbers mean nothing)" if study.quick else ""
     synthetic = " (synthetic scenes, not photographs)" if study.data == SYNTHETIC else ""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, threads: {torch.get_num_threads()}"
     say(
         f"**Profile `{profile}`**{quick}, data **{Path(study.data).name}**{synthetic}; "
         f"executed on {device}, torch {torch.__version__}."

@@ -50,6 +50,7 @@ def execute(path: Path, html_folder: Path, in_place: bool = False) -> Path:
             timeout=None,  # a cell may train for hours
             extra_arguments=["--log-level=ERROR"],
             kernel_name="python3",
+            record_timing=False,  # it would change every cell of a committed notebook
             resources={"metadata": {"path": str(path.parent)}},
             on_cell_complete=lambda cell, cell_index: bar.update(cell_index + 1 - bar.n),
         ).execute()
