@@ -117,25 +117,35 @@ def profile_markdown(profile: pd.DataFrame) -> str:
 
 
 def clusters_markdown(rows: pd.DataFrame) -> str:
-    """How near maps with clusters come to exact ones: one line a network and number of clusters.
-
-    The last three columns are those of the maps after the check, where some images are exact.
-    """
-    columns = ["network", "clusters", "passes", "images", "median correlation", "lowest", "share of time", "held out"]
-    summary = summarise(rows)
-    if "exact" in summary:
-        columns += ["exact", "lowest after the check", "share of time with it"]
+    """How near maps with clusters come to exact ones: one line a network and number of clusters."""
+    columns = ["network", "clusters", "images", "passes", "median correlation", "lowest", "exact", "share of time"]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    for row in summary.itertuples():
-        weighting = getattr(row, "weighting", "softmax")
-        network = row.run if weighting == "softmax" else f"{row.run}, {weighting}"
-        line = (
-            f"| {network} | {row.clusters} | {row.passes} | {row.images} | {row.median:.4f} | {row.lowest:.4f} "
-            f"| {row.share_of_time:.3f} | {row.held_out:.2f} |"
+    for row in summarise(rows).itertuples():
+        network = row.run if row.weighting == "softmax" else f"{row.run}, {row.weighting}"
+        lines.append(
+            f"| {network} | {row.clusters} | {row.images} | {row.passes:,.0f} | {row.median:.4f} | {row.lowest:.4f} "
+            f"| {row.exact:.2f} | {row.share_of_time:.3f} |"
         )
-        if "exact" in summary:
-            line += f" {row.exact:.2f} | {row.lowest_checked:.4f} | {row.checked_share_of_time:.3f} |"
-        lines.append(line)
+    return "\n".join(lines)
+
+
+def roofline_markdown(table: pd.DataFrame, measured: pd.DataFrame, study: pd.DataFrame) -> str:
+    """What was measured on a GPU, what follows for the loop, and how long the study would take."""
+    lines = ["| measured | batch | images per second |", "|---|---|---|"]
+    lines += [f"| {row.what} | {row.batch_size} | {row.images_per_second:,} |" for row in measured.itertuples()]
+    lines += ["", f"{measured['machine'].iloc[0]}.", ""]
+    columns = [name.replace("_", " ").replace("images per", "expected images per") for name in table]
+    lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines += [
+        f"| {' | '.join(f'{value:,}' if isinstance(value, int) else str(value) for value in row)} |"
+        for row in table.astype(object).itertuples(index=False)
+    ]
+    lines.append("")
+    lines += [
+        f'The {row.experiments} experiments on 15-Scene, each once and one after another, with step="{row.step}": '
+        f"{row.minutes:.0f} minutes."
+        for row in study.itertuples()
+    ]
     return "\n".join(lines)
 
 
@@ -185,6 +195,8 @@ def main() -> int:
         written = with_table(written, "scaling", scaling_markdown(tables))
         for name, markdown_of in (("profile", profile_markdown), ("scorecam_clusters", clusters_markdown)):
             written = with_table(written, name, markdown_of(pd.read_csv(FOLDER / f"{name}.csv")))
+        on_paper = (pd.read_csv(FOLDER / f"{name}.csv") for name in ("roofline", "h100", "roofline_study"))
+        written = with_table(written, "roofline", roofline_markdown(*on_paper))
         readme.write_text(written, encoding="utf-8")
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ The peers run with their public functions and defaults, on torchvision's network
 default allocator; ours runs as in `evaluation.explain`.  The image is the first test image of 15-Scene, or of the
 synthetic scenes; the class is the predicted one.  torchcam's map has the layer's resolution and is upsampled after the
 measurement.  The peers upsample and scale masks in another way (see `evaluation.scorecam.score_cam`), so the maps are
-not equal but correlate.  All are exact except the one that names its clusters.
+not equal but correlate.  All are exact except the one that names its clusters, which takes rounds of so many passes.
 """
 
 import sys

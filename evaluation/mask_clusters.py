@@ -2,10 +2,11 @@
 
 The masks of a layer of 7x7 positions are points in 49 dimensions, and many of them are alike.  The scores of a few are
 measured: one medoid for each cluster of masks (k-medoids; Kaufman and Rousseeuw 1990).  Kernel ridge regression over
-the masks predicts the others.  Its leave-one-out errors, which have a closed form, are then put at random on the
-predicted scores: where that changes the map of an image, the image is computed exactly.  How well the scores themselves
-are predicted says little: the map depends on few of them.  benchmarks/scorecam_clusters.csv compares the maps with
-exact ones.
+the masks predicts the others.  Then the masks are measured that are predicted to contribute most, as many again in each
+round, until the map of an image is settled: it does not change from one round to the next, and it does not change
+either if errors are put at random on the predicted scores, as large as the leave-one-out errors of the measured ones,
+which have a closed form.  How well the scores themselves are predicted says little: the map depends on few of them.
+benchmarks/scorecam_clusters.csv compares the maps with exact ones.
 
 The command is that of `evaluation.scorecam`, with one option more:
 
@@ -14,7 +15,7 @@ The command is that of `evaluation.scorecam`, with one option more:
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,36 +36,40 @@ from runs import run_command
 
 WIDTHS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the kernel exp(-width |a - b|^2); the leave-one-out error selects one
 PENALTIES = (0.001, 0.01, 0.1, 0.3, 1.0)
-ROUNDS = 20  # of k-medoids; it converges in fewer
-AGREEMENT = 0.997  # lowest correlation with the maps of perturbed scores; below it an image is computed exactly
+ITERATIONS = 20  # of k-medoids; it converges in fewer
+# Chosen on val images (benchmarks.scorecam_clusters --split val): lowest correlations of a settled map.
+UNCHANGED = 0.999  # with the map of the round before
+AGREEMENT = 0.999  # with the maps of perturbed scores
 DRAWS = 16  # perturbed maps of an image
+MOST = 0.75  # share of the masks: where no more are left out, all are measured
 
 
 @dataclass(frozen=True)
 class ClusterScoreCam(ScoreCam):
-    """Approximate maps, and exact ones where an approximate one cannot be trusted; tensors (N,).
+    """Settled maps, and exact ones where none settled; tensors (N,).
 
-    `held_out` is the R^2 of the leave-one-out predictions of the measured scores: 1 is perfect, 0 no better than the
-    mean score; NaN where nothing was predicted.  `agreement` is that of `agreement_of`, `exact` says which maps have
-    all scores measured.
+    `passes` are the masks that were measured, `exact` says where these were all.  `held_out` is the R^2 of the
+    leave-one-out predictions of the measured scores: 1 is perfect, 0 no better than the mean score; NaN where nothing
+    was predicted.  `agreement` is that of `agreement_of`.
     """
 
+    passes: torch.Tensor
+    exact: torch.Tensor
     held_out: torch.Tensor
     agreement: torch.Tensor
-    exact: torch.Tensor
 
 
 @dataclass(frozen=True)
 class PredictedScores:
-    """Scores (N, channels) of a batch of images, of which those in `measured` (N, channels) are not predicted.
+    """Scores (1, channels) of an image, of which those in `measured` (1, channels) are not predicted.
 
-    `held_out` (N,) is that of `ClusterScoreCam`; `errors` are the leave-one-out errors of each image's measured scores.
+    `held_out` is that of `ClusterScoreCam`; `errors` are the leave-one-out errors of the measured scores.
     """
 
     scores: torch.Tensor
     measured: torch.Tensor
-    held_out: torch.Tensor
-    errors: list[np.ndarray]
+    held_out: float
+    errors: np.ndarray
 
 
 def cluster_score_cam(
@@ -76,84 +81,94 @@ def cluster_score_cam(
     weighting: str = "softmax",
     batch_size: int = 32,
 ) -> ClusterScoreCam:
-    """Approximate `score_cam` with 2 * clusters passes per image; the other arguments are those of `score_cam`.
+    """Approximate `score_cam` in rounds of `clusters` passes; the other arguments are those of `score_cam`.
 
-    One half of the passes measures the medoids of the clusters of masks.  The other half measures the channels that are
-    predicted to contribute most to the map.  The scores of all other channels are predicted.  An image whose
-    `agreement_of` is below AGREEMENT takes the rest of the passes too, so its map is exact.  For a layer of at most
-    2 * clusters channels every map is exact.
+    An image takes as many rounds as `scores_in_rounds` says, at least two.  Where the layer has at most 2 * clusters
+    channels that are not constant, its map is exact.
     Raises ValueError for fewer than 2 clusters, and what `score_cam` raises.
     """
     check_clusters(clusters)
 
     def explain(masked: MaskedImages, _) -> tuple[torch.Tensor, ...]:
-        if masked.activations.shape[1] <= 2 * clusters:
-            nothing = torch.full((len(masked.images),), torch.nan)
-            found = PredictedScores(masked.scores(~masked.constant), ~masked.constant, nothing, [])
-            agreement, exact = nothing, torch.ones(len(nothing), dtype=torch.bool)
-        else:
-            found = scores_by_clusters(masked, clusters, masked.scores)
-            agreement = agreement_of(masked, found)
-            exact = ~(agreement >= AGREEMENT) | (found.measured | masked.constant).all(dim=1).cpu()
-        rest = ~masked.constant & ~found.measured & exact.to(found.measured.device)[:, None]
-        maps, fell_back = masked.maps(masked.weights(torch.where(rest, masked.scores(rest), found.scores)))
-        return maps, masked.constant.sum(dim=1), fell_back, found.held_out, agreement, exact
+        of_images = []
+        for number in range(len(masked.images)):
+            image = masked.of(torch.tensor([number]))
+            found = scores_in_rounds(image, clusters, image.scores)
+            maps, fell_back = image.maps(image.weights(found.scores))
+            passes, exact = found.measured.sum(dim=1), (found.measured | image.constant).all(dim=1)
+            facts = torch.tensor([found.held_out]), torch.tensor([agreement_of(image, found)])
+            of_images.append((maps, image.constant.sum(dim=1), fell_back, passes, exact, *facts))
+        return tuple(map(torch.cat, zip(*of_images, strict=True)))
 
     return ClusterScoreCam(*run_batches(model, images, layer, target_classes, weighting, batch_size, explain))
 
 
-def agreement_of(masked: MaskedImages, found: PredictedScores) -> torch.Tensor:
-    """The lowest correlation (N,) of each image's map with DRAWS maps whose predicted scores have errors.
+def scores_in_rounds(
+    image: MaskedImages, clusters: int, measure: Callable[[torch.Tensor], torch.Tensor]
+) -> PredictedScores:
+    """The scores of all channels of a single image, of which rounds of `clusters` are measured until its map settles.
 
-    The errors are drawn from the leave-one-out errors of the image's measured scores.  A map that does not change is
-    safe, however large they are.  1 where no score is predicted; NaN where a map is constant.
+    `measure` is called as `MaskedImages.scores`.  A map is a sum with few large terms, so after the medoids the
+    channels are measured that are predicted to contribute most.
     """
-    lowest = torch.ones(len(found.scores))
-    for image, errors in enumerate(found.errors):
-        predicted = ~found.measured[image] & ~masked.constant[image]
-        if not predicted.any():
-            continue
-        drawn = np.random.default_rng(0).choice(errors, (DRAWS, int(predicted.sum())))
-        scores = found.scores[image].repeat(1 + DRAWS, 1)
-        scores[1:, predicted] += torch.from_numpy(drawn).to(scores)
-        copies = torch.full((1 + DRAWS,), image, device=scores.device)
-        repeated = replace(
-            masked,
-            images=masked.images[copies],
-            activations=masked.activations[copies],
-            targets=masked.targets[copies],
-        )
-        maps = repeated.maps(repeated.weights(scores))[0].flatten(1)
-        lowest[image] = torch.corrcoef(maps)[0, 1:].min().cpu()
-    return lowest
+    activations, wanted = image.activations, ~image.constant
+    masks = scale_to_unit(activations[0]).flatten(1).cpu().double().numpy()
+    channels = wanted[0].nonzero().squeeze(1).cpu().numpy()
+    measured = torch.zeros_like(wanted)
+    if len(channels) <= 2 * clusters:
+        measured = wanted
+    else:
+        measured[0, channels[choose_medoids(masks[channels], clusters)]] = True
+    found, before = _predict_others(masks, channels, measure(measured), measured), None
+    while (wanted & ~found.measured).any():
+        now = _map_of(image, found)
+        if before is not None and _correlations(now, before) >= UNCHANGED and agreement_of(image, found) >= AGREEMENT:
+            break
+        others, before = _strongest_others(image, found, clusters), now
+        found = _predict_others(masks, channels, found.scores * measured + measure(others), measured | others)
+        measured = found.measured
+    return found
+
+
+def _strongest_others(image: MaskedImages, found: PredictedScores, count: int) -> torch.Tensor:
+    """The channels (1, channels) that are not measured and predicted to contribute most, or all that are left."""
+    left = ~image.constant & ~found.measured
+    if found.measured.sum() + count > MOST * (~image.constant).sum():
+        return left
+    contributions = image.weights(found.scores) * image.activations.amax(dim=(2, 3)).relu()
+    strongest = contributions.masked_fill(~left, -1).topk(count, dim=1).indices
+    return torch.zeros_like(left).scatter(1, strongest, True) & left
+
+
+def _map_of(image: MaskedImages, found: PredictedScores) -> torch.Tensor:
+    return image.maps(image.weights(found.scores))[0].flatten(1)
+
+
+def _correlations(one: torch.Tensor, others: torch.Tensor) -> float:
+    """The lowest correlation of a flat map (1, P) with others (N, P); NaN where one is constant."""
+    return torch.corrcoef(torch.cat([one, others]))[0, 1:].min().item()
+
+
+def agreement_of(image: MaskedImages, found: PredictedScores) -> float:
+    """The lowest correlation of an image's map with DRAWS maps whose predicted scores have errors.
+
+    The errors are drawn from the leave-one-out errors of the measured scores.  A map that does not change is safe,
+    however large they are.  1 where no score is predicted; NaN where a map is constant.
+    """
+    predicted = ~found.measured[0] & ~image.constant[0]
+    if not predicted.any():
+        return 1.0
+    drawn = np.random.default_rng(0).choice(found.errors, (DRAWS, int(predicted.sum())))
+    scores = found.scores.repeat(DRAWS, 1)
+    scores[:, predicted] += torch.from_numpy(drawn).to(scores)
+    repeated = image.of(torch.zeros(DRAWS, dtype=torch.long))
+    return _correlations(_map_of(image, found), repeated.maps(repeated.weights(scores))[0].flatten(1))
 
 
 def check_clusters(clusters: int):
     """Raise ValueError for fewer than 2 clusters."""
     if clusters < 2:
         raise ValueError(f"clusters is {clusters}; it must be at least 2")
-
-
-def scores_by_clusters(
-    masked: MaskedImages, clusters: int, measure: Callable[[torch.Tensor], torch.Tensor]
-) -> PredictedScores:
-    """The scores of all channels, of which 2 * clusters per image are measured.
-
-    `measure` is called as `MaskedImages.scores`.  A map is a sum with few large terms, so half of the passes are
-    reserved for these.
-    """
-    activations, wanted = masked.activations, ~masked.constant
-    masks = scale_to_unit(activations.flatten(0, 1)).view_as(activations).flatten(2).cpu().double().numpy()
-    channels = [each.nonzero().squeeze(1).cpu().numpy() for each in wanted]
-    measured = torch.zeros_like(wanted)
-    for image, numbers in enumerate(channels):
-        measured[image, numbers[choose_medoids(masks[image, numbers], clusters)]] = True
-    scores = measure(measured)
-    predicted = _predict_others(masks, channels, scores, measured).scores
-    contributions = masked.weights(predicted) * activations.amax(dim=(2, 3)).relu()
-    strongest = contributions.masked_fill(measured | ~wanted, -1).topk(clusters, dim=1).indices
-    others = torch.zeros_like(wanted).scatter(1, strongest, True) & wanted & ~measured
-    return _predict_others(masks, channels, scores + measure(others), measured | others)
 
 
 def choose_medoids(masks: np.ndarray, clusters: int) -> np.ndarray:
@@ -171,7 +186,7 @@ def choose_medoids(masks: np.ndarray, clusters: int) -> np.ndarray:
         medoids.append(int(nearest.argmax()))
         nearest = np.minimum(nearest, distances[medoids[-1]])
     medoids = np.array(medoids)
-    for _ in range(ROUNDS):
+    for _ in range(ITERATIONS):
         cluster_of = distances[:, medoids].argmin(axis=1)
         moved = medoids.copy()
         for cluster in np.unique(cluster_of):
@@ -213,29 +228,26 @@ def held_out_r2(scores: np.ndarray, errors: np.ndarray) -> float:
     return float("nan") if constant else float(1 - (errors**2).mean() / scores.var())
 
 
-def _predict_others(masks, channels, scores, measured) -> PredictedScores:
-    """Scores (N, channels) with those that are not measured predicted."""
-    predicted, held_out = scores.clone(), torch.full((len(scores),), torch.nan)
-    errors = []
-    for image, numbers in enumerate(channels):
-        known = measured[image, numbers].nonzero().squeeze(1).cpu().numpy()
-        if len(known) == len(numbers):
-            errors.append(np.zeros(len(known)))
-            continue
-        values = scores[image, numbers[known]].cpu().double().numpy()
-        if not (np.isfinite(values).all() and np.isfinite(masks[image]).all()):
-            raise FloatingPointError(NOT_FINITE)
-        found, errors_of_image = predict_scores(masks[image, numbers], known, values)
-        errors.append(errors_of_image)
-        held_out[image] = held_out_r2(values, errors_of_image)
-        predicted[image, numbers] = torch.from_numpy(found).to(scores)
-    return PredictedScores(predicted, measured, held_out, errors)
+def _predict_others(
+    masks: np.ndarray, channels: np.ndarray, scores: torch.Tensor, measured: torch.Tensor
+) -> PredictedScores:
+    """Scores (1, channels) with those of `channels` that are not measured predicted from the masks (channels, D)."""
+    known = measured[0, channels].nonzero().squeeze(1).cpu().numpy()
+    if len(known) == len(channels):
+        return PredictedScores(scores, measured, float("nan"), np.zeros(len(known)))
+    values = scores[0, channels[known]].cpu().double().numpy()
+    if not (np.isfinite(values).all() and np.isfinite(masks).all()):
+        raise FloatingPointError(NOT_FINITE)
+    found, errors = predict_scores(masks[channels], known, values)
+    predicted = scores.clone()
+    predicted[0, channels] = torch.from_numpy(found).to(scores)
+    return PredictedScores(predicted, measured, held_out_r2(values, errors), errors)
 
 
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
     parser = build_parser("python -m evaluation.mask_clusters", "Approximate Score-CAM of images, as a sheet")
-    parser.add_argument("--clusters", type=int, default=64, help="half of the passes per image (default: 64)")
+    parser.add_argument("--clusters", type=int, default=64, help="passes of a round (default: 64)")
     options = parser.parse_args(arguments)
     return run_command(lambda: _make_sheet(options))
 
@@ -250,8 +262,8 @@ def _make_sheet(options):
 
     make_sheet(options, explain)
     for name, each in zip(dict.fromkeys(options.layers), found, strict=True):
-        if not each.agreement.isnan().all():
-            print(f"layer {name}: {int(each.exact.sum())} of {len(each.exact)} images computed exactly")
+        passes = f"{each.passes.double().mean():,.0f} passes an image"
+        print(f"layer {name}: {passes}, {int(each.exact.sum())} of {len(each.exact)} computed exactly")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ A sheet of heat maps, one line per image and one column per layer:
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -77,6 +77,12 @@ class MaskedImages:
     targets: torch.Tensor
     weighting: str
     batch_size: int
+
+    def of(self, numbers: torch.Tensor) -> "MaskedImages":
+        """The images of these numbers alone, in their order."""
+        numbers = numbers.to(self.activations.device)
+        parts = {name: getattr(self, name)[numbers] for name in ("images", "activations", "targets")}
+        return replace(self, **parts)
 
     @cached_property
     def constant(self) -> torch.Tensor:

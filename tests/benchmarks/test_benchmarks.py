@@ -19,6 +19,7 @@ from benchmarks import (  # noqa: F401
     implementations,
     inversion,
     profile,
+    roofline,
     scorecam,
     scorecam_clusters,
     soak,
@@ -193,21 +194,27 @@ def test_operations_are_timed_by_kind():
 
 
 def test_maps_with_clusters_are_summarised_a_network_and_a_number_of_clusters():
-    rows = pd.DataFrame({"run": "a", "clusters": 64, "passes": 128, "correlation": [1.0, 0.9, float("nan")]})
-    rows = rows.assign(share_of_time=0.1, held_out=0.5)
-    assert clusters_markdown(rows).splitlines()[2] == "| a | 64 | 128 | 3 | 0.9000 | 0.0000 | 0.100 | 0.50 |"
+    rows = pd.DataFrame({"run": "a", "weighting": "softmax", "clusters": 64, "correlation": [1.0, 0.9, float("nan")]})
+    rows = rows.assign(passes=[128, 192, 1280], share_of_time=[0.1, 0.2, 0.6], exact=[False, False, True])
+    assert clusters_markdown(rows).splitlines()[2] == "| a | 64 | 3 | 533 | 0.9000 | 0.0000 | 0.33 | 0.300 |"
 
 
-def test_clusters_are_compared_with_every_mask_scored_once(monkeypatch):
+def test_clusters_are_compared_with_every_mask_scored_once(monkeypatch, tmp_path):
     torch.manual_seed(0)
     network = implementations.our_network(implementations.plain_network())
     run = TrainedRun("any", network, ("a",) * 15, 64, "imagenet", "0")
     monkeypatch.setattr(scorecam_clusters, "CLUSTERS", (8, 640))
-    few, all_of_them = scorecam_clusters.compare(run, implementations.draw_images(1, size=64))
-    assert (few["passes"], all_of_them["passes"]) == (16, 1280)
-    assert all_of_them["correlation"] == pytest.approx(1)
+    image, path, passes = implementations.draw_images(1, size=64), tmp_path / "scores" / "0.npz", []
+    handle = network.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
+    few, all_of_them = scorecam_clusters.compare(run, image, path)
+    assert sum(passes) == 1281 and few["passes"] < all_of_them["passes"] == 1280
+    assert all_of_them["correlation"] == pytest.approx(1) and all_of_them["exact"]
     assert not (few["empty"] or few["fell_back"])
-    assert few["share_of_time"] == pytest.approx(16 / 1280 + few["seconds_besides"] / few["exact_seconds"])
+    besides = few["seconds_besides"] / few["exact_seconds"]
+    assert few["share_of_time"] == pytest.approx(few["passes"] / 1280 + besides)
+    again, _ = scorecam_clusters.compare(run, image, path, "probability")  # from the scores that were kept
+    handle.remove()
+    assert sum(passes) == 1282 and again["exact_seconds"] == few["exact_seconds"]
 
 
 def test_the_gpu_script_measures_every_case_and_writes_after_each_line(tmp_path, monkeypatch):
@@ -251,7 +258,7 @@ def test_nothing_to_measure_is_a_mistake_and_no_table_is_written(command, capsys
 def test_rows_of_earlier_weights_or_images_are_measured_again_and_weightings_are_told_apart(
     root, scene_folder, tmp_path, monkeypatch
 ):
-    run, output = small_run("tiny"), tmp_path / "clusters.csv"
+    run, output = replace(small_run("tiny"), file=tmp_path / "tiny.pt"), tmp_path / "clusters.csv"
     monkeypatch.setattr(scorecam_clusters, "load_trained", lambda name: run)
     monkeypatch.setattr(scorecam_clusters, "CLUSTERS", (2,))
     monkeypatch.setattr(implementations, "data_set", lambda: str(scene_folder))
@@ -281,3 +288,33 @@ def test_both_ways_to_augment_give_network_input_of_the_same_statistics(name):
     one, other = (each(name, batch, 0) for each in (augmentation.one_by_one, augmentation.whole_batch))
     assert one.shape == other.shape == (8, 3, 224, 224)
     assert abs(one.mean() - other.mean()) < 0.3
+
+
+def test_what_computes_is_counted_with_its_bytes_and_a_view_is_not():
+    numbers = torch.zeros(10)
+
+    def action():
+        numbers.view(2, 5).t()  # views
+        numbers + 1  # reads 40 bytes and writes 40
+        numbers.add_(1)  # reads and writes the same 40, once each
+
+    assert roofline.work_of(action) == roofline.Work(operations=2, bytes=160)
+
+
+def test_a_batch_takes_as_long_as_the_slower_of_host_and_device():
+    making, step, limit = roofline.Work(100, 4_000_000), roofline.Work(900, 0), {32: 320.0, 256: 3200.0}
+    few, recorded, many, _ = roofline.expected("plain", making, step, 1e-4, limit)
+    assert (few["step"], recorded["step"]) == ("eager", "graph")
+    assert few["images_per_second"] == 320 and few["share_of_limit"] == pytest.approx(320 / (32 / 0.09), abs=0.01)
+    assert recorded["host, ms"] == 10.1 and recorded["images_per_second"] == round(32 / 0.0101)
+    assert many["device, ms"] == pytest.approx(1000 * (256 / 3200 + 256e6 / roofline.BANDWIDTH), abs=0.01)
+    assert many["images_per_second"] == 2560  # 0.1 s of launches, and 0.08 s on the device
+
+
+def test_the_projection_of_the_study_is_shorter_with_recorded_steps_and_stands_in_the_readme():
+    table = pd.read_csv(roofline.TABLE)
+    study = roofline.projected(table, roofline.limits(pd.read_csv(roofline.MEASURED)))
+    minutes = dict(zip(study["step"], study["minutes"], strict=True))
+    assert minutes["eager"] > minutes["graph"] > 1
+    readme = (roofline.FOLDER / "README.md").read_text(encoding="utf-8")
+    assert f'step="graph": {minutes["graph"]:.0f} minutes' in readme

@@ -1,0 +1,173 @@
+"""What the loop should reach on a GPU, on paper: nothing here was measured on one since augmentation runs in batches.
+
+    python -m benchmarks.roofline
+
+benchmarks/h100.csv has what was measured on one H100 with the earlier loop: the limit of this network, and the loop.
+Here the operations are counted that a step and the making of its batch launch, and the bytes that the latter moves.
+From these follows what a batch takes at least: the host launches one operation after another, the device computes and
+moves memory meanwhile, and the slower of the two decides.
+
+- An operation takes as long to launch as in the limit's step of 32 images, which is bound by launches.
+- The device computes an image as fast as in the limit's step of 256 images, and moves BANDWIDTH bytes per second.
+- A recorded step (step="graph") is launched at once; the operations that make its batch are not.
+- A pair of views costs as much as `study.forward_passes` says, and has no measured limit of its own.
+
+benchmarks/gpu.py measures all of it, where there is a GPU.  The study's time is a projection from the same numbers.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.gpu import CASES, Options, loaders_for, network_for
+from benchmarks.implementations import FOLDER
+from helper_functions import TrainSettings, build_optimizer
+from runs import EXPERIMENTS, OWN_DATA, configure
+from study import BACKWARD, IMAGES, forward_passes
+
+MEASURED = FOLDER / "h100.csv"
+TABLE, STUDY = FOLDER / "roofline.csv", FOLDER / "roofline_study.csv"
+BANDWIDTH = 2e12  # bytes per second; the data sheet of an H100 says 3.35e12
+BATCHES = (32, 256)
+COUNTED = 4  # images in a batch that is counted: the operations do not depend on their number, the bytes are theirs
+COST = {"two views": 2 * (BACKWARD + 1) / BACKWARD}  # of an image in training passes of a single one
+
+
+@dataclass
+class Work:
+    """How many operations were launched, and the bytes that they read and wrote."""
+
+    operations: int = 0
+    bytes: int = 0
+
+
+class Counter(TorchDispatchMode):
+    """Within it, every operation that computes something is counted; a view launches nothing."""
+
+    def __init__(self):
+        """Nothing is counted yet."""
+        super().__init__()
+        self.work = Work()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        """Run an operation and count it."""
+        found = operation(*args, **(kwargs or {}))
+        read, written = (
+            [each for each in tree_leaves(part) if isinstance(each, torch.Tensor)] for part in ((args, kwargs), found)
+        )
+        known = {each.untyped_storage().data_ptr() for each in read}
+        is_view = written and all(each.untyped_storage().data_ptr() in known for each in written)
+        if operation._schema.is_mutable or not is_view:
+            self.work.operations += 1
+            self.work.bytes += sum(each.nbytes for each in (*read, *written))
+        return found
+
+
+def work_of(action: Callable) -> Work:
+    """What a call does, on the CPU."""
+    with Counter() as counter:
+        action()
+    return counter.work
+
+
+def work_of_case(case: str, size: int = 224) -> tuple[Work, Work]:
+    """The work of making one batch of COUNTED images, and of a step on it."""
+    loaders = loaders_for(case, COUNTED, Options("cpu", size, batches_per_epoch=1))
+    model, objective = network_for(case, loaders)
+    optimizer = build_optimizer(model.train(), TrainSettings())
+    batches = []
+    making = work_of(lambda: batches.append(next(iter(loaders.train))))
+
+    def step():
+        losses, _, _ = objective(model, *batches[0])
+        losses.mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        objective.after_step(model)
+
+    step()  # which makes the optimizer's state
+    return making, work_of(step)
+
+
+def limits(measured: pd.DataFrame) -> dict[int, float]:
+    """Images per second of the limit by batch size."""
+    of_limit = measured[measured["what"].str.startswith("limit")]
+    return dict(zip(of_limit["batch_size"], of_limit["images_per_second"], strict=True))
+
+
+def expected(case: str, making: Work, step: Work, launch: float, limit: dict[int, float]) -> list[dict]:
+    """The lines of a case: what a batch takes the host and the device, and what follows for the loop.
+
+    `launch` is the time of an operation (seconds), `limit` the measured images per second by batch size.  The share is
+    of the limit of a step that is launched one operation at a time, on a batch that is there.
+    """
+    lines = []
+    for batch_size in BATCHES:
+        computing = COST.get(case, 1) * batch_size / limit[max(limit)]
+        device = computing + making.bytes / COUNTED * batch_size / BANDWIDTH
+        of_limit = batch_size / max(step.operations * launch, computing)
+        host = {"eager": (making.operations + step.operations) * launch, "graph": (making.operations + 1) * launch}
+        for name, seconds in host.items():
+            rate = batch_size / max(seconds, device)
+            lines.append(
+                {
+                    "case": case,
+                    "batch_size": batch_size,
+                    "step": name,
+                    "operations of the batch": making.operations,
+                    "operations of the step": step.operations,
+                    "MB an image": round(making.bytes / COUNTED / 1e6, 1),
+                    "host, ms": round(1000 * seconds, 2),
+                    "device, ms": round(1000 * device, 2),
+                    "images_per_second": round(rate),
+                    "share_of_limit": round(rate / of_limit, 2),
+                }
+            )
+    return lines
+
+
+def projected(table: pd.DataFrame, limit: dict[int, float]) -> pd.DataFrame:
+    """The time of every 15-Scene experiment of the study, once and one after another, by how steps are launched.
+
+    Passes are those of `study.forward_passes`.  Training goes as the loop with the advanced augmentation does, at the
+    nearer batch size; what is evaluated goes in large batches, at the limit.  Loading kernels is left out.
+    """
+    experiments = [configure(each, "full") for each in EXPERIMENTS.values() if each.data == OWN_DATA]
+    held_out = BACKWARD * limit[max(limit)]  # forward passes per second
+    lines = []
+    for step, rates in table[table["case"] == "advanced"].groupby("step", sort=False):
+        rate_of, seconds = dict(zip(rates["batch_size"], rates["images_per_second"], strict=True)), 0.0
+        for experiment in experiments:
+            total = forward_passes(experiment)
+            training = 0.0
+            if not experiment.freeze_features:
+                training = forward_passes(experiment, {**IMAGES, "val": 0, "test": 0})
+            batch_size = min(BATCHES, key=lambda size, own=experiment.batch_size: abs(size - own))
+            seconds += training / (BACKWARD * rate_of[batch_size]) + (total - training) / held_out
+        lines.append({"step": step, "experiments": len(experiments), "minutes": round(seconds / 60, 1)})
+    return pd.DataFrame(lines)
+
+
+def main() -> int:
+    """Count, calculate, and write both tables."""
+    measured = pd.read_csv(MEASURED)
+    limit, lines = limits(measured), []
+    counted = {case: work_of_case(case) for case in CASES}
+    launch = min(limit) / limit[min(limit)] / counted["plain"][1].operations
+    for case, (making, step) in counted.items():
+        lines += expected(case, making, step, launch, limit)
+    table = pd.DataFrame(lines)
+    study = projected(table, limit)
+    table.to_csv(TABLE, index=False)
+    study.to_csv(STUDY, index=False)
+    print(f"{table.to_string(index=False)}\n\n{study.to_string(index=False)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
