@@ -199,7 +199,7 @@ def files_of(experiment: Experiment, profile: str) -> Files:
     """The files of an experiment below `data.files.root_folder()`."""
     below = Path(profile)
     if experiment.data != OWN_DATA:
-        below /= expanded(experiment.data).resolve().name
+        below /= name_of_images(experiment.data)
     name = experiment.name if experiment.seed == 0 else f"{experiment.name}.seed{experiment.seed}"
     return Files(root_folder() / "models" / below, root_folder() / "results" / below, name)
 
@@ -406,16 +406,36 @@ def _read_finished(job: Job) -> tuple[nn.Module, dict] | None:
 
 
 def _refuse_to_replace_result(job: Job):
-    """Raise ValueError where a result without a checkpoint, as in a clone, is of another identity; `overwrite` may."""
+    """Raise ValueError where a result without a checkpoint, as in a clone, is of something else; `overwrite` may.
+
+    A run from a pretext or from teachers that were trained again is the same if these began with the same weights.
+    """
     path = job.files.result
     if job.overwrite or not path.exists():
         return
     result = _load_result(path)
-    difference = _difference_of_identity(job, {"identity": {key: result.get(key) for key in job.identity}})
+    asked, saved = (
+        {
+            "settings": each.get("settings", {}),
+            "data": each.get("data", {}),
+            "initial_weights": _origin(each.get("initial_weights", {})),
+        }
+        for each in (job.identity, result)
+    )
+    saved["settings"] = _with_defaults(saved["settings"], job.experiment)
+    if asked["settings"]["train"]["precision"] == "auto":
+        asked["settings"]["train"]["precision"] = saved["settings"]["train"]["precision"]
+    difference = first_difference(asked, saved)
     if difference is not None:
         raise ValueError(
             f"{path} was made with {difference}; SCENES_ROOT=FOLDER trains beside it, and --overwrite replaces it"
         )
+
+
+def _origin(initial_weights: Mapping) -> dict:
+    """What the weights behind a run began with: a name and a digest, where it is known."""
+    origin = initial_weights.get("began_with", initial_weights)
+    return {name: origin[name] for name in ("weights", "sha256") if name in origin}
 
 
 def _read_state(job: Job) -> dict | None:
@@ -800,7 +820,7 @@ def _difference_of_identity(job: Job, saved: dict) -> str | None:
 def _with_defaults(settings: dict, experiment: Experiment) -> dict:
     """Saved settings, with the default of every setting that was added to the code after they were saved."""
     defaults = settings_of(type(experiment)(name=experiment.name, question=""))
-    return {**defaults, **settings, "train": {**defaults["train"], **settings["train"]}}
+    return {**defaults, **settings, "train": {**defaults["train"], **settings.get("train", {})}}
 
 
 # ---------------------------------------------------------------------------------------------------------- the result
@@ -887,6 +907,17 @@ def describe_machine(device: torch.device, settings: TrainSettings, state: dict 
     epoch = len(state["training"]["history"]["val_loss"])
     before = f"{earlier['device']} in {earlier['precision']}"
     return {**machine, "device": f"{before} to epoch {epoch}, then {machine['device']}"}
+
+
+def initial_weights_text(initial_weights: Mapping) -> str:
+    """What a run began with: a description of the weights, or the run and epoch of a pretext.
+
+    A run that keeps its last epoch has it in the place of the best one, where nothing was selected.
+    """
+    name, _, epoch = initial_weights["weights"].partition(", epoch ")
+    pretext = EXPERIMENTS.get(re.sub(r"\.seed\d+$", "", name))
+    keeps_last = epoch == "best" and pretext is not None and pretext.train.keep == "last"
+    return f"{name}, last epoch" if keeps_last else initial_weights["weights"]
 
 
 def write_result(path: Path, result: dict):

@@ -59,38 +59,41 @@ def missing_tasks(
 
     `changes` are those of `configure`.  With `overwrite` every run that is named is missing.  Else raises ValueError
     for a result of other settings or other images, naming the field; with `every`, which says that the names are all
-    there are, such runs are left out and counted instead.
+    there are, such runs, and those that need them, are left out and counted instead.
     """
-    tasks, seen = {}, {}
+    tasks, seen, refused = {}, {}, {}
 
-    def add(experiment: Experiment, needed: int | str | None):
+    def add(experiment: Experiment, needed: int | str | None) -> bool:
+        """Whether the run is there or will be."""
         files = files_of(experiment, profile)
         if files.name in tasks:
-            return
+            return True
         experiment = named.get(files.name, experiment)
         if needed is not None or not overwrite:
-            finished = read(experiment, profile, seen) is not None
+            try:
+                finished = read(experiment, profile, seen) is not None
+            except ValueError as error:
+                if not every:
+                    raise
+                refused[files.name] = error
+                return False
             if finished and (needed is None or files.saved(needed).exists()):
-                return
+                return True
         before = prerequisites(experiment, profile)
-        for each, epoch in before:
-            add(each, epoch)
+        if not all([add(each, epoch) for each, epoch in before]):
+            return False
         needs = tuple(files_of(each, profile).saved(epoch) for each, epoch in before)
         after = tuple(files_of(each, profile).name for each, _ in before)
         tasks[files.name] = Task(experiment, profile, needs, after, files.name in named)
+        return True
 
     asked = [configure(find(name), profile, seed=seed, **changes) for name in names for seed in seeds]
     named = {files_of(experiment, profile).name: experiment for experiment in asked}
-    refused = []
     for experiment in asked:
-        try:
-            add(experiment, None)
-        except ValueError as error:
-            if not every:
-                raise
-            refused.append(error)
+        add(experiment, None)
     if refused:
-        say_once(f"{len(refused)} run(s) are left out, whose results are of other settings or images: {refused[0]}")
+        first = next(iter(refused.values()))
+        say_once(f"{len(refused)} run(s) are left out, whose results are of other settings or images: {first}")
     return list(tasks.values())
 
 

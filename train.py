@@ -26,6 +26,7 @@ from runs import (
     configure,
     files_of,
     find,
+    initial_weights_text,
     read,
     refuse_unused_weights,
     run,
@@ -143,7 +144,7 @@ def summary(experiment: Experiment, profile: str, result: dict) -> str:
     return (
         f"{result['name']}: test accuracy {result['test_accuracy']:.4f} (epoch {result['epoch']}, {chosen}), "
         f"earlier protocol {result['earlier_protocol_accuracy']:.4f} (epoch {result['earlier_protocol_epoch']}), "
-        f"initial weights: {result['initial_weights']['weights']}; {files_of(experiment, profile).result}"
+        f"initial weights: {initial_weights_text(result['initial_weights'])}; {files_of(experiment, profile).result}"
     )
 
 

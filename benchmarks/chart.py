@@ -134,18 +134,14 @@ def roofline_markdown(table: pd.DataFrame, measured: pd.DataFrame, study: pd.Dat
     lines = ["| measured | batch | images per second |", "|---|---|---|"]
     lines += [f"| {row.what} | {row.batch_size} | {row.images_per_second:,} |" for row in measured.itertuples()]
     lines += ["", f"{measured['machine'].iloc[0]}.", ""]
-    columns = [name.replace("_", " ").replace("images per", "expected images per") for name in table]
+    columns = [name.replace("_", " ").replace("images per", "at most, images per") for name in table]
     lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     lines += [
         f"| {' | '.join(f'{value:,}' if isinstance(value, int) else str(value) for value in row)} |"
         for row in table.astype(object).itertuples(index=False)
     ]
-    lines.append("")
-    lines += [
-        f'The {row.experiments} experiments on 15-Scene, each once and one after another, with step="{row.step}": '
-        f"{row.minutes:.0f} minutes."
-        for row in study.itertuples()
-    ]
+    least = ", ".join(f'{row.minutes:.0f} minutes with step="{row.step}"' for row in study.itertuples())
+    lines += ["", f"The {study['experiments'][0]} experiments on 15-Scene, each once, take at least {least}."]
     return "\n".join(lines)
 
 

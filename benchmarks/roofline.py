@@ -1,21 +1,24 @@
-"""What the loop should reach on a GPU, on paper: nothing here was measured on one since augmentation runs in batches.
+"""What the loop can reach on a GPU, on paper: nothing here was measured on one since augmentation runs in batches.
 
     python -m benchmarks.roofline
 
 benchmarks/h100.csv has what was measured on one H100 with the earlier loop: the limit of this network, and the loop.
 Here the operations are counted that a step and the making of its batch launch, and the bytes that the latter moves.
-From these follows what a batch takes at least: the host launches one operation after another, the device computes and
-moves memory meanwhile, and the slower of the two decides.
+From these follows what a batch takes at least, so how many images a second there are at most: the host launches one
+operation after another, the device computes and moves memory meanwhile, and the slower of the two decides.
 
 - An operation takes as long to launch as in the limit's step of 32 images, which is bound by launches.
+- The random numbers of an image are drawn on the CPU, image by image; that is measured here.
 - The device computes an image as fast as in the limit's step of 256 images, and moves BANDWIDTH bytes per second.
-- A recorded step (step="graph") is launched at once; the operations that make its batch are not.
+- A recorded step (step="graph") is launched at once; the operations that make its batch are not.  Steps on two views,
+  and those of distillation, cannot be recorded.
 - A pair of views costs as much as `study.forward_passes` says, and has no measured limit of its own.
 
 benchmarks/gpu.py measures all of it, where there is a GPU.  The study's time is a projection from the same numbers.
 """
 
 import sys
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,22 +31,25 @@ from benchmarks.gpu import CASES, Options, loaders_for, network_for
 from benchmarks.implementations import FOLDER
 from helper_functions import TrainSettings, build_optimizer
 from runs import EXPERIMENTS, OWN_DATA, configure
+from self_supervised.settings import JointEmbeddingExperiment
 from study import BACKWARD, IMAGES, forward_passes
 
 MEASURED = FOLDER / "h100.csv"
 TABLE, STUDY = FOLDER / "roofline.csv", FOLDER / "roofline_study.csv"
-BANDWIDTH = 2e12  # bytes per second; the data sheet of an H100 says 3.35e12
+BANDWIDTH = 2e12  # bytes per second: less than the 3.35e12 of the data sheet, which copies do not reach
 BATCHES = (32, 256)
-COUNTED = 4  # images in a batch that is counted: the operations do not depend on their number, the bytes are theirs
+COUNTED = (4, 8)  # images in the batches that are counted: what grows with their number is drawn image by image
+RECORDABLE = ("plain", "advanced", "pretext")
 COST = {"two views": 2 * (BACKWARD + 1) / BACKWARD}  # of an image in training passes of a single one
 
 
 @dataclass
 class Work:
-    """How many operations were launched, and the bytes that they read and wrote."""
+    """Operations that were launched, and the bytes that they read and wrote; draws of random numbers for an image."""
 
-    operations: int = 0
-    bytes: int = 0
+    operations: float = 0
+    bytes: float = 0
+    draws: float = 0
 
 
 class Counter(TorchDispatchMode):
@@ -62,7 +68,7 @@ class Counter(TorchDispatchMode):
         )
         known = {each.untyped_storage().data_ptr() for each in read}
         is_view = written and all(each.untyped_storage().data_ptr() in known for each in written)
-        if operation._schema.is_mutable or not is_view:
+        if operation._schema.is_mutable or not (is_view or operation.__name__.startswith("empty")):
             self.work.operations += 1
             self.work.bytes += sum(each.nbytes for each in (*read, *written))
         return found
@@ -76,12 +82,16 @@ def work_of(action: Callable) -> Work:
 
 
 def work_of_case(case: str, size: int = 224) -> tuple[Work, Work]:
-    """The work of making one batch of COUNTED images, and of a step on it."""
-    loaders = loaders_for(case, COUNTED, Options("cpu", size, batches_per_epoch=1))
+    """The work of making a batch, with the draws and bytes of an image, and of a step."""
+    batches, made = [], []
+    for count in COUNTED:
+        loaders = loaders_for(case, count, Options("cpu", size, batches_per_epoch=1))
+        made.append(work_of(lambda loaders=loaders: batches.append(next(iter(loaders.train)))))
+    few, many = made
+    draws = (many.operations - few.operations) / (COUNTED[1] - COUNTED[0])
+    making = Work(few.operations - draws * COUNTED[0], few.bytes / COUNTED[0], draws)
     model, objective = network_for(case, loaders)
     optimizer = build_optimizer(model.train(), TrainSettings())
-    batches = []
-    making = work_of(lambda: batches.append(next(iter(loaders.train))))
 
     def step():
         losses, _, _ = objective(model, *batches[0])
@@ -94,24 +104,33 @@ def work_of_case(case: str, size: int = 224) -> tuple[Work, Work]:
     return making, work_of(step)
 
 
+def seconds_of_draw() -> float:
+    """How long this CPU takes to draw the random numbers of an image once."""
+    generator = torch.Generator()
+    return min(timeit.repeat(lambda: torch.rand(1, 20, generator=generator), repeat=5, number=1000)) / 1000
+
+
 def limits(measured: pd.DataFrame) -> dict[int, float]:
     """Images per second of the limit by batch size."""
     of_limit = measured[measured["what"].str.startswith("limit")]
     return dict(zip(of_limit["batch_size"], of_limit["images_per_second"], strict=True))
 
 
-def expected(case: str, making: Work, step: Work, launch: float, limit: dict[int, float]) -> list[dict]:
+def at_most(case: str, making: Work, step: Work, launch: float, draw: float, limit: dict[int, float]) -> list[dict]:
     """The lines of a case: what a batch takes the host and the device, and what follows for the loop.
 
-    `launch` is the time of an operation (seconds), `limit` the measured images per second by batch size.  The share is
-    of the limit of a step that is launched one operation at a time, on a batch that is there.
+    `launch` is the time of an operation and `draw` that of a draw (seconds), `limit` the measured images per second by
+    batch size.  The share is of the limit of a step that is launched one operation at a time, on a batch that is there.
     """
     lines = []
     for batch_size in BATCHES:
         computing = COST.get(case, 1) * batch_size / limit[max(limit)]
-        device = computing + making.bytes / COUNTED * batch_size / BANDWIDTH
+        device = computing + making.bytes * batch_size / BANDWIDTH
         of_limit = batch_size / max(step.operations * launch, computing)
-        host = {"eager": (making.operations + step.operations) * launch, "graph": (making.operations + 1) * launch}
+        of_batch = making.operations * launch + making.draws * batch_size * draw
+        host = {"eager": of_batch + step.operations * launch}
+        if case in RECORDABLE:
+            host["graph"] = of_batch + launch
         for name, seconds in host.items():
             rate = batch_size / max(seconds, device)
             lines.append(
@@ -119,9 +138,10 @@ def expected(case: str, making: Work, step: Work, launch: float, limit: dict[int
                     "case": case,
                     "batch_size": batch_size,
                     "step": name,
-                    "operations of the batch": making.operations,
-                    "operations of the step": step.operations,
-                    "MB an image": round(making.bytes / COUNTED / 1e6, 1),
+                    "operations of the batch": round(making.operations),
+                    "draws an image": round(making.draws),
+                    "operations of the step": round(step.operations),
+                    "MB an image": round(making.bytes / 1e6, 1),
                     "host, ms": round(1000 * seconds, 2),
                     "device, ms": round(1000 * device, 2),
                     "images_per_second": round(rate),
@@ -132,23 +152,27 @@ def expected(case: str, making: Work, step: Work, launch: float, limit: dict[int
 
 
 def projected(table: pd.DataFrame, limit: dict[int, float]) -> pd.DataFrame:
-    """The time of every 15-Scene experiment of the study, once and one after another, by how steps are launched.
+    """The least time of every 15-Scene experiment of the study, once and one after another, by how steps are launched.
 
     Passes are those of `study.forward_passes`.  Training goes as the loop with the advanced augmentation does, at the
-    nearer batch size; what is evaluated goes in large batches, at the limit.  Loading kernels is left out.
+    nearer batch size, and is recorded where it can be; frozen features and what is evaluated go in large batches, at
+    the limit.  Loading kernels is left out.
     """
     experiments = [configure(each, "full") for each in EXPERIMENTS.values() if each.data == OWN_DATA]
     held_out = BACKWARD * limit[max(limit)]  # forward passes per second
     lines = []
-    for step, rates in table[table["case"] == "advanced"].groupby("step", sort=False):
-        rate_of, seconds = dict(zip(rates["batch_size"], rates["images_per_second"], strict=True)), 0.0
+    of_loop = table[table["case"] == "advanced"].set_index(["step", "batch_size"])["images_per_second"]
+    for step in ("eager", "graph"):
+        seconds = 0.0
         for experiment in experiments:
+            recorded = not (isinstance(experiment, JointEmbeddingExperiment) or experiment.has_teachers)
             total = forward_passes(experiment)
             training = 0.0
             if not experiment.freeze_features:
                 training = forward_passes(experiment, {**IMAGES, "val": 0, "test": 0})
             batch_size = min(BATCHES, key=lambda size, own=experiment.batch_size: abs(size - own))
-            seconds += training / (BACKWARD * rate_of[batch_size]) + (total - training) / held_out
+            rate = of_loop[step if recorded else "eager", batch_size]
+            seconds += training / (BACKWARD * rate) + (total - training) / held_out
         lines.append({"step": step, "experiments": len(experiments), "minutes": round(seconds / 60, 1)})
     return pd.DataFrame(lines)
 
@@ -158,9 +182,9 @@ def main() -> int:
     measured = pd.read_csv(MEASURED)
     limit, lines = limits(measured), []
     counted = {case: work_of_case(case) for case in CASES}
-    launch = min(limit) / limit[min(limit)] / counted["plain"][1].operations
+    launch, draw = min(limit) / limit[min(limit)] / counted["plain"][1].operations, seconds_of_draw()
     for case, (making, step) in counted.items():
-        lines += expected(case, making, step, launch, limit)
+        lines += at_most(case, making, step, launch, draw, limit)
     table = pd.DataFrame(lines)
     study = projected(table, limit)
     table.to_csv(TABLE, index=False)

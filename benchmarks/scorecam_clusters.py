@@ -26,7 +26,7 @@ from benchmarks import implementations
 from data.files import expanded, write_atomically
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.hooks import maps_and_logits
-from evaluation.mask_clusters import scores_in_rounds
+from evaluation.mask_clusters import AGREEMENT, MOST, UNCHANGED, scores_in_rounds
 from evaluation.scorecam import WEIGHTINGS, MaskedImages, probabilities_of
 from evaluation.split_images import evenly_spread, images_for
 from helper_functions import keep_freed_memory
@@ -34,6 +34,7 @@ from runs import run_command
 
 CLUSTERS = (32, 64, 128)
 RUNS = ("distilled_long", "rotation_classifier_tuned_10", "byol_classifier")
+LIMITS = f"{UNCHANGED} {AGREEMENT} {MOST}"  # when a map is settled
 TABLE = implementations.FOLDER / "scorecam_clusters.csv"
 
 
@@ -78,7 +79,7 @@ def compare(run: TrainedRun, image: torch.Tensor, path: Path, weighting: str = "
     rows = []
     for clusters in CLUSTERS:
         started = time.perf_counter()
-        found = scores_in_rounds(masked, clusters, lambda channels: scores * channels)
+        found, _ = scores_in_rounds(masked, clusters, lambda channels: scores * channels)
         seconds = time.perf_counter() - started
         approximate = masked.maps(masked.weights(found.scores))[0].flatten().numpy()
         # No map at all, neither of them, is equal; only one of them is as far apart as two maps can be.
@@ -136,15 +137,17 @@ def _measure(options):
     """Measure what is not in the table yet, and print a summary.  Rows of a run's earlier weights or images go."""
     if options.images < 1:
         raise ValueError(f"--images is {options.images}; it must be at least 1")
+    if options.split == "val" and options.output == TABLE:
+        raise ValueError(f"{TABLE.name} is of test images; name another --output for those of val")
     keep_freed_memory()
     rows = pd.read_csv(options.output) if options.output.exists() else pd.DataFrame()
     rows = rows.to_dict("records") if "images" in rows else []  # others are of older code
-    done = {(row["weights"], row.get("images"), row["weighting"], row["image"]) for row in rows}
+    done = {(*(row.get(name) for name in ("weights", "images", "limits", "weighting")), row["image"]) for row in rows}
     for name in options.runs:
         run = load_trained(name).folded().without_flip_tta()
         dataset = images_for(run, implementations.data_set(), options.split)
-        made_from = {"weights": run.weights, "images": dataset.scenes.fingerprint[:12]}
-        scores = run.file.with_name(f"{run.file.stem}.scores") / "_".join(each[:12] for each in made_from.values())
+        made_from = {"weights": run.weights, "images": dataset.scenes.fingerprint[:12], "limits": LIMITS}
+        scores = run.file.with_name(f"{run.file.stem}.scores") / f"{run.weights[:12]}_{made_from['images']}"
         rows = [row for row in rows if row["run"] != run.name or {key: row.get(key) for key in made_from} == made_from]
         for number in tqdm(evenly_spread(len(dataset), options.images), desc=name, unit="image"):
             if (*made_from.values(), options.weighting, number) not in done:

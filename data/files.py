@@ -7,6 +7,7 @@ import itertools
 import os
 import platform
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ CODE = Path(__file__).resolve().parents[1]  # the folder of the project's own fi
 LONGEST_SENTENCE = 600  # letters of an error; ours have half as many, and what a library says may have thousands
 UNFINISHED = ".unfinished-"  # beginning of the names of files that are being written
 MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # in these names: folders can be shared
+LONGEST_WRITE = 24 * 3600  # seconds
 Written = TypeVar("Written")
 _WRITES = itertools.count()  # of this process
 
@@ -58,11 +60,16 @@ def write_atomically(path: Path, write: Callable[[Path], Written]) -> Written:
 
 @functools.cache
 def _remove_leftovers(folder: Path):
-    """Remove what `write_atomically` left of processes of this machine that are gone, once for each folder."""
-    for path in folder.glob(f"{UNFINISHED}*-{MACHINE}-*"):
-        process = path.name.removeprefix(UNFINISHED).partition("-")[0]
-        if process.isdecimal() and not psutil.pid_exists(int(process)):
-            path.unlink(missing_ok=True)
+    """Remove what `write_atomically` left of killed processes, once for each folder.
+
+    A folder can be shared: whether a process of another machine is gone cannot be seen, so its file stays for a day.
+    """
+    for path in folder.glob(f"{UNFINISHED}[0-9]*-*"):
+        process, machine, *_ = path.name.removeprefix(UNFINISHED).split("-")
+        with suppress(FileNotFoundError):  # another process removes it too
+            gone = machine == MACHINE and not psutil.pid_exists(int(process))
+            if gone or time.time() - path.stat().st_mtime > LONGEST_WRITE:
+                path.unlink()
 
 
 def check_output(path: Path, option: str, folder: bool = False):

@@ -215,7 +215,7 @@ def measured_maps(table: pd.DataFrame) -> pd.DataFrame:
     text = table[["model", "map"]].copy()
     for measure in LOWER_IS_BETTER:
         values = table[[measure, f"{measure}_from", f"{measure}_to"]].to_numpy()
-        verdicts = table[[f"{measure}_to_{control}" for control in CONTROLS]]
+        verdicts = table[[f"{measure}_against_{control}" for control in CONTROLS]]
         better, worse = (verdicts == "better").all(axis=1), (verdicts == "worse").any(axis=1)
         marks = np.select([better, worse], [" *", " !"], "")
         text[measure] = [

@@ -145,12 +145,19 @@ def _path(experiment: ProbeExperiment, profile: str) -> Path:
 def _fill(experiment: ProbeExperiment, profile: str, progress: bool):
     path = _path(experiment, profile)
     splits, weights, images = features_of_probe(experiment, profile)
-    before = pd.read_csv(path).iloc[0] if path.exists() else {}
-    if before.get("weights") == weights and before.get("images", images) == images:
+    before = pd.read_csv(path) if path.exists() else pd.DataFrame({"weights": []})
+    same = before["weights"].eq(weights).all() and before.get("images", pd.Series([images])).eq(images).all()
+    if len(before) and same and not _draws_all(before, splits):
         return
     oracle_draws = ORACLE_DRAWS[profile] if experiment.seed == 0 else 0
     table = few_labels(splits, IMAGES_PER_CLASS[profile], DRAWS[profile], oracle_draws, progress)
     write_atomically(path, partial(table.assign(weights=weights, images=images).to_csv, index=False))
+
+
+def _draws_all(table: pd.DataFrame, splits: Splits) -> bool:
+    """Whether a table of older code has several draws of all labels, which are the same."""
+    sizes = np.unique(splits["train"][1], return_counts=True)[1]
+    return bool((table["images_per_class"].eq(sizes.max()) & table["draw"].gt(0)).any())
 
 
 def accuracies(table: pd.DataFrame) -> pd.DataFrame:

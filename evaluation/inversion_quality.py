@@ -45,8 +45,8 @@ from evaluation.model_inversion import (
     class_log_probability,
     class_logit,
     invert,
+    probability_by,
     save_inversion,
-    word_of,
 )
 from evaluation.split_images import evenly_spread, images_for, refuse_other_data, training_amplitudes
 from runs import run_command
@@ -130,7 +130,7 @@ def recognition(evaluators: Sequence[TrainedRun], images: torch.Tensor, targets:
     parts = []
     for run in evaluators:
         probabilities = [
-            word_of(run, images[part], np.asarray(targets)[part])
+            probability_by(run, images[part], np.asarray(targets)[part])
             for part in np.array_split(np.arange(len(images)), -(-len(images) // 8))
         ]
         lines = {"evaluator": run.name, "image": range(len(images)), "probability": torch.cat(probabilities).tolist()}

@@ -180,6 +180,7 @@ def search_inversion(
     objective = filter_mean(run.layer(LAYER))
     with torch.inference_mode():  # an unknown filter is refused before anything is written
         objective(run.model, torch.zeros(1, 3, run.image_size, run.image_size), torch.tensor([filter_number]))
+    file.with_suffix(".curves.csv").unlink(missing_ok=True)  # of fewer trials
     study = open_study(search, trials)
     work(search, study, inversion_loss(run.model, objective, filter_number, settings, run.mean, run.std, run.weights))
     for which, trial in best_trials(read_table(search.table)).items():

@@ -108,7 +108,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
     Columns: model, map, images, left_out (images whose map is not finite), empty and fell_back (shares of the images),
     seconds (median per image), for each measure its mean and its 95 % interval, and its verdict against each of
-    CONTROLS, as "insertion_to_edges".  The verdicts of a network are one family of comparisons.
+    CONTROLS, as "insertion_against_edges".  The verdicts of a network are one family of comparisons.
     """
     lines = []
     for (model, name), group in rows.groupby(["model", "map"], sort=False):
@@ -144,7 +144,9 @@ def _verdicts(rows: pd.DataFrame, name: str) -> dict[str, str]:
         values = [_by_image(rows[rows["map"] == each])[measure] for each in (name, control)]
         advantages = ((values[1] - values[0]) if lower else (values[0] - values[1])).dropna()
         comparable = name not in CONTROLS and len(advantages) > 1
-        verdicts[f"{measure}_to_{control}"] = mean_difference(advantages, comparisons).verdict if comparable else ""
+        verdicts[f"{measure}_against_{control}"] = (
+            mean_difference(advantages, comparisons).verdict if comparable else ""
+        )
     return verdicts
 
 
@@ -177,8 +179,8 @@ def measure_runs(options: argparse.Namespace, maps_of: MapsOf) -> pd.DataFrame:
         run = run.folded().without_flip_tta()
         dataset = images_for(run, data, split)
         # Of other images, another layer, other kinds of maps or other steps the rows are others.
-        kinds = [getattr(options, name, "") for name in ("layer", "clusters")]
-        made_from = f"{dataset.scenes.fingerprint} {kinds} {STEPS}"
+        asked = [getattr(options, name, "") for name in ("layer", "clusters")]
+        made_from = f"{dataset.scenes.fingerprint} {asked} {STEPS}"
         digest = hashlib.sha256(made_from.encode()).hexdigest()[:8]
         path = output.with_suffix("") / f"{run.name}_{run.weights[:12]}_{split}_{digest}.csv"
         rows = measure_run(run, dataset, evenly_spread(len(dataset), options.images), maps_of, path)

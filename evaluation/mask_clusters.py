@@ -3,9 +3,9 @@
 The masks of a layer of 7x7 positions are points in 49 dimensions, and many of them are alike.  The scores of a few are
 measured: one medoid for each cluster of masks (k-medoids; Kaufman and Rousseeuw 1990).  Kernel ridge regression over
 the masks predicts the others.  Then the masks are measured that are predicted to contribute most, as many again in each
-round, until the map of an image is settled: it does not change from one round to the next, and it does not change
-either if errors are put at random on the predicted scores, as large as the leave-one-out errors of the measured ones,
-which have a closed form.  How well the scores themselves are predicted says little: the map depends on few of them.
+round, until the map of an image is settled: two rounds have not changed it, and it does not change either if errors
+are put at random on the predicted scores, as large as the leave-one-out errors of the measured ones, which have a
+closed form.  How well the scores themselves are predicted says little: the map depends on few of them.
 benchmarks/scorecam_clusters.csv compares the maps with exact ones.
 
 The command is that of `evaluation.scorecam`, with one option more:
@@ -38,10 +38,10 @@ WIDTHS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the kernel exp(-width |a - b|^2); the
 PENALTIES = (0.001, 0.01, 0.1, 0.3, 1.0)
 ITERATIONS = 20  # of k-medoids; it converges in fewer
 # Chosen on val images (benchmarks.scorecam_clusters --split val): lowest correlations of a settled map.
-UNCHANGED = 0.999  # with the map of the round before
+UNCHANGED = 0.999  # with the map of the round before, twice
 AGREEMENT = 0.999  # with the maps of perturbed scores
 DRAWS = 16  # perturbed maps of an image
-MOST = 0.75  # share of the masks: where no more are left out, all are measured
+MOST = 0.75  # of the masks: a round that would pass this share measures all that are left
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def cluster_score_cam(
 ) -> ClusterScoreCam:
     """Approximate `score_cam` in rounds of `clusters` passes; the other arguments are those of `score_cam`.
 
-    An image takes as many rounds as `scores_in_rounds` says, at least two.  Where the layer has at most 2 * clusters
-    channels that are not constant, its map is exact.
+    An image takes as many rounds as `scores_in_rounds` says, at least three.  Where a layer has few channels, at most
+    twice the clusters, its map is exact.
     Raises ValueError for fewer than 2 clusters, and what `score_cam` raises.
     """
     check_clusters(clusters)
@@ -93,10 +93,10 @@ def cluster_score_cam(
         of_images = []
         for number in range(len(masked.images)):
             image = masked.of(torch.tensor([number]))
-            found = scores_in_rounds(image, clusters, image.scores)
+            found, agreement = scores_in_rounds(image, clusters, image.scores)
             maps, fell_back = image.maps(image.weights(found.scores))
             passes, exact = found.measured.sum(dim=1), (found.measured | image.constant).all(dim=1)
-            facts = torch.tensor([found.held_out]), torch.tensor([agreement_of(image, found)])
+            facts = torch.tensor([found.held_out]), torch.tensor([agreement])
             of_images.append((maps, image.constant.sum(dim=1), fell_back, passes, exact, *facts))
         return tuple(map(torch.cat, zip(*of_images, strict=True)))
 
@@ -105,11 +105,12 @@ def cluster_score_cam(
 
 def scores_in_rounds(
     image: MaskedImages, clusters: int, measure: Callable[[torch.Tensor], torch.Tensor]
-) -> PredictedScores:
+) -> tuple[PredictedScores, float]:
     """The scores of all channels of a single image, of which rounds of `clusters` are measured until its map settles.
 
     `measure` is called as `MaskedImages.scores`.  A map is a sum with few large terms, so after the medoids the
-    channels are measured that are predicted to contribute most.
+    channels are measured that are predicted to contribute most.  Also returns the `agreement_of` the settled map, 1 for
+    an exact one.
     """
     activations, wanted = image.activations, ~image.constant
     masks = scale_to_unit(activations[0]).flatten(1).cpu().double().numpy()
@@ -119,15 +120,17 @@ def scores_in_rounds(
         measured = wanted
     else:
         measured[0, channels[choose_medoids(masks[channels], clusters)]] = True
-    found, before = _predict_others(masks, channels, measure(measured), measured), None
-    while (wanted & ~found.measured).any():
-        now = _map_of(image, found)
-        if before is not None and _correlations(now, before) >= UNCHANGED and agreement_of(image, found) >= AGREEMENT:
-            break
-        others, before = _strongest_others(image, found, clusters), now
+    found = _predict_others(masks, channels, measure(measured), measured)
+    before, unchanged = _map_of(image, found), 0
+    while (wanted & ~measured).any():
+        others = _strongest_others(image, found, clusters)
         found = _predict_others(masks, channels, found.scores * measured + measure(others), measured | others)
-        measured = found.measured
-    return found
+        measured, now = found.measured, _map_of(image, found)
+        unchanged = unchanged + 1 if _correlations(now, before) >= UNCHANGED else 0
+        if unchanged >= 2 and (agreement := agreement_of(image, found)) >= AGREEMENT:
+            return found, agreement
+        before = now
+    return found, 1.0
 
 
 def _strongest_others(image: MaskedImages, found: PredictedScores, count: int) -> torch.Tensor:
@@ -136,7 +139,7 @@ def _strongest_others(image: MaskedImages, found: PredictedScores, count: int) -
     if found.measured.sum() + count > MOST * (~image.constant).sum():
         return left
     contributions = image.weights(found.scores) * image.activations.amax(dim=(2, 3)).relu()
-    strongest = contributions.masked_fill(~left, -1).topk(count, dim=1).indices
+    strongest = contributions.masked_fill(~left, -torch.inf).topk(count, dim=1).indices
     return torch.zeros_like(left).scatter(1, strongest, True) & left
 
 

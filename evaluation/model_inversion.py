@@ -446,7 +446,7 @@ def score_by_another(
     return probabilities.gather(1, targets[:, None])[:, 0].cpu()
 
 
-def word_of(evaluator: TrainedRun, images: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
+def probability_by(evaluator: TrainedRun, images: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
     """As `score_by_another`, by a trained run, which sees the images at its own size."""
     seen = functional.resize(images, [evaluator.image_size] * 2, antialias=True).clamp(0, 1)
     return score_by_another(evaluator.model, seen, targets, evaluator.mean, evaluator.std)
@@ -562,7 +562,7 @@ def _invert(options):
     )
     facts = {}
     if evaluator is not None:
-        scores = word_of(evaluator, inversion.images, inversion.targets)
+        scores = probability_by(evaluator, inversion.images, inversion.targets)
         facts = {"evaluator": evaluator.name, "probability": scores.tolist()}
     if options.starts > 1:
         names = [f"{name}_{start}" for name in names for start in range(options.starts)]

@@ -327,13 +327,13 @@ def _refresh(
     """Compute the parts of a CSV table that are missing or of other digests; the others stay as they are.
 
     `wanted` maps the values of `columns`, which identify a part, to the digests by column that it must be computed
-    from.  Tables of older code lack some of these columns, which then say nothing.
+    from.  Parts of older code lack some of these digests, and are kept.
     """
     table = _read_table(path, *columns)
     for values, digests in wanted.items():
         of_part = (table[list(columns)] == list(values)).all(axis=1)
-        known = [table.loc[of_part, name] == digest for name, digest in digests.items() if name in table]
-        if not (of_part.any() and all(each.all() for each in known)):
+        known = [table.loc[of_part, name] for name in digests if name in table]
+        if not of_part.any() or any((each.notna() & (each != digests[each.name])).any() for each in known):
             part = compute(*values).assign(**dict(zip(columns, values, strict=True)), **digests)
             table = pd.concat([each for each in (table[~of_part], part) if len(each)], ignore_index=True)
             write_atomically(path, partial(table.to_csv, index=False))
@@ -341,7 +341,7 @@ def _refresh(
 
 def _read_table(path: Path, *columns: str) -> pd.DataFrame:
     if path.exists():
-        return pd.read_csv(path)
+        return pd.read_csv(path, dtype={"checkpoint": str, "sample": str})
     return pd.DataFrame(columns=[*columns, "checkpoint"], dtype=object)
 
 

@@ -26,10 +26,10 @@ from torch import nn
 from data.download import check_checksum, download
 from data.files import CODE, digest_of_file, root_folder, say_once, write_atomically, write_text
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, read_released
-from evaluation.results import folder_of_data, initial_weights_text
+from evaluation.results import folder_of_data
 from evaluation.statistics import accuracy_interval
 from helper_functions import predict
-from runs import OWN_DATA, configure, files_of, find, load_checkpoint, run_command
+from runs import OWN_DATA, configure, files_of, find, initial_weights_text, load_checkpoint, run_command
 from self_supervised.dataloader import build_loaders
 from supervised.dataloader import MEAN, STD
 from supervised.models import STAGE_WIDTHS
@@ -43,8 +43,7 @@ license: mit
 library_name: pytorch
 pipeline_tag: image-classification
 tags:
-- scene-recognition
-- self-supervised-learning
+{tag}- self-supervised-learning
 - {network}
 datasets:
 - {data}
@@ -74,7 +73,7 @@ Written by `python -m evaluation.publish --cards` from the result file and the r
 |---|---|
 | network | {network}, head `{head}` on stages {stages} |
 | input | {image_size}x{image_size} pixels, resize rule `{resize}`: {resize_rule}{flip_tta} |
-| output | logits of {classes} scenes: {class_names} |
+| output | logits of {classes} classes: {class_names} |
 | data | {data}: {train:,} training images, {val:,} validation images, {test:,} test images |
 | initial weights | {initial_weights} |
 | training | {trained}; epoch {epoch} of {epochs}, seed {seed}, {precision} on {device}, torch {torch} |
@@ -222,6 +221,7 @@ def card(result: Mapping, about: Mapping, size: int, digest: str) -> str:
         flip_tta="; horizontal-flip test-time augmentation" if settings["flip_tta"] else "",
         resize_rule=RESIZE_RULES[settings["resize"]],
         use=how_to_use(result["name"], settings, len(about["class_names"])),
+        tag="- scene-recognition\n" if data["name"] == OWN_DATA else "",
         limits=limits.format(classes=len(about["class_names"])),
         classes=len(about["class_names"]),
         class_names=", ".join(about["class_names"]),

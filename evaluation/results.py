@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.files import expanded
+from data.layouts import name_of_images
 from evaluation.statistics import accuracy_interval, compare, correctness, mean_accuracy
-from runs import EXPERIMENTS, OWN_DATA
+from runs import EXPERIMENTS, OWN_DATA, initial_weights_text
 from self_supervised.settings import ProbeExperiment
 from supervised.settings import Experiment
 
@@ -75,7 +75,7 @@ def read_results(folder: Path) -> dict[str, dict]:
 
 def folder_of_data(folder: Path, data: str) -> Path:
     """Where results on a data set, and what is computed from them, lie below the folder of a profile."""
-    return folder if data == OWN_DATA else folder / expanded(data).resolve().name
+    return folder if data == OWN_DATA else folder / name_of_images(data)
 
 
 def read_profile(folder: Path, data: str = OWN_DATA) -> dict[str, dict]:
@@ -195,17 +195,6 @@ def experiments_table(results: Mapping[str, dict], experiments: Mapping[str, Exp
             "machines": machines(runs),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
-
-
-def initial_weights_text(initial_weights: Mapping) -> str:
-    """What a run began with: a description of the weights, or the run and epoch of a pretext.
-
-    A run that keeps its last epoch has it in the place of the best one, where nothing was selected.
-    """
-    name, _, epoch = initial_weights["weights"].partition(", epoch ")
-    pretext = EXPERIMENTS.get(re.sub(r"\.seed\d+$", "", name))
-    keeps_last = epoch == "best" and pretext is not None and pretext.train.keep == "last"
-    return f"{name}, last epoch" if keeps_last else initial_weights["weights"]
 
 
 def mean_per_class(result: dict) -> float:

@@ -58,7 +58,10 @@ class ScoreCam:
 
 @dataclass(frozen=True)
 class ContrastCam(ScoreCam):
-    """`maps` show what speaks for the target class and against the other; `other_maps` (N, H, W) the opposite."""
+    """`maps` show what speaks for the target class and against the other; `other_maps` (N, H, W) the opposite.
+
+    None of them falls back.
+    """
 
     other_maps: torch.Tensor
 
@@ -82,7 +85,10 @@ class MaskedImages:
         """The images of these numbers alone, in their order."""
         numbers = numbers.to(self.activations.device)
         parts = {name: getattr(self, name)[numbers] for name in ("images", "activations", "targets")}
-        return replace(self, **parts)
+        images = replace(self, **parts)
+        if "of_blank" in vars(self):  # which is the same for all images
+            vars(images)["of_blank"] = self.of_blank
+        return images
 
     @cached_property
     def constant(self) -> torch.Tensor:

@@ -35,7 +35,7 @@ class PretextExperiment(Experiment):
     def __post_init__(self):
         """Refuse what cannot be run."""
         super().__post_init__()
-        _refuse_class_weights(self, "a pretext predicts other labels")
+        _refuse_class_weights(self, "a pretext predicts labels of its own")
         if self.crop_size is not None:
             raise ValueError(f"{self.name}: crop_size is {self.crop_size}; a pretext's images have one size")
         if self.copies not in ("apart", "together"):
@@ -140,7 +140,7 @@ class ProbeExperiment(ClassifierExperiment):
     def __post_init__(self):
         """Refuse what cannot be run."""
         super().__post_init__()
-        _refuse_class_weights(self, "the probe weighs all images alike")
+        _refuse_class_weights(self, "a probe weighs all images alike")
         if self.head != "batchnorm_linear":
             raise ValueError(f"{self.name}: head is {self.head!r}; that of a probe is batchnorm_linear")
         if self.save_epochs:
@@ -149,7 +149,7 @@ class ProbeExperiment(ClassifierExperiment):
 
 def _refuse_class_weights(experiment: Experiment, reason: str):
     if experiment.class_weights:
-        raise ValueError(f"{experiment.name}: class_weights are of scenes; {reason}")
+        raise ValueError(f"{experiment.name}: class_weights is {experiment.class_weights}, but {reason}")
 
 
 _ROTATION = PretextExperiment(
@@ -870,7 +870,7 @@ def quick(experiment: Experiment) -> Experiment:
     if isinstance(experiment, JointEmbeddingExperiment):
         epochs = QUICK_PRETEXT_EPOCHS
         own = experiment.unlabelled if Path(experiment.unlabelled).is_absolute() else ""  # quick needs no prepared data
-        saved = (epochs,) if experiment.save_epochs else ()
+        saved = (epochs, "last") if experiment.save_epochs else ()
         alone = experiment.unlabelled_alone and own != ""
         changes = {"unlabelled": own, "unlabelled_alone": alone, "save_epochs": saved}
         experiment = replace(experiment, view_size=32, **changes)

@@ -671,3 +671,14 @@ def test_an_unknown_profile_or_name_is_refused_and_similar_names_are_listed():
         configure(TINY, "fast")
     with pytest.raises(ValueError, match="supervised_6"):
         find("supervised_9")
+
+
+def test_what_a_run_began_with_names_the_last_epoch_where_nothing_was_selected():
+    words = {
+        "byol, epoch best": "byol, last epoch",
+        "byol.seed3, epoch best": "byol.seed3, last epoch",
+        "rotation_1, epoch best": "rotation_1, epoch best",
+        "byol, epoch 4": "byol, epoch 4",
+        "ImageNet features": "ImageNet features",
+    }
+    assert {each: runs.initial_weights_text({"weights": each}) for each in words} == words

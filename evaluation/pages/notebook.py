@@ -85,6 +85,11 @@ def check_environment(environment: Mapping[str, str]):
             raise ValueError(f"{name} is {environment[name]!r}; it must be 0 or 1")
 
 
+def computes(environment: Mapping[str, str]) -> bool:
+    """Whether what is missing is computed: by default in the quick profile alone."""
+    return (environment.get("COMPUTE") or {"quick": "1", "full": "0"}[profile_of(environment)]) == "1"
+
+
 def is_own(environment: Mapping[str, str]) -> bool:
     """Whether DATA names images of a user's own."""
     return bool(environment.get("DATA")) and environment["DATA"] not in DATA_SETS
@@ -107,10 +112,10 @@ def reason_to_leave_out(report: Report, environment: Mapping[str, str]) -> str:
     data = data_of(report, environment)
     if report.data is None:
         return "" if is_own(environment) else "it is about images of your own: DATA=FOLDER"
-    trains = environment.get("COMPUTE") == "1" or profile_of(environment) == "quick"
-    if is_own(environment) and not trains:
+    quick = profile_of(environment) == "quick"
+    if is_own(environment) and not (quick or computes(environment)):
         return "it is about the experiments of the study: COMPUTE=1 trains all of them on your images"
-    if report.data == OWN_DATA != data and not trains:
+    if report.data == OWN_DATA != data and not (quick or computes(environment)):
         return f"it is about {OWN_DATA}, and DATA is {data}: COMPUTE=1 trains its experiments on that"
     if report.data != OWN_DATA and data not in (report.data, SYNTHETIC):
         return f"it is about the data set {report.data}, and DATA is {Path(data).name}"
@@ -189,7 +194,7 @@ def open(name: str, environment: Mapping[str, str] = os.environ) -> Study:
             "efficientnet_b0": environment.get("WEIGHTS") or None,
             "resnet18": environment.get("RESNET18_WEIGHTS") or None,
         },
-        compute=(environment.get("COMPUTE") or {"quick": "1", "full": "0"}[profile]) == "1",
+        compute=computes(environment),
         skip_bad_images=environment.get("SKIP_BAD_IMAGES") == "1",
     )
     keep_freed_memory()

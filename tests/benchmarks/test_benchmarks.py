@@ -237,7 +237,6 @@ def test_the_gpu_script_measures_every_case_and_writes_after_each_line(tmp_path,
     assert set(table.implementation) == {"limit", "loop, eager", "ours"} and set(table.precision) == {"float32"}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
     "command",
     [
@@ -277,6 +276,7 @@ def test_rows_of_earlier_weights_or_images_are_measured_again_and_weightings_are
     assert set(pd.read_csv(output)["weights"]) == {"of another training"}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_gpu_script_says_where_there_is_none(tmp_path, capsys):
     assert gpu.main(["--out", str(tmp_path / "gpu.csv")]) == 2
     assert "no GPU" in capsys.readouterr().err and not list(tmp_path.iterdir())
@@ -302,19 +302,28 @@ def test_what_computes_is_counted_with_its_bytes_and_a_view_is_not():
 
 
 def test_a_batch_takes_as_long_as_the_slower_of_host_and_device():
-    making, step, limit = roofline.Work(100, 4_000_000), roofline.Work(900, 0), {32: 320.0, 256: 3200.0}
-    few, recorded, many, _ = roofline.expected("plain", making, step, 1e-4, limit)
+    making, step, limit = roofline.Work(100, 1_000_000, draws=2), roofline.Work(900), {32: 320.0, 256: 3200.0}
+    few, recorded, many, _ = roofline.at_most("plain", making, step, 1e-4, 1e-5, limit)
     assert (few["step"], recorded["step"]) == ("eager", "graph")
-    assert few["images_per_second"] == 320 and few["share_of_limit"] == pytest.approx(320 / (32 / 0.09), abs=0.01)
-    assert recorded["host, ms"] == 10.1 and recorded["images_per_second"] == round(32 / 0.0101)
+    host = 0.1 + 32 * 2e-5
+    assert few["host, ms"] == round(1000 * host, 2) and few["images_per_second"] == round(32 / host)
+    assert few["share_of_limit"] == pytest.approx(0.09 / host, abs=0.01)  # of a step alone, on a batch that is there
+    assert recorded["images_per_second"] == round(32 / (0.0101 + 32 * 2e-5))
     assert many["device, ms"] == pytest.approx(1000 * (256 / 3200 + 256e6 / roofline.BANDWIDTH), abs=0.01)
-    assert many["images_per_second"] == 2560  # 0.1 s of launches, and 0.08 s on the device
+    assert many["images_per_second"] == round(256 / (0.1 + 256 * 2e-5))  # the device takes 80 ms
+    assert len(roofline.at_most("two views", making, step, 1e-4, 1e-5, limit)) == 2  # cannot be recorded
 
 
-def test_the_projection_of_the_study_is_shorter_with_recorded_steps_and_stands_in_the_readme():
-    table = pd.read_csv(roofline.TABLE)
-    study = roofline.projected(table, roofline.limits(pd.read_csv(roofline.MEASURED)))
-    minutes = dict(zip(study["step"], study["minutes"], strict=True))
-    assert minutes["eager"] > minutes["graph"] > 1
-    readme = (roofline.FOLDER / "README.md").read_text(encoding="utf-8")
-    assert f'step="graph": {minutes["graph"]:.0f} minutes' in readme
+def test_what_is_drawn_image_by_image_grows_with_the_batch_and_the_rest_does_not():
+    making, step = roofline.work_of_case("advanced", size=32)
+    assert making.draws == 2 and 100 < making.operations < 200 and step.operations > 500
+    plain, _ = roofline.work_of_case("plain", size=32)
+    assert plain.draws == 0 and plain.operations < making.operations
+    assert 32 * 32 * 12 < plain.bytes < making.bytes
+
+
+def test_the_projection_of_the_study_is_that_of_its_table():
+    table, study = pd.read_csv(roofline.TABLE), pd.read_csv(roofline.STUDY)
+    projected = roofline.projected(table, roofline.limits(pd.read_csv(roofline.MEASURED)))
+    pd.testing.assert_frame_equal(projected, study)
+    assert study["minutes"][0] > study["minutes"][1]  # eager, and recorded where that can be

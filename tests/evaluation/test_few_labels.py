@@ -174,3 +174,19 @@ def test_all_labels_of_every_class_are_one_draw_which_has_no_interval():
     seeds = [tables[1].assign(seed=seed, test_accuracy=tables[1]["test_accuracy"] + 0.001 * seed) for seed in range(3)]
     table = paired_differences(pd.concat([tables[0], *seeds])).set_index(["images_per_class", "readout"])
     assert table.loc[10, "low"].notna().all()  # of the seeds of the pretext alone
+
+
+def test_a_table_of_older_code_with_draws_that_are_the_same_is_made_again(monkeypatch, tmp_path):
+    splits, made = splits_of((30, 30, 60), channels=4), []
+    monkeypatch.setattr(module, "features_of_probe", lambda *_: (splits, "w", "i"))
+    monkeypatch.setattr(module, "_path", lambda *_: tmp_path / "few.csv")
+    monkeypatch.setattr(module, "few_labels", lambda *_: made.append(1) or table)
+    table = pd.DataFrame({"images_per_class": [10, 10], "draw": [0, 1], "readout": ALONE, "test_accuracy": 0.5})
+    probe = find("byol_classifier")
+    for times in (1, 2):  # what was just made is wrong too, as by older code
+        module._fill(probe, "quick", False)
+        assert len(made) == times
+    table = table[:1]
+    for _ in range(2):
+        module._fill(probe, "quick", False)
+    assert len(made) == 3

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from evaluation import inversion_search
+from evaluation.checkpoints import load_trained
 from evaluation.inversion_search import best_trials, inversion_loss, loss_curves, with_weight_decay
 from evaluation.model_inversion import InversionSettings, filter_mean, invert
 from hyperparameter_search import SPACES, Search, open_study, read_table, work
@@ -48,6 +49,10 @@ def test_parameters_lie_in_the_reports_range_and_the_grid_has_the_cells_it_repor
         assert cell in SPACES["inversion"].cells
 
 
+def stop_at_once(*_):
+    raise KeyboardInterrupt
+
+
 def test_an_interrupted_search_is_not_complete_and_one_of_other_weights_is_removed(tiny_run, tmp_path, monkeypatch):
     folder, name = tmp_path / "searches", "tiny"
     table = inversion_search.file_of(folder, name, "grid").with_suffix(".csv")
@@ -71,6 +76,12 @@ def test_an_interrupted_search_is_not_complete_and_one_of_other_weights_is_remov
     assert table.exists() and not inversion_search._is_complete(table, 1)
     found = search_again()
     assert inversion_search.best_pictures(found) and inversion_search._is_complete(table, 1)
+    monkeypatch.setattr(inversion_search, "work", stop_at_once)
+    with pytest.raises(KeyboardInterrupt):  # more trials of the same search
+        inversion_search.search_inversion(load_trained(str(tiny_run)), folder, "grid", 2, 20)
+    monkeypatch.undo()
+    assert not inversion_search._is_complete(table, 1)
+    search_again()
     before = read_table(table)
     saved = torch.load(tiny_run, weights_only=True)
     saved["model"]["classifier.1.bias"] += 1
@@ -78,7 +89,7 @@ def test_an_interrupted_search_is_not_complete_and_one_of_other_weights_is_remov
     torch.save(saved, tmp_path / "other" / "tiny.pt")
     search_again(tmp_path / "other" / "tiny.pt")
     after = read_table(table)
-    assert len(after) == len(before) == 1 and after["weights"][0] != before["weights"][0]
+    assert (len(before), len(after)) == (2, 1) and after["weights"][0] != before["weights"][0]
 
 
 def test_the_best_trial_and_the_best_of_those_that_converged_are_two():

@@ -76,17 +76,17 @@ def test_each_kind_of_map_is_compared_with_the_controls_image_by_image():
             part = part.assign(**values, **facts)
             rows.append(part.assign(insertion=part["insertion"] + shift))
     table = summarise(pd.concat(rows)).set_index("map")
-    assert table["insertion_to_random"].to_dict() == {"good": "better", "random": "", "edges": "", "bad": "worse"}
-    assert table["insertion_to_edges"].to_dict() == {
+    assert table["insertion_against_random"].to_dict() == {"good": "better", "random": "", "edges": "", "bad": "worse"}
+    assert table["insertion_against_edges"].to_dict() == {
         "good": "inconclusive",
         "random": "",
         "edges": "",
         "bad": "worse",
     }
-    assert table.loc["good", "deletion_to_edges"] == "inconclusive"  # equal everywhere
+    assert table.loc["good", "deletion_against_edges"] == "inconclusive"  # equal everywhere
     # Two kinds of maps, four measures and two controls are one family of sixteen: at one in twenty it would be better.
     close = pd.concat(rows).assign(deletion=lambda each: 0.3 - 0.1 * (each["map"] == "good"))
     few = close[close["image"] < 2].assign(deletion=lambda each: each["deletion"] + 0.002 * each["image"])
     few.loc[(few["map"] == "good") & (few["image"] == 0), "deletion"] += 0.01
     assert mean_difference([0.1 - 0.01, 0.1]).verdict == "better"
-    assert summarise(few).set_index("map").loc["good", "deletion_to_random"] == "inconclusive"
+    assert summarise(few).set_index("map").loc["good", "deletion_against_random"] == "inconclusive"

@@ -18,6 +18,7 @@ from evaluation.mask_clusters import (
     cluster_score_cam,
     held_out_r2,
     predict_scores,
+    scores_in_rounds,
 )
 from evaluation.scorecam import MaskedImages, score_cam
 from supervised.models import SceneClassifier, estimate_batchnorm
@@ -98,7 +99,7 @@ def passes_of(explain, model, *arguments, **options):
 
 @pytest.fixture
 def settled(monkeypatch):
-    """Every map is called settled after two rounds."""
+    """Every map is called settled after the medoids and two rounds."""
     monkeypatch.setattr(mask_clusters, "UNCHANGED", -1.0)
     monkeypatch.setattr(mask_clusters, "AGREEMENT", -1.0)
 
@@ -110,7 +111,7 @@ def test_maps_are_close_to_exact_ones_in_fewer_passes(network, weighting, settle
     exact, passes = passes_of(score_cam, model, images, layer, [3, 7], weighting=weighting)
     assert passes == 2 * 112
     found, passes = passes_of(cluster_score_cam, model, images, layer, [3, 7], 14, weighting=weighting)
-    assert passes == 2 * 28 and found.passes.tolist() == [28, 28]
+    assert passes == 2 * 42 and found.passes.tolist() == [42, 42]
     for pair in zip(found.maps, exact.maps, strict=True):
         assert np.corrcoef(*(each.flatten() for each in pair))[0, 1] > 0.98
     assert (found.held_out > 0.5).all() and (found.held_out <= 1).all()
@@ -126,7 +127,7 @@ def test_each_image_takes_as_many_rounds_as_its_map_needs_and_no_mask_runs_twice
     monkeypatch.setattr(mask_clusters, "MOST", 0.9)
     monkeypatch.setattr(mask_clusters, "UNCHANGED", 0.9999)
     found, passes = passes_of(cluster_score_cam, model, images, layer, [3, 7], 7)
-    assert passes == found.passes.sum() and set(found.passes.tolist()) <= {*range(14, 102, 7), 112}
+    assert passes == found.passes.sum() and set(found.passes.tolist()) <= {*range(21, 102, 7), 112}
     assert len(set(found.passes.tolist())) == 2  # one image is harder than the other
     for pair in zip(found.maps, exact.maps, strict=True):
         assert np.corrcoef(*(each.flatten() for each in pair))[0, 1] > 0.999
@@ -142,6 +143,24 @@ def test_a_map_that_never_settles_is_exact(network, limit, settled, monkeypatch)
     found, passes = passes_of(cluster_score_cam, model, images, model.features[5], [3, 7], 14)
     assert found.exact.all() and passes == 2 * 112 and found.held_out.isnan().all()
     assert torch.allclose(found.maps, exact.maps, atol=1e-4) and (found.agreement == 1).all()
+
+
+def test_rounds_end_where_every_predicted_contribution_is_far_below_zero(network, monkeypatch):
+    """As weights of the increase can be, where the blank image is taken for the class."""
+    monkeypatch.setattr(mask_clusters, "AGREEMENT", 2.0)
+    model, images = network
+    with torch.inference_mode():
+        activations, _ = maps_and_logits(model, images[:1], model.features[5])
+    masked = MaskedImages(model, images[:1], 1000 * activations, torch.tensor([3]), "increase", 32)
+    vars(masked)["of_blank"] = torch.full((1, 15), 2.0)
+    asked = []
+
+    def measure(channels):
+        asked.append(int(channels.sum()))
+        return torch.rand(1, 112, generator=torch.Generator().manual_seed(0)) * channels
+
+    found, agreement = scores_in_rounds(masked, 14, measure)
+    assert sum(asked) == 112 and set(asked[:-1]) == {14} and found.measured.all() and agreement == 1
 
 
 def test_the_check_sees_errors_that_change_the_map_and_no_others(network):
@@ -174,15 +193,14 @@ def test_the_map_of_a_layer_of_few_channels_is_exact(small_network):
     assert torch.equal(found.maps, exact.maps) and found.held_out.isnan().all() and found.exact.all()
 
 
-def test_constant_channels_are_left_out(small_network, settled, monkeypatch):
-    monkeypatch.setattr(mask_clusters, "MOST", 0.8)  # four of five
+def test_constant_channels_are_left_out(small_network):
     nn.init.zeros_(small_network.features[0].weight[:3])
     nn.init.zeros_(small_network.features[0].bias)
     images, layer = torch.rand(2, 3, 16, 16), small_network.features[0]
     exact, every = passes_of(score_cam, small_network, images, layer, [0, 1])
     found, passes = passes_of(cluster_score_cam, small_network, images, layer, [0, 1], 2)
     assert exact.constant_channels.tolist() == found.constant_channels.tolist() == [3, 3]
-    assert (every, passes) == (10, 8)
+    assert every == passes == 10  # of five channels all are measured
     found = cluster_score_cam(small_network, torch.zeros(1, 3, 16, 16), layer, [0], 2)  # all are constant
     assert (found.maps == 0).all() and found.held_out.isnan().all()
 

@@ -104,6 +104,10 @@ def test_a_part_of_other_photographs_is_computed_again_and_older_tables_do_not_n
     for sample in ("x", "x", "y"):
         refresh(sample)
     assert len(calls) == 2 and pd.read_csv(path)["sample"].tolist() == ["y"]
+    older = pd.DataFrame({"name": ["b", "a"], "value": [0, 0], "checkpoint": ["one", "one"], "sample": ["", "12"]})
+    older.to_csv(path, index=False)
+    wanted = {(name,): {"checkpoint": "one", "sample": sample} for name, sample in (("a", "12"), ("b", "7"))}
+    nature._refresh(path, ["name"], wanted, lambda name: pytest.fail(f"{name} was computed again"))
 
 
 def test_without_checkpoints_nothing_is_computed_and_the_command_names_what_is_missing(root, capsys):

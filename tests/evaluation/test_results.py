@@ -15,7 +15,6 @@ from evaluation.results import (
     comparisons,
     correct_on_test,
     experiments_table,
-    initial_weights_text,
     machine,
     machines,
     of_experiments,
@@ -261,14 +260,3 @@ def test_the_accuracies_of_the_study_are_those_of_its_predictions(study):
     right = {stem: correct_on_test([run]).mean() for stem, run in study.items()}
     assert table["test"].tolist() == pytest.approx(list(right.values()))
     assert ((table["low"] <= table["test"]) & (table["test"] <= table["high"])).all()
-
-
-def test_what_a_run_began_with_names_the_last_epoch_where_nothing_was_selected():
-    words = {
-        "byol, epoch best": "byol, last epoch",
-        "byol.seed3, epoch best": "byol.seed3, last epoch",
-        "rotation_1, epoch best": "rotation_1, epoch best",
-        "byol, epoch 4": "byol, epoch 4",
-        "ImageNet features": "ImageNet features",
-    }
-    assert {each: initial_weights_text({"weights": each}) for each in words} == words

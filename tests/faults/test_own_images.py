@@ -143,10 +143,18 @@ def test_what_killed_processes_left_is_removed_and_files_of_a_users_own_are_not(
     left = tmp_path / f"{files.UNFINISHED}{NO_PROCESS}-{files.MACHINE}-0.table.csv"
     running = tmp_path / f"{files.UNFINISHED}{os.getppid()}-{files.MACHINE}-0.table.csv"
     elsewhere = tmp_path / f"{files.UNFINISHED}{NO_PROCESS}-0a1b2c3d-0.table.csv"  # of another machine
+    long_ago = tmp_path / f"{files.UNFINISHED}{NO_PROCESS}-ffffffff-1.table.csv"
+    long_ago.write_text("half")
+    os.utime(long_ago, (0, 0))
     for path in (left, running, elsewhere, tmp_path / ".2024-05.csv", tmp_path / f"{files.UNFINISHED}song.csv"):
         path.write_text("half")
     files.write_text(tmp_path / "table.csv", "whole")
-    assert not left.exists() and running.exists() and elsewhere.exists() and len(os.listdir(tmp_path)) == 5
+    assert (
+        not (left.exists() or long_ago.exists())
+        and running.exists()
+        and elsewhere.exists()
+        and len(os.listdir(tmp_path)) == 5
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- audit

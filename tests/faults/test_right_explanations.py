@@ -14,7 +14,7 @@ from evaluation import explain, inversion_quality
 from evaluation.faithfulness import masked_images
 from evaluation.inversion_search import best_table, describe
 from evaluation.mask_clusters import cluster_score_cam
-from evaluation.model_inversion import Inversion, _is_finished, check_evaluator, score_by_another, word_of
+from evaluation.model_inversion import Inversion, _is_finished, check_evaluator, probability_by, score_by_another
 from evaluation.pages.notebook import show
 from evaluation.recipro_cam import recipro_cam, recipro_contrast
 from evaluation.scorecam import score_cam
@@ -59,7 +59,7 @@ def test_an_evaluator_sees_images_at_its_own_size_and_is_another_network():
     images = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     resized = functional.resize(images, [run.image_size] * 2, antialias=True).clamp(0, 1)
     expected = score_by_another(run.model, resized, [0, 1], run.mean, run.std)
-    assert run.image_size != 48 and torch.equal(word_of(run, images, [0, 1]), expected)
+    assert run.image_size != 48 and torch.equal(probability_by(run, images, [0, 1]), expected)
     with pytest.raises(ValueError, match="is the network that is inverted"):
         check_evaluator(run, run)
 

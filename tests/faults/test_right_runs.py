@@ -1,6 +1,7 @@
 """Trainings, studies and their tables that went wrong without a word: each right value."""
 
 import ast
+import json
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -298,6 +299,25 @@ def test_a_result_of_other_settings_is_not_replaced_though_its_checkpoint_is_not
     assert files.result.read_bytes() != before
 
 
+def test_a_result_of_a_pretext_that_was_trained_again_may_be_made_again(root, scene_folder, monkeypatch, capsys):
+    """Another training of a pretext has other weights; what both began with is the same."""
+    command = ["imagenet_classifier", "--data", str(scene_folder), "--profile", "quick", "--device", "cpu"]
+    assert train.main([*command, "--epochs", "1"]) == 0
+    files = runs.files_of(configure(find("imagenet_classifier"), "quick", data=str(scene_folder)), "quick")
+    files.checkpoint.unlink()
+    result = json.loads(files.result.read_text())
+    began_with = result["initial_weights"]
+    for weights, code in (
+        ({"weights": "a pretext", "sha256": "of another training", "began_with": began_with}, 0),
+        ({"weights": "a pretext", "sha256": "of another training", "began_with": {"weights": "others"}}, 2),
+        ({"weights": "others"}, 2),
+    ):
+        files.checkpoint.unlink(missing_ok=True)
+        runs.write_result(files.result, result | {"initial_weights": weights})
+        assert train.main([*command, "--epochs", "1"]) == code
+    assert "initial_weights" in capsys.readouterr().err
+
+
 def test_a_study_of_everything_leaves_out_results_of_other_images_and_a_named_one_is_refused(root, monkeypatch, capsys):
     def read(experiment, profile, seen):
         if experiment.data == "cifar10":
@@ -306,9 +326,9 @@ def test_a_study_of_everything_leaves_out_results_of_other_images_and_a_named_on
 
     monkeypatch.setattr("study.read", read)
     say_once.cache_clear()
-    names = ["cifar10_scratch", "supervised_1", "cifar10_rotation"]
+    names = ["cifar10_scratch", "supervised_1", "cifar10_rotation", "cifar10_rotation_classifier"]
     assert [task.name for task in missing_tasks(names, "full", [0], every=True)] == ["supervised_1"]
-    assert "2 run(s) are left out" in (error := capsys.readouterr().err) and "cifar10_x.json" in error
+    assert "3 run(s) are left out" in (error := capsys.readouterr().err) and "cifar10_x.json" in error
     with pytest.raises(ValueError, match="other images"):
         missing_tasks(names, "full", [0])
 
