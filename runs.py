@@ -829,7 +829,7 @@ def _with_defaults(settings: dict, experiment: Experiment) -> dict:
 def summarize(history: History, loaders, chosen: dict[str, Evaluation] | None = None, keep: str = "best") -> dict:
     """The result's numbers under both protocols, from the predictions of each epoch.
 
-    `chosen` replaces those of the chosen epoch, where they were made in another way than the epochs were compared.
+    `chosen` are evaluations of the selected epoch with flips, where epochs were selected without.
     `keep` is that of TrainSettings: with "last" the epoch is the last, and nothing is chosen.
 
     The epoch is chosen on val and reported on test.  The earlier protocol, that of the earlier reports, chooses and

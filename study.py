@@ -37,7 +37,7 @@ POLL = 0.5  # seconds
 class Task:
     """One run of an experiment, the files that must be there before it can start, and the runs that make them.
 
-    It is `named`, or another needs it.
+    `named` is False for a run that only another one needs.
     """
 
     experiment: Experiment

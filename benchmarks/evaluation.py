@@ -52,7 +52,7 @@ def measure_ours(precision: str, compiled: bool = False) -> Measurement:
     return measure(implementations.compiled(network.to(dtype)), images.to(dtype), compiled=True)
 
 
-WAYS = {"plain": measure_plain} | {
+IMPLEMENTATIONS = {"plain": measure_plain} | {
     name: partial(measure_ours, precision, compiled)
     for precision in implementations.precisions()
     for name, compiled in (
@@ -60,7 +60,7 @@ WAYS = {"plain": measure_plain} | {
         (f"{implementations.ours(precision)}, compiled", True),
     )
 }
-COMPARISONS = (Comparison("evaluation, 32 images", WAYS, peers=("plain",), reference="plain"),)
+COMPARISONS = (Comparison("evaluation, 32 images", IMPLEMENTATIONS, peers=("plain",), reference="plain"),)
 
 if __name__ == "__main__":
     sys.exit(implementations.main("evaluation", __doc__, COMPARISONS))

@@ -85,13 +85,13 @@ def _measurement(seconds: float, epochs: int, images: int, losses: np.ndarray) -
     )
 
 
-WAYS = {
+IMPLEMENTATIONS = {
     "plain, every image each epoch": measure_plain,
     "our loop, every image each epoch": partial(measure, features_once=False),
     "ours, features once": partial(measure, features_once=True),
 }
 PLAIN = "plain, every image each epoch"
-COMPARISONS = (Comparison(f"frozen classifier, {EPOCHS} epochs", WAYS, peers=(PLAIN,), reference=PLAIN),)
+COMPARISONS = (Comparison(f"frozen classifier, {EPOCHS} epochs", IMPLEMENTATIONS, peers=(PLAIN,), reference=PLAIN),)
 
 if __name__ == "__main__":
     sys.exit(implementations.main("frozen_classifier", __doc__, COMPARISONS, rounds=1))

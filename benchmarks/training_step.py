@@ -58,16 +58,16 @@ def measure(
 
 
 _OURS = partial(measure, kept=True, channels_last=True, fused=True)
-WAYS = {
+IMPLEMENTATIONS = {
     "plain": measure,
     "allocator kept": partial(measure, kept=True),
     "channels-last": partial(measure, channels_last=True),
     "ours": _OURS,
 }
 if implementations.has_bfloat16():
-    WAYS["bfloat16 as autocast does it"] = partial(_OURS, precision="bfloat16")
-    WAYS["ours, bfloat16"] = partial(_OURS, precision="bfloat16", depthwise=DepthwiseConv2d)
-COMPARISONS = (Comparison("training step, 32 images", WAYS, peers=("plain",), reference="plain"),)
+    IMPLEMENTATIONS["bfloat16 as autocast does it"] = partial(_OURS, precision="bfloat16")
+    IMPLEMENTATIONS["ours, bfloat16"] = partial(_OURS, precision="bfloat16", depthwise=DepthwiseConv2d)
+COMPARISONS = (Comparison("training step, 32 images", IMPLEMENTATIONS, peers=("plain",), reference="plain"),)
 
 if __name__ == "__main__":
     sys.exit(implementations.main("training_step", __doc__, COMPARISONS, rounds=2))

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from data.download import check_checksum, download, unpack
 from data.files import CODE, expanded, locked, root_folder, run_command, say_once, write_atomically
-from data.folders import SPLIT_NAMES, is_image, reason_to_leave_out
+from data.folders import SPLIT_NAMES, is_image, is_users_own, reason_to_leave_out
 from data.image_cache import RESIZE_RULES, load_splits
 from data.layouts import ALL_BELOW, TABLE
 from data.splits import (
@@ -392,7 +392,7 @@ def find_images(folder: str | Path, class_folders: Mapping[str, str]) -> list[tu
 def _walk(folder: str | Path, class_folders: Mapping[str, str]) -> Iterator[tuple[Path, str, list[str]]]:
     """Every subfolder that is named after a class, with its class and the names of its files."""
     for parent, subfolders, file_names in os.walk(folder, followlinks=True):
-        subfolders[:] = [subfolder for subfolder in subfolders if not subfolder.startswith((".", "__MACOSX"))]
+        subfolders[:] = filter(is_users_own, subfolders)
         if Path(parent) != Path(folder) and Path(parent).name in class_folders:
             yield Path(parent), class_folders[Path(parent).name], file_names
 

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from data.files import digest_of_tensors, expanded, root_folder
+from data.folders import in_nfc
 from data.image_cache import Scenes, decode
 from helper_functions import fold_batchnorm
 from runs import load_checkpoint
@@ -48,6 +49,13 @@ class TrainedRun:
     def std(self) -> tuple[float, float, float]:
         """The standard deviation of red, green and blue, 0..1, that normalisation divides by."""
         return STD[self.resize]
+
+    def label(self, class_name: str) -> int:
+        """The number of a class; ValueError lists them for one that there is not."""
+        class_name = in_nfc(class_name)
+        if class_name not in self.class_names:
+            raise ValueError(f"{self.name} has no class {class_name}; it has {', '.join(self.class_names)}")
+        return self.class_names.index(class_name)
 
     def read(self, paths: Sequence[Path]) -> tuple[list[np.ndarray], torch.Tensor]:
         """Read image files: pixels, uint8 (1 or 3, S, S) each, and normalised images, float32 (N, 3, S, S).

@@ -298,11 +298,7 @@ def measure_maps(
             "random": faithfulness.random_maps(images, seed=start),
             "edges": faithfulness.edge_maps(images),
         }
-        baselines = {
-            "black": faithfulness.black_baseline(images, run.mean, run.std),
-            "mean": faithfulness.mean_baseline(images),
-            "blurred": faithfulness.blurred_baseline(images),
-        }
+        baselines = faithfulness.baselines_of(images, run.mean, run.std)
         pixels_per_step = -(-images.shape[-1] * images.shape[-2] // STEPS)
         part = faithfulness.measure_faithfulness(run.model, images, maps, of_images, baselines, pixels_per_step)
         parts.append(part.assign(image=np.asarray(numbers)[part["image"]]).round(5))

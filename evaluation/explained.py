@@ -239,7 +239,7 @@ def randomisation_table(correlations: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index", columns=["mean", "from", "to", "seeds"]).rename_axis("part")
 
 
-def mean_word_of_others(recognition: pd.DataFrame) -> pd.Series:
+def mean_probability_by_others(recognition: pd.DataFrame) -> pd.Series:
     """The mean probability of the class over the networks that did not make the image, by model and class."""
     recognition = recognition.reindex(columns=["model", "evaluator", "class", "probability"])  # an empty table has none
     of_others = recognition[recognition["model"] != recognition["evaluator"]]
@@ -283,7 +283,7 @@ def class_lines(explained: Explained, classes: Sequence[str]) -> dict[str, tuple
     Of a data set without these classes they are the first ones, as many.  A title has the mean probability of the class
     according to the other networks.
     """
-    lines, probabilities = {}, mean_word_of_others(explained.recognition)
+    lines, probabilities = {}, mean_probability_by_others(explained.recognition)
     for (name, kind), inversion in explained.inversions.items():
         if kind == "classes":
             count = len(inversion.table)
@@ -319,10 +319,10 @@ def filter_lines(explained: Explained) -> dict[str, tuple[np.ndarray, list[str]]
 def blind_hits(folder: Path, names: Sequence[str]) -> pd.DataFrame:
     """How many classes somebody recognized on the sheet of each model without seeing titles.
 
-    `folder` is the cache.  <model>/classes/sheet.key.json is of `inversion_quality.save_blind_sheet`.  Who looks writes
-    sheet.answers.json beside it before opening it: {"who": ..., "sheet": SHA-256 of sheet.blind.png, "answers": {number
-    on the sheet: class}}.  Models without answers to their present sheet are left out.  Columns: model, who,
-    recognized, classes, mistaken (what was taken for what).
+    `folder` is the cache.  <model>/classes/sheet.key.json is of `inversion_quality.save_blind_sheet`.  Whoever looks
+    writes sheet.answers.json beside it before opening it: {"who": ..., "sheet": SHA-256 of sheet.blind.png,
+    "answers": {number on the sheet: class}}.  Models without answers to their present sheet are left out.  Columns:
+    model, who, recognized, classes, mistaken (what was taken for what).
     """
     lines = []
     for name in names:

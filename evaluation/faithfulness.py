@@ -72,6 +72,15 @@ def blurred_baseline(images: torch.Tensor, sigma: float = 5.0) -> torch.Tensor:
     return torch.from_numpy(ndimage.gaussian_filter(images.float().cpu().numpy(), (0, 0, sigma, sigma))).to(images)
 
 
+def baselines_of(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> dict[str, torch.Tensor]:
+    """The three baselines of images by name; `mean` and `std` are those of their normalization."""
+    return {
+        "black": black_baseline(images, mean, std),
+        "mean": mean_baseline(images),
+        "blurred": blurred_baseline(images),
+    }
+
+
 def random_maps(images: torch.Tensor, grid: int = 7, seed: int = 0) -> torch.Tensor:
     """Control maps (N, H, W): `grid` x `grid` uniform random values each, upsampled as Score-CAM's maps are.
 

@@ -257,7 +257,7 @@ def joined(inversions: Sequence[Inversion]) -> Inversion:
 
 
 def judge(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str, folder: Path) -> pd.DataFrame:
-    """The word of evaluator networks on the class images in a folder, and the training images nearest to them.
+    """The probabilities by evaluator networks of the class images in a folder, and the training images nearest to them.
 
     Writes evaluators.csv and nearest.csv; what is there for these evaluators' weights is read.  Columns: evaluator,
     weights, class, probability.

@@ -87,11 +87,7 @@ def _measure_image(run: TrainedRun, dataset: Dataset, number: int, maps_of: Maps
     with torch.inference_mode():
         target = int(run.model(images).argmax())
     found = maps_of(run, images, [target]) | control_maps(images, seed=number)
-    baselines = {
-        "black": faithfulness.black_baseline(images, run.mean, run.std),
-        "mean": faithfulness.mean_baseline(images),
-        "blurred": faithfulness.blurred_baseline(images),
-    }
+    baselines = faithfulness.baselines_of(images, run.mean, run.std)
     pixels = -(-images.shape[-1] * images.shape[-2] // STEPS)
     maps = {name: each.maps for name, each in found.items()}
     rows = faithfulness.measure_faithfulness(run.model, images, maps, [target], baselines, pixels).round(5)

@@ -578,10 +578,7 @@ def _objective(run: TrainedRun, options) -> tuple[Objective, list[int], list[str
     if not options.classes:
         targets = _filters(run, options.filters)
         return filter_mean(run.layer("features.8.2")), targets, [f"filter_{number}" for number in targets]
-    unknown = [name for name in options.classes if name not in run.class_names]
-    if unknown:
-        raise ValueError(f"{run.name} has no class {unknown[0]}; it has {', '.join(run.class_names)}")
-    return class_logit, [run.class_names.index(name) for name in options.classes], options.classes
+    return class_logit, [run.label(name) for name in options.classes], options.classes
 
 
 def _filters(run: TrainedRun, asked: list[str]) -> list[int]:

@@ -27,7 +27,7 @@ from torch import nn
 from tqdm import tqdm
 
 from data.files import check_output, expanded, say_once, shortened, write_atomically
-from data.folders import images_in, in_nfc
+from data.folders import images_in
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun
 from evaluation.embed import add_model_options, check_target, embed, features_in_batches
@@ -119,22 +119,15 @@ class Model:
         that the network does not have, and for one against itself.
         """
         _, image = self.run.read([expanded(path)])
-        rival = None if why_not is None else self.label(why_not)
+        rival = None if why_not is None else self.run.label(why_not)
         if class_name is None:
             probabilities = class_probabilities(self.run.model, image)[0]
             target, rival = int(probabilities.argmax()), rival_of(probabilities, rival)
         else:
-            target = self.label(class_name)
+            target = self.run.label(class_name)
             if target == rival:
                 raise ValueError(f"class_name and why_not are both {class_name}; a class is explained against another")
         return heat_map_of(self.run.ready_to_explain([layer]), image, target, rival, layer, fast).numpy()
-
-    def label(self, class_name: str) -> int:
-        """The number of a class; ValueError lists them for one that there is not."""
-        class_name = in_nfc(class_name)
-        if class_name not in self.class_names:
-            raise ValueError(f"{self.run.name} has no class {class_name}; it has {', '.join(self.class_names)}")
-        return self.class_names.index(class_name)
 
     def _lines(self, paths: Sequence[Path], features: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
         first, second = probabilities.argsort(axis=1)[:, :-3:-1].T
@@ -264,7 +257,7 @@ class _Figures:
         self.model, self.layer, self.fast = model, options.layer or "8", options.fast
         self.explained = model.run.ready_to_explain([self.layer])
         self.explained.layer(self.layer)
-        self.rival = None if options.why_not is None else model.label(options.why_not)
+        self.rival = None if options.why_not is None else model.run.label(options.why_not)
         self.folder, self.drawn = options.output or Path("predictions"), 0
         check_output(self.folder, "--output", folder=True)
 

@@ -392,11 +392,10 @@ def make_sheet(options: argparse.Namespace, explain: Callable[..., ScoreCam]):
     run = load_run(options.model)
     explained = run.ready_to_explain(options.layers)
     layers = {name: explained.layer(name) for name in options.layers}
-    if options.target is not None and options.target not in run.class_names:
-        raise ValueError(f"{run.name} has no class {options.target}; it has {', '.join(run.class_names)}")
+    target = None if options.target is None else run.label(options.target)
     pixels, images = run.read(options.images)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    targets = _targets(run, images, options.target)
+    targets = _targets(run, images, target)
     found = {
         name: explain(explained.model, images, layer, targets, options.weighting)
         for name, layer in tqdm(layers.items(), desc="Score-CAM", unit="layer")
@@ -415,10 +414,10 @@ def make_sheet(options: argparse.Namespace, explain: Callable[..., ScoreCam]):
     print(f"{options.output}, {options.output.with_suffix('.npz')}")
 
 
-def _targets(run: TrainedRun, images: torch.Tensor, target: str | None) -> list[int]:
-    """The label of the class to explain in each image; the run itself, with its flip_tta, predicts it."""
+def _targets(run: TrainedRun, images: torch.Tensor, target: int | None) -> list[int]:
+    """The class to explain in each image, if not one for all; the run itself, with its flip_tta, predicts it."""
     if target is not None:
-        return [run.class_names.index(target)] * len(images)
+        return [target] * len(images)
     with torch.inference_mode():
         return torch.cat([run.model(batch).argmax(dim=1) for batch in images.split(64)]).tolist()
 

@@ -163,11 +163,11 @@ def test_answers_to_a_blind_sheet_are_counted_against_its_key(tmp_path):
     assert line["mistaken"] == "forest for street; street for None"
 
 
-def test_the_word_of_others_leaves_out_the_network_that_made_the_image():
+def test_the_probability_by_others_leaves_out_the_network_that_made_the_image():
     lines = [("one", "one", "coast", 0.9), ("one", "other", "coast", 0.2), ("one", "third", "coast", 0.4)]
     lines += [("other", "one", "coast", 0.5), ("other", "other", "coast", 1.0), ("other", "third", "coast", 0.1)]
     recognition = pd.DataFrame(lines, columns=["model", "evaluator", "class", "probability"])
-    assert explained.mean_word_of_others(recognition).tolist() == pytest.approx([0.3, 0.3])
+    assert explained.mean_probability_by_others(recognition).tolist() == pytest.approx([0.3, 0.3])
     assert explained.recognition_by_model(recognition).loc["one"].tolist() == [0.9, 0.2, 0.4]
 
 
@@ -280,7 +280,7 @@ def test_a_randomization_of_one_seed_by_older_code_is_made_again_and_an_interrup
 def test_tables_of_an_empty_cache_are_empty():
     empty = pd.DataFrame()
     assert explained.faithfulness_text(empty).empty and explained.recognition_by_model(empty).empty
-    assert explained.mean_word_of_others(empty).unstack("model").empty
+    assert explained.mean_probability_by_others(empty).unstack("model").empty
     nothing = SimpleNamespace(inversions={}, recognition=empty)
     assert explained.inversion_table(nothing).empty and explained.class_lines(nothing, ["coast"]) == {}
     assert explained.randomisation_table(empty).empty and explained.representation_table({}).empty

@@ -6,23 +6,25 @@ import threading
 import unicodedata
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from data import files
+from data import files, prepare
 from data.files import say_once, write_atomically
 from data.image_cache import load_splits
 from data.layouts import list_splits, record_split
-from evaluation import audit, export, novelty, predict
+from evaluation import audit, export, model_inversion, novelty, predict
 from evaluation.checkpoints import load_trained
 from evaluation.export import torchvision_state
 from evaluation.pages.demo_page import demo_page
 from evaluation.predict import Model
 from evaluation.split_images import images_for
 from tests.conftest import CLASSES, NO_PROCESS, draw
+from tests.small_runs import small_run
 
 
 @pytest.fixture(autouse=True)
@@ -251,3 +253,23 @@ def test_a_run_with_images_left_out_can_be_explained(scene_folder, tiny_run):
     run = replace(load_trained(tiny_run), data={"skipped": ["train/dark/image_0000.jpg"]})
     (scene_folder / "train/dark/image_0000.jpg").write_text("no image")
     assert len(images_for(run, str(scene_folder), "train")) == 35
+
+
+# --------------------------------------------------------------------------------------------------------- class names
+
+
+def test_a_class_is_known_by_its_name_in_either_form_of_unicode_to_every_command():
+    run = replace(small_run("tiny"), class_names=(unicodedata.normalize("NFC", "Bär"), "dark", "light"))
+    assert run.label(unicodedata.normalize("NFD", "Bär")) == 0
+    asked = SimpleNamespace(classes=[unicodedata.normalize("NFD", "Bär"), "light"])
+    assert model_inversion._objective(run, asked)[1] == [0, 2]
+    with pytest.raises(ValueError, match="tiny has no class owl; it has Bär, dark, light"):
+        run.label("owl")
+
+
+def test_what_a_network_drive_puts_beside_images_is_not_prepared_as_images(tmp_path):
+    for parent in ("coast", "@eaDir/coast", "$RECYCLE.BIN/coast", ".hidden/coast"):
+        (tmp_path / parent).mkdir(parents=True)
+        draw("dark", np.random.default_rng(0)).save(tmp_path / parent / "a.jpg")
+    found = prepare._walk(tmp_path, {"coast": "coast"})
+    assert [(parent.relative_to(tmp_path).as_posix(), files) for parent, _, files in found] == [("coast", ["a.jpg"])]
