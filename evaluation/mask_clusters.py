@@ -265,7 +265,7 @@ def _make_sheet(options):
 
     make_sheet(options, explain)
     for name, each in zip(dict.fromkeys(options.layers), found, strict=True):
-        passes = f"{each.passes.double().mean():,.0f} passes an image"
+        passes = f"{each.passes.float().mean():,.0f} passes an image"
         print(f"layer {name}: {passes}, {int(each.exact.sum())} of {len(each.exact)} computed exactly")
 
 

@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from data.files import CODE
 from evaluation import model_inversion, scorecam
 from evaluation.checkpoints import load_trained
+from evaluation.explained import read_pictures
+from evaluation.model_inversion import probability_by
 
 
 @pytest.fixture
@@ -72,12 +75,18 @@ def test_no_command_needs_its_docstring():
 
 
 def test_model_inversion_writes_images_sheet_curves_settings_and_an_evaluators_probabilities(tiny_model, tmp_path):
-    folder = tmp_path / "out"
+    folder, other = tmp_path / "out", torch.load(tiny_model, weights_only=True)
+    other["model"]["classifier.1.bias"] += torch.tensor([0.0, 1.0, 0.0])
+    torch.save(other, tiny_model.with_name("other.pt"))
     arguments = ["--model", "tiny", "--classes", "light", "striped", "--starts", "2", "--steps", "20", "--jitter", "2"]
-    assert model_inversion.main([*arguments, "--evaluator", "tiny", "--output", str(folder)]) == 0
+    assert model_inversion.main([*arguments, "--evaluator", "tiny", "--output", str(folder)]) == 2  # the same network
+    assert model_inversion.main([*arguments, "--evaluator", "other", "--output", str(folder)]) == 0
     table = pd.read_csv(folder / "inversion.csv")
     assert table["name"].tolist() == ["light_0", "light_1", "striped_0", "striped_1"]
-    assert table["evaluator"].unique().tolist() == ["tiny"] and table["probability"].between(0, 1).all()
+    assert table["evaluator"].unique().tolist() == ["other"]
+    images = read_pictures([folder / f"{name}.png" for name in table["name"]]).float() / 255
+    seen_by_other = probability_by(load_trained("other"), images, [1, 1, 2, 2])
+    assert table["probability"].tolist() == pytest.approx(seen_by_other.tolist(), abs=0.01)  # of pictures in bytes
     losses = pd.read_csv(folder / "losses.csv", index_col="step")
     assert losses.shape == (20, 4)
     assert losses["light_0"].iloc[-10:].median() == pytest.approx(table["final_loss"][0], rel=1e-4)
