@@ -423,8 +423,7 @@ def _refuse_to_replace_result(job: Job):
         for each in (job.identity, result)
     )
     saved["settings"] = _with_defaults(saved["settings"], job.experiment)
-    if asked["settings"]["train"]["precision"] == "auto":
-        asked["settings"]["train"]["precision"] = saved["settings"]["train"]["precision"]
+    _take_precision(asked["settings"], saved["settings"])
     difference = first_difference(asked, saved)
     if difference is not None:
         raise ValueError(
@@ -645,8 +644,7 @@ def read(experiment: Experiment, profile: str = "full", seen: dict | None = None
     asked, saved = settings_of(experiment), dict(result["settings"])
     for settings in (asked, saved):  # the result states which weights file was used; it is not part of the question
         settings["initial_weights"] = "random" if settings["initial_weights"] == "random" else "trained"
-    if asked["train"]["precision"] == "auto":  # nor is what "auto" meant on the machine of the run
-        asked["train"]["precision"] = saved["train"]["precision"]
+    _take_precision(asked, saved)
     difference = first_difference(asked, saved)
     if difference is not None:
         raise ValueError(f"{path} was made with {difference}; run the experiment again with --overwrite")
@@ -655,6 +653,12 @@ def read(experiment: Experiment, profile: str = "full", seen: dict | None = None
     if "unlabelled" in data:
         refuse_other_images(path, experiment.unlabelled, data["unlabelled"], seen)
     return result
+
+
+def _take_precision(asked: dict, saved: dict):
+    """Let settings that ask for "auto" have what it meant on the machine of the run: it is not part of the question."""
+    if asked["train"]["precision"] == "auto":
+        asked["train"]["precision"] = saved["train"]["precision"]
 
 
 def _load_result(path: Path) -> dict:

@@ -117,10 +117,8 @@ def rate_of_loop(case: str, batch_size: int, step: str, options: Options) -> flo
     return len(loaders.train.dataset) / min(history.seconds[1:])
 
 
-def rate_of_limit(case: str, batch_size: int, options: Options) -> float:
-    """Images per second of steps on one batch that stays on the device, launched one operation at a time."""
-    device = torch.device(options.device)
-    loaders = loaders_for(case, batch_size, replace(options, batches_per_epoch=1))
+def step_on_one_batch(case: str, loaders: Loaders, device: torch.device) -> tuple[Callable, int]:
+    """A training step on a batch that stays on the device, launched one operation at a time, and its images."""
     model, objective = network_for(case, loaders)
     model, objective = model.to(device).train(), objective.to(device)
     optimizer = build_optimizer(model, TrainSettings())
@@ -134,7 +132,15 @@ def rate_of_limit(case: str, batch_size: int, options: Options) -> float:
         optimizer.zero_grad()
         objective.after_step(model)
 
-    return len(labels) * options.batches_per_epoch / seconds_of(step, options.batches_per_epoch, device)
+    return step, len(labels)
+
+
+def rate_of_limit(case: str, batch_size: int, options: Options) -> float:
+    """Images per second of `step_on_one_batch`."""
+    device = torch.device(options.device)
+    loaders = loaders_for(case, batch_size, replace(options, batches_per_epoch=1))
+    step, images = step_on_one_batch(case, loaders, device)
+    return images * options.batches_per_epoch / seconds_of(step, options.batches_per_epoch, device)
 
 
 def rate_of_evaluation(options: Options) -> float:

@@ -27,9 +27,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.gpu import CASES, Options, loaders_for, network_for
+from benchmarks.gpu import CASES, Options, loaders_for, step_on_one_batch
 from benchmarks.implementations import FOLDER
-from helper_functions import TrainSettings, build_optimizer
 from runs import EXPERIMENTS, OWN_DATA, configure
 from self_supervised.settings import JointEmbeddingExperiment
 from study import BACKWARD, IMAGES, forward_passes
@@ -83,23 +82,14 @@ def work_of(action: Callable) -> Work:
 
 def work_of_case(case: str, size: int = 224) -> tuple[Work, Work]:
     """The work of making a batch, with the draws and bytes of an image, and of a step."""
-    batches, made = [], []
+    made = []
     for count in COUNTED:
         loaders = loaders_for(case, count, Options("cpu", size, batches_per_epoch=1))
-        made.append(work_of(lambda loaders=loaders: batches.append(next(iter(loaders.train)))))
+        made.append(work_of(lambda loaders=loaders: next(iter(loaders.train))))
     few, many = made
     draws = (many.operations - few.operations) / (COUNTED[1] - COUNTED[0])
     making = Work(few.operations - draws * COUNTED[0], few.bytes / COUNTED[0], draws)
-    model, objective = network_for(case, loaders)
-    optimizer = build_optimizer(model.train(), TrainSettings())
-
-    def step():
-        losses, _, _ = objective(model, *batches[0])
-        losses.mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        objective.after_step(model)
-
+    step, _ = step_on_one_batch(case, loaders, torch.device("cpu"))
     step()  # which makes the optimizer's state
     return making, work_of(step)
 

@@ -27,7 +27,7 @@ from data.files import expanded, write_atomically
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.hooks import maps_and_logits
 from evaluation.mask_clusters import AGREEMENT, MOST, UNCHANGED, scores_in_rounds
-from evaluation.scorecam import WEIGHTINGS, MaskedImages, probabilities_of
+from evaluation.scorecam import WEIGHTINGS, MaskedImages
 from evaluation.split_images import evenly_spread, images_for
 from helper_functions import keep_freed_memory
 from runs import run_command
@@ -51,13 +51,8 @@ def all_scores(masked: MaskedImages, path: Path) -> tuple[torch.Tensor, float]:
     The file has the scores of both weightings, logits and probabilities.
     """
     if not path.exists():
-
-        def read(logits, numbers):
-            of_target = masked.targets[numbers, None]
-            return torch.cat([logits.gather(1, of_target), probabilities_of(logits).gather(1, of_target)], dim=1)
-
         started = time.perf_counter()
-        logits, probabilities = masked.measure(~masked.constant, read).expand(-1, -1, 2).unbind(dim=2)
+        logits, probabilities = masked.logits_and_probabilities()
         contents = {"softmax": logits.numpy(), "probability": probabilities.numpy()}
         seconds = time.perf_counter() - started
         write_atomically(path, partial(np.savez, seconds=seconds, **contents))

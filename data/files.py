@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import platform
+import re
 import sys
 import time
 import zipfile
@@ -64,8 +65,11 @@ def _remove_leftovers(folder: Path):
 
     A folder can be shared: whether a process of another machine is gone cannot be seen, so its file stays for a day.
     """
-    for path in folder.glob(f"{UNFINISHED}[0-9]*-*"):
-        process, machine, *_ = path.name.removeprefix(UNFINISHED).split("-")
+    for path in folder.glob(f"{UNFINISHED}*"):
+        ours = re.match(r"(\d+)-(?:([0-9a-f]{8})-)?\d+\.", path.name.removeprefix(UNFINISHED))
+        if ours is None:  # a user's own
+            continue
+        process, machine = ours.groups()  # older code named no machine
         with suppress(FileNotFoundError):  # another process removes it too
             gone = machine == MACHINE and not psutil.pid_exists(int(process))
             if gone or time.time() - path.stat().st_mtime > LONGEST_WRITE:

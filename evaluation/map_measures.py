@@ -64,8 +64,10 @@ def timed(maps_of: Callable) -> FoundMaps:
 
 def control_maps(images: torch.Tensor, seed: int) -> dict[str, FoundMaps]:
     """Maps that know nothing of a network: random ones and edges."""
-    maps = (lambda: faithfulness.random_maps(images, seed=seed)), (lambda: faithfulness.edge_maps(images))
-    return {name: timed(each) for name, each in zip(CONTROLS, maps, strict=True)}
+    return {
+        "random": timed(lambda: faithfulness.random_maps(images, seed=seed)),
+        "edges": timed(lambda: faithfulness.edge_maps(images)),
+    }
 
 
 def measure_run(run: TrainedRun, dataset: Dataset, numbers: Sequence[int], maps_of: MapsOf, path: Path) -> pd.DataFrame:
@@ -106,43 +108,45 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     seconds (median per image), for each measure its mean and its 95 % interval, and its verdict against each of
     CONTROLS, as "insertion_against_edges".  The verdicts of a network are one family of comparisons.
     """
+    facts = ["empty", "fell_back", "seconds"]
     lines = []
-    for (model, name), group in rows.groupby(["model", "map"], sort=False):
-        by_image = _by_image(group)
-        line = {
-            "model": model,
-            "map": name,
-            "images": len(by_image),
-            "left_out": int(by_image["deletion"].isna().sum()),
-            "empty": by_image["empty"].mean(),
-            "fell_back": by_image["fell_back"].mean(),
-            "seconds": by_image["seconds"].median(),
+    for model, of_model in rows.groupby("model", sort=False):
+        by_map = {
+            name: group.groupby("image")[[*LOWER_IS_BETTER, *facts]].mean()
+            for name, group in of_model.groupby("map", sort=False)
         }
-        for measure in LOWER_IS_BETTER:
-            values = by_image[measure].dropna().tolist()
-            mean, low, high = mean_and_interval(values) if values else [np.nan] * 3
-            line |= {measure: mean, f"{measure}_from": low, f"{measure}_to": high}
-        lines.append(line | _verdicts(rows[rows["model"] == model], name))
+        for name, by_image in by_map.items():
+            line = {
+                "model": model,
+                "map": name,
+                "images": len(by_image),
+                "left_out": int(by_image["deletion"].isna().sum()),
+                "empty": by_image["empty"].mean(),
+                "fell_back": by_image["fell_back"].mean(),
+                "seconds": by_image["seconds"].median(),
+            }
+            for measure in LOWER_IS_BETTER:
+                values = by_image[measure].dropna().tolist()
+                mean, low, high = mean_and_interval(values) if values else [np.nan] * 3
+                line |= {measure: mean, f"{measure}_from": low, f"{measure}_to": high}
+            lines.append(line | _verdicts(by_map, name))
     return pd.DataFrame(lines)
 
 
-def _by_image(group: pd.DataFrame) -> pd.DataFrame:
-    """The measures and facts of one kind of map, one line per image: means over the baselines."""
-    return group.groupby("image")[[*LOWER_IS_BETTER, "empty", "fell_back", "seconds"]].mean()
+def _verdicts(by_map: dict[str, pd.DataFrame], name: str) -> dict[str, str]:
+    """Whether a kind of map is better than the controls, by measure; empty for a control itself, and for one image.
 
-
-def _verdicts(rows: pd.DataFrame, name: str) -> dict[str, str]:
-    """Whether a kind of map is better than the controls, by measure; empty for a control itself, and for one image."""
-    others = len(set(rows["map"]) - set(CONTROLS))
-    comparisons = others * len(CONTROLS) * len(LOWER_IS_BETTER)
+    `by_map` has the measures of each kind of map by image.
+    """
+    comparisons = len(by_map.keys() - set(CONTROLS)) * len(CONTROLS) * len(LOWER_IS_BETTER)
     verdicts = {}
     for control, (measure, lower) in product(CONTROLS, LOWER_IS_BETTER.items()):
-        values = [_by_image(rows[rows["map"] == each])[measure] for each in (name, control)]
-        advantages = ((values[1] - values[0]) if lower else (values[0] - values[1])).dropna()
-        comparable = name not in CONTROLS and len(advantages) > 1
-        verdicts[f"{measure}_against_{control}"] = (
-            mean_difference(advantages, comparisons).verdict if comparable else ""
-        )
+        verdict = ""
+        if name not in CONTROLS and control in by_map:
+            differences = (by_map[name][measure] - by_map[control][measure]).dropna()
+            if len(differences) > 1:
+                verdict = mean_difference(-differences if lower else differences, comparisons).verdict
+        verdicts[f"{measure}_against_{control}"] = verdict
     return verdicts
 
 

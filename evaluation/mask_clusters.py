@@ -115,18 +115,18 @@ def scores_in_rounds(
     activations, wanted = image.activations, ~image.constant
     masks = scale_to_unit(activations[0]).flatten(1).cpu().double().numpy()
     channels = wanted[0].nonzero().squeeze(1).cpu().numpy()
-    measured = torch.zeros_like(wanted)
-    if len(channels) <= 2 * clusters:
-        measured = wanted
-    else:
-        measured[0, channels[choose_medoids(masks[channels], clusters)]] = True
-    found = _predict_others(masks, channels, measure(measured), measured)
+    first = wanted
+    if len(channels) > 2 * clusters:
+        first = torch.zeros_like(wanted)
+        first[0, channels[choose_medoids(masks[channels], clusters)]] = True
+    found = _predict_others(masks, channels, measure(first), first)
     before, unchanged = _map_of(image, found), 0
-    while (wanted & ~measured).any():
+    while (wanted & ~found.measured).any():
         others = _strongest_others(image, found, clusters)
-        found = _predict_others(masks, channels, found.scores * measured + measure(others), measured | others)
-        measured, now = found.measured, _map_of(image, found)
-        unchanged = unchanged + 1 if _correlations(now, before) >= UNCHANGED else 0
+        scores = found.scores * found.measured + measure(others)
+        found = _predict_others(masks, channels, scores, found.measured | others)
+        now = _map_of(image, found)
+        unchanged = unchanged + 1 if _lowest_correlation(now, before) >= UNCHANGED else 0
         if unchanged >= 2 and (agreement := agreement_of(image, found)) >= AGREEMENT:
             return found, agreement
         before = now
@@ -147,7 +147,7 @@ def _map_of(image: MaskedImages, found: PredictedScores) -> torch.Tensor:
     return image.maps(image.weights(found.scores))[0].flatten(1)
 
 
-def _correlations(one: torch.Tensor, others: torch.Tensor) -> float:
+def _lowest_correlation(one: torch.Tensor, others: torch.Tensor) -> float:
     """The lowest correlation of a flat map (1, P) with others (N, P); NaN where one is constant."""
     return torch.corrcoef(torch.cat([one, others]))[0, 1:].min().item()
 
@@ -165,7 +165,7 @@ def agreement_of(image: MaskedImages, found: PredictedScores) -> float:
     scores = found.scores.repeat(DRAWS, 1)
     scores[:, predicted] += torch.from_numpy(drawn).to(scores)
     repeated = image.of(torch.zeros(DRAWS, dtype=torch.long))
-    return _correlations(_map_of(image, found), repeated.maps(repeated.weights(scores))[0].flatten(1))
+    return _lowest_correlation(_map_of(image, found), repeated.maps(repeated.weights(scores))[0].flatten(1))
 
 
 def check_clusters(clusters: int):

@@ -131,6 +131,15 @@ class Study:
             networks[BEFORE] = model, best, provenance.get("sha256", "random")
         return networks
 
+    @cached_property
+    def sampled(self) -> dict[str, np.ndarray]:
+        """The files whose features have a spectrum, by source."""
+        number = SPECTRUM_IMAGES[self.profile][-1]
+        return {
+            source: np.random.default_rng(0).choice(files, number, replace=False)
+            for source, files in self._photographs_of().items()
+        }
+
     def load(self, name: str) -> TrainedRun:
         """The run of an experiment whose checkpoint is here."""
         return load_trained(self.checkpoints[name][0])
@@ -147,9 +156,13 @@ class Study:
         wanted = {(label,): {"checkpoint": digest} for label, (_, _, digest) in self.networks.items()}
         _refresh(self.folder / "non_positive.csv", ["features"], wanted, self.measure_non_positive)
         self.save_feature_maps()
+        samples = {
+            source: hashlib.sha256("".join(map(digest_of_file, files)).encode()).hexdigest()[:12]
+            for source, files in self.sampled.items()
+        }
         wanted = {
-            (label, source): {"checkpoint": self.networks[label][2], "sample": self._digest_of_sample(source)}
-            for source in self._photographs_of()
+            (label, source): {"checkpoint": self.networks[label][2], "sample": digest}
+            for source, digest in samples.items()
             for label in (BEFORE, AFTER)
             if label in self.networks
         }
@@ -206,18 +219,10 @@ class Study:
     def compute_spectrum(self, label: str, source: str) -> pd.DataFrame:
         """The eigenvalues above zero of the covariance of pooled features, of sampled images of a source."""
         size = 224 if self.profile == "full" else self.experiments[BEST].image_size
-        _, images = replace(self.load(BEST), image_size=size).read(self._sample(source))
+        _, images = replace(self.load(BEST), image_size=size).read(self.sampled[source])
         features = _pooled_features(self.networks[label][0], images)
         spectrum = spectrum_by_images(features, SPECTRUM_IMAGES[self.profile]).query("eigenvalue > 0")
         return spectrum.assign(eigenvalue=[float(f"{value:.6g}") for value in spectrum["eigenvalue"]], pixels=size)
-
-    def _sample(self, source: str) -> np.ndarray:
-        """The files of a source whose features have a spectrum."""
-        files = self._photographs_of()[source]
-        return np.random.default_rng(0).choice(files, SPECTRUM_IMAGES[self.profile][-1], replace=False)
-
-    def _digest_of_sample(self, source: str) -> str:
-        return hashlib.sha256("".join(map(digest_of_file, self._sample(source))).encode()).hexdigest()[:12]
 
     def read(self, results: Mapping[str, dict]) -> NatureStatistics:
         """Read the cache, for the experiments that have a result."""

@@ -134,6 +134,15 @@ class MaskedImages:
 
         return self.measure(channels, read).expand(-1, -1, classes.shape[1])
 
+    def logits_and_probabilities(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The class's logits and its probabilities under every mask, (N, channels) each, from the same passes."""
+
+        def read(logits, images):
+            of_target = self.targets[images, None]
+            return torch.cat([logits.gather(1, of_target), probabilities_of(logits).gather(1, of_target)], dim=1)
+
+        return self.measure(~self.constant, read).expand(-1, -1, 2).unbind(dim=2)
+
     def weights(self, scores: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         """The weights (N, channels) of the channels, from the scores of `targets` (N,): by default of the targets.
 

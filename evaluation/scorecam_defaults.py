@@ -20,7 +20,7 @@ import torch
 from data.files import write_atomically
 from evaluation.checkpoints import TrainedRun
 from evaluation.map_measures import FoundMaps, add_options, measure_runs, print_table
-from evaluation.scorecam import WEIGHTINGS, MaskedImages, probabilities_of, run_batches, scale_to_unit, upsample
+from evaluation.scorecam import WEIGHTINGS, MaskedImages, run_batches, scale_to_unit, upsample
 from runs import run_command
 
 LAYERS = ("7", "8")
@@ -45,12 +45,7 @@ def all_weightings(run: TrainedRun, images: torch.Tensor, targets: Sequence[int]
 
 def _explain(masked: MaskedImages, _) -> tuple[torch.Tensor, ...]:
     """Maps and fell_back of each weighting, then of the mean activation, from one set of passes."""
-
-    def read(logits, numbers):
-        of_target = masked.targets[numbers, None]
-        return torch.cat([logits.gather(1, of_target), probabilities_of(logits).gather(1, of_target)], dim=1)
-
-    logits, probabilities = masked.measure(~masked.constant, read).expand(-1, -1, 2).unbind(dim=2)
+    logits, probabilities = masked.logits_and_probabilities()
     found = []
     for weighting in WEIGHTINGS:
         weighted = replace(masked, weighting=weighting)

@@ -112,10 +112,10 @@ def reason_to_leave_out(report: Report, environment: Mapping[str, str]) -> str:
     data = data_of(report, environment)
     if report.data is None:
         return "" if is_own(environment) else "it is about images of your own: DATA=FOLDER"
-    quick = profile_of(environment) == "quick"
-    if is_own(environment) and not (quick or computes(environment)):
+    trains = profile_of(environment) == "quick" or computes(environment)
+    if is_own(environment) and not trains:
         return "it is about the experiments of the study: COMPUTE=1 trains all of them on your images"
-    if report.data == OWN_DATA != data and not (quick or computes(environment)):
+    if report.data == OWN_DATA != data and not trains:
         return f"it is about {OWN_DATA}, and DATA is {data}: COMPUTE=1 trains its experiments on that"
     if report.data != OWN_DATA and data not in (report.data, SYNTHETIC):
         return f"it is about the data set {report.data}, and DATA is {Path(data).name}"
