@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -80,7 +81,9 @@ def divide_by_number(
     classes = _shuffled_classes(images)
     split_of, start = dict.fromkeys(images, "train"), dict.fromkeys(classes, 0)
     for split, number in numbers.items():
-        for class_name, part in _parts(number, {name: len(members) for name, members in classes.items()}).items():
+        counts = {name: len(members) for name, members in classes.items()}
+        left = {name: count - start[name] for name, count in counts.items()}
+        for class_name, part in _parts(number, counts, left).items():
             stop = start[class_name] + part
             split_of.update(dict.fromkeys(classes[class_name][start[class_name] : stop], split))
             start[class_name] = stop
@@ -106,14 +109,18 @@ def _shuffled_place(image: ImageName) -> bytes:
     return hashlib.sha256(os.fsencode(f"{SEED}/{image.class_name}/{image.file_name}")).digest()
 
 
-def _parts(number: int, counts: Mapping[str, int]) -> dict[str, int]:
-    """Divide a number in proportion to counts, into integers that add up to it; the largest remainders round up."""
+def _parts(number: int, counts: Mapping[str, int], left: Mapping[str, int]) -> dict[str, int]:
+    """Divide a number in proportion to counts, into integers that add up to it; the largest remainders round up.
+
+    No part is above what is left of its count, which adds up to at least the number.
+    """
     total = sum(counts.values())
     parts = {name: number * count // total for name, count in counts.items()}
     by_remainder = sorted(counts, key=lambda name: (-(number * counts[name] % total), name))
-    for name in by_remainder[: number - sum(parts.values())]:
-        parts[name] += 1
-    return parts
+    for name in itertools.cycle(by_remainder):
+        if sum(parts.values()) == number:
+            return parts
+        parts[name] += parts[name] < left[name]
 
 
 def write_record(path: Path, more_columns: Sequence[str], images: Mapping[ImageName, Sequence]) -> None:

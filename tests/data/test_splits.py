@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 
 from data.splits import (
@@ -82,3 +84,13 @@ def test_the_smallest_classes_have_an_image_in_each_split(size):
 def test_a_class_of_two_images_is_named():
     with pytest.raises(ValueError, match=r"class 'sea' has 2 image\(s\)"):
         assign(images_of(sea=2, street=9), {})
+
+
+def test_a_division_that_leaves_one_training_image_has_the_numbers_asked_for():
+    """Both parts of a small class would round up, to more images than it has."""
+    sizes = {"a": 11, "b": 22, "c": 52, "d": 57}
+    split_of = divide_by_number(images_of(**sizes), {"val": 28, "test": 113})
+    assert Counter(split_of.values()) == {"val": 28, "test": 113, "train": 1}
+    for name, size in sizes.items():
+        _, val, test = counts_of(split_of, name)
+        assert abs(val - 28 * size / 142) < 1 and abs(test - 113 * size / 142) <= 1
