@@ -43,7 +43,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from data.files import expanded, locked, write_atomically
+from data.files import expanded, locked, write_atomically, write_table
 from data.layouts import name_of_images
 from helper_functions import OPTIMIZERS, SCHEDULES, TrainSettings, build_accelerator, fold_batchnorm, should_stop, train
 from runs import (
@@ -346,8 +346,7 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
 
 def _write_table(search: Search, study: optuna.Study):
     with search.lock():  # several workers may end at once
-        table = trials_table(study)
-        write_atomically(search.table, lambda temporary: table.to_csv(temporary, index=False))
+        write_table(search.table, trials_table(study))
 
 
 def read_table(path: str | Path) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.scorecam_clusters import summarise
+from evaluation.pages.tables import with_part
 
 FOLDER = Path(__file__).resolve().parent
 NAMES = ("training_step", "evaluation", "augmentation", "data", "frozen_classifier", "scorecam", "inversion")
@@ -153,14 +154,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def with_table(readme: str, name: str, markdown: str) -> str:
-    """The README with this between the two comments of the name; raises ValueError if they are not there."""
-    start, end = f"<!-- {name}: written by python -m benchmarks.chart -->", f"<!-- end of {name} -->"
-    before, found_start, rest = readme.partition(start)
-    _, found_end, after = rest.partition(end)
-    if not (found_start and found_end):
-        raise ValueError(f"benchmarks/README.md lacks the comments {start} and {end}")
-    return f"{before}{start}\n{markdown}\n{end}{after}"
+def with_table(readme: str, name: str, table: str) -> str:
+    """The README with this table between the two comments of the name; raises ValueError if they are not there."""
+    return with_part(
+        readme, table, f"<!-- {name}: written by python -m benchmarks.chart -->", f"<!-- end of {name} -->"
+    )
 
 
 def draw_ratios(tables: dict[str, pd.DataFrame]) -> plt.Figure:

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import implementations
-from data.files import expanded, write_atomically
+from data.files import expanded, write_atomically, write_table
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.hooks import maps_and_logits
 from evaluation.mask_clusters import AGREEMENT, MOST, UNCHANGED, scores_in_rounds
@@ -148,7 +148,7 @@ def _measure(options):
             if (*made_from.values(), options.weighting, number) not in done:
                 found = compare(run, dataset[number][0][None], scores / f"{number}.npz", options.weighting)
                 rows += [{"run": run.name, **made_from, "image": number} | row for row in found]
-                write_atomically(options.output, partial(pd.DataFrame(rows).to_csv, index=False))
+                write_table(options.output, pd.DataFrame(rows))
     print(summarise(pd.DataFrame(rows)).round(4).to_string(index=False))
 
 

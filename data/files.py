@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+import pandas as pd
 import psutil
 import torch
 from filelock import FileLock
@@ -57,6 +58,15 @@ def write_atomically(path: Path, write: Callable[[Path], Written]) -> Written:
     finally:
         temporary.unlink(missing_ok=True)
     return written
+
+
+def write_table(path: Path, table: pd.DataFrame, index: bool = False, **options):
+    """Write a table as CSV, as `write_atomically` does.  Options are those of `DataFrame.to_csv`.
+
+    Names of files that are not valid text are written as the bytes they are.
+    """
+    write = functools.partial(table.to_csv, index=index, errors="surrogateescape", **options)
+    write_atomically(path, write)
 
 
 @functools.cache

@@ -34,7 +34,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
-from data.files import check_output, digest_of_tensors, expanded, root_folder, write_atomically
+from data.files import check_output, digest_of_tensors, expanded, root_folder, write_table
 from data.image_cache import Scenes, load_splits
 from data.layouts import list_splits, sources_of
 from data.prepare import locate
@@ -311,11 +311,7 @@ def _audit(options):
         _write_score(root, run, data, features, options.planted)
         return
     table, threshold = audit(data, features)
-    written = table.drop(columns=["image", "other"])
-    write_atomically(
-        options.out / "audit.csv",
-        lambda path: written.to_csv(path, index=False, float_format="%.4f", errors="surrogateescape"),
-    )
+    write_table(options.out / "audit.csv", table.drop(columns=["image", "other"]), float_format="%.4f")
     write_audit(options.out / "audit.html", root.name, table, data.pixels, threshold)
     print(f"{root}: {len(data.files):,} images, features of {run.name}\n{count(table)}\n{options.out / 'audit.html'}")
 
@@ -326,7 +322,7 @@ def _write_score(root: Path, run: TrainedRun, data: Audited, features: np.ndarra
     line |= score_planted(features, data.labels, share) | {"exact_pairs_across_splits": crossing}
     path = root_folder() / "results" / "full" / f"audit_{root.stem}.csv"
     table = pd.DataFrame([line])
-    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False, float_format="%.4f"))
+    write_table(path, table, float_format="%.4f")
     print(f"{table.T.to_string(header=False)}\n{path}")
 
 

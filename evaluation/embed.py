@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from data.files import check_output, expanded, say_once, write_atomically
+from data.files import check_output, expanded, say_once, write_atomically, write_table
 from data.folders import images_in
 from data.image_cache import decode_or_skip
 from evaluation.checkpoints import RELEASED, TrainedRun
@@ -76,8 +76,10 @@ def write_vectors(path: Path, files: Sequence[str], vectors: np.ndarray):
         return
     table = pd.DataFrame(vectors, columns=[f"v{number}" for number in range(vectors.shape[1])])
     table.insert(0, "file", list(files))
-    write = table.to_parquet if path.suffix == ".parquet" else partial(table.to_csv, errors="surrogateescape")
-    write_atomically(path, partial(write, index=False))
+    if path.suffix == ".parquet":
+        write_atomically(path, partial(table.to_parquet, index=False))
+    else:
+        write_table(path, table)
 
 
 def check_target(path: Path, option: str, suffixes: Sequence[str] = SUFFIXES):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.files import write_atomically
+from data.files import write_table
 from evaluation.checkpoints import load_trained
 from evaluation.predict import class_probabilities
 from evaluation.statistics import accuracy_interval
@@ -78,7 +78,7 @@ def write_ensemble(experiment: Experiment, profile: str, seeds: Sequence[int]) -
     """Compute and write the table; returns its file and itself."""
     table = ensemble_table(*probabilities_of_runs(experiment, profile, seeds))
     path = files_of(experiment, profile).results / f"ensemble_{experiment.name}.csv"
-    write_atomically(path, lambda temporary: table.to_csv(temporary, float_format="%.6f"))
+    write_table(path, table, index=True, float_format="%.6f")
     return path, table
 
 

@@ -26,7 +26,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 from torch.utils.data import DataLoader
 
-from data.files import say_once, write_atomically, write_text
+from data.files import say_once, write_atomically, write_table, write_text
 from evaluation import faithfulness, plots, representation
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained
 from evaluation.explained import Explained, read_explanations, read_inversion
@@ -52,6 +52,7 @@ from evaluation.inversion_quality import (
     recognition,
     written_settings,
 )
+from evaluation.map_measures import COMPARED, CONTROL, FoundMaps, measure_run, timed
 from evaluation.metrics import rightly_predicted_by_all
 from evaluation.model_inversion import (
     class_logit,
@@ -60,22 +61,15 @@ from evaluation.model_inversion import (
 )
 from evaluation.probes import features_of
 from evaluation.scorecam import score_cam
+from evaluation.split_images import evenly_spread
 from runs import add_data_options, collect, experiments_of, files_of, run_command
 from self_supervised.dataloader import build_loaders
 from supervised.settings import Experiment
 
-COMPARED = (
-    "supervised_short",
-    "rotation_classifier_tuned_10",
-    "perturbation_classifier_tuned_3",
-    "byol_classifier",
-)
-CONTROL = "imagenet_classifier_probe"  # ImageNet features without a pretext, read as those of byol_classifier are
 SHOWN_IMAGES = {"full": 4, "quick": 2}
 LAYERS = ("1", "2", "8")  # of the heat maps, stages of the network (the first report)
 MEASURED_LAYER = "7"  # of faithfulness: a map takes 320 masked images, at stage 8 it would take 1,280
 RANDOMISED_LAYER = "5"  # of the maps during randomization: they take 112 masked images each
-STEPS = 8  # of deletion and insertion: an eighth of the pixels each
 CKA_STAGES = (2, 4, 6, 8)
 RANDOMISED = ("classifier", "features.8", "features.7", "features.6", "features.5", "features.4")
 RANDOMISED_IMAGES = 4
@@ -90,7 +84,7 @@ MAP_SIZE = 112  # pixels, square, at most: cached maps are for looking
 class Effort:
     """How much is computed."""
 
-    measured_images: int = 60  # test images for faithfulness
+    measured_images: int = 200  # test images for faithfulness
     inversion_steps: int = RECIPE.steps  # at most
     randomised_seeds: int = 3
 
@@ -160,11 +154,11 @@ def explain(subjects: Sequence[Subject], shown: Sequence[int], folder: Path, eff
         names = [subject.run.name for subject in models]
         similarity = representation.cka_table(features_of_stages)
         of_classes = recognition_of_classes(names, subjects, folder)
-        write_atomically(folder / "cka.csv", _with_those_absent(similarity, folder / "cka.csv").to_csv)
+        write_table(folder / "cka.csv", _with_those_absent(similarity, folder / "cka.csv"), index=True)
         if (folder / "recognition.csv").exists():
             before = pd.read_csv(folder / "recognition.csv", na_filter=False)
             of_classes = pd.concat([before[~before["model"].isin(names)], of_classes])
-        _write_table(of_classes, folder / "recognition.csv")
+        write_table(folder / "recognition.csv", of_classes)
 
 
 def _with_those_absent(similarity: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -185,21 +179,21 @@ def _explain_model(subject: Subject, features: np.ndarray, shown: Sequence[int],
     names = {f"filter_{number}": number for number in filters}
     of_filters = filter_mean(folded.layer("features.8.2"))
     invert_again(folded, of_filters, names, settings, subject.data, subject.folder / "filters")
-    _write_table(activating_images(features, filters, dataset.scenes.names), subject.folder / "activating.csv")
+    write_table(subject.folder / "activating.csv", activating_images(features, filters, dataset.scenes.names))
     targets, names = dataset.scenes.labels[shown], [dataset.scenes.names[number] for number in shown]
     explain_images(folded, _images(dataset, shown), targets, names, subject.folder)
 
 
 def _measure_model(subject: Subject, effort: Effort):
-    """Whether the heat maps of a model can be believed, on test images sampled by seed."""
+    """Whether the heat maps of a model can be believed, on test images of all classes."""
     run, dataset = subject.run.without_flip_tta(), subject.loader.dataset
     with np.load(subject.folder / "test.npz") as saved:
         predictions = saved["probabilities"].argmax(axis=1)
-    sample = np.random.default_rng(0).permutation(len(predictions))[: effort.measured_images]
-    first = sample[:RANDOMISED_IMAGES]
-    targets = {dataset.scenes.names[number]: int(predictions[number]) for number in first}
-    randomise(run, _images(dataset, first), targets, subject.folder, effort.randomised_seeds)
-    measure_maps(run.folded(), partial(_images, dataset), sample, predictions[sample], subject.folder)
+    sample = np.random.default_rng(0).permutation(len(predictions))[:RANDOMISED_IMAGES]
+    targets = {dataset.scenes.names[number]: int(predictions[number]) for number in sample}
+    randomise(run, _images(dataset, sample), targets, subject.folder, effort.randomised_seeds)
+    numbers = evenly_spread(len(dataset), effort.measured_images)
+    measure_run(run.folded(), dataset, numbers, score_cam_of, subject.folder / "faithfulness.csv")
 
 
 def open_folder(folder: Path, weights: str, images: str) -> Path:
@@ -237,7 +231,7 @@ def describe_test_images(model: nn.Module, features: Sequence[np.ndarray], label
             (stage, each.shape[1], purity[stage], representation.rank_me(each)) for stage, each in enumerate(features)
         ]
         table = pd.DataFrame(lines, columns=["stage", "channels", "neighbour_purity", "rank_me"])
-        _write_table(table, folder / "representation.csv")
+        write_table(folder / "representation.csv", table)
 
 
 def explain_images(
@@ -274,35 +268,9 @@ def explain_images(
         write_atomically(path, partial(np.savez_compressed, constant_channels=constant_channels, **contents))
 
 
-def measure_maps(
-    run: TrainedRun,
-    images_of: Callable[[Sequence[int]], torch.Tensor],
-    image_numbers: Sequence[int],
-    targets: Sequence[int],
-    folder: Path,
-    images_at_once: int = 4,
-):
-    """Write faithfulness.csv: `faithfulness.measure_faithfulness` of Score-CAM, a random map and an edge map.
-
-    `images_of` returns the normalized images (n, 3, S, S) of image numbers; `targets` are one class for each.
-    The file is written after every `images_at_once` images, so an interrupted call continues.
-    """
-    path, layer = folder / "faithfulness.csv", run.layer(MEASURED_LAYER)
-    parts = [pd.read_csv(path)] if path.exists() else []
-    done = parts[0]["image"].nunique() if parts else 0
-    for start in range(done, len(image_numbers), images_at_once):
-        numbers = image_numbers[start : start + images_at_once]
-        images, of_images = images_of(numbers), targets[start : start + images_at_once]
-        maps = {
-            "Score-CAM": score_cam(run.model, images, layer, of_images).maps,
-            "random": faithfulness.random_maps(images, seed=start),
-            "edges": faithfulness.edge_maps(images),
-        }
-        baselines = faithfulness.baselines_of(images, run.mean, run.std)
-        pixels_per_step = -(-images.shape[-1] * images.shape[-2] // STEPS)
-        part = faithfulness.measure_faithfulness(run.model, images, maps, of_images, baselines, pixels_per_step)
-        parts.append(part.assign(image=np.asarray(numbers)[part["image"]]).round(5))
-        _write_table(pd.concat(parts, ignore_index=True), path)
+def score_cam_of(run: TrainedRun, images: torch.Tensor, targets: Sequence[int]) -> dict[str, FoundMaps]:
+    """Score-CAM at MEASURED_LAYER, as `map_measures.measure_run` takes it."""
+    return {"Score-CAM": timed(lambda: score_cam(run.model, images, run.layer(MEASURED_LAYER), targets))}
 
 
 def randomise(run: TrainedRun, images: torch.Tensor, targets: Mapping[str, int], folder: Path, seeds: int):
@@ -324,7 +292,7 @@ def randomise(run: TrainedRun, images: torch.Tensor, targets: Mapping[str, int],
             for name, correlation in zip(targets, of_images, strict=True)
         ]
         tables.append(pd.DataFrame(lines, columns=["seed", "part", "image", "correlation"]))
-        _write_table(pd.concat(tables, ignore_index=True), path)
+        write_table(path, pd.concat(tables, ignore_index=True))
 
 
 def invert_again(run: TrainedRun, objective, targets: Mapping[str, int], settings, data: str, folder: Path):
@@ -423,10 +391,6 @@ def _subject(experiment: Experiment, profile: str, folder: Path) -> Subject | No
 
 def _images(dataset, numbers: Sequence[int]) -> torch.Tensor:
     return torch.stack([dataset[int(number)][0] for number in numbers])
-
-
-def _write_table(table: pd.DataFrame, path: Path):
-    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
 
 
 if __name__ == "__main__":

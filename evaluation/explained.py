@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import resize
 
 from data.image_cache import Scenes
 from evaluation.faithfulness import LOWER_IS_BETTER, compare_maps
-from evaluation.map_measures import CONTROLS
+from evaluation.map_measures import CONTROL_MAPS
 from evaluation.metrics import confident_mistakes
 from evaluation.model_inversion import picture_file
 from evaluation.statistics import mean_and_interval
@@ -215,7 +215,7 @@ def measured_maps(table: pd.DataFrame) -> pd.DataFrame:
     text = table[["model", "map"]].copy()
     for measure in LOWER_IS_BETTER:
         values = table[[measure, f"{measure}_from", f"{measure}_to"]].to_numpy()
-        verdicts = table[[f"{measure}_against_{control}" for control in CONTROLS]]
+        verdicts = table[[f"{measure}_against_{control}" for control in CONTROL_MAPS]]
         better, worse = (verdicts == "better").all(axis=1), (verdicts == "worse").any(axis=1)
         marks = np.select([better, worse], [" *", " !"], "")
         text[measure] = [

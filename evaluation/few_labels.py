@@ -17,7 +17,6 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 from tqdm.auto import tqdm
 
-from data.files import write_atomically
+from data.files import write_table
 from evaluation.probes import features_of_probe, sample_of_each_class
 from evaluation.statistics import estimate, mean_and_interval, variance_of_mean, verdict
 from runs import add_data_options, experiments_of, files_of, prerequisites, run_command
@@ -151,7 +150,7 @@ def _fill(experiment: ProbeExperiment, profile: str, progress: bool):
         return
     oracle_draws = ORACLE_DRAWS[profile] if experiment.seed == 0 else 0
     table = few_labels(splits, IMAGES_PER_CLASS[profile], DRAWS[profile], oracle_draws, progress)
-    write_atomically(path, partial(table.assign(weights=weights, images=images).to_csv, index=False))
+    write_table(path, table.assign(weights=weights, images=images))
 
 
 def _draws_all(table: pd.DataFrame, splits: Splits) -> bool:

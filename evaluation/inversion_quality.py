@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 from tqdm.auto import tqdm
 
-from data.files import check_output, expanded, write_atomically, write_text
+from data.files import check_output, expanded, write_table, write_text
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.explained import read_inversion
@@ -273,7 +273,7 @@ def judge(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str, folder: 
         found = recognition(missing, images, targets)
         found = found.assign(weights=found["evaluator"].map(weights), **{"class": [names[i] for i in found["image"]]})
         known = pd.concat([known, found.drop(columns="image")], ignore_index=True)
-        write_atomically(path, lambda temporary: known.round(5).to_csv(temporary, index=False))
+        write_table(path, known.round(5))
     judged_by = evaluators[0]
     training, val = (images_for(judged_by, data, split) for split in ("train", "val"))
     refuse_other_data(judged_by, training.scenes, data)
@@ -283,7 +283,7 @@ def judge(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str, folder: 
         others = [val[number][0] for number in evenly_spread(len(val), 60)]
         nearest, usual = nearest_training_images(judged_by, images, training, others)
         nearest = nearest.assign(name=names, by=judged_by.name, made_from=made_from, median_of_val=round(usual, 4))
-        write_atomically(folder / "nearest.csv", lambda temporary: nearest.to_csv(temporary, index=False))
+        write_table(nearest_file, nearest)
     return known[known["weights"].isin([each.weights for each in evaluators])]
 
 
@@ -322,7 +322,7 @@ def measure(run: TrainedRun, evaluators: Sequence[TrainedRun], recipes: Sequence
         table = pd.DataFrame(lines)
         if path.exists():
             table = pd.concat([pd.read_csv(path), table]).drop_duplicates(["model", "recipe", "evaluator"], keep="last")
-        write_atomically(path, lambda temporary, table=table: table.to_csv(temporary, index=False))
+        write_table(path, table)
 
 
 def main(arguments=None) -> int:

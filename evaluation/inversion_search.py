@@ -12,7 +12,6 @@ import glob
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from PIL import Image
 from torch import nn
 from torchvision.utils import save_image
 
-from data.files import expanded, write_atomically
+from data.files import expanded, write_table
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.model_inversion import InversionSettings, Objective, filter_mean, invert
 from hyperparameter_search import SAMPLERS, SPACES, Search, format_parameters, open_study, read_table, work
@@ -189,8 +188,8 @@ def search_inversion(
         images = invert(run.model, objective, [filter_number], chosen, run.mean, run.std, progress=False).images
         save_image(images, file.with_suffix(f".{which}.png"))
         print(f"{which}: loss {trial['value']:.4g} with {format_parameters(parameters)}; {search.table}")
-    write_curves = partial(loss_curves(study).to_csv, float_format="%.5g")
-    write_atomically(file.with_suffix(".curves.csv"), write_curves)  # last: whoever finds it finds everything
+    # Last: whoever finds it finds everything.
+    write_table(file.with_suffix(".curves.csv"), loss_curves(study), index=True, float_format="%.5g")
 
 
 def main(arguments=None) -> int:

@@ -19,21 +19,21 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from data.files import check_output, expanded, write_atomically
+from data.files import check_output, expanded, write_table
 from evaluation import faithfulness
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.faithfulness import LOWER_IS_BETTER
 from evaluation.split_images import evenly_spread, images_for
 from evaluation.statistics import mean_and_interval, mean_difference
 
-MODELS = (
+COMPARED = (
     "supervised_short",
     "rotation_classifier_tuned_10",
     "perturbation_classifier_tuned_3",
     "byol_classifier",
-    "imagenet_classifier_probe",
 )
-CONTROLS = ("random", "edges")  # maps that know nothing of a network, see `control_maps`
+CONTROL = "imagenet_classifier_probe"  # ImageNet features without a pretext, read as those of byol_classifier are
+CONTROL_MAPS = ("random", "edges")  # maps that know nothing of a network, see `control_maps`
 STEPS = 8  # of deletion and insertion: an eighth of the pixels each
 
 
@@ -80,7 +80,7 @@ def measure_run(run: TrainedRun, dataset: Dataset, numbers: Sequence[int], maps_
     missing = [number for number in numbers if number not in set(rows["image"])]
     for number in tqdm(missing, desc=run.name, unit="image"):
         rows = pd.concat([rows, _measure_image(run, dataset, number, maps_of)], ignore_index=True)
-        write_atomically(path, lambda temporary, rows=rows: rows.to_csv(temporary, index=False))
+        write_table(path, rows)
     return rows[rows["image"].isin(numbers)]
 
 
@@ -106,7 +106,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
     Columns: model, map, images, left_out (images whose map is not finite), empty and fell_back (shares of the images),
     seconds (median per image), for each measure its mean and its 95 % interval, and its verdict against each of
-    CONTROLS, as "insertion_against_edges".  The verdicts of a network are one family of comparisons.
+    CONTROL_MAPS, as "insertion_against_edges".  The verdicts of a network are one family of comparisons.
     """
     facts = ["empty", "fell_back", "seconds"]
     lines = []
@@ -138,11 +138,11 @@ def _verdicts(by_map: dict[str, pd.DataFrame], name: str) -> dict[str, str]:
 
     `by_map` has the measures of each kind of map by image.
     """
-    comparisons = len(by_map.keys() - set(CONTROLS)) * len(CONTROLS) * len(LOWER_IS_BETTER)
+    comparisons = len(by_map.keys() - set(CONTROL_MAPS)) * len(CONTROL_MAPS) * len(LOWER_IS_BETTER)
     verdicts = {}
-    for control, (measure, lower) in product(CONTROLS, LOWER_IS_BETTER.items()):
+    for control, (measure, lower) in product(CONTROL_MAPS, LOWER_IS_BETTER.items()):
         verdict = ""
-        if name not in CONTROLS and control in by_map:
+        if name not in CONTROL_MAPS and control in by_map:
             differences = (by_map[name][measure] - by_map[control][measure]).dropna()
             if len(differences) > 1:
                 verdict = mean_difference(-differences if lower else differences, comparisons).verdict
@@ -152,7 +152,7 @@ def _verdicts(by_map: dict[str, pd.DataFrame], name: str) -> dict[str, str]:
 
 def add_options(parser: argparse.ArgumentParser, data: str, output: Path):
     """The options of every command that measures maps: --models, --images, --split, --data and --output."""
-    parser.add_argument("--models", nargs="+", default=MODELS, metavar="RUN")
+    parser.add_argument("--models", nargs="+", default=(*COMPARED, CONTROL), metavar="RUN")
     parser.add_argument("--images", type=int, default=40, help="per network, evenly over the classes")
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("--data", default=data)
@@ -186,7 +186,7 @@ def measure_runs(options: argparse.Namespace, maps_of: MapsOf) -> pd.DataFrame:
         rows = measure_run(run, dataset, evenly_spread(len(dataset), options.images), maps_of, path)
         parts.append(rows.assign(model=run.name))
         table = summarise(pd.concat(parts, ignore_index=True)).round(4)
-        write_atomically(output, lambda temporary, table=table: table.to_csv(temporary, index=False))
+        write_table(output, table)
     if absent:
         print(f"Not here, so not measured: {', '.join(absent)}.")
     if not parts:

@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from data.files import digest_of_file, expanded, root_folder, write_atomically
+from data.files import digest_of_file, expanded, root_folder, write_atomically, write_table
 from data.prepare import locate
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.hooks import eval_mode
@@ -182,7 +182,7 @@ class Study:
                 difference = None  # nothing to compare with yet
             known[name] = {"checkpoint": digest, "largest difference": difference}
         table = pd.DataFrame.from_dict(known, orient="index").rename_axis("experiment")
-        write_atomically(path, table.to_csv)
+        write_table(path, table, index=True)
 
     def evaluate_at_all_sizes(self, name: str) -> pd.DataFrame:
         """The val accuracy of a network at every image size of the experiments."""
@@ -341,7 +341,7 @@ def _refresh(
         if not of_part.any() or any((each.notna() & (each != digests[each.name])).any() for each in known):
             part = compute(*values).assign(**dict(zip(columns, values, strict=True)), **digests)
             table = pd.concat([each for each in (table[~of_part], part) if len(each)], ignore_index=True)
-            write_atomically(path, partial(table.to_csv, index=False))
+            write_table(path, table)
 
 
 def _read_table(path: Path, *columns: str) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.files import digest_of_tensors, expanded, root_folder, write_atomically
+from data.files import digest_of_tensors, expanded, root_folder, write_atomically, write_table
 from data.folders import images_in
 from data.image_cache import load_splits
 from data.prepare import locate
@@ -182,7 +182,7 @@ def _describe(options):
         if path.exists():  # lines of other models stay
             before = pd.read_csv(path)
             table = pd.concat([before[~before["model"].isin(table["model"])], table], ignore_index=True)
-        write_atomically(path, lambda temporary: table.to_csv(temporary, index=False, float_format="%.4f"))
+        write_table(path, table, float_format="%.4f")
         print(f"{table.to_string(index=False)}\n{path}")
 
 

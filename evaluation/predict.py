@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 from tqdm import tqdm
 
-from data.files import check_output, expanded, say_once, shortened, write_atomically
+from data.files import check_output, expanded, say_once, shortened, write_atomically, write_table
 from data.folders import images_in
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun
@@ -245,7 +245,7 @@ def _report(model: Model, table: pd.DataFrame, csv: Path | None):
             f"mean little; of scenes like those of the training, {model.novelty.false_alarms:.0%} get this warning too"
         )
     if csv is not None:
-        write_atomically(csv, lambda path: table.to_csv(path, index=False, errors="surrogateescape"))
+        write_table(csv, table)
         print(f"{csv}: {len(table):,} images")
 
 

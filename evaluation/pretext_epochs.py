@@ -10,14 +10,13 @@ The tables are cached as CSV files beside the results; each says which run it wa
 import argparse
 import sys
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from data.files import write_atomically
+from data.files import write_table
 from evaluation.probes import stage_features
 from evaluation.representation import linear_cka, neighbour_purity, rank_me
 from helper_functions import fold_batchnorm
@@ -70,7 +69,7 @@ def collect(
             _, provenance = load_weights(pretext, profile, "best", "features.")
             if not path.exists() or _read(path)["weights"].iloc[-1] != provenance["sha256"]:
                 table = features_by_epoch(pretext, profile, progress)
-                write_atomically(path, partial(table.to_csv, index=False))
+                write_table(path, table)
         if path.exists():
             tables[pretext.name] = _read(path)
     return tables

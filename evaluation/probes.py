@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from data.files import digest_of_tensors, root_folder, write_atomically
+from data.files import digest_of_tensors, root_folder, write_atomically, write_table
 from data.image_cache import Scenes
 from evaluation import plots, representation
 from evaluation.checkpoints import TrainedRun
@@ -286,7 +286,7 @@ def collect_scenes(
     tables = cache.read(probed)
     tried = pretexts_tried(tables.by_stage, probed, profile)
     if compute:
-        write_atomically(cache.folder / "pretext_tried.csv", partial(tried.to_csv, index=False))
+        write_table(cache.folder / "pretext_tried.csv", tried)
         write_pretext_epochs(experiments, profile, cache.folder / "pretext_epochs.png")
     return replace(tables, tried=tried)
 
@@ -438,7 +438,7 @@ class _Cache:
                 continue
             for kind, table in probe(label, probed[label]).items():
                 table = table.assign(**{self.column: source, "images": self.images[label]})
-                write_atomically(self._path(kind, probed[label]), partial(table.to_csv, index=False))
+                write_table(self._path(kind, probed[label]), table)
 
     def read(self, probed: Mapping[str, Experiment]) -> Probed:
         by_stage, fractions, places = (

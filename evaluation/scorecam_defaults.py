@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from data.files import write_atomically
+from data.files import write_table
 from evaluation.checkpoints import TrainedRun
 from evaluation.map_measures import FoundMaps, add_options, measure_runs, print_table
 from evaluation.scorecam import WEIGHTINGS, MaskedImages, run_batches, scale_to_unit, upsample
@@ -66,7 +66,7 @@ def _measure(options):
     table = measure_runs(options, all_weightings)
     kind = table["map"].str.split(", stage ", expand=True).reindex(columns=[0, 1])
     table.insert(2, "baseline", kind[0].map(DEFINITIONS).fillna(""))
-    write_atomically(options.output, lambda path: table.to_csv(path, index=False))
+    write_table(options.output, table)
     print_table(table)
     print(options.output)
 

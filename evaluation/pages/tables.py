@@ -228,13 +228,13 @@ def readme_part(results: Mapping[str, dict], published: Path) -> str:
     return f"{sentences}\n\n{markdown(short_table(results, published), 'experiment')}"
 
 
-def with_part(readme: str, part: str) -> str:
-    """README.md with another part between its comments.  Raises ValueError if they are not there."""
-    before, start, rest = readme.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f"README.md lacks the comments {START} and {END}")
-    return f"{before}{START}\n{part}\n{END}{after}"
+def with_part(page: str, part: str, start: str = START, end: str = END) -> str:
+    """A page in Markdown with another part between two comments.  Raises ValueError if they are not there."""
+    before, found_start, rest = page.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not (found_start and found_end):
+        raise ValueError(f"README.md lacks the comments {start} and {end}")
+    return f"{before}{start}\n{part}\n{end}{after}"
 
 
 def ensembles(folder: Path) -> pd.DataFrame:

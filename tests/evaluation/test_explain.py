@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.files import CODE
-from evaluation import explain, explained, probes
+from evaluation import explain, explained, map_measures, probes
 from evaluation.checkpoints import TrainedRun
 from evaluation.model_inversion import InversionSettings, score_by_another
 from evaluation.statistics import mean_and_interval
@@ -124,22 +125,6 @@ def test_maps_of_an_interrupted_call_are_not_computed_again(tmp_path, monkeypatc
     assert all(torch.equal(maps, complete[layer]) for layer, maps in read_maps(tmp_path).items())
 
 
-def test_an_interrupted_measurement_continues_and_gives_the_same_table(tmp_path, monkeypatch):
-    run, images = a_run(), Images(4).images
-    monkeypatch.setattr(explain, "STEPS", 2)
-
-    def measure(folder, numbers):
-        explain.measure_maps(run, lambda wanted: images[wanted], numbers, [0, 1, 2, 0][: len(numbers)], folder, 2)
-        return pd.read_csv(folder / "faithfulness.csv")
-
-    (tmp_path / "complete").mkdir(), (tmp_path / "parts").mkdir()
-    complete = measure(tmp_path / "complete", [0, 1, 2, 3])
-    assert measure(tmp_path / "parts", [0, 1])["image"].nunique() == 2
-    assert complete.equals(measure(tmp_path / "parts", [0, 1, 2, 3]))
-    assert set(complete["map"]) == {"Score-CAM", "random", "edges"}
-    assert set(complete["baseline"]) == {"black", "mean", "blurred"}
-
-
 def test_the_images_that_activate_a_filter_most_come_first_and_ties_in_their_order():
     features = np.array([[0.1, 5], [0.9, 5], [0.5, 1], [0.7, 5]])
     table = explain.activating_images(features, [0, 1], ["a", "b", "c", "d"])
@@ -175,7 +160,8 @@ def test_the_probability_by_others_leaves_out_the_network_that_made_the_image():
 def subjects(tmp_path, monkeypatch):
     """Two models and the control, on the same images, with little to compute."""
     recipe = InversionSettings(image_size=32, jitter=2)
-    for name, value in (("STEPS", 2), ("RANDOMISED", ("classifier", "features.8")), ("RECIPE", recipe)):
+    monkeypatch.setattr(map_measures, "STEPS", 2)
+    for name, value in (("RANDOMISED", ("classifier", "features.8")), ("RECIPE", recipe)):
         monkeypatch.setattr(explain, name, value)
     loader = DataLoader(Images(), 32)
     return [
@@ -194,6 +180,10 @@ def test_all_models_are_explained_in_one_call_and_read_back(subjects, tmp_path, 
         *("weights.json", "test.npz", "representation.csv", "scorecam.npz", "faithfulness.csv", "randomisation.csv"),
         *("activating.csv", "classes", "filters"),
     }
+    measured = pd.read_csv(folder / "one" / "faithfulness.csv")
+    kinds = measured.groupby(["map", "baseline"])["image"].nunique()
+    assert set(kinds.index) == {*product(("Score-CAM", "random", "edges"), ("black", "mean", "blurred"))}
+    assert (kinds == 2).all() and measured[["drop", "deletion", "insertion"]].notna().all(axis=None)
     assert not (folder / "other" / "faithfulness.csv").exists()
     assert len(list((folder / explain.CONTROL).iterdir())) == 3
 
