@@ -24,6 +24,12 @@ from evaluation.embed import check_target
 from evaluation.publish import load_run
 from runs import run_command
 
+try:
+    import onnx
+    import onnxruntime
+except ImportError:  # `to_onnx` says what to install
+    onnx = onnxruntime = None
+
 SUFFIX = {"onnx": ".onnx", "torchvision": ".pth", "timm": ".pth"}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of the extra
 TIMM_STEM = {"features.0.0": "conv_stem", "features.0.1": "bn1", "features.8.0": "conv_head", "features.8.1": "bn2"}
@@ -52,9 +58,6 @@ def to_onnx(run: TrainedRun, path: Path) -> float:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"--to onnx needs {' and '.join(missing)}: pip install -e '.[export]'")
-    import onnx
-    import onnxruntime
-
     model = run.folded().model.to(memory_format=torch.contiguous_format).requires_grad_(False)
     size = run.image_size
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))

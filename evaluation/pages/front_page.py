@@ -30,10 +30,10 @@ PAGES = {
 }
 PICTURES = {
     "pretext_epochs.png": "Val loss of the pretext, and accuracy on scenes of its frozen features, by epoch of the "
-    "pretext.  The grey line is the same classifier on ImageNet features without a pretext.",
+    "pretext.  The dotted line is the same classifier on ImageNet features without a pretext.",
     "scorecam.jpg": "Where the models look: Score-CAM after the last stage, on the same images, for the true class.",
 }
-OVERVIEW = "Test accuracies with their 95 % intervals, the pretexts, and a heat map."
+OVERVIEW = "What the pretexts show, test accuracies with 95 % intervals, accuracies with few labels, and heat maps."
 INVERSIONS = "Model inversion: images that raise the logit of a class, started from noise."
 # On GitHub Pages the browser would show notebooks and Markdown as plain text: GitHub itself shows them as pages.
 ON_GITHUB_PAGES = """<script>
@@ -89,16 +89,20 @@ def links(left_out: Mapping[str, str], made: Collection[str], root: str = "../..
 
 
 def pictures(folder: Path, data: str, profile: str) -> list[str]:
-    """The figures that are there, as HTML: the overview (full), those of PICTURES, and one of model inversion."""
+    """The figures that are there, as HTML: the overview (full), those of PICTURES, and one of model inversion.
+
+    The first two open at their own size: on a telephone they are small.
+    """
     found, place = folder_of_data(folder, data), place_of(folder, data)
     study = profile == "full" and data in DATA_SETS
     captions = {folder.parents[1] / "docs" / "overview.jpg": OVERVIEW} if study else {}
     captions |= {found / name: caption for name, caption in PICTURES.items()}
-    figures = [
-        f'<figure><img src="{_link(path, place)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
-        for path, caption in captions.items()
-        if path.exists()
-    ]
+    figures = []
+    for path, caption in captions.items():
+        if path.exists():
+            link = _link(path, place)
+            image = f'<a href="{link}"><img src="{link}" alt="{caption}"></a>'
+            figures.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
     inverted = [path.parent for path in sorted((found / "explanations").glob("*/classes/settings.json"))]
     strips = "".join(_strip(each, place) for each in inverted)
     return [*figures, f"<figure>{strips}<figcaption>{INVERSIONS}</figcaption></figure>"] if strips else figures

@@ -27,12 +27,10 @@ def run_of(**options):
 
 @needs_onnx
 def test_onnxruntime_gives_the_logits_of_the_run_at_any_batch_size(tiny_model, tmp_path):
-    import onnxruntime
-
     target = tmp_path / "new" / "tiny.onnx"
     assert export.main(["tiny", "--to", "onnx", "--out", str(target)]) == 0
     assert [path.name for path in target.parent.iterdir()] == ["tiny.onnx"]
-    run, session = load_trained("tiny"), onnxruntime.InferenceSession(target)
+    run, session = load_trained("tiny"), export.onnxruntime.InferenceSession(target)
     for count in (1, 2, 5):
         images = torch.randn(count, 3, 32, 32)
         (found,) = session.run(["logits"], {"images": images.numpy()})
