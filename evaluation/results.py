@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from data.layouts import name_of_images
-from evaluation.statistics import accuracy_interval, compare, correctness, mean_accuracy
+from evaluation.statistics import accuracy_interval, compare, compare_with_reported, correctness, mean_accuracy
 from runs import EXPERIMENTS, OWN_DATA, initial_weights_text
 from self_supervised.settings import ProbeExperiment
 from supervised.settings import Experiment
@@ -37,6 +37,14 @@ COLUMNS = (  # of `comparisons`
     *("accuracy", "other_accuracy", "difference", "low", "high", "p", "verdict"),
     *("machines", "across_machines", "single_run"),
 )
+BESIDE = {  # ours, and the experiment whose earlier number is the highest of that kind
+    "supervised_short": "supervised_tuned",
+    "supervised_long": "supervised_tuned",
+    "distilled": "supervised_tuned",
+    "distilled_long": "supervised_tuned",
+    "rotation_gentle_classifier": "rotation_classifier_tuned",
+    "perturbation_gentle_classifier": "perturbation_classifier_tuned_3",
+}
 PRETEXTS_BY_EPOCH = ("rotation_tuned", "perturbation_tuned")  # of the second report's table 3
 SIDE_STUDIES = ("nature", "cifar10")  # data sets whose results have a folder inside that of 15-Scene
 
@@ -336,3 +344,29 @@ def pretext_epochs_table(classifiers: Mapping[str, dict], pretexts: Mapping[str,
             lines.append({"pretext": pretext, "epochs": epochs, **measured, **of_classifier})
     columns = ["pretext", "epochs", "pretext accuracy", "pretext loss", *accuracies.columns]
     return pd.DataFrame(lines, columns=columns).sort_values(["pretext", "epochs"], ascending=[False, True])
+
+
+def beside_reported(results: Mapping[str, dict]) -> pd.DataFrame:
+    """The experiments of BESIDE on 15-Scene under the earlier protocol, beside the highest number of the same kind.
+
+    One line per experiment that has results, by its name.  Columns: runs, accuracy, like (the experiment of ours that
+    repeats theirs), reported, and difference, low, high, p and verdict of `statistics.compare_with_reported`; the lines
+    are one family.
+    """
+    lines = {}
+    for name, like in BESIDE.items():
+        runs = [run for run in runs_of(results, name) if run["data"]["name"] == OWN_DATA]
+        if runs:
+            right = np.stack([_correct_under_earlier_protocol(run) for run in runs])
+            reported = EXPERIMENTS[like].earlier_accuracy
+            found = compare_with_reported(right, reported, comparisons=len(BESIDE))
+            difference = {"difference": found.difference, "low": found.low, "high": found.high, "p": found.p_value}
+            about = {"runs": len(runs), "accuracy": right.mean(), "like": like, "reported": reported}
+            lines[name] = about | difference | {"verdict": found.verdict}
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def _correct_under_earlier_protocol(run: dict) -> np.ndarray:
+    """Whether a run classifies each image of val and test correctly at the epoch that both chose."""
+    splits = run["earlier_protocol_predictions"].items()
+    return np.concatenate([correctness(run["labels"][split], predicted)[0] for split, predicted in splits])

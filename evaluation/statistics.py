@@ -103,10 +103,25 @@ def compare(
     )
 
 
+def compare_with_reported(correct: np.ndarray, reported: float, comparisons: int = 1) -> MeanDifference:
+    """The accuracy of an experiment minus one that somebody else reports of a single run on as many images.
+
+    `correct` (runs, images) is its `correctness`.  Which images the other run classifies correctly is not known, so its
+    images count as another sample.  Its seed variance is not known either, and the interval does not cover it.
+    """
+    correct = np.atleast_2d(correct)
+    runs, images = correct.shape
+    parts = [variance_of_mean(correct.mean(axis=0)), (reported * (1 - reported) / images, images - 1)]
+    parts += [variance_of_mean(correct.mean(axis=1))] if runs > 1 else []
+    difference = float(correct.mean()) - reported
+    return MeanDifference(difference, *estimate(difference, parts, comparisons))
+
+
 def mean_accuracy(correct: np.ndarray, deterministic: bool = False) -> tuple[float, float, float]:
     """Accuracy over the runs of an experiment and its 95 % interval, from its `correctness` (runs, images).
 
-    The interval covers images and seeds as that of `compare` does.  One run has Wilson's interval, which covers images.
+    The interval covers images and seeds as that of `compare` does.  One run has Wilson's interval, which covers images;
+    so have several that classify every image correctly, or none.
     """
     correct = np.atleast_2d(correct)
     runs, images = correct.shape
@@ -115,6 +130,8 @@ def mean_accuracy(correct: np.ndarray, deterministic: bool = False) -> tuple[flo
         return mean, *accuracy_interval(round(correct[0].sum()), images)
     parts = [variance_of_mean(correct.mean(axis=0)), variance_of_mean(correct.mean(axis=1))]
     low, high, _ = estimate(mean, parts, comparisons=1)
+    if np.isnan(low):
+        return mean, *accuracy_interval(round(mean * images), images)
     return mean, max(low, 0.0), min(high, 1.0)
 
 
@@ -127,13 +144,14 @@ def accuracy_interval(hits: int, images: int, confidence: float = 0.95) -> tuple
 def estimate(mean: float, parts: Sequence[tuple[float, int]], comparisons: int = 1) -> tuple[float, float, float]:
     """Low, high and p value of a mean whose variance has independent parts, each with its degrees of freedom.
 
-    Student's t with Satterthwaite's degrees of freedom (1946).  Raises ValueError if `comparisons` is below 1.
+    Student's t with Satterthwaite's degrees of freedom (1946).  Without any variance there is no interval (nan).
+    Raises ValueError if `comparisons` is below 1.
     """
     if comparisons < 1:
         raise ValueError(f"comparisons is {comparisons}; it must be at least 1")
     variance = sum(part for part, _ in parts)
-    if variance == 0:
-        return mean, mean, 1.0 if mean == 0 else 0.0
+    if variance == 0:  # the sign test (Arbuthnot 1710): so many equal differences all have one sign
+        return np.nan, np.nan, 1.0 if mean == 0 else min(1.0, comparisons * 0.5 ** parts[0][1])
     freedom = 1 / sum((part / variance) ** 2 / part_freedom for part, part_freedom in parts)
     error = variance**0.5
     reach = float(student_t.isf(LEVEL / (2 * comparisons), freedom)) * error
@@ -159,14 +177,15 @@ def mean_difference(differences: Sequence[float], comparisons: int = 1) -> MeanD
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """The mean of repeated measurements and its 95 % interval (Student 1908).
 
-    The interval of a single measurement is (nan, nan).  Raises ValueError if there is none.
+    That of a single measurement is (nan, nan), that of equal ones has no width.  Raises ValueError if there is none.
     """
     if len(values) == 0:
         raise ValueError("there are no values; a mean needs at least one")
     if len(values) == 1:
         return float(values[0]), float("nan"), float("nan")
     found = mean_difference(values)
-    return found.difference, found.low, found.high
+    no_width = np.isnan(found.low)
+    return found.difference, *((found.difference,) * 2 if no_width else (found.low, found.high))
 
 
 def variance_of_mean(values: np.ndarray) -> tuple[float, int]:

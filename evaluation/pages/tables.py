@@ -18,6 +18,7 @@ from evaluation.results import (
     EARLIER_CLAIMS,
     PRIMARY,
     PRIMARY_FAMILY,
+    beside_reported,
     comparisons,
     experiments_table,
     of_experiments,
@@ -25,8 +26,6 @@ from evaluation.results import (
     read_profile,
     runs_of,
 )
-from evaluation.statistics import mean_and_interval
-from runs import OWN_DATA
 from self_supervised.settings import (
     CIFAR10_CLASSIFIERS,
     CIFAR10_PRETEXTS,
@@ -110,8 +109,8 @@ def accuracy_text(mean: float, low: float, high: float) -> str:
 
 
 def difference_text(difference: float, low: float, high: float) -> str:
-    """A difference and its interval, with signs."""
-    return f"{difference:+.4f} ({low:+.4f} to {high:+.4f})"
+    """A difference and its interval, with signs; without an interval of nan."""
+    return f"{difference:+.4f}" if pd.isna(low) else f"{difference:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
 def p_text(p_value: float) -> str:
@@ -188,19 +187,18 @@ def comparing_text() -> str:
 def headlines(results: Mapping[str, dict], table: pd.DataFrame) -> list[str]:
     """The study in short: a sentence for each comparison of HEADLINES that is in the table of `results.comparisons`.
 
-    Then the mean of BEST under the earlier protocol beside the highest number of the earlier reports.
+    Then BEST under the earlier protocol beside the highest number of the earlier reports.
     """
     lines = table[(table["classes"] == "") & (table["family"] != EARLIER_CLAIMS)].to_dict("records")
     there = {line["experiment"]: line for line in lines}
     sentences = [_headline(there[name], *words) for name, words in HEADLINES.items() if name in there]
-    runs = [run["earlier_protocol_accuracy"] for run in runs_of(results, BEST) if run["data"]["name"] == OWN_DATA]
-    if runs:
-        earlier = {name: each.earlier_accuracy or 0 for name, each in {**SUPERVISED, **CLASSIFIER_EXPERIMENTS}.items()}
-        highest = max(earlier, key=earlier.get)
+    beside = beside_reported(results)
+    if BEST in beside.index:
+        line = beside.loc[BEST]
         sentences.append(
-            f"Under the earlier reports' protocol {BEST} reaches {accuracy_text(*mean_and_interval(runs))}, over "
-            f"{len(runs)} {'seeds' if len(runs) > 1 else 'seed'}.  Their highest number is {earlier[highest]:.4f} "
-            f"({highest})."
+            f"Under the earlier reports' protocol {BEST} reaches {line['accuracy']:.4f}.  Their highest number is "
+            f"{line['reported']:.4f} ({line['like']}).  The difference is "
+            f"{difference_text(*line[['difference', 'low', 'high']])}, p = {p_text(line['p'])}: {line['verdict']}."
         )
     return sentences
 

@@ -21,6 +21,7 @@ def result(
         "class_names": CLASSES,
         "labels": {"test": labels.tolist()},
         "predictions": {"test": predictions.tolist()},
+        "earlier_protocol_predictions": {"test": predictions.tolist()},
         "settings": {"name": name, "train": {"max_epochs": 30}, **settings},
         "data": {"name": "15scene", "images": {"train": images, "test": images}},
         "test_accuracy": accuracy,

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm, ttest_1samp, ttest_ind, ttest_rel
+from scipy.stats import binomtest, chi2_contingency, norm, ttest_1samp, ttest_ind, ttest_rel
 
 from evaluation.statistics import (
     accuracy_interval,
     compare,
+    compare_with_reported,
     correctness,
     estimate,
     mean_accuracy,
@@ -74,6 +75,9 @@ def two_sides(draw):
 def test_p_is_below_5_percent_exactly_when_the_interval_excludes_0(sides):
     one, other, comparisons = sides
     found = compare(one, other, comparisons)
+    if np.isnan(found.low):  # no variance, no interval
+        assert np.ptp(one.mean(axis=0) - other.mean(axis=0)) == 0
+        return
     assert -1 <= found.low <= found.difference <= found.high <= 1 and 0 <= found.p_value <= 1
     assert (found.p_value < 0.05) == (found.low > 0 or found.high < 0) == (found.verdict != "inconclusive")
     back = compare(other, one, comparisons)
@@ -128,15 +132,27 @@ def test_the_seeds_of_each_side_widen_the_interval():
     assert widths[0] < widths[1] < widths[2]
 
 
-def test_equal_predictions_and_a_constant_difference_have_a_verdict_too():
+def test_without_variance_there_is_no_interval_and_the_sign_test_gives_the_verdict():
     right, wrong = np.ones((2, 10)), np.zeros((2, 10))
-    same = compare(right, right)
-    assert (same.difference, same.low, same.high, same.p_value, same.verdict) == (0, 0, 0, 1, "inconclusive")
-    assert (compare(right, wrong).p_value, compare(right, wrong).verdict, compare(wrong, right).verdict) == (
-        0,
-        "better",
-        "worse",
-    )
+    same, apart = compare(right, right), compare(right, wrong)
+    assert (same.difference, same.p_value, same.verdict) == (0, 1, "inconclusive")
+    assert np.isnan([same.low, same.high, apart.low, apart.high]).all()
+    assert apart.p_value == pytest.approx(binomtest(10, 10).pvalue)
+    assert (apart.verdict, compare(wrong, right).verdict) == ("better", "worse")
+    assert compare(right[:, :3], wrong[:, :3]).verdict == "inconclusive"  # three images show little
+
+
+def test_a_reported_accuracy_counts_as_one_run_on_other_images():
+    generator = np.random.default_rng(3)
+    runs = (generator.random((3, 500)) < 0.9).astype(float)
+    found = compare_with_reported(runs, 0.85, comparisons=2)
+    images, seeds = runs.mean(axis=0), runs.mean(axis=1)
+    parts = [(images.var(ddof=1) / 500, 499), (0.85 * 0.15 / 500, 499), (seeds.var(ddof=1) / 3, 2)]
+    assert found.difference == pytest.approx(runs.mean() - 0.85)
+    assert (found.low, found.high, found.p_value) == pytest.approx(estimate(found.difference, parts, 2))
+    one = compare_with_reported(runs[:1], 0.85)
+    table = [[runs[0].sum(), 500 - runs[0].sum()], [425, 75]]
+    assert one.p_value == pytest.approx(chi2_contingency(table, correction=False).pvalue, rel=0.1)  # large samples
 
 
 def test_sides_of_other_images_or_of_one_image_are_refused():
@@ -175,7 +191,7 @@ def test_the_accuracy_of_one_run_has_wilsons_interval_and_that_of_several_covers
     assert (low, high) == pytest.approx(estimate(mean, parts)[:2]) and mean == pytest.approx(runs.mean())
     assert high - low > one[2] - one[1]
     assert mean_accuracy(np.repeat(runs[:1], 3, axis=0), deterministic=True) == pytest.approx(one)
-    assert mean_accuracy(np.ones((2, 5))) == (1, 1, 1)
+    assert mean_accuracy(np.ones((2, 5))) == pytest.approx((1, *accuracy_interval(5, 5)))
 
 
 def test_a_mean_difference_is_the_one_sample_t_test():

@@ -8,17 +8,16 @@ from evaluation import results as results_module
 from evaluation.faithfulness import compare_maps
 from evaluation.pages import claims as module
 from evaluation.pages.claims import (
-    BESIDE,
     MAPS,
-    beside_earlier,
+    beside_table,
     claims_table,
     maps_table,
     overfitting,
     page,
     write_page,
 )
-from evaluation.results import Claim, read_profile
-from evaluation.statistics import mean_and_interval
+from evaluation.pages.tables import difference_text
+from evaluation.results import BESIDE, Claim, beside_reported, read_profile
 from runs import EXPERIMENTS
 from tests.evaluation.synthetic_results import result, seeds, write
 
@@ -78,14 +77,13 @@ def test_experiments_of_differing_lengths_say_so(claims):
     assert "epochs" not in claims_table(runs)["measured"].item()
 
 
-def test_ours_are_above_an_earlier_number_only_if_their_interval_is():
-    runs = {**seeds("supervised_short", range(10), range(9), range(8)), **seeds("distilled", [0])}
-    mean, low, high = mean_and_interval([0.90, 0.91, 0.92])
-    for earlier, expected in ((low - 0.01, "**above**"), (high + 0.01, "**below**"), (mean, "inconclusive")):
-        table = beside_earlier(runs, dict.fromkeys(BESIDE.values(), earlier)).set_index("experiment")
-        assert table.loc["supervised_short", "our mean is"] == expected
-    assert table.loc["distilled", "our mean is"] == "inconclusive"  # a single run has no interval
-    assert table.loc["distilled_long", "our mean is"] == "not run yet"
+def test_ours_stand_beside_the_earlier_numbers_of_the_one_comparison():
+    runs = {**seeds("supervised_short", range(10), range(9), range(8)), **seeds("rotation_gentle_classifier", [0])}
+    table, compared = beside_table(runs).set_index("experiment"), beside_reported(runs)
+    assert table["ours is"].to_dict() == {"supervised_short": "inconclusive", "rotation_gentle_classifier": "better"}
+    for name, line in compared.iterrows():
+        assert table.loc[name, "difference (interval)"] == difference_text(*line[["difference", "low", "high"]])
+    assert table.loc["supervised_short", "earlier report"] == "0.9374 (supervised_tuned)"
     assert set(BESIDE) | set(BESIDE.values()) <= set(EXPERIMENTS)
 
 
@@ -93,7 +91,7 @@ def test_the_gap_between_training_and_test_images_has_an_interval():
     plain, augmented = result("supervised_1", range(40)), result("supervised_2", range(40))
     augmented["history"]["train_accuracy"] = [0.5, 0.61]
     text = overfitting({"supervised_1": plain, "supervised_2": augmented})
-    assert "+0.4000" in text and "+0.0100" in text and "-0.3900" in text and text.endswith("**holds**.")
+    assert "+0.4000" in text and "+0.0100" in text and "-0.3900" in text and "**smaller**" in text
     augmented["history"]["train_accuracy"] = [0.5, 0.98]
     assert overfitting({"supervised_1": plain, "supervised_2": augmented}).endswith("**inconclusive**.")
     assert overfitting({"supervised_1": plain}) == ""
