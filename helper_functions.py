@@ -205,7 +205,7 @@ def build_accelerator(device: str = "auto", gradient_accumulation_steps: int = 1
     if PartialState._shared_state and PartialState().num_processes == 1 and PartialState().device.type != kind:
         AcceleratorState._reset_state(reset_partial_state=True)  # else a notebook's first device would be that of all
     return Accelerator(
-        cpu=device == "cpu" or not torch.accelerator.is_available(),  # else several processes would not find each other
+        cpu=on_cpu,  # else several processes would not find each other
         gradient_accumulation_steps=gradient_accumulation_steps,
         dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
     )

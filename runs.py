@@ -1,6 +1,6 @@
 """One experiment from its settings to its files: run it, resume it, read back what it left.
 
-    models/<profile>/<name>.pt         checkpoint of a finished run: weights at the best epoch, settings, history
+    models/<profile>/<name>.pt         checkpoint of a finished run: weights at the epoch kept, settings, history
     models/<profile>/<name>.epoch3.pt  weights after an epoch of save_epochs; <name>.last.pt after the last
     models/<profile>/<name>.state.pt   what an unfinished run needs to continue; removed when it has finished
     results/<profile>/<name>.json      settings, metrics, history, predictions: the source of every table and figure
@@ -114,7 +114,7 @@ def configure(
         experiment = table.quick(experiment)
     if experiment.initial_weights != "random":
         experiment = replace(experiment, initial_weights=weights or {"quick": "random", "full": "imagenet"}[profile])
-    if max_epochs is not None:
+    if max_epochs is not None and not isinstance(experiment, ProbeExperiment):  # which is fitted, not trained
         experiment = replace(experiment, train=replace(experiment.train, max_epochs=max_epochs))
     return replace(experiment, data=data or experiment.data, seed=experiment.seed if seed is None else seed)
 
@@ -245,7 +245,7 @@ def run(
 
     A missing pretext or teacher is trained first.  An interrupted run continues after its last finished epoch.
     `precision` "auto" is that of the experiment.  With `log` each epoch is also logged for TensorBoard, below
-    `Files.log`.  Returns the model at its best epoch, in eval mode, and the result.
+    `Files.log`.  Returns the model at the epoch that `TrainSettings.keep` names, in eval mode, and the result.
     Raises ValueError if the files have other settings, data, teachers or initial weights, naming the field (`overwrite`
     replaces them instead), or if another process trains this run (`wait` waits for it instead); OSError if the files
     cannot be written, before anything is trained; MemoryError if a batch is too large; and what loading data and
@@ -253,12 +253,15 @@ def run(
     """
     options = {"device": device, "precision": precision, "skip_bad_images": skip_bad_images}
     options |= {"progress": progress, "wait": wait, "log": log}
-    for needed, epoch in prerequisites(experiment, profile):
-        if not files_of(needed, profile).saved(epoch).exists():
-            run(needed, profile, overwrite=overwrite, **options)
     if precision != "auto":
         experiment = replace(experiment, train=replace(experiment.train, precision=precision))
     loaders = build_loaders(experiment, skip_bad_images, progress)
+    if not overwrite and _outlives_its_pretext(experiment, profile):
+        return _read_alone(experiment, profile, loaders)
+    for needed, epoch in prerequisites(experiment, profile):
+        again = _must_train(needed, profile, epoch, loaders.data, overwrite)
+        if again is not None:
+            run(needed, profile, overwrite=again, **options)
     torch.manual_seed(experiment.seed)  # before the head draws its weights
     with advice_on_memory(experiment):
         model, initial_weights = build_model(experiment, loaders, profile)
@@ -268,6 +271,47 @@ def run(
         return train_job(
             Job(experiment, files, model, loaders, objective, provenance, device, overwrite, progress, wait, log)
         )
+
+
+def _must_train(needed: Experiment, profile: str, epoch: int | str, data: dict, overwrite: bool) -> bool | None:
+    """None if the epoch of a run that is needed is there; else whether the files of that run must be replaced.
+
+    Raises what `load_weights` raises for files of other settings or images, if they may not be replaced.
+    """
+    try:
+        load_weights(needed, profile, epoch, data=data)
+    except FileNotFoundError:
+        if overwrite or not files_of(needed, profile).checkpoint.exists():
+            return overwrite
+        load_weights(needed, profile, data=data)  # the run has finished, and only this epoch was removed
+        return True
+    except ValueError:
+        if overwrite:
+            return True
+        raise
+    return None
+
+
+def _outlives_its_pretext(experiment: Experiment, profile: str) -> bool:
+    """Whether a run has finished, but what it started from was removed since."""
+    needed = prerequisites(experiment, profile)
+    there = all(files_of(each, profile).saved(epoch).exists() for each, epoch in needed)
+    return files_of(experiment, profile).checkpoint.exists() and not there
+
+
+def _read_alone(experiment: Experiment, profile: str, loaders) -> tuple[nn.Module, dict]:
+    """Model and result of a finished run without what it started from.  Raises ValueError naming what differs."""
+    path = files_of(experiment, profile).checkpoint
+    saved = load_checkpoint(path)
+    settings = _with_defaults(saved["identity"]["settings"], experiment)
+    asked = {"settings": settings_of(experiment), "data": loaders.data}
+    _take_precision(asked["settings"], settings)
+    difference = first_difference(asked, {"settings": settings, "data": saved["identity"]["data"]})
+    if difference is not None:
+        raise ValueError(f"{path} was trained with {difference}; --overwrite replaces it")
+    model = classifier_of(experiment, len(loaders.class_names))
+    model.load_state_dict(saved["model"])
+    return model.eval(), saved["result"]
 
 
 def refuse_unused_weights(experiment: Experiment, weights: str | None):
@@ -394,6 +438,8 @@ def _read_finished(job: Job) -> tuple[nn.Module, dict] | None:
         return None
     saved = load_checkpoint(job.files.checkpoint)
     difference = _difference_of_identity(job, saved)
+    if difference is None and job.overwrite and _lacks_epochs(job, saved["result"]):
+        return None
     if difference is None:
         job.model.load_state_dict(saved["model"])
         if not job.files.result.exists():
@@ -403,6 +449,13 @@ def _read_finished(job: Job) -> tuple[nn.Module, dict] | None:
     if not job.overwrite:
         raise ValueError(f"{job.files.checkpoint} was trained with {difference}; --overwrite replaces it")
     return None
+
+
+def _lacks_epochs(job: Job, result: dict) -> bool:
+    """Whether weights of an epoch that the experiment saves were removed.  Training may have ended before others."""
+    epochs = len(result["history"]["train_loss"])
+    saved = [epoch for epoch in job.experiment.save_epochs if isinstance(epoch, str) or epoch <= epochs]
+    return not all(job.files.saved(epoch).exists() for epoch in saved)
 
 
 def _refuse_to_replace_result(job: Job):
@@ -443,6 +496,9 @@ def _read_state(job: Job) -> dict | None:
         return None
     state = load_checkpoint(job.files.state)
     difference = _difference_of_identity(job, state)
+    rules = state["machine"].get("augmentation", 1)
+    if difference is None and rules != AUGMENTATION_RULES:
+        difference = f"augmentation rules {rules}, but {AUGMENTATION_RULES} are those of this code"
     if difference is not None and not job.overwrite:
         raise ValueError(f"{job.files.state}, an unfinished run, has {difference}; --overwrite starts anew")
     return state if difference is None else None
@@ -745,6 +801,8 @@ def load_weights(
             f"{path} was trained on other images than those of {data['name']} now; "
             f"train {experiment.name} again with --overwrite first"
         )
+    if data is not None and getattr(experiment, "unlabelled", ""):
+        refuse_other_images(path, experiment.unlabelled, saved["identity"]["data"]["unlabelled"])
     _refuse_other_weights(path, experiment, saved["identity"]["initial_weights"])
     weights = {name.removeprefix(prefix): tensor for name, tensor in saved["model"].items() if name.startswith(prefix)}
     return weights, {
@@ -905,11 +963,13 @@ def describe_machine(device: torch.device, settings: TrainSettings, state: dict 
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
     earlier = machine if state is None else state["machine"]
-    last = earlier["device"].rpartition(", then ")[2]
-    if (last, earlier["precision"]) == (machine["device"], machine["precision"]):
+    last, torch_before = earlier["device"].rpartition(", then ")[2], earlier["versions"]["torch"]
+    same_torch = torch_before == machine["versions"]["torch"]
+    if (last, earlier["precision"]) == (machine["device"], machine["precision"]) and same_torch:
         return {**machine, "device": earlier["device"]}
     epoch = len(state["training"]["history"]["val_loss"])
-    before = f"{earlier['device']} in {earlier['precision']}"
+    with_torch = "" if same_torch else f" with torch {torch_before}"
+    before = f"{earlier['device']}{with_torch} in {earlier['precision']}"
     return {**machine, "device": f"{before} to epoch {epoch}, then {machine['device']}"}
 
 

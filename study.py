@@ -23,12 +23,12 @@ from data.files import CODE, root_folder, say_once
 from data.layouts import list_splits
 from data.prepare import locate
 from runs import EXPERIMENTS, configure, files_of, find, prerequisites, read
+from self_supervised.dataloader import PRETEXTS
 from self_supervised.settings import JointEmbeddingExperiment, PretextExperiment, ProbeExperiment
 from supervised.settings import Experiment
 
 GIB_PER_RUN = 7  # BYOL's on 64 pairs of views of 160 pixels, the largest of the study
 IMAGES = {"train": 1500, "val": 894, "test": 2091}  # of 15-Scene, for the time where there is no result of the data
-LABELS = {"rotation": 4, "perturbation": 2, "jigsaw_2x2": 24}  # under which a pretext shows each image
 BACKWARD = 3  # a training pass costs as much as three forward passes
 POLL = 0.5  # seconds
 
@@ -37,7 +37,7 @@ POLL = 0.5  # seconds
 class Task:
     """One run of an experiment, the files that must be there before it can start, and the runs that make them.
 
-    `named` is False for a run that only another one needs.
+    `named` is False for a run that only another one needs, `again` is True where it replaces files.
     """
 
     experiment: Experiment
@@ -45,6 +45,7 @@ class Task:
     needs: tuple[Path, ...] = ()
     after: tuple[str, ...] = ()
     named: bool = True
+    again: bool = False
 
     @property
     def name(self) -> str:
@@ -69,14 +70,16 @@ def missing_tasks(
         if files.name in tasks:
             return True
         experiment = named.get(files.name, experiment)
-        if needed is not None or not overwrite:
+        finished = False
+        if not (overwrite and files.name in named):
             try:
                 finished = read(experiment, profile, seen) is not None
             except ValueError as error:
-                if not every:
+                if not (every or overwrite):
                     raise
-                refused[files.name] = error
-                return False
+                if not overwrite:
+                    refused[files.name] = error
+                    return False
             if finished and (needed is None or files.saved(needed).exists()):
                 return True
         before = prerequisites(experiment, profile)
@@ -84,7 +87,8 @@ def missing_tasks(
             return False
         needs = tuple(files_of(each, profile).saved(epoch) for each, epoch in before)
         after = tuple(files_of(each, profile).name for each, _ in before)
-        tasks[files.name] = Task(experiment, profile, needs, after, files.name in named)
+        again = overwrite or finished and files.checkpoint.exists()
+        tasks[files.name] = Task(experiment, profile, needs, after, files.name in named, again)
         return True
 
     asked = [configure(find(name), profile, seed=seed, **changes) for name in names for seed in seeds]
@@ -107,7 +111,8 @@ def forward_passes(experiment: Experiment, images: Mapping[str, int] = IMAGES) -
         return train.max_epochs * images["train"] * experiment.views_per_image * (BACKWARD + 1) * size
     if isinstance(experiment, ProbeExperiment) or experiment.features_once:
         return views * pixels * sum(images.values())
-    labels = LABELS.get(experiment.pretext, 2) if isinstance(experiment, PretextExperiment) else 1
+    # A pretext shows each image once under each of its labels.
+    labels = len(PRETEXTS[experiment.pretext].label_names) if isinstance(experiment, PretextExperiment) else 1
     of_training = images["train"] * (1 if experiment.freeze_features else BACKWARD)
     of_evaluation = held_out * views * (experiment.image_size / 224) ** 2
     return train.max_epochs * labels * (of_training * pixels + of_evaluation)
@@ -227,12 +232,12 @@ def train_missing(
     words = f"about {in_words(sum(seconds.values()) / at_a_time)}" if seconds else "no finished run says for how long"
     print(f"{len(tasks)} run(s) without a result, {at_a_time} at a time: {words}", flush=True)
     same = [*options, *(["--data", str(changes["data"])] if changes.get("data") else [])]
-    same += ["--overwrite"] * overwrite
     epochs = ["--epochs", str(changes["max_epochs"])] if changes.get("max_epochs") else []
 
     def command(task: Task) -> list[str]:
         # What another run starts from keeps its own epochs: that run would refuse it.
-        return command_of(task, [*same, *(epochs if task.named else [])], changes.get("weights"))
+        own = [*(epochs if task.named else []), *(["--overwrite"] * task.again)]
+        return command_of(task, [*same, *own], changes.get("weights"))
 
     return train_tasks(tasks, command, at_a_time, seconds)
 
@@ -269,7 +274,7 @@ def command_of(task: Task, options: Iterable[str], weights: str | None = None) -
     """The command that trains one run; `options` are those of train.py that are the same for all."""
     experiment = task.experiment
     fixed = ["--profile", task.profile, "--seeds", str(experiment.seed)]
-    if weights is not None and experiment.initial_weights != "random":
+    if weights is not None and (weights == "random" or experiment.initial_weights != "random"):
         fixed += ["--weights", weights]
     return [sys.executable, str(CODE / "train.py"), experiment.name, *fixed, *options]
 

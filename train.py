@@ -16,8 +16,9 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from data.files import root_folder
+from data.files import root_folder, say_once
 from data.prepare import DATA_SETS, locate
+from helper_functions import PRECISIONS
 from hyperparameter_search import experiment_of_study
 from runs import (
     EXPERIMENTS,
@@ -27,6 +28,7 @@ from runs import (
     files_of,
     find,
     initial_weights_text,
+    prerequisites,
     read,
     refuse_unused_weights,
     run,
@@ -34,6 +36,7 @@ from runs import (
     settings_of,
     with_unlabelled,
 )
+from self_supervised.settings import ProbeExperiment
 from study import say_failed, train_missing
 from supervised.settings import BASE, Experiment
 
@@ -58,9 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per seed")
     parser.add_argument("--epochs", type=int, help="train for at most this many epochs")
-    parser.add_argument(
-        "--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: that of the experiment"
-    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: that of the experiment")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument("--log", choices=("tensorboard",), help="log each epoch, below models/<profile>/")
     parser.add_argument("--overwrite", action="store_true", help="replace files that have other settings")
@@ -169,6 +170,8 @@ def train_all(options: argparse.Namespace):
     for experiment in found:
         for seed in options.seeds:
             configured = configure(experiment, options.profile, seed=seed, **changes)
+            if options.epochs is not None:
+                _say_whose_epochs(configured, options.profile)
             _, result = run(
                 configured,
                 options.profile,
@@ -179,6 +182,14 @@ def train_all(options: argparse.Namespace):
                 log=options.log is not None,
             )
             PartialState().print(summary(configured, options.profile, result))  # once, by the main process
+
+
+def _say_whose_epochs(experiment: Experiment, profile: str):
+    """Say where --epochs does not apply: to a probe, which is fitted, and to what an experiment starts from."""
+    unchanged = [experiment.name] * isinstance(experiment, ProbeExperiment)
+    unchanged += [needed.name for needed, _ in prerequisites(experiment, profile)]
+    if unchanged:
+        say_once(f"--epochs does not change {' and '.join(dict.fromkeys(unchanged))}")
 
 
 def train_study(options: argparse.Namespace) -> int:

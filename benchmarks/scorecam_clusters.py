@@ -33,7 +33,7 @@ from helper_functions import keep_freed_memory
 from runs import run_command
 
 CLUSTERS = (32, 64, 128)
-RUNS = ("distilled_long", "rotation_classifier_tuned_10", "byol_classifier")
+RUNS = ("rotation_classifier_tuned_10", "perturbation_classifier_tuned_3", "byol_classifier")
 LIMITS = f"{UNCHANGED} {AGREEMENT} {MOST}"  # when a map is settled
 TABLE = implementations.FOLDER / "scorecam_clusters.csv"
 

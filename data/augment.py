@@ -83,7 +83,7 @@ class Drawn:
 
 SCENE_VIEWS = Augmentation(crop_scale=(0.2, 1.0), jitter=0.8, brightness=0.4, contrast=0.4, blur=0.5)
 ADVANCED = Augmentation(crop_scale=(0.08, 1.0), antialias=False, rotation=20)
-AUGMENTATIONS = {  # by the name that an experiment gives; one of your own can be added
+AUGMENTATIONS = {  # by name; the `views` of a joint-embedding pretext may be one that you add
     "crop": Augmentation(crop_scale=(0.08, 1.0), antialias=False, flip=0.0),  # this and the next two: the first report
     "advanced": ADVANCED,
     "advanced_without_crop": replace(ADVANCED, crop_scale=(1.0, 1.0)),

@@ -220,6 +220,14 @@ def decode(path: Path, size: int, resize: str) -> np.ndarray:
         raise ValueError(f"{path} cannot be decoded ({error})") from error
 
 
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
+    """How EXIF says that an image must be turned; not at all where it is damaged, since the pixels may be whole."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # Pillow raises SyntaxError, struct.error and more
+        return None
+
+
 def decode_image(image: Image.Image, size: int, resize: str) -> np.ndarray:
     """As `decode`, of an image that is open; raises what Pillow raises."""
     # Pillow reads color of 16 bits as 8, and forgets with `load` that it was more.
@@ -227,7 +235,7 @@ def decode_image(image: Image.Image, size: int, resize: str) -> np.ndarray:
     image.load()
     if was_16 and 0 < np.asarray(image)[..., :3].max() < 16:
         raise ValueError(FEW_BITS)
-    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    turn = _turn_of(image)
     image = _in_8_bits(image)
     image = image if turn is None else image.transpose(turn)
     grey = image.mode in GREY_MODES

@@ -37,6 +37,7 @@ from data.folders import SPLIT_NAMES, is_image, is_users_own, reason_to_leave_ou
 from data.image_cache import RESIZE_RULES, load_splits
 from data.layouts import ALL_BELOW, TABLE
 from data.splits import (
+    SHARES,
     SPLITS,
     ImageName,
     divide,
@@ -449,7 +450,7 @@ def _split_nature(found: list[tuple[ImageName, Path]], request: Request) -> list
     elif "test" in source_splits:
         split_of = divide([image for image in images if image.split != "test"], {"train": 5 / 6, "val": 1 / 6})
     else:
-        split_of = divide(images, {"train": 0.70, "val": 0.15, "test": 0.15})
+        split_of = divide(images, SHARES)
     return [(image._replace(split=split_of.get(image, "test")), path) for image, path in found]
 
 

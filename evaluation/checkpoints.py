@@ -42,13 +42,18 @@ class TrainedRun:
 
     @property
     def mean(self) -> tuple[float, float, float]:
-        """The mean of red, green and blue, 0..1, that normalisation subtracts."""
+        """The mean of red, green and blue, 0..1, that normalization subtracts."""
         return MEAN[self.resize]
 
     @property
     def std(self) -> tuple[float, float, float]:
-        """The standard deviation of red, green and blue, 0..1, that normalisation divides by."""
+        """The standard deviation of red, green and blue, 0..1, that normalization divides by."""
         return STD[self.resize]
+
+    @property
+    def last_stage(self) -> str:
+        """The last stage of `features`, by the name that `layer` takes."""
+        return str(len(self.model.features) - 1)
 
     def label(self, class_name: str) -> int:
         """The number of a class; ValueError lists them for one that there is not."""
@@ -58,7 +63,7 @@ class TrainedRun:
         return self.class_names.index(class_name)
 
     def read(self, paths: Sequence[Path]) -> tuple[list[np.ndarray], torch.Tensor]:
-        """Read image files: pixels, uint8 (1 or 3, S, S) each, and normalised images, float32 (N, 3, S, S).
+        """Read image files: pixels, uint8 (1 or 3, S, S) each, and normalized images, float32 (N, 3, S, S).
 
         Raises what `check_images` raises, and ValueError that names a file which cannot be decoded.
         """
@@ -68,8 +73,8 @@ class TrainedRun:
 
     def normalised(self, pixels: Sequence[np.ndarray]) -> torch.Tensor:
         """Pixels as `data.image_cache.decode` gives them, as network input (N, 3, S, S)."""
-        colour = [torch.tensor(each).expand(3, -1, -1) for each in pixels]
-        return normalise(torch.stack(colour), self.resize)
+        color = [torch.tensor(each).expand(3, -1, -1) for each in pixels]
+        return normalise(torch.stack(color), self.resize)
 
     def folded(self) -> "TrainedRun":
         """The same run with BatchNorm folded into the convolutions: equal outputs but for rounding, a third faster.
@@ -95,10 +100,10 @@ class TrainedRun:
     def layer(self, name: str) -> torch.nn.Module:
         """A module by its name, such as features.8.0; a number is a stage of `features`.  ValueError if not there."""
         try:
-            return self.model.get_submodule(f"features.{name}" if name.isdigit() else name)
-        except AttributeError as error:
+            return self.model.features[int(name)] if name.isdigit() else self.model.get_submodule(name)
+        except (AttributeError, IndexError) as error:
             raise ValueError(
-                f"{self.name} has no layer {name}; name a stage, 0 to {len(self.model.features) - 1}, "
+                f"{self.name} has no layer {name}; name a stage, 0 to {self.last_stage}, "
                 "or a module, such as features.8.0"
             ) from error
 

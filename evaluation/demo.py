@@ -44,7 +44,6 @@ MOST_BYTES = 20_000_000  # of an upload
 MOST_PIXELS = 50_000_000
 TOP = 5  # classes shown
 NEAREST = 6  # training images shown
-LAYER = "8"  # of the heat map
 METHODS = ("fast", "scorecam")
 ADDRESS = "127.0.0.1"  # nobody else can connect
 HOSTS = ("127.0.0.1", "localhost")  # that a browser may call it
@@ -82,7 +81,7 @@ class Demo:
         """Use a network, and show its training images if they are known."""
         self.model, self.training = model, training
         self.folded = model.run.folded()
-        self.explained = model.run.ready_to_explain([LAYER])
+        self.explained = model.run.ready_to_explain([model.run.last_stage])
 
     def answer(self, upload: bytes, why_not: int | None = None, method: str = "fast") -> dict:
         """What is known of an uploaded photograph, ready for JSON; pictures are data URLs.
@@ -114,7 +113,7 @@ class Demo:
     def _heat_map(self, pixels: np.ndarray, image: torch.Tensor, target: int, rival: int | None, method: str) -> str:
         if method not in METHODS:
             raise ValueError(f"the heat map is {method!r}; it must be one of {', '.join(METHODS)}")
-        heat_map = heat_map_of(self.explained, image, target, rival, LAYER, fast=method == "fast")
+        heat_map = heat_map_of(self.explained, image, target, rival, fast=method == "fast")
         return data_url(overlay(pixels, heat_map.numpy()))
 
     def _warning(self, features: np.ndarray) -> str:

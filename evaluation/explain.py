@@ -367,7 +367,7 @@ def _choose_images(results: Mapping[str, dict], profile: str) -> np.ndarray:
     predictions = [result["predictions"]["test"] for name, result in results.items() if name != CONTROL]
     if profile == "quick" or not predictions:  # quick models have learned nothing
         predictions = [labels]
-    return rightly_predicted_by_all(labels, predictions, SHOWN_IMAGES[profile])
+    return rightly_predicted_by_all(labels, predictions, min(SHOWN_IMAGES[profile], len(np.unique(labels))))
 
 
 def _subject(experiment: Experiment, profile: str, folder: Path) -> Subject | None:

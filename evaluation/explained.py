@@ -354,11 +354,15 @@ def sheet(explained: Explained, name: str) -> tuple[np.ndarray, list[str], dict[
 
 def read_inversion(folder: Path) -> Inversion:
     """What `model_inversion.save_inversion` wrote into a folder, with the settings beside it."""
-    table = pd.read_csv(folder / "inversion.csv", converters={"name": str})
+    names = {
+        "encoding_errors": "surrogateescape",
+        "engine": "python",
+    }  # may be no valid text; pandas' C code needs that
+    table = pd.read_csv(folder / "inversion.csv", converters={"name": str}, **names)
     return Inversion(
         table=table,
         pictures=read_pictures([folder / picture_file(name) for name in table["name"]]),
-        losses=pd.read_csv(folder / "losses.csv", index_col="step"),
+        losses=pd.read_csv(folder / "losses.csv", index_col="step", **names),
         settings=json.loads((folder / "settings.json").read_text(encoding="utf-8")),
     )
 

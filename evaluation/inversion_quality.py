@@ -289,7 +289,7 @@ def judge(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str, folder: 
 
 def quality_lines(run: TrainedRun, recipe: str, judged: pd.DataFrame, folder: Path, written: dict) -> list[dict]:
     """One line per evaluator network: mean probability of the class, share of images it recognizes, and costs."""
-    inversion = pd.read_csv(folder / "inversion.csv")
+    inversion = pd.read_csv(folder / "inversion.csv", encoding_errors="surrogateescape")
     nearest = pd.read_csv(folder / "nearest.csv")
     return [
         {

@@ -33,7 +33,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
-from data.files import check_output, expanded, shortened
+from data.files import check_output, expanded, shortened, write_table
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun
 from evaluation.hooks import eval_mode, maps_and_logits
@@ -503,9 +503,9 @@ def save_inversion(inversion: Inversion, names: Sequence[str], folder: Path, fac
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame({"name": names, "final_loss": inversion.final_losses, "converged": inversion.converged})
     table = table.assign(**(facts or {}))
-    table.to_csv(folder / "inversion.csv", index=False)
+    write_table(folder / "inversion.csv", table)
     losses = pd.DataFrame(inversion.losses.T.numpy(), columns=names, index=range(1, inversion.losses.shape[1] + 1))
-    losses.rename_axis("step").to_csv(folder / "losses.csv")
+    write_table(folder / "losses.csv", losses.rename_axis("step"), index=True)
     for name, image in zip(names, inversion.images, strict=True):
         save_image(image, folder / picture_file(name))
     titles = [
@@ -569,7 +569,7 @@ def _invert(options):
     save_inversion(inversion, names, options.output, facts)
     written = {"model": run.name, "objective": "class" if options.classes else "filter", **asdict(settings)}
     (options.output / "settings.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
-    print(pd.read_csv(options.output / "inversion.csv").to_string(index=False))
+    print(pd.read_csv(options.output / "inversion.csv", encoding_errors="surrogateescape").to_string(index=False))
     print(options.output / "sheet.png")
 
 

@@ -108,15 +108,15 @@ class Model:
         path: str | Path,
         class_name: str | None = None,
         why_not: str | None = None,
-        layer: str = "8",
+        layer: str | None = None,
         fast: bool = False,
     ) -> np.ndarray:
         """Where in an image the network finds a class: a heat map, float32 (S, S) in 0..1.
 
-        Without `class_name` that is the most probable class.  With `why_not` it is what speaks for the class and
-        against this other one, or against the runner-up where that is the most probable class itself.  The map is the
-        Score-CAM, or if `fast` the Recipro-CAM, which takes a twentieth of the time.  Raises ValueError for a class
-        that the network does not have, and for one against itself.
+        It is of a layer, by default the last stage.  Without `class_name` the class is the most probable one.  With
+        `why_not` it is what speaks for the class and against this other one, or against the runner-up where that is
+        the most probable class itself.  The map is the Score-CAM, or if `fast` the Recipro-CAM, which takes a twentieth
+        of the time.  Raises ValueError for a class that the network does not have, and for one against itself.
         """
         _, image = self.run.read([expanded(path)])
         rival = None if why_not is None else self.run.label(why_not)
@@ -127,7 +127,8 @@ class Model:
             target = self.run.label(class_name)
             if target == rival:
                 raise ValueError(f"class_name and why_not are both {class_name}; a class is explained against another")
-        return heat_map_of(self.run.ready_to_explain([layer]), image, target, rival, layer, fast).numpy()
+        explained = self.run.ready_to_explain([layer or self.run.last_stage])
+        return heat_map_of(explained, image, target, rival, layer, fast).numpy()
 
     def _lines(self, paths: Sequence[Path], features: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
         first, second = probabilities.argsort(axis=1)[:, :-3:-1].T
@@ -151,13 +152,18 @@ def load(run: str | Path) -> Model:
 
 
 def heat_map_of(
-    run: TrainedRun, image: torch.Tensor, target: int, rival: int | None = None, layer: str = "8", fast: bool = False
+    run: TrainedRun,
+    image: torch.Tensor,
+    target: int,
+    rival: int | None = None,
+    layer: str | None = None,
+    fast: bool = False,
 ) -> torch.Tensor:
     """The heat map (S, S) of one image (1, 3, S, S) for a class, or for the difference between it and a rival.
 
-    It is the Score-CAM, or if `fast` the Recipro-CAM.  `run` is `ready_to_explain`.
+    It is the Score-CAM, or if `fast` the Recipro-CAM, of a layer or the last stage.  `run` is `ready_to_explain`.
     """
-    layer = run.layer(layer)
+    layer = run.layer(layer or run.last_stage)
     if rival is None:
         return (recipro_cam if fast else score_cam)(run.model, image, layer, [target]).maps[0]
     if fast:
@@ -254,7 +260,7 @@ class _Figures:
 
     def __init__(self, model: Model, options: argparse.Namespace):
         """Refuse a layer, a class or a folder that cannot be, before any image is read."""
-        self.model, self.layer, self.fast = model, options.layer or "8", options.fast
+        self.model, self.layer, self.fast = model, options.layer or model.run.last_stage, options.fast
         self.explained = model.run.ready_to_explain([self.layer])
         self.explained.layer(self.layer)
         self.rival = None if options.why_not is None else model.run.label(options.why_not)

@@ -50,11 +50,13 @@ def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
     `one` (N, D) and `other` (N, E) are of the same images in the same order.  1: equal but for rotation and scale.  0:
     unrelated; estimates are spread around it, so some are below.  Each of the three alignments is estimated without
     bias (Song et al. 2012).  The plain estimator reads 0.38 for unrelated noise at N = 2,091 and D = E = 1,280.
-    NaN where the images are too few to tell the features of one side from noise.
-    Raises ValueError if the numbers of images differ or are below 4, or if one side is the same for all images.
+    NaN where the images are too few to tell the features of one side from noise, as 3 are.
+    Raises ValueError if the numbers of images differ, or if one side is the same for all images.
     """
-    if len(one) != len(other) or len(one) < 4:
-        raise ValueError(f"CKA compares the same images, at least 4; there are {len(one)} and {len(other)}")
+    if len(one) != len(other):
+        raise ValueError(f"CKA compares the same images; there are {len(one)} and {len(other)}")
+    if len(one) < 4:
+        return float("nan")
     if any((each == each[0]).all() for each in (one, other)):
         raise ValueError("one side has the same features for all images; CKA is not defined")
     one, other = (each.astype(np.float64) - each.mean(axis=0, dtype=np.float64) for each in (one, other))

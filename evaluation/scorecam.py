@@ -382,7 +382,7 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("images", nargs="+", type=expanded, metavar="IMAGE")
     parser.add_argument("--model", required=True, metavar="RUN", help="name of a trained run, or path of its file")
-    parser.add_argument("--layers", nargs="+", default=["1", "2", "8"], help="stages, 0 to 8, or names of modules")
+    parser.add_argument("--layers", nargs="+", help="stages or names of modules (default: 1, 2 and the last)")
     parser.add_argument("--target", metavar="CLASS", help="the class to explain (default: the most probable one)")
     parser.add_argument("--weighting", choices=WEIGHTINGS, default="softmax")
     parser.add_argument("--output", type=expanded, default=Path("scorecam.png"), help="the sheet; the maps go to .npz")
@@ -399,8 +399,9 @@ def make_sheet(options: argparse.Namespace, explain: Callable[..., ScoreCam]):
         raise ValueError(f"--output is {options.output}; it must be a file that ends in {', '.join(FIGURES)}")
     check_output(options.output, "--output")
     run = load_run(options.model)
-    explained = run.ready_to_explain(options.layers)
-    layers = {name: explained.layer(name) for name in options.layers}
+    names = options.layers or ["1", "2", run.last_stage]
+    explained = run.ready_to_explain(names)
+    layers = {name: explained.layer(name) for name in names}
     target = None if options.target is None else run.label(options.target)
     pixels, images = run.read(options.images)
     options.output.parent.mkdir(parents=True, exist_ok=True)

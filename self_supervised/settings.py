@@ -93,8 +93,8 @@ class ClassifierExperiment(Experiment):
     """A scene classifier on the features of a pretext run, frozen at one of its epochs."""
 
     freeze_features: bool = True
-    pretext_run: str = ""  # the name of a PretextExperiment; its run of the same seed is used
-    pretext_epoch: int | str = "best"  # one of its `save_epochs`, or "best": the epoch chosen on val
+    pretext_run: str = ""  # the name of a pretext; its run of the same seed is used
+    pretext_epoch: int | str = "best"  # one of its `save_epochs`, or "best": the one that it keeps
     batchnorm: str = "pretext"  # its statistics: of the pretext, the "initial" weights, or "estimated" on train images
     fine_tunes: ClassVar[bool] = False
 

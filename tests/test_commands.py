@@ -118,6 +118,12 @@ def test_profile_and_data_come_from_the_environment_with_defaults(root):
     assert reason_to_leave_out(REPORTS["supervised"], {"PROFILE": "full"})
 
 
+def test_where_images_are_to_be_left_out_only_the_report_on_own_images_is_made(scene_folder):
+    environment = {"DATA": str(scene_folder), "SKIP_BAD_IMAGES": "1"}
+    made = [name for name, each in REPORTS.items() if not reason_to_leave_out(each, environment)]
+    assert made == ["own"] and REPORTS["own"].path in reason_to_leave_out(REPORTS["supervised"], environment)
+
+
 def test_a_report_about_15_scene_is_left_out_where_other_data_of_the_study_are_named(root):
     for name in ("nature", "15scene"):
         (root / "data" / name).mkdir(parents=True)

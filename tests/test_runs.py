@@ -306,6 +306,21 @@ def test_a_run_that_continues_on_another_machine_names_both(root, monkeypatch):
     assert result["precision"] == "float32"
 
 
+def test_a_run_that_continues_with_another_torch_names_both_and_by_other_rules_of_augmentation_is_refused(
+    root, monkeypatch
+):
+    describe, name = runs.describe_machine, runs.describe_machine(torch.device("cpu"), TINY.train)["device"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        older = {"versions": {"torch": "1.0"}, "augmentation": 1}
+        patch.setattr(runs, "describe_machine", lambda *given: describe(*given) | older)
+        run(model=Interrupted(BATCHES + 1))
+    with pytest.raises(ValueError, match="has augmentation rules 1, but 2 are those of this code; --overwrite"):
+        run()
+    monkeypatch.setattr(runs, "AUGMENTATION_RULES", 1)
+    _, result = run()
+    assert result["device"] == f"{name} with torch 1.0 in float32 to epoch 1, then {name}"
+
+
 def test_the_result_states_how_steps_were_launched_and_reads_back_whatever_is_asked_for(root):
     _, result = run()
     assert result["step"] == "eager" and result["augmentation"] == 2 and "step" not in result["settings"]["train"]
@@ -650,7 +665,7 @@ def test_a_pretext_or_teacher_of_other_images_is_refused(small, pretext, monkeyp
     exchange_two_images(small)
     for each, needed in zip(learners, ("own_1", "teacher_1"), strict=True):
         with pytest.raises(ValueError, match=rf"{needed}\.pt .*other images"):
-            runs.run(each, device="cpu", progress=False, overwrite=True)
+            runs.run(each, device="cpu", progress=False)
 
 
 # --------------------------------------------------------------------------------------------------------- configuring

@@ -12,6 +12,7 @@ import pandas as pd
 
 from data.files import root_folder, run_command, write_text
 from evaluation.faithfulness import compare_maps
+from evaluation.pages.reproduction import Study, compare_settings, other_settings, read_earlier_numbers
 from evaluation.pages.tables import difference_text, machines_text, markdown, p_text, runs_text
 from evaluation.results import (
     BESIDE,
@@ -36,7 +37,8 @@ the same test images; the epoch of each run is selected on val.  The {claims} cl
 each difference has a level of 1 - 0.05 / {claims}, and p is multiplied by {claims} (Bonferroni).  p is below 0.05
 exactly when the interval excludes 0; the claim then *holds* or *does not hold*.  Otherwise it is *inconclusive*, which
 does not say that both are equal.  1* is a single run: its seed variance is unknown, so the interval covers the
-sampling of test images only and is too narrow.  `docs/results.md` has this study's own comparisons.
+sampling of test images only and is too narrow.  *Unlike theirs* names settings that are not those of the report, see
+`docs/reproduction.md`: the verdict is of ours.  `docs/results.md` has this study's own comparisons.
 
 {table}
 
@@ -74,6 +76,7 @@ overfitting by epoch, and `self_supervised/report.ipynb` the epochs and stages o
 def claims_table(results: Mapping[str, dict]) -> pd.DataFrame:
     """The claims as text: what was compared, the difference with its interval, p, machines and the verdict."""
     table = comparisons(results)
+    differing = other_settings(compare_settings(Study(results, Path(), Path()), read_earlier_numbers()))
     measured = {
         (line["experiment"], line["compared_with"], line["classes"]): line
         for line in table[table["family"] == EARLIER_CLAIMS].to_dict("records")
@@ -84,6 +87,7 @@ def claims_table(results: Mapping[str, dict]) -> pd.DataFrame:
         about = {"claim": claim.claim, "source": claim.source}
         if key in measured:
             lines.append({**about, **_measured(claim, measured[key], results)})
+            lines[-1]["measured"] += _unlike_theirs(claim, results, differing)
         else:
             pair = f"{claim.experiment} against {claim.compared_with}"
             lines.append({**about, "measured": pair, "verdict": _why_not_measured(claim, results)})
@@ -108,6 +112,19 @@ def _measured(claim: Claim, line: Mapping, results: Mapping[str, dict]) -> dict[
 def _why_not_measured(claim: Claim, results: Mapping[str, dict]) -> str:
     missing = [name for name in (claim.experiment, claim.compared_with) if not runs_of(results, name)]
     return f"not run yet: {', '.join(missing)}" if missing else "not measured: the test images differ"
+
+
+def _unlike_theirs(claim: Claim, results: Mapping[str, dict], differing: Mapping[tuple[str, str], list[str]]) -> str:
+    """Which settings of both experiments and of their pretexts are not those that the reports state."""
+    names = []
+    for name in (claim.experiment, claim.compared_with):
+        names += [name, runs_of(results, name)[0]["settings"].get("pretext_run")]
+    found = [
+        f"{', '.join(quantities)} of {name}"
+        for (_, name), quantities in differing.items()
+        if name in names and name is not None
+    ]
+    return f"; unlike theirs: {'; '.join(dict.fromkeys(found))}" if found else ""
 
 
 def _lengths(claim: Claim, results: Mapping[str, dict]) -> str:

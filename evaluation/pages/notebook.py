@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 from matplotlib_inline.backend_inline import set_matplotlib_formats
+from pandas.io.formats.style import Styler
 
 from data.files import expanded, root_folder
 from data.layouts import list_splits
@@ -112,6 +113,8 @@ def reason_to_leave_out(report: Report, environment: Mapping[str, str]) -> str:
     data = data_of(report, environment)
     if report.data is None:
         return "" if is_own(environment) else "it is about images of your own: DATA=FOLDER"
+    if is_own(environment) and environment.get("SKIP_BAD_IMAGES") == "1":
+        return f"it needs images that can all be decoded; SKIP_BAD_IMAGES=1 is for {REPORTS['own'].path}"
     trains = profile_of(environment) == "quick" or computes(environment)
     if is_own(environment) and not trains:
         return "it is about the experiments of the study: COMPUTE=1 trains all of them on your images"
@@ -216,6 +219,11 @@ def say(text: str):
     display(Markdown(text))
 
 
+def escaped(style: Styler) -> Styler:
+    """The style of a table whose labels may be names that a user gave, such as those of classes."""
+    return style.format_index(escape="html", axis="index").format_index(escape="html", axis="columns")
+
+
 def show(table: pd.DataFrame, digits: int = 4, index: bool = True, bold_highest: Iterable[str] = ()):
     """Display a table: floats with `digits` digits, p values with two, differences with their sign."""
     if not len(table):
@@ -226,7 +234,7 @@ def show(table: pd.DataFrame, digits: int = 4, index: bool = True, bold_highest:
         for name in table.columns
         if pd.api.types.is_float_dtype(table[name])
     }
-    style = table.style.format(formats, na_rep="", escape="html")
+    style = escaped(table.style.format(formats, na_rep="", escape="html"))
     if not index:
         style = style.hide(axis="index")
     highest = [name for name in bold_highest if name in table]

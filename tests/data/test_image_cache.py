@@ -206,6 +206,15 @@ def test_every_orientation_of_exif_is_that_of_pillow(tmp_path, orientation, name
     assert np.array_equal(decode(tmp_path / name, 32, "squash")[0], expected)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage-bytes-here", bytes(20), b"Exif\0\0MM\0*"])
+def test_an_image_with_damaged_exif_is_read_as_it_lies(tmp_path, exif, suffix):
+    image = Image.fromarray(np.repeat(np.array([[0], [255]], dtype=np.uint8), 16, axis=0).repeat(32, axis=1))
+    image.convert("RGB").save(tmp_path / f"odd{suffix}", exif=exif)
+    array = decode(tmp_path / f"odd{suffix}", 32, "squash").astype(int)
+    assert abs(array[0] - np.asarray(image)).mean() < 3
+
+
 EXIF = b"Exif\0\0II*\0" + struct.pack("<IHHHIHH", 8, 2, 274, 3, 1, 6, 0)  # orientation 6, and one more tag
 
 

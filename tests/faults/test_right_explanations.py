@@ -1,24 +1,40 @@
 """Explanations and their measures that were wrong without a word: each right value."""
 
 import json
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision.transforms.v2 import functional
 
 from evaluation import explain, inversion_quality
+from evaluation.checkpoints import TrainedRun
+from evaluation.demo import Demo
+from evaluation.explained import read_inversion
 from evaluation.faithfulness import masked_images
 from evaluation.inversion_search import best_table, describe
 from evaluation.mask_clusters import cluster_score_cam
-from evaluation.model_inversion import Inversion, _is_finished, check_evaluator, probability_by, score_by_another
-from evaluation.pages.notebook import show
+from evaluation.model_inversion import (
+    Inversion,
+    _is_finished,
+    check_evaluator,
+    probability_by,
+    save_inversion,
+    score_by_another,
+)
+from evaluation.pages import notebook
+from evaluation.pages.notebook import escaped, show
+from evaluation.predict import Model
 from evaluation.recipro_cam import recipro_cam, recipro_contrast
 from evaluation.scorecam import score_cam
 from evaluation.split_images import training_amplitudes
+from supervised.models import SceneClassifier
 from tests.conftest import SmallNetwork
 from tests.evaluation.pages.test_same_numbers import in_html
 from tests.evaluation.test_explain import Images, a_run
@@ -70,6 +86,41 @@ def test_amplitudes_of_another_data_set_than_that_of_the_training_are_refused(sc
         training_amplitudes(run, str(scene_folder))
     for same in ({}, {"name": "scenes", "fingerprint": {"train": "a part of them"}}):
         assert training_amplitudes(replace(run, data=same), str(scene_folder)).ndim == 3
+
+
+def test_as_many_images_are_explained_as_there_are_classes():
+    labels, right = [0, 1, 0, 1], [0, 1, 0, 1]
+    results = {explain.COMPARED[0]: {"labels": {"test": labels}, "predictions": {"test": right}}}
+    assert sorted(np.array(labels)[explain._choose_images(results, "full")]) == [0, 1]
+
+
+def test_a_class_whose_name_is_not_utf_8_is_inverted_and_read_back(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    pictures = torch.rand(1, 3, 32, 32)
+    save_inversion(Inversion(pictures, torch.zeros(1), torch.zeros(1, 3), torch.tensor([True])), [name], tmp_path)
+    (tmp_path / "settings.json").write_text("{}")
+    found = read_inversion(tmp_path)
+    assert list(found.table["name"]) == list(found.losses) == [name] and found.pictures.shape == (1, 3, 32, 32)
+
+
+def test_maps_are_by_default_of_the_last_stage_whatever_the_network(tmp_path):
+    torch.manual_seed(0)
+    model = SceneClassifier(3, network="resnet18", stages=(4,))
+    run = TrainedRun("r", model.eval(), ("a", "b", "c"), 64, "imagenet", "0")
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    found = Model(run).explain(path, fast=True)
+    assert np.array_equal(found, Model(run).explain(path, layer="4", fast=True))
+    assert not np.array_equal(found, Model(run).explain(path, layer="3", fast=True))
+    assert Demo(Model(run), None).answer(path.read_bytes())["map"]
+
+
+def test_names_of_classes_are_no_html(monkeypatch):
+    shown = []
+    monkeypatch.setattr(notebook, "display", lambda style: shown.append(style.to_html()))
+    show(pd.DataFrame({"<i>a": [0.5]}, index=["<script>b"]))
+    shown.append(escaped(pd.DataFrame({"<i>a": [0.5]}, index=["<script>b"]).style).format("{:.2f}").to_html())
+    assert all("&lt;script&gt;b" in each and "&lt;i&gt;a" in each and "<script>b" not in each for each in shown)
 
 
 def test_each_word_of_the_recipes_counts(monkeypatch, tmp_path):
