@@ -228,7 +228,7 @@ _FOUR_STAGES = replace(
 _SHORT = replace(
     _FOUR_STAGES,
     name="supervised_short",
-    question="What do larger images add, with the first four stages frozen?",
+    question="Is it better with larger images and the first four stages frozen?",
     compared_with="supervised_four_stages",
     image_size=352,
     crop_size=288,
@@ -238,7 +238,7 @@ _SHORT = replace(
 _LONG = replace(
     _SHORT,
     name="supervised_long",
-    question="What do 20 epochs add to 8?",
+    question="Are 20 epochs better than 8?",
     compared_with="supervised_short",
     train=replace(_SHORT.train, max_epochs=20),
 )
@@ -349,14 +349,14 @@ _ABLATIONS = (
     replace(
         _SHORT,
         name="supervised_short_one_stage",
-        question="What does a head on four stages add to one on the last stage?",
+        question="Is it better with a head on the last stage alone?",
         compared_with="supervised_short",
         stages=(8,),
     ),
     replace(
         _SHORT,
         name="supervised_short_smaller_images",
-        question="What do larger images add?",
+        question="Is it better with smaller images?",
         compared_with="supervised_short",
         image_size=288,
         crop_size=224,
@@ -378,21 +378,21 @@ _ABLATIONS = (
     replace(
         _SHORT,
         name="supervised_short_without_ema",
-        question="What does EMA add?",
+        question="Is it better without EMA?",
         compared_with="supervised_short",
         train=replace(_SHORT.train, ema_decay=0.0),
     ),
     replace(
         _SHORT,
         name="supervised_short_without_smoothing",
-        question="What does label smoothing add?",
+        question="Is it better without label smoothing?",
         compared_with="supervised_short",
         train=replace(_SHORT.train, label_smoothing=0.0),
     ),
     replace(
         _SHORT,
         name="supervised_short_one_learning_rate",
-        question="What does a lower learning rate of the backbone add?",
+        question="Is it better with one learning rate for backbone and head?",
         compared_with="supervised_short",
         train=replace(_SHORT.train, backbone_lr_factor=1.0),
     ),
@@ -404,7 +404,7 @@ _DISTILLATION_ABLATIONS = (
     replace(
         _DISTILLED,
         name="distilled_without_mixup",
-        question="What does mixup add?",
+        question="Is it better without mixup?",
         compared_with="distilled",
         mixup=False,
     ),
@@ -527,7 +527,7 @@ _NATURE_TABLE = (
     replace(
         EXPERIMENTS["imagenet_classifier_best"],
         name="nature_efficientnet_regularised",
-        question="Do six stages and a strong weight decay rank images better than the control?",
+        question="Are six stages and a strong weight decay better than the control?",
         compared_with="nature_efficientnet_frozen",
         data="nature",
         stages=(3, 4, 5, 6, 7, 8),  # chosen on val by logistic regression, as the decay was
