@@ -625,7 +625,7 @@ def predict(model, loader, accelerator=None, precision="auto") -> tuple[torch.Te
 
 
 def evaluate(model, loader, accelerator=None, precision="auto") -> Evaluation:
-    """Loss, accuracy and predictions over all images at once: a mean of batch means would favour a short last batch."""
+    """Loss, accuracy and predictions over all images at once: a mean of batch means would favor a short last batch."""
     logits, labels = predict(model, loader, accelerator, precision)
     predictions = logits.argmax(dim=1)
     return Evaluation(

@@ -370,9 +370,9 @@ def best_of_table(path: str | Path) -> dict:
     return table.loc[[table["value"].idxmin()]].to_dict("records")[0]
 
 
-def study_of_table(table: pd.DataFrame, space: str = "report") -> optuna.Study:
-    """The trials of a table as a study in memory, numbered from 0, for Optuna's plots and importances."""
-    distributions = dict(SPACES[space].distributions)
+def study_of_table(table: pd.DataFrame) -> optuna.Study:
+    """The trials of a table in the report's space as a study in memory, for Optuna's plots; numbered from 0."""
+    distributions = dict(SPACES["report"].distributions)
     storage = optuna.storages.InMemoryStorage()
     storage.create_new_study([StudyDirection.MINIMIZE], "table")  # optuna.create_study would write a line to the log
     study = optuna.load_study(study_name="table", storage=storage)

@@ -62,7 +62,7 @@ from helper_functions import (
 )
 from self_supervised import settings as self_supervised
 from self_supervised.dataloader import build_loaders
-from self_supervised.joint_embedding import NEIGHBORS, OfViews
+from self_supervised.joint_embedding import SHOWN_NEIGHBORS, OfViews
 from self_supervised.models import build_classifier, build_joint_embedding
 from self_supervised.probes import linear_probe, nearest_images, set_head, vote_of_neighbors
 from self_supervised.settings import ClassifierExperiment, JointEmbeddingExperiment, ProbeExperiment
@@ -73,7 +73,7 @@ from supervised.settings import Experiment
 
 EXPERIMENTS = {**supervised.ALL_EXPERIMENTS, **self_supervised.EXPERIMENTS}  # an experiment of your own can be added
 PROFILES = ("quick", "full")
-OWN_DATA = "15scene"  # the data set whose results stand directly in the profile's folder
+STUDY_DATA = "15scene"  # the data set whose results stand directly in the profile's folder
 FORMAT = 2  # of checkpoints and results; migrations/second_edition.py brings older results here
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow")
 DATA_HELP = "a prepared data set, a folder [<split>/]<class>/<image>, or a table of files and labels (.csv)"
@@ -198,7 +198,7 @@ class Files:
 def files_of(experiment: Experiment, profile: str) -> Files:
     """The files of an experiment below `data.files.root_folder()`."""
     below = Path(profile)
-    if experiment.data != OWN_DATA:
+    if experiment.data != STUDY_DATA:
         below /= name_of_images(experiment.data)
     name = experiment.name if experiment.seed == 0 else f"{experiment.name}.seed{experiment.seed}"
     return Files(root_folder() / "models" / below, root_folder() / "results" / below, name)
@@ -935,7 +935,7 @@ def summarize_views(history: History, job: Job, accelerator) -> dict:
     The neighbors are training images, by the features of the last epoch; nothing is chosen.
     """
     splits = _features_in_order(job.model, job.loaders, accelerator.device)
-    neighbors = min(NEIGHBORS, len(splits["train"][1]))
+    neighbors = min(SHOWN_NEIGHBORS, len(splits["train"][1]))
     found = History(train_loss=history.train_loss[-1:], train_accuracy=[None])
     for split in ("val", "test"):
         features, labels = splits[split]

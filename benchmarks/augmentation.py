@@ -2,8 +2,8 @@
 
     python -m benchmarks.augmentation [--rounds 3]
 
-Both get batches of 32 grey images of bytes and give network input: torchvision's transforms draw for one image at a
-time, since for a batch they would draw once; both end with `supervised.dataloader.normalise`.  Seconds are those of the
+Both get batches of 32 gray images of bytes and give network input: torchvision's transforms draw for one image at a
+time, since for a batch they would draw once; both end with `supervised.dataloader.normalize`.  Seconds are those of the
 processor, so other processes count little.  What that is of an epoch of training stands in benchmarks/data.csv.
 """
 
@@ -19,7 +19,7 @@ from benchmarks import implementations
 from benchmarks.implementations import Comparison, Measurement
 from data.augment import AUGMENTATIONS, augment
 from helper_functions import keep_freed_memory
-from supervised.dataloader import normalise
+from supervised.dataloader import normalize
 
 IMAGES, SIZE, REPEATS = 32, 224, 10
 CROP, FLIP = v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip(0.5)
@@ -45,13 +45,13 @@ def one_by_one(name: str, batch: torch.Tensor, first_seed: int) -> torch.Tensor:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             augmented.append(ONE_BY_ONE[name](image))
-    return normalise(torch.stack(augmented), "squash")
+    return normalize(torch.stack(augmented), "squash")
 
 
 def whole_batch(name: str, batch: torch.Tensor, first_seed: int) -> torch.Tensor:
     """As `SceneDataset` does it."""
     seeds = range(first_seed, first_seed + len(batch))
-    return normalise(augment(AUGMENTATIONS[name], batch, seeds, SIZE), "squash")
+    return normalize(augment(AUGMENTATIONS[name], batch, seeds, SIZE), "squash")
 
 
 def measure(implementation: Callable, name: str) -> Measurement:

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from benchmarks.scorecam_clusters import summarise
+from benchmarks.scorecam_clusters import summarize
 from evaluation.pages.tables import with_part
 
 FOLDER = Path(__file__).resolve().parent
@@ -37,11 +37,11 @@ WORK = {  # what is done: in which table, of which comparison (None: its only on
 UNITS = (("years", 365 * 86400), ("days", 86400), ("h", 3600), ("min", 60))
 
 
-def read_tables(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
+def read_tables() -> dict[str, pd.DataFrame]:
     """The benchmarks' tables that are there, by name; raises FileNotFoundError if there is none."""
-    tables = {name: pd.read_csv(folder / f"{name}.csv") for name in NAMES if (folder / f"{name}.csv").exists()}
+    tables = {name: pd.read_csv(FOLDER / f"{name}.csv") for name in NAMES if (FOLDER / f"{name}.csv").exists()}
     if not tables:
-        raise FileNotFoundError(f"{folder} holds no table of a benchmark; run `make bench` first")
+        raise FileNotFoundError(f"{FOLDER} holds no table of a benchmark; run `make bench` first")
     return tables
 
 
@@ -121,7 +121,7 @@ def clusters_markdown(rows: pd.DataFrame) -> str:
     """How near maps with clusters come to exact ones: one line a network and number of clusters."""
     columns = ["network", "clusters", "images", "passes", "median correlation", "lowest", "exact", "share of time"]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    for row in summarise(rows).itertuples():
+    for row in summarize(rows).itertuples():
         network = row.run if row.weighting == "softmax" else f"{row.run}, {row.weighting}"
         lines.append(
             f"| {network} | {row.clusters} | {row.images} | {row.passes:,.0f} | {row.median:.4f} | {row.lowest:.4f} "

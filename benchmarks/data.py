@@ -102,7 +102,7 @@ def decode_plainly(folder: Path) -> np.ndarray:
 
 
 def decode_into_cache(folder: Path) -> np.ndarray:
-    """The same by the image cache, bytes (N, channels, S, S): grey images have one channel."""
+    """The same by the image cache, bytes (N, channels, S, S): gray images have one channel."""
     return load_scenes(folder_of("train"), cache=folder, progress=False).images
 
 

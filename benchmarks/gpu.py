@@ -70,7 +70,7 @@ class Options:
 
 
 def noise_scenes(count: int, size: int) -> Scenes:
-    """A split of grey noise, of CLASSES classes."""
+    """A split of gray noise, of CLASSES classes."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (count, 1, size, size), dtype=np.uint8)
     names = tuple(f"{number}" for number in range(CLASSES))
@@ -232,14 +232,14 @@ def main(arguments=None) -> int:
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 256], help="images in a batch")
     parser.add_argument("--size", type=int, default=224, help="pixels")
     parser.add_argument("--batches-per-epoch", type=int, default=BATCHES_PER_EPOCH)
-    parser.add_argument("--out", type=Path, default=FOLDER / "gpu.csv")
+    parser.add_argument("--output", type=Path, default=FOLDER / "gpu.csv")
     options = parser.parse_args(arguments)
 
     def measure():
         if options.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("torch finds no GPU here; --device cpu measures the same on the CPU")
         asked = Options(options.device, options.size, options.batches_per_epoch)
-        write_table(options.out, options.batches, asked)
+        write_table(options.output, options.batches, asked)
 
     return run_command(measure)
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.image_cache_size
 
-Reading: an epoch in a shuffled order, through the loader that training uses, of grey images of 64 pixels.  Caching:
+Reading: an epoch in a shuffled order, through the loader that training uses, of gray images of 64 pixels.  Caching:
 files are decoded and resized into a new cache.  Where the cost of an image stays flat, the total cost is proportional
 to the number of images.  The table is written to benchmarks/image_cache_size.csv.
 """

@@ -207,7 +207,7 @@ def seconds_of(step: Callable[[], object], repeats: int) -> float:
 
 
 def draw_images(count: int, seed: int = 0, size: int = 224) -> torch.Tensor:
-    """Normalised images (count, 3, size, size) of smooth shapes with grain, which a network tells apart."""
+    """Normalized images (count, 3, size, size) of smooth shapes with grain, which a network tells apart."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 3, 6, 6, generator=generator)
     smooth = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic")

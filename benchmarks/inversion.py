@@ -27,7 +27,7 @@ from supervised.dataloader import MEAN, STD
 
 STEPS = 20
 CLASSES = (0, 1, 2, 3, 4)
-NORMALISATION = (MEAN["imagenet"], STD["imagenet"])
+NORMALIZATION = (MEAN["imagenet"], STD["imagenet"])
 
 
 def plain_picture(model: nn.Module, target_class: int, steps: int, size: int = 224) -> np.ndarray:
@@ -37,14 +37,14 @@ def plain_picture(model: nn.Module, target_class: int, steps: int, size: int = 2
         picture = Image.fromarray(pixels)
         if step % 4 == 0:
             picture = picture.filter(ImageFilter.GaussianBlur(1))
-        images = functional.normalize(functional.to_tensor(picture), *NORMALISATION)[None].requires_grad_()
+        images = functional.normalize(functional.to_tensor(picture), *NORMALIZATION)[None].requires_grad_()
         optimizer = torch.optim.SGD([images], lr=6, weight_decay=1e-4)
         loss = -model(images)[0, target_class]
         model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALISATION)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALIZATION)
         changed = (images.detach()[0] * std + mean).clamp(0, 1)
         pixels = (255 * changed).round().byte().permute(1, 2, 0).numpy()
     return pixels
@@ -53,7 +53,7 @@ def plain_picture(model: nn.Module, target_class: int, steps: int, size: int = 2
 def logits_of_classes(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The objective (N,): the model's logit of each image's class, for images (N, 3, S, S) in 0..1."""
     with torch.no_grad():
-        return class_logit(model, functional.normalize(images, *NORMALISATION), torch.tensor(CLASSES))
+        return class_logit(model, functional.normalize(images, *NORMALIZATION), torch.tensor(CLASSES))
 
 
 def measure_plain() -> Measurement:
@@ -75,7 +75,7 @@ def measure_ours() -> Measurement:
     model, settings, found = implementations.our_network(plain), InversionSettings(steps=STEPS), []
     class_logit(model, implementations.draw_images(len(CLASSES)), torch.tensor(CLASSES))  # warm-up
     seconds = implementations.seconds_of(
-        lambda: found.append(invert(model, class_logit, CLASSES, settings, *NORMALISATION, progress=False)), 1
+        lambda: found.append(invert(model, class_logit, CLASSES, settings, *NORMALIZATION, progress=False)), 1
     )
     return _measurement(seconds, logits_of_classes(plain, found[0].images))
 

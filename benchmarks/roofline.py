@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu import CASES, Options, loaders_for, step_on_one_batch
 from benchmarks.implementations import FOLDER
-from runs import EXPERIMENTS, OWN_DATA, configure
+from runs import EXPERIMENTS, STUDY_DATA, configure
 from self_supervised.settings import JointEmbeddingExperiment
 from study import BACKWARD, IMAGES, forward_passes
 
@@ -148,7 +148,7 @@ def projected(table: pd.DataFrame, limit: dict[int, float]) -> pd.DataFrame:
     nearer batch size, and is recorded where it can be; frozen features and what is evaluated go in large batches, at
     the limit.  Loading kernels is left out.
     """
-    experiments = [configure(each, "full") for each in EXPERIMENTS.values() if each.data == OWN_DATA]
+    experiments = [configure(each, "full") for each in EXPERIMENTS.values() if each.data == STUDY_DATA]
     held_out = BACKWARD * limit[max(limit)]  # forward passes per second
     lines = []
     of_loop = table[table["case"] == "advanced"].set_index(["step", "batch_size"])["images_per_second"]

@@ -48,7 +48,7 @@ def masked_images(run: TrainedRun, image: torch.Tensor, weighting: str = "softma
 def all_scores(masked: MaskedImages, path: Path) -> tuple[torch.Tensor, float]:
     """The score of every mask (1, channels), and the seconds of their passes; from a file, or measured and kept there.
 
-    The file has the scores of both weightings, logits and probabilities.
+    The file has logits and probabilities, which serve every weighting.
     """
     if not path.exists():
         started = time.perf_counter()
@@ -99,7 +99,7 @@ def compare(run: TrainedRun, image: torch.Tensor, path: Path, weighting: str = "
     return rows
 
 
-def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     """One line per run, weighting and number of clusters: correlations over the images, and costs.
 
     Columns besides: images; passes and share_of_time, means; median, lowest (correlation); exact (share of the images).
@@ -149,7 +149,7 @@ def _measure(options):
                 found = compare(run, dataset[number][0][None], scores / f"{number}.npz", options.weighting)
                 rows += [{"run": run.name, **made_from, "image": number} | row for row in found]
                 write_table(options.output, pd.DataFrame(rows))
-    print(summarise(pd.DataFrame(rows)).round(4).to_string(index=False))
+    print(summarize(pd.DataFrame(rows)).round(4).to_string(index=False))
 
 
 if __name__ == "__main__":

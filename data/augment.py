@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as transforms
 AUGMENTATION_RULES = 2  # stands in results: 1 was torchvision's, image by image, whose rotation took the nearest pixel
 CROP_TRIES = 10  # as in torchvision: a box that does not fit into the image is drawn again
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height of a crop, in pixels
-GREY = (0.2989, 0.5870, 0.1140)  # weights of red, green and blue, as in torchvision
+GRAY = (0.2989, 0.5870, 0.1140)  # weights of red, green and blue, as in torchvision
 MANY = 9.0  # further out than any image reaches, where images are 2 wide
 STRENGTHS = 31  # of TrivialAugment's operations
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")  # TrivialAugment's, in torchvision's order
@@ -172,7 +172,7 @@ def apply(drawn: Drawn, images: torch.Tensor, size: int) -> torch.Tensor:
     if drawn.brightness is not None:
         images = _blend(images, torch.zeros(()), drawn.brightness)
     if drawn.contrast is not None:
-        images = _blend(images, _mean_grey(images), drawn.contrast)
+        images = _blend(images, _mean_gray(images), drawn.contrast)
     if drawn.sigma is not None:
         images = gaussian_blur(images, drawn.sigma, drawn.reach)
     if drawn.solarized is not None:
@@ -288,8 +288,8 @@ def _operation(name: str, images: torch.Tensor, strengths: torch.Tensor) -> torc
     if name in BLENDS:
         others = {
             "brightness": torch.zeros_like,
-            "color": _grey,
-            "contrast": _mean_grey,
+            "color": _gray,
+            "contrast": _mean_gray,
             "sharpness": _smoothed,
         }
         return _blend(images, others[name](images), 1 + 0.99 * strengths)
@@ -336,13 +336,13 @@ def _blend(images: torch.Tensor, other: torch.Tensor, factors: torch.Tensor) -> 
     return (factors * images + (1 - factors) * other.to(images)).clamp(0, 255)
 
 
-def _grey(images: torch.Tensor) -> torch.Tensor:
-    """Images (N, 1 or 3, S, S) in grey (N, 1, S, S)."""
-    return images if images.shape[1] == 1 else (images * images.new_tensor(GREY).view(3, 1, 1)).sum(1, keepdim=True)
+def _gray(images: torch.Tensor) -> torch.Tensor:
+    """Images (N, 1 or 3, S, S) in gray (N, 1, S, S)."""
+    return images if images.shape[1] == 1 else (images * images.new_tensor(GRAY).view(3, 1, 1)).sum(1, keepdim=True)
 
 
-def _mean_grey(images: torch.Tensor) -> torch.Tensor:
-    return _grey(images).mean(dim=(1, 2, 3), keepdim=True)
+def _mean_gray(images: torch.Tensor) -> torch.Tensor:
+    return _gray(images).mean(dim=(1, 2, 3), keepdim=True)
 
 
 def _smoothed(images: torch.Tensor) -> torch.Tensor:

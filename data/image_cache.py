@@ -28,7 +28,7 @@ from data.folders import ImageFolder, is_image, list_images
 from data.layouts import list_splits, record_split, sources_of
 
 RESIZE_RULES = ("squash", "imagenet")
-GREY_MODES = ("1", "L", "LA", "La", "I")
+GRAY_MODES = ("1", "L", "LA", "La", "I")
 VAL_SHARE = 0.3  # of the images outside train, where only one folder holds them
 CACHE_FORMAT = 3
 FEW_BITS = "it holds 12 bits or fewer as if they were 16, and would be nearly black; scale it to 8 bits"
@@ -78,7 +78,7 @@ class Selection:
 class Scenes:
     """One split: images (N, channels, size, size) of bytes, labels (N,), and names "<class>/<file>" in the same order.
 
-    channels is 1 where all images are grey, else 3.  The fingerprint is a digest of the image files' names and bytes:
+    channels is 1 where all images are gray, else 3.  The fingerprint is a digest of the image files' names and bytes:
     it does not depend on the machine.  `skipped` names the images that could not be decoded.
     """
 
@@ -204,7 +204,7 @@ def load_scenes(
 
 
 def decode(path: Path, size: int, resize: str) -> np.ndarray:
-    """One image as bytes (channels, size, size): 1 channel if the file is grey, else 3, as a viewer shows it.
+    """One image as bytes (channels, size, size): 1 channel if the file is gray, else 3, as a viewer shows it.
 
     EXIF orientation is applied, and what is transparent lies on white.  Raises ValueError that names the file if it
     cannot be decoded completely, or if its range is unknown.
@@ -238,11 +238,11 @@ def decode_image(image: Image.Image, size: int, resize: str) -> np.ndarray:
     turn = _turn_of(image)
     image = _in_8_bits(image)
     image = image if turn is None else image.transpose(turn)
-    grey = image.mode in GREY_MODES
+    gray = image.mode in GRAY_MODES
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if grey else "RGB")
+    image = image.convert("L" if gray else "RGB")
     if resize == "imagenet":
         image = _without_far_ends(image)
         image = transforms.resize(image, round(size * 256 / 224), interpolation=InterpolationMode.BICUBIC)
@@ -372,7 +372,7 @@ def _read_cached(index_path: Path) -> tuple[dict, np.ndarray] | None:
 def _decode_all(source: _Source, progress: bool, path: Path) -> dict:
     """Decode a source into the .npy file `path` and return its index; memory holds CHUNK images at a time."""
     folder, sources = source.images.folder, source.images.names
-    shape = (1 if all(_is_grey(folder / name) for name in sources) else 3, source.size, source.size)
+    shape = (1 if all(_is_gray(folder / name) for name in sources) else 3, source.size, source.size)
     names, skipped = [], []
     with (
         path.open("wb") as file,
@@ -389,7 +389,7 @@ def _decode_all(source: _Source, progress: bool, path: Path) -> dict:
                     skipped.append(name)
                 else:
                     names.append(name)
-                    file.write(np.broadcast_to(image, shape).tobytes())  # grey among colored ones: three channels
+                    file.write(np.broadcast_to(image, shape).tobytes())  # gray among colored ones: three channels
                 bar.update()
         file.truncate()  # space that was reserved for skipped images
         file.seek(0)
@@ -415,12 +415,12 @@ def _divide(scenes: Scenes) -> tuple[Scenes, Scenes]:
     return scenes.subset(np.flatnonzero(in_val)), scenes.subset(np.flatnonzero(~in_val))
 
 
-def _is_grey(path: Path) -> bool:
+def _is_gray(path: Path) -> bool:
     """By the file's header alone; a file without a readable one is reported when it is decoded."""
     try:
         if path.is_file():
             with Image.open(path) as image:
-                return image.mode in GREY_MODES or image.mode.startswith("I;16")
+                return image.mode in GRAY_MODES or image.mode.startswith("I;16")
     except Exception:  # as in `decode`
         return True
     return True

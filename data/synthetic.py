@@ -1,4 +1,4 @@
-"""Fifteen classes of synthetic grey scenes, drawn in seconds for tests and quick runs without a download.
+"""Fifteen classes of synthetic gray scenes, drawn in seconds for tests and quick runs without a download.
 
 The class names are those of 15-Scene (Lazebnik et al. 2006).  Framing, noise, mean and contrast are sampled alike for
 all classes.  Shape identifies a class, brightness does not.
@@ -15,39 +15,39 @@ OVERSAMPLING = 2  # sketches are larger by this factor: scaling them down smooth
 
 
 class _Sketch:
-    """Shapes on a square image: x to the right and y downwards in 0..1, grey 0 black to 1 white."""
+    """Shapes on a square image: x to the right and y downwards in 0..1, gray 0 black to 1 white."""
 
     def __init__(self, generator, pixels):
         self.image = Image.new("L", (pixels, pixels))
         self.draw = ImageDraw.Draw(self.image)
         self.uniform, self.integers = generator.uniform, generator.integers
 
-    def near(self, grey):
-        return grey + self.uniform(-0.1, 0.1)
+    def near(self, gray):
+        return gray + self.uniform(-0.1, 0.1)
 
-    def polygon(self, points, grey):
-        self.draw.polygon((np.ravel(points) * self.image.width).tolist(), round(255 * grey))
+    def polygon(self, points, gray):
+        self.draw.polygon((np.ravel(points) * self.image.width).tolist(), round(255 * gray))
 
-    def box(self, lefts, tops, width, height, grey, frame=None):
+    def box(self, lefts, tops, width, height, gray, frame=None):
         """A box at each pair of a left and a top edge; one box if both are numbers."""
         for left, top in product(np.ravel(lefts), np.ravel(tops)):
             corners = np.array([left, top, left + width, top + height]) * self.image.width
             outline = None if frame is None else round(255 * frame)
-            self.draw.rectangle(corners.tolist(), round(255 * grey), outline, round(0.015 * self.image.width))
+            self.draw.rectangle(corners.tolist(), round(255 * gray), outline, round(0.015 * self.image.width))
 
-    def taper(self, x, top, top_half, bottom, bottom_half, grey):
+    def taper(self, x, top, top_half, bottom, bottom_half, gray):
         """A trapezoid centered on `x`, given the half widths of its upper and lower side."""
-        self.polygon([x - top_half, top, x + top_half, top, x + bottom_half, bottom, x - bottom_half, bottom], grey)
+        self.polygon([x - top_half, top, x + top_half, top, x + bottom_half, bottom, x - bottom_half, bottom], gray)
 
-    def ellipse(self, x, y, half_width, half_height, grey):
+    def ellipse(self, x, y, half_width, half_height, gray):
         corners = np.array([x - half_width, y - half_height, x + half_width, y + half_height]) * self.image.width
-        self.draw.ellipse(corners.tolist(), round(255 * grey))
+        self.draw.ellipse(corners.tolist(), round(255 * gray))
 
-    def wave(self, y, amplitude, periods, thickness, grey):
+    def wave(self, y, amplitude, periods, thickness, gray):
         """A sine wave across the image, thickened downwards.  Returns its points, shape (40, 2)."""
         x = np.linspace(-0.05, 1.05, 40)
         wave = np.stack([x, y + amplitude * np.sin(2 * np.pi * (periods * x + self.uniform()))], axis=1)
-        self.polygon([*wave, *wave[::-1] + (0, thickness)], grey)
+        self.polygon([*wave, *wave[::-1] + (0, thickness)], gray)
         return wave
 
     def sky(self, lowest, highest, ground):
@@ -225,7 +225,7 @@ def draw_scene(class_name: str, generator: np.random.Generator, size: int = 128)
     left, top = generator.uniform(0, scene.image.width - side, size=2)
     framed = scene.image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     values = np.asarray(framed, dtype=np.float64)[:, :: generator.choice([-1, 1])]
-    values = (values - values.mean()) / values.std()  # or mean and spread of grey would identify the class
+    values = (values - values.mean()) / values.std()  # or mean and spread of gray would identify the class
     values = values + generator.normal(0, generator.uniform(0, 0.15), size=values.shape)
     contrast = generator.choice([-1, 1], p=[0.06, 0.94]) * generator.uniform(46, 57)  # negative at night
     return np.clip(generator.uniform(112, 142) + contrast * values, 0, 255).round().astype(np.uint8)

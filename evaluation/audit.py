@@ -1,6 +1,6 @@
 """Audit a data set: images that are probably mislabeled, and images that are in it more than once.
 
-    python -m evaluation.audit DATA [--out FOLDER] [--model RUN | --weights FILE]
+    python -m evaluation.audit DATA [--output FOLDER] [--model RUN | --weights FILE]
     python -m evaluation.audit DATA --planted 0.05      flip 5 % of the labels first, and count how many are found
 
 **Labels.** Each image gets probabilities from a linear probe that was not fitted to it (5-fold cross-validation, on the
@@ -288,7 +288,7 @@ def main(arguments=None) -> int:
         prog="python -m evaluation.audit", description="Find images that are probably mislabeled, and copies"
     )
     parser.add_argument("data", metavar="DATA", help="a prepared data set, a folder of classes, or a table (.csv)")
-    parser.add_argument("--out", type=expanded, default=Path("audit"), metavar="FOLDER", help="default: audit")
+    parser.add_argument("--output", type=expanded, default=Path("audit"), metavar="FOLDER", help="default: audit")
     source = parser.add_mutually_exclusive_group()
     add_model_option(source)
     source.add_argument("--weights", metavar="FILE", help="features of EfficientNet-B0, instead of a trained run")
@@ -301,7 +301,7 @@ def main(arguments=None) -> int:
 def _audit(options):
     if options.planted is not None and not 0 < options.planted < 1:
         raise ValueError(f"--planted is {options.planted}; it must be a share above 0 and below 1")
-    check_output(options.out, "--out", folder=True)
+    check_output(options.output, "--output", folder=True)
     root = locate(options.data)
     run = network_of(options.weights) if options.weights else load_run(options.model)
     scenes = load_splits(root, run.image_size, run.resize, skip_bad_images=options.skip_bad_images)
@@ -311,9 +311,10 @@ def _audit(options):
         _write_score(root, run, data, features, options.planted)
         return
     table, threshold = audit(data, features)
-    write_table(options.out / "audit.csv", table.drop(columns=["image", "other"]), float_format="%.4f")
-    write_audit(options.out / "audit.html", root.name, table, data.pixels, threshold)
-    print(f"{root}: {len(data.files):,} images, features of {run.name}\n{count(table)}\n{options.out / 'audit.html'}")
+    write_table(options.output / "audit.csv", table.drop(columns=["image", "other"]), float_format="%.4f")
+    page = options.output / "audit.html"
+    write_audit(page, root.name, table, data.pixels, threshold)
+    print(f"{root}: {len(data.files):,} images, features of {run.name}\n{count(table)}\n{page}")
 
 
 def _write_score(root: Path, run: TrainedRun, data: Audited, features: np.ndarray, share: float):

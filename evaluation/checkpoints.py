@@ -15,7 +15,7 @@ from data.folders import in_nfc
 from data.image_cache import Scenes, decode
 from helper_functions import fold_batchnorm
 from runs import load_checkpoint
-from supervised.dataloader import MEAN, STD, normalise
+from supervised.dataloader import MEAN, STD, normalize
 from supervised.models import SceneClassifier, classifier_of
 from supervised.settings import Experiment
 from supervised.state_dicts import check_tensor, without_wrappers
@@ -69,12 +69,12 @@ class TrainedRun:
         """
         check_images(paths)
         pixels = [decode(path, self.image_size, self.resize) for path in paths]
-        return pixels, self.normalised(pixels)
+        return pixels, self.normalized(pixels)
 
-    def normalised(self, pixels: Sequence[np.ndarray]) -> torch.Tensor:
+    def normalized(self, pixels: Sequence[np.ndarray]) -> torch.Tensor:
         """Pixels as `data.image_cache.decode` gives them, as network input (N, 3, S, S)."""
         color = [torch.tensor(each).expand(3, -1, -1) for each in pixels]
-        return normalise(torch.stack(color), self.resize)
+        return normalize(torch.stack(color), self.resize)
 
     def folded(self) -> "TrainedRun":
         """The same run with BatchNorm folded into the convolutions: equal outputs but for rounding, a third faster.
@@ -115,15 +115,15 @@ def check_images(paths: Sequence[Path]):
             raise FileNotFoundError(f"there is no image {path}")
 
 
-def load_trained(run: str | Path, models: Path | None = None) -> TrainedRun:
+def load_trained(run: str | Path) -> TrainedRun:
     """Load a finished run by its name, or by the path of its checkpoint or released file.
 
-    A name is looked up in `models` (default: models/ of the root folder), also in the folders of a user's own data
-    sets: the full profile before the quick one, and in each the runs that were trained here before released ones.
+    A name is looked up in models/ of the root folder, also in the folders of a user's own data sets: the full profile
+    before the quick one, and in each the runs that were trained here before released ones.
     Raises FileNotFoundError that lists the runs that are there, and ValueError for a name of several runs and for a
     file that is not one of ours.
     """
-    path = _find(str(run), models or root_folder() / "models")
+    path = _find(str(run), root_folder() / "models")
     saved = read_released(path) if path.suffix == RELEASED else load_checkpoint(path)
     experiment, tensors = _experiment_of(saved, path), _tensors_in(saved, path)
     return TrainedRun(

@@ -93,7 +93,7 @@ class Demo:
         if why_not is not None and not 0 <= why_not < len(self.model.class_names):
             raise ValueError(f"there is no class number {why_not}")
         pixels = read_upload(upload, self.model.run)
-        image = self.model.run.normalised([pixels])
+        image = self.model.run.normalized([pixels])
         with torch.inference_mode():
             features = self.folded.model.pooled_features(image)
         probabilities = class_probabilities(self.folded.model, features)[0]
@@ -158,10 +158,10 @@ def read_upload(upload: bytes, run: TrainedRun) -> np.ndarray:
 
 def overlay(pixels: np.ndarray, heat_map: np.ndarray) -> Image.Image:
     """A heat map (S, S) in 0..1 over the gray image, uint8 (1 or 3, S, S); an empty map leaves the image as it is."""
-    grey = np.repeat(pixels.mean(axis=0)[:, :, None], 3, axis=2)
+    gray = np.repeat(pixels.mean(axis=0)[:, :, None], 3, axis=2)
     if heat_map.max() > 0:
-        grey = (grey + 255 * matplotlib.colormaps["jet"](heat_map)[:, :, :3]) / 2
-    return Image.fromarray(grey.round().astype(np.uint8))
+        gray = (gray + 255 * matplotlib.colormaps["jet"](heat_map)[:, :, :3]) / 2
+    return Image.fromarray(gray.round().astype(np.uint8))
 
 
 # ------------------------------------------------------------------------------------------------------------ server

@@ -1,6 +1,6 @@
 """Images as vectors: the pooled features that a trained network computes of image files.
 
-    python -m evaluation.embed FOLDER --out vectors.npz --model byol_classifier
+    python -m evaluation.embed FOLDER --output vectors.npz --model byol_classifier
 
 The folder is searched for images at any depth.  A vector is what the head of the network reads.  The file holds
 
@@ -53,7 +53,7 @@ def features_in_batches(
             kept = [path for path in batch if pixels[path] is not None]
             if kept:
                 with torch.inference_mode():
-                    features = run.model.pooled_features(run.normalised([pixels[path] for path in kept]))
+                    features = run.model.pooled_features(run.normalized([pixels[path] for path in kept]))
                 yield kept, features.float().numpy()
             bar.update(len(batch))
     if bad:
@@ -62,9 +62,9 @@ def features_in_batches(
         raise ValueError("none of the images can be decoded")
 
 
-def embed(run: TrainedRun, paths: Sequence[Path], skip_bad_images: bool = False, progress: bool = True):
+def embed(run: TrainedRun, paths: Sequence[Path], skip_bad_images: bool = False) -> tuple[list[Path], np.ndarray]:
     """The paths of all images that can be decoded, and their pooled features, float32 (N, D)."""
-    batches = list(features_in_batches(run.folded(), paths, skip_bad_images, progress))
+    batches = list(features_in_batches(run.folded(), paths, skip_bad_images))
     return [path for batch, _ in batches for path in batch], np.concatenate([features for _, features in batches])
 
 
@@ -95,7 +95,7 @@ def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.embed", description="Write images as vectors")
     parser.add_argument("folder", type=expanded, metavar="FOLDER")
-    parser.add_argument("--out", required=True, type=expanded, metavar="FILE", help="ends in .npz, .csv or .parquet")
+    parser.add_argument("--output", required=True, type=expanded, metavar="FILE", help="ends in .npz, .csv or .parquet")
     add_model_options(parser)
     options = parser.parse_args(arguments)
     return run_command(lambda: _embed(options))
@@ -114,13 +114,13 @@ def add_model_options(parser: argparse.ArgumentParser):
 
 
 def _embed(options):
-    check_target(options.out, "--out")
+    check_target(options.output, "--output")
     if not options.folder.is_dir():
         raise FileNotFoundError(f"there is no folder {options.folder}")
     run = load_run(options.model)
     paths, vectors = embed(run, images_in([options.folder]), options.skip_bad_images)
-    write_vectors(options.out, [path.relative_to(options.folder).as_posix() for path in paths], vectors)
-    print(f"{options.out}: {len(vectors):,} images, {vectors.shape[1]:,} numbers each, of {run.name}")
+    write_vectors(options.output, [path.relative_to(options.folder).as_posix() for path in paths], vectors)
+    print(f"{options.output}: {len(vectors):,} images, {vectors.shape[1]:,} numbers each, of {run.name}")
 
 
 if __name__ == "__main__":

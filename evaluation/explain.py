@@ -69,12 +69,11 @@ from supervised.settings import Experiment
 SHOWN_IMAGES = {"full": 4, "quick": 2}
 LAYERS = ("1", "2", "8")  # of the heat maps, stages of the network (the first report)
 MEASURED_LAYER = "7"  # of faithfulness: a map takes 320 masked images, at stage 8 it would take 1,280
-RANDOMISED_LAYER = "5"  # of the maps during randomization: they take 112 masked images each
+RANDOMIZED_LAYER = "5"  # of the maps during randomization: they take 112 masked images each
 CKA_STAGES = (2, 4, 6, 8)
-RANDOMISED = ("classifier", "features.8", "features.7", "features.6", "features.5", "features.4")
-RANDOMISED_IMAGES = 4
+RANDOMIZED = ("classifier", "features.8", "features.7", "features.6", "features.5", "features.4")
+RANDOMIZED_IMAGES = 4
 PERPLEXITY = 30.0  # of the t-SNE, lower for fewer than 90 images
-NEIGHBORS = 20  # of the k-NN purity, all others where there are fewer
 ACTIVATING = 3  # test images shown beside a filter
 STAMP = "weights.json"  # names what the folder of a model was computed from
 MAP_SIZE = 112  # pixels, square, at most: cached maps are for looking
@@ -86,12 +85,12 @@ class Effort:
 
     measured_images: int = 200  # test images for faithfulness
     inversion_steps: int = RECIPE.steps  # at most
-    randomised_seeds: int = 3
+    randomized_seeds: int = 3
 
 
 EFFORT = {
     "full": Effort(),
-    "quick": Effort(measured_images=2, inversion_steps=40, randomised_seeds=2),
+    "quick": Effort(measured_images=2, inversion_steps=40, randomized_seeds=2),
 }
 
 
@@ -189,9 +188,9 @@ def _measure_model(subject: Subject, effort: Effort):
     run, dataset = subject.run.without_flip_tta(), subject.loader.dataset
     with np.load(subject.folder / "test.npz") as saved:
         predictions = saved["probabilities"].argmax(axis=1)
-    sample = np.random.default_rng(0).permutation(len(predictions))[:RANDOMISED_IMAGES]
+    sample = np.random.default_rng(0).permutation(len(predictions))[:RANDOMIZED_IMAGES]
     targets = {dataset.scenes.names[number]: int(predictions[number]) for number in sample}
-    randomise(run, _images(dataset, sample), targets, subject.folder, effort.randomised_seeds)
+    randomize(run, _images(dataset, sample), targets, subject.folder, effort.randomized_seeds)
     numbers = evenly_spread(len(dataset), effort.measured_images)
     measure_run(run.folded(), dataset, numbers, score_cam_of, subject.folder / "faithfulness.csv")
 
@@ -225,8 +224,7 @@ def describe_test_images(model: nn.Module, features: Sequence[np.ndarray], label
         contents = {"labels": labels, "probabilities": probabilities, "places": places}
         write_atomically(folder / "test.npz", lambda path: np.savez_compressed(path, **contents))
     if not (folder / "representation.csv").exists():
-        neighbors = min(NEIGHBORS, len(labels) - 1)
-        purity = [representation.neighbour_purity(each, labels, neighbors) for each in features]
+        purity = [representation.neighbour_purity(each, labels) for each in features]
         lines = [
             (stage, each.shape[1], purity[stage], representation.rank_me(each)) for stage, each in enumerate(features)
         ]
@@ -273,22 +271,22 @@ def score_cam_of(run: TrainedRun, images: torch.Tensor, targets: Sequence[int]) 
     return {"Score-CAM": timed(lambda: score_cam(run.model, images, run.layer(MEASURED_LAYER), targets))}
 
 
-def randomise(run: TrainedRun, images: torch.Tensor, targets: Mapping[str, int], folder: Path, seeds: int):
-    """Write randomisation.csv: `faithfulness.cascading_randomisation` at RANDOMISED_LAYER, per seed, part and image.
+def randomize(run: TrainedRun, images: torch.Tensor, targets: Mapping[str, int], folder: Path, seeds: int):
+    """Write randomisation.csv: `faithfulness.cascading_randomization` at RANDOMIZED_LAYER, per seed, part and image.
 
     `targets` are the class of each image by its name.  The file is written after every seed, so an interrupted call
     continues.  A file of other images, or of older code, which knew no names, is replaced.
     """
-    path, parts = folder / "randomisation.csv", [run.layer(name) for name in RANDOMISED]
+    path, parts = folder / "randomisation.csv", [run.layer(name) for name in RANDOMIZED]
     table = pd.read_csv(path) if path.exists() else pd.DataFrame({"image": []})
     tables = [table] if set(table["image"]) == set(targets) else []
     for seed in range(tables[0]["seed"].nunique() if tables else 0, seeds):
-        correlations = faithfulness.cascading_randomisation(
-            run.model, images, run.layer(RANDOMISED_LAYER), list(targets.values()), parts, seed
+        correlations = faithfulness.cascading_randomization(
+            run.model, images, run.layer(RANDOMIZED_LAYER), list(targets.values()), parts, seed
         )
         lines = [
             (seed, part, name, correlation)
-            for part, of_images in zip(RANDOMISED, correlations, strict=True)
+            for part, of_images in zip(RANDOMIZED, correlations, strict=True)
             for name, correlation in zip(targets, of_images, strict=True)
         ]
         tables.append(pd.DataFrame(lines, columns=["seed", "part", "image", "correlation"]))

@@ -48,9 +48,9 @@ class Explained:
     maps: dict[str, dict[str, torch.Tensor]]  # by layer: heat maps (images, S, S) in 0..1, of the first of `shown`
     map_table: pd.DataFrame  # see `describe_maps`
     faithfulness: pd.DataFrame  # of the first model, as `faithfulness.measure_faithfulness` returns it
-    definitions: pd.DataFrame  # of Score-CAM, on val, for each model; see `map_measures.summarise`
+    definitions: pd.DataFrame  # of Score-CAM, on val, for each model; see `map_measures.summarize`
     methods: pd.DataFrame  # kinds of heat maps, on test, for each model; see there
-    randomisation: pd.DataFrame  # of the first model: seed, part, image, correlation
+    randomization: pd.DataFrame  # of the first model: seed, part, image, correlation
     inversions: dict[tuple[str, str], Inversion]  # by model and kind, see INVERTED
     activating: dict[str, pd.DataFrame]  # see `explain.activating_images`
     inversion_quality: pd.DataFrame  # of the first model, see `inversion_quality.quality_lines`
@@ -102,7 +102,7 @@ def read_explanations(folder: Path, results: Mapping[str, dict], scenes: Scenes,
         faithfulness=_read_table(first / "faithfulness.csv"),
         definitions=_read_table(folder / "scorecam_defaults.csv"),
         methods=_read_table(folder / "heat_maps.csv"),
-        randomisation=_read_table(first / "randomisation.csv"),
+        randomization=_read_table(first / "randomisation.csv"),
         inversions={
             (name, kind): read_inversion(folder / name / kind)
             for name in results
@@ -205,7 +205,7 @@ def faithfulness_verdicts(measured: pd.DataFrame) -> tuple[pd.DataFrame, pd.Data
 
 
 def measured_maps(table: pd.DataFrame) -> pd.DataFrame:
-    """Lines of `map_measures.summarise` as text, by model and map; an empty table stays empty.
+    """Lines of `map_measures.summarize` as text, by model and map; an empty table stays empty.
 
     Columns: each measure with its 95 % interval, marked * where it is better than edges and random maps and ! where it
     is worse than one of them; fell back and empty (shares of the images) and seconds.
@@ -225,7 +225,7 @@ def measured_maps(table: pd.DataFrame) -> pd.DataFrame:
     return text.set_index(["model", "map"])
 
 
-def randomisation_table(correlations: pd.DataFrame) -> pd.DataFrame:
+def randomization_table(correlations: pd.DataFrame) -> pd.DataFrame:
     """Rank correlation, averaged over the images, by the part down to which weights are randomized.
 
     Columns: mean, from and to (its 95 % interval over the seeds), seeds.  Tables of older code have one seed, and no

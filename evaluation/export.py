@@ -141,7 +141,7 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.export", description="Write a run for other programs")
     parser.add_argument("run", metavar="RUN", help="name of a trained run or released model, or path of its file")
     parser.add_argument("--to", required=True, choices=tuple(SUFFIX))
-    parser.add_argument("--out", type=expanded, metavar="FILE", help="default: RUN.onnx or RUN.pth, here")
+    parser.add_argument("--output", type=expanded, metavar="FILE", help="default: RUN.onnx or RUN.pth, here")
     options = parser.parse_args(arguments)
     return run_command(lambda: _export(options))
 
@@ -149,10 +149,10 @@ def main(arguments=None) -> int:
 def _export(options):
     suffix = SUFFIX[options.to]
     run = load_run(options.run)
-    path = options.out or Path(f"{run.name}{suffix}")
-    check_target(path, "--out", (suffix,))
+    path = options.output or Path(f"{run.name}{suffix}")
+    check_target(path, "--output", (suffix,))
     if path.exists() and run.file is not None and path.samefile(run.file):
-        raise ValueError(f"{path} is the file that is exported; --out names another one")
+        raise ValueError(f"{path} is the file that is exported; --output names another one")
     if options.to == "onnx":
         difference = to_onnx(run, path)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; onnxruntime's logits differ by at most {difference:.1g}")

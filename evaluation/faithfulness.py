@@ -52,7 +52,7 @@ class ConfidenceCurves:
 
 
 def black_baseline(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Pixel value 0 as the model sees it: -mean / std of the normalisation, channel by channel.  Shape of `images`."""
+    """Pixel value 0 as the model sees it: -mean / std of the normalization, channel by channel.  Shape of `images`."""
     mean, std = (torch.as_tensor(each, dtype=images.dtype, device=images.device) for each in (mean, std))
     return (-mean / std)[:, None, None].expand_as(images)
 
@@ -94,9 +94,9 @@ def random_maps(images: torch.Tensor, grid: int = 7, seed: int = 0) -> torch.Ten
 
 def edge_maps(images: torch.Tensor) -> torch.Tensor:
     """Control maps (N, H, W): the magnitude of the gray image's Sobel gradient; zeros for an image of one color."""
-    grey = as_images(images).detach().float().mean(dim=1).cpu().numpy()
+    gray = as_images(images).detach().float().mean(dim=1).cpu().numpy()
     # One image at a time: scipy smooths along every axis except the one it differentiates, so across images too.
-    magnitudes = [np.hypot(ndimage.sobel(each, axis=0), ndimage.sobel(each, axis=1)) for each in grey]
+    magnitudes = [np.hypot(ndimage.sobel(each, axis=0), ndimage.sobel(each, axis=1)) for each in gray]
     return scale_to_unit(torch.from_numpy(np.stack(magnitudes)))
 
 
@@ -253,7 +253,7 @@ def compare_maps(measured: pd.DataFrame, name: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def cascading_randomisation(
+def cascading_randomization(
     model: nn.Module,
     images: torch.Tensor,
     layer: nn.Module,
@@ -276,8 +276,8 @@ def cascading_randomisation(
     images = as_images(images).detach()
     for part in parts:
         _check_own_weights(part)
-    randomised = copy.deepcopy(model)
-    copies = dict(zip(model.modules(), randomised.modules(), strict=True))
+    randomized = copy.deepcopy(model)
+    copies = dict(zip(model.modules(), randomized.modules(), strict=True))
     for part in parts:
         if part not in copies:
             raise ValueError(f"a part ({type(part).__name__}) is not a module of the model ({type(model).__name__})")
@@ -287,14 +287,14 @@ def cascading_randomisation(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for step, part in enumerate(parts):
-            _initialise(copies[part])
+            _initialize(copies[part])
             norms += [
                 module
                 for module in copies[part].modules()
                 if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.track_running_stats
             ]
-            estimate_batchnorm(randomised, [as_input_of(randomised, images)], norms)
-            maps = score_cam(randomised, images, copies[layer], target_classes, batch_size=batch_size).maps
+            estimate_batchnorm(randomized, [as_input_of(randomized, images)], norms)
+            maps = score_cam(randomized, images, copies[layer], target_classes, batch_size=batch_size).maps
             for number, (before, after) in enumerate(zip(original.flatten(1), maps.flatten(1), strict=True)):
                 if before.min() < before.max() and after.min() < after.max():
                     correlations[step, number] = spearmanr(before, after).statistic
@@ -354,7 +354,7 @@ def _check_own_weights(part: nn.Module):
             )
 
 
-def _initialise(part: nn.Module):
+def _initialize(part: nn.Module):
     """New random values for every parameter of the part."""
     for module in part.modules():
         if hasattr(module, "reset_parameters"):

@@ -171,15 +171,15 @@ def accuracies(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["features", "readout", "images_per_class", "test_accuracy", "from", "to"])
 
 
-def paired_differences(table: pd.DataFrame, control: str = CONTROL) -> pd.DataFrame:
-    """The test accuracy of each features minus that of the control, by the same readout on the same draws.
+def paired_differences(table: pd.DataFrame) -> pd.DataFrame:
+    """The test accuracy of each features minus that of CONTROL, by the same readout on the same draws.
 
     Columns: features, readout, images_per_class, seeds, difference, low, high, p, draws_better, verdict.  The 95 %
     interval covers draws and seeds of the pretext, and the comparisons of the table share its level (Bonferroni); it
     does not cover the sampling of test images, which all have in common.  One draw of one seed has no interval.
     """
-    of_control = table[table["features"] == control].set_index(["readout", "images_per_class", "draw"]).sort_index()
-    others = table[table["features"] != control]
+    of_control = table[table["features"] == CONTROL].set_index(["readout", "images_per_class", "draw"]).sort_index()
+    others = table[table["features"] != CONTROL]
     groups = others.groupby(["features", "readout", "images_per_class"], sort=False)
     lines = []
     for (features, readout, number), group in groups:

@@ -52,17 +52,17 @@ def pixels_from_phases(phases: torch.Tensor, amplitudes: torch.Tensor) -> torch.
     return torch.fft.irfft2(torch.polar(amplitudes.expand_as(phases), phases), s=(size, size), norm="forward")
 
 
-def mean_amplitudes(batches: Iterable[torch.Tensor], grey: bool = True) -> torch.Tensor:
+def mean_amplitudes(batches: Iterable[torch.Tensor], gray: bool = True) -> torch.Tensor:
     """The mean amplitude spectrum (1 or 3, S, S // 2 + 1), float32, of images uint8 (N, 1 or 3, S, S).
 
-    `batches` are those of a user's own training images; with `grey` colors are averaged first.  The amplitudes are of
+    `batches` are those of a user's own training images; with `gray` colors are averaged first.  The amplitudes are of
     differences from mid gray, divided by the number of pixels: they do not depend on the size of the images.
     Raises ValueError without images.
     """
     total, images = 0, 0
     for batch in batches:
         pixels = batch.float() / 255 - 0.5
-        pixels = pixels.mean(dim=1, keepdim=True) if grey else pixels.expand(-1, 3, -1, -1)
+        pixels = pixels.mean(dim=1, keepdim=True) if gray else pixels.expand(-1, 3, -1, -1)
         total = total + torch.fft.rfft2(pixels, norm="forward").abs().cpu().double().sum(dim=0)
         images += len(batch)
     if not images:

@@ -50,7 +50,7 @@ from evaluation.model_inversion import (
 )
 from evaluation.split_images import evenly_spread, images_for, refuse_other_data, training_amplitudes
 from runs import run_command
-from supervised.dataloader import normalise
+from supervised.dataloader import normalize
 
 SIZE = 224  # pixels of the images; the network's own size, if that is smaller
 RECIPE = InversionSettings(
@@ -156,7 +156,7 @@ def nearest_training_images(
     """
     known = features_of_images(run, _Images(training))
     resized = functional.resize(images, [run.image_size] * 2, antialias=True).clamp(0, 1)
-    seen = normalise((255 * resized).round().byte(), run.resize)
+    seen = normalize((255 * resized).round().byte(), run.resize)
     similarity, numbers = (features_of_images(run, list(seen)) @ known.T).max(dim=1)
     table = pd.DataFrame({"nearest": [training.scenes.names[number] for number in numbers], "similarity": similarity})
     usual = (features_of_images(run, list(others)) @ known.T).max(dim=1).values
@@ -256,7 +256,7 @@ def joined(inversions: Sequence[Inversion]) -> Inversion:
     return Inversion(images, targets, torch.cat(losses), stopped)
 
 
-def judge(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str, folder: Path) -> pd.DataFrame:
+def evaluate_images(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str, folder: Path) -> pd.DataFrame:
     """The probabilities by evaluator networks of the class images in a folder, and the training images nearest to them.
 
     Writes evaluators.csv and nearest.csv; what is there for these evaluators' weights is read.  Columns: evaluator,
@@ -274,20 +274,20 @@ def judge(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str, folder: 
         found = found.assign(weights=found["evaluator"].map(weights), **{"class": [names[i] for i in found["image"]]})
         known = pd.concat([known, found.drop(columns="image")], ignore_index=True)
         write_table(path, known.round(5))
-    judged_by = evaluators[0]
-    training, val = (images_for(judged_by, data, split) for split in ("train", "val"))
-    refuse_other_data(judged_by, training.scenes, data)
-    made_from = f"{judged_by.weights[:12]} {training.scenes.fingerprint[:12]}"
+    evaluator = evaluators[0]
+    training, val = (images_for(evaluator, data, split) for split in ("train", "val"))
+    refuse_other_data(evaluator, training.scenes, data)
+    made_from = f"{evaluator.weights[:12]} {training.scenes.fingerprint[:12]}"
     nearest_file = folder / "nearest.csv"
     if not nearest_file.exists() or pd.read_csv(nearest_file).get("made_from", pd.Series([""]))[0] != made_from:
         others = [val[number][0] for number in evenly_spread(len(val), 60)]
-        nearest, usual = nearest_training_images(judged_by, images, training, others)
-        nearest = nearest.assign(name=names, by=judged_by.name, made_from=made_from, median_of_val=round(usual, 4))
+        nearest, usual = nearest_training_images(evaluator, images, training, others)
+        nearest = nearest.assign(name=names, by=evaluator.name, made_from=made_from, median_of_val=round(usual, 4))
         write_table(nearest_file, nearest)
     return known[known["weights"].isin([each.weights for each in evaluators])]
 
 
-def quality_lines(run: TrainedRun, recipe: str, judged: pd.DataFrame, folder: Path, written: dict) -> list[dict]:
+def quality_lines(run: TrainedRun, recipe: str, evaluated: pd.DataFrame, folder: Path, written: dict) -> list[dict]:
     """One line per evaluator network: mean probability of the class, share of images it recognizes, and costs."""
     inversion = pd.read_csv(folder / "inversion.csv", encoding_errors="surrogateescape")
     nearest = pd.read_csv(folder / "nearest.csv")
@@ -307,18 +307,18 @@ def quality_lines(run: TrainedRun, recipe: str, judged: pd.DataFrame, folder: Pa
             "nearest_similarity": round(nearest["similarity"].max(), 4),
             "median_of_val": nearest["median_of_val"][0],
         }
-        for evaluator, group in judged.groupby("evaluator", sort=False)
+        for evaluator, group in evaluated.groupby("evaluator", sort=False)
     ]
 
 
 def measure(run: TrainedRun, evaluators: Sequence[TrainedRun], recipes: Sequence[str], data: str, output: Path):
-    """Invert all classes by each recipe and judge them; `output`/quality.csv gets or keeps a line for each."""
+    """Invert all classes by each recipe, and evaluate the images; `output`/quality.csv has a line for each."""
     path = output / "quality.csv"
     for recipe in tqdm(recipes, desc=run.name, unit="recipe"):
         folder = output / run.name / recipe
         objective, settings = OBJECTIVES.get(recipe, class_logit), fitted(RECIPES[recipe], run.image_size)
         written = invert_all(run, objective, classes_of(run), settings, data, folder)
-        lines = quality_lines(run, recipe, judge(run, evaluators, data, folder), folder, written)
+        lines = quality_lines(run, recipe, evaluate_images(run, evaluators, data, folder), folder, written)
         table = pd.DataFrame(lines)
         if path.exists():
             table = pd.concat([pd.read_csv(path), table]).drop_duplicates(["model", "recipe", "evaluator"], keep="last")
@@ -329,7 +329,7 @@ def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.inversion_quality",
-        description="Images of all classes by model inversion, judged by networks that had no part in making them",
+        description="Images of all classes by model inversion, evaluated by networks that had no part in making them",
     )
     parser.add_argument("--model", required=True, metavar="RUN")
     parser.add_argument("--evaluators", nargs="+", required=True, metavar="RUN")

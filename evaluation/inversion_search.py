@@ -39,7 +39,7 @@ def with_weight_decay(settings: InversionSettings, learning_rate: float, weight_
     """The settings with a learning rate, and with the decay of one step that the weight decay amounts to.
 
     SGD and AdamW decay by learning rate times weight decay, x.  The implicit form x / (1 + x) stays between 0 and 1
-    for any x, where 1 - x would overshoot grey and throw the image back and forth.
+    for any x, where 1 - x would overshoot gray and throw the image back and forth.
     """
     product = learning_rate * weight_decay
     return replace(settings, learning_rate=learning_rate, decay=product / (1 + product))

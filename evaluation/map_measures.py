@@ -101,7 +101,7 @@ def _measure_image(run: TrainedRun, dataset: Dataset, number: int, maps_of: Maps
     return rows.assign(image=number, target=target, **{fact: rows["map"].map(by) for fact, by in facts.items()})
 
 
-def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     """One line per network and kind of map, over all baselines; images are the unit of intervals.
 
     Columns: model, map, images, left_out (images whose map is not finite), empty and fell_back (shares of the images),
@@ -163,7 +163,7 @@ def measure_runs(options: argparse.Namespace, maps_of: MapsOf) -> pd.DataFrame:
     """Measure networks one after another, and write the output (CSV) again after each; return what it holds.
 
     `options` are those of `add_options`.  Networks that are not here are named and left out.  The output has the lines
-    of `summarise`; the rows of the images lie beside it, in a folder of its name.
+    of `summarize`; the rows of the images lie beside it, in a folder of its name.
     """
     if options.images < 1:
         raise ValueError(f"--images is {options.images}; it must be at least 1")
@@ -185,7 +185,7 @@ def measure_runs(options: argparse.Namespace, maps_of: MapsOf) -> pd.DataFrame:
         path = output.with_suffix("") / f"{run.name}_{run.weights[:12]}_{split}_{digest}.csv"
         rows = measure_run(run, dataset, evenly_spread(len(dataset), options.images), maps_of, path)
         parts.append(rows.assign(model=run.name))
-        table = summarise(pd.concat(parts, ignore_index=True)).round(4)
+        table = summarize(pd.concat(parts, ignore_index=True)).round(4)
         write_table(output, table)
     if absent:
         print(f"Not here, so not measured: {', '.join(absent)}.")
@@ -195,5 +195,5 @@ def measure_runs(options: argparse.Namespace, maps_of: MapsOf) -> pd.DataFrame:
 
 
 def print_table(table: pd.DataFrame):
-    """Print the lines of `summarise` without the ends of the intervals."""
+    """Print the lines of `summarize` without the ends of the intervals."""
     print(table.drop(columns=[each for each in table if each.endswith(("_from", "_to"))]).to_string(index=False))

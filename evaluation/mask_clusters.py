@@ -208,14 +208,14 @@ def predict_scores(masks: np.ndarray, medoids: np.ndarray, scores: np.ndarray) -
     measured scores.
     """
     mean = scores.mean()
-    centred = scores - mean
+    centered = scores - mean
     between = cdist(masks[medoids], masks[medoids], "sqeuclidean")
     lowest, chosen = np.inf, None
     for width in WIDTHS:
         values, vectors = eigh(np.exp(-width * between))
         for penalty in PENALTIES:
             weights = 1 / (values + penalty)
-            coefficients = vectors @ (weights * (vectors.T @ centred))
+            coefficients = vectors @ (weights * (vectors.T @ centered))
             errors = coefficients / (vectors**2 @ weights)
             if (errors**2).mean() < lowest:
                 lowest, chosen = (errors**2).mean(), (width, coefficients, errors)

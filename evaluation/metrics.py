@@ -11,11 +11,9 @@ import pandas as pd
 import sklearn.metrics
 
 
-def confusion_matrix(labels, predictions, num_classes: int, normalise: bool = False) -> np.ndarray:
-    """Counts (num_classes, num_classes): row = true class, column = predicted class; `normalise` divides by rows."""
-    return sklearn.metrics.confusion_matrix(
-        labels, predictions, labels=range(num_classes), normalize="true" if normalise else None
-    )
+def confusion_matrix(labels, predictions, num_classes: int) -> np.ndarray:
+    """Counts (num_classes, num_classes): row = true class, column = predicted class."""
+    return sklearn.metrics.confusion_matrix(labels, predictions, labels=range(num_classes))
 
 
 def most_confused(matrix: np.ndarray, class_names: Sequence[str], count: int) -> pd.DataFrame:

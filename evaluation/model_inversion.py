@@ -228,7 +228,7 @@ def clip_gradient(gradient: torch.Tensor, max_norm: float) -> torch.Tensor:
     return torch.where(norms > max_norm, gradient * (max_norm / norms), gradient)
 
 
-def regularise(pixels: torch.Tensor, gradient: torch.Tensor, settings: InversionSettings, step: int) -> torch.Tensor:
+def regularize(pixels: torch.Tensor, gradient: torch.Tensor, settings: InversionSettings, step: int) -> torch.Tensor:
     """Apply the regularizers of one step, counted from 1, to pixels (N, C, S, S), and clamp to black and white."""
     pixels = decay(pixels, settings.decay)
     if settings.blur_sigma > 0 and step % settings.blur_every == 0:
@@ -328,7 +328,7 @@ def invert(
         """The objective (n,) of images (n, C, S, S), those of these numbers: the mean over their views."""
         views = views_of(pixels, settings.random_views, [generators[number] for number in numbers])
         of_views = targets[numbers].repeat_interleave(settings.views)
-        values = objective(model, _normalise(_images(views), mean, std), of_views)
+        values = objective(model, _normalize(_images(views), mean, std), of_views)
         if values.shape != of_views.shape:
             raise ValueError(f"the objective gives {tuple(values.shape)}; it must give one value per image")
         if not values.isfinite().all():
@@ -342,7 +342,7 @@ def invert(
             if size != pixels.shape[-1]:
                 pixels = _resized(pixels, size, settings)
             convert = conversion(settings.parameters, _at_size(amplitudes, size, settings, weight.device))
-            pixels, stopped = _optimise(pixels, value_of, convert, settings, curves, bar)
+            pixels, stopped = _optimize(pixels, value_of, convert, settings, curves, bar)
     losses = torch.full((len(curves), settings.steps), torch.nan)
     for row, curve in zip(losses, curves, strict=True):
         row[: len(curve)] = torch.tensor(curve)
@@ -351,7 +351,7 @@ def invert(
     return Inversion(images.cpu(), targets.cpu(), losses, stopped if settings.patience else None)
 
 
-def _optimise(
+def _optimize(
     pixels, value_of: Callable, convert: Conversion, settings, curves: list[list[float]], bar
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Optimize images (N, C, S, S) at one resolution until each is finished; append its losses to its curve.
@@ -376,7 +376,7 @@ def _optimise(
         optimizer.step()
         bar.update(len(active))
         with torch.no_grad():
-            parameters.copy_(encode(regularise(decode(parameters), pixel_gradient, settings, step)))
+            parameters.copy_(encode(regularize(decode(parameters), pixel_gradient, settings, step)))
             stopped[active] = torch.tensor(
                 [_is_finished(curves[each], first[each], settings.patience) for each in active]
             )
@@ -441,7 +441,7 @@ def score_by_another(
     images = images.to(next(model.parameters()).device)
     targets = one_target_each(images, targets)
     with eval_mode(model):
-        probabilities = probabilities_of(logits_of(model, _normalise(images, mean, std)))
+        probabilities = probabilities_of(logits_of(model, _normalize(images, mean, std)))
     check_targets(targets, probabilities.shape[1])
     return probabilities.gather(1, targets[:, None])[:, 0].cpu()
 
@@ -474,7 +474,7 @@ def _images(pixels: torch.Tensor) -> torch.Tensor:
     return (0.5 + pixels).expand(-1, 3, -1, -1)
 
 
-def _normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def _normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
     return (images - mean) / std
 

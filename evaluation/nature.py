@@ -27,12 +27,13 @@ import torch
 from torch import nn
 
 from data.files import digest_of_file, expanded, root_folder, write_atomically, write_table
+from data.folders import is_image
 from data.prepare import locate
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.hooks import eval_mode
 from evaluation.predict import class_probabilities
 from evaluation.representation import module_outputs, share_non_positive, spectrum_by_images
-from runs import PROFILES, build_model, collect, configure, files_of, find, run_command
+from runs import add_data_options, build_model, collect, configure, files_of, find, run_command
 from self_supervised.dataloader import build_loaders
 from supervised.settings import EARLIER_NON_POSITIVE, NATURE_EXPERIMENTS, Experiment
 
@@ -58,7 +59,6 @@ DRAWN_STAGES = {
 DRAWN_CHANNELS = 7
 DRAWN_CLASSES = (0, 3)
 SPECTRUM_IMAGES = {"quick": (5, 20), "full": (25, 50, 100, 200)}  # of each source, nested
-SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ class Study:
             **({"ImageNet": Path(self.photographs)} if self.photographs else {}),
         }
         files = {
-            source: sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+            source: sorted(path for path in folder.rglob("*") if is_image(path.name))
             for source, folder in folders.items()
         }
         return {source: found for source, found in files.items() if len(found) >= SPECTRUM_IMAGES[self.profile][-1]}
@@ -282,9 +282,7 @@ def main(arguments=None) -> int:
         prog="python -m evaluation.nature",
         description="Compute what supervised/nature_report.ipynb shows of trained networks",
     )
-    parser.add_argument("--profile", choices=PROFILES, default="full")
-    parser.add_argument("--data", help="the name of a prepared data set, or a folder <split>/<class>/<image>")
-    parser.add_argument("--weights", help="initial weights of EfficientNet-B0: imagenet, or the file of a state dict")
+    add_data_options(parser)
     parser.add_argument("--photographs", type=expanded, metavar="FOLDER", help="ImageNet photographs, for the spectra")
     options = parser.parse_args(arguments)
     return run_command(lambda: _compute(options))
@@ -292,7 +290,7 @@ def main(arguments=None) -> int:
 
 def _compute(options):
     if options.photographs is not None:
-        number = sum(path.suffix.lower() in SUFFIXES for path in options.photographs.rglob("*"))
+        number = sum(is_image(path.name) for path in options.photographs.rglob("*"))
         needed = SPECTRUM_IMAGES[options.profile][-1]
         if number < needed:
             raise ValueError(f"--photographs is {options.photographs}, with {number} images; the spectra need {needed}")

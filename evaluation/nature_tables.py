@@ -127,11 +127,11 @@ def non_positive_shares(non_positive: pd.DataFrame, network: str) -> pd.DataFram
     return table
 
 
-def non_positive_by_place(non_positive: pd.DataFrame, features: str = "ResNet-18 from scratch") -> pd.DataFrame:
-    """The fraction of values that are not positive at PLACES of the four stages of a ResNet."""
+def non_positive_by_place(non_positive: pd.DataFrame) -> pd.DataFrame:
+    """The fraction of values that are not positive at PLACES of the four stages of the ResNet from scratch."""
     if non_positive.empty:
         return pd.DataFrame()
-    shares = non_positive[non_positive["features"] == features].set_index("hook_point")["share"]
+    shares = non_positive[non_positive["features"] == "ResNet-18 from scratch"].set_index("hook_point")["share"]
     stages = [f"layer{number}" for number in (1, 2, 3, 4)]
     return pd.DataFrame(
         {place: [shares.get(f"features.{stage}{suffix}") for stage in stages] for place, suffix in PLACES.items()},

@@ -1,6 +1,7 @@
 """Figures of numbers that are computed elsewhere.  No function computes, shows or saves.
 
-`plot_...` draws on the axes it is given (default: the current ones) and returns them.  `draw_...` returns a new figure.
+`plot_...` draws on the axes it is given (default: the current ones, for `plot_images` new ones) and returns them.
+`draw_...` returns a new figure.
 """
 
 import os
@@ -501,8 +502,8 @@ def draw_inversion_losses(losses: dict, columns: int = 2):
     return figure
 
 
-def plot_randomisation(table, ax=None):
-    """Mean and interval of `explained.randomisation_table`, against the part down to which weights are randomized."""
+def plot_randomization(table, ax=None):
+    """Mean and interval of `explained.randomization_table`, against the part down to which weights are randomized."""
     ax = ax or plt.gca()
     if len(table):
         reach = [table["mean"] - table["from"], table["to"] - table["mean"]]

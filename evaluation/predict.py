@@ -49,7 +49,7 @@ LONGEST_STEM = 240  # bytes
 def class_probabilities(model: nn.Module, images: torch.Tensor | Iterable) -> np.ndarray:
     """The probability (N, classes), 0..1, of each class, in float32 whatever precision the model was trained in.
 
-    `images` are normalised images (N, 3, H, W), pooled features (N, D) of a SceneClassifier, or a loader of (images,
+    `images` are normalized images (N, 3, H, W), pooled features (N, D) of a SceneClassifier, or a loader of (images,
     labels), whose order is that of the result.  The model runs in eval mode and is left in its own mode.
     """
     batches = images.split(BATCH) if isinstance(images, torch.Tensor) else (batch for batch, _ in images)

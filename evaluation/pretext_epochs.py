@@ -25,7 +25,6 @@ from self_supervised.dataloader import build_loaders
 from self_supervised.settings import JointEmbeddingExperiment, ProbeExperiment
 
 NAMES = ("byol", "byol_20_epochs", "byol_batchnorm_trained")  # of the report
-NEIGHBORS = 20  # of neighbour_purity
 
 
 def features_by_epoch(pretext: JointEmbeddingExperiment, profile: str, progress: bool = False) -> pd.DataFrame:
@@ -52,7 +51,7 @@ def features_by_epoch(pretext: JointEmbeddingExperiment, profile: str, progress:
         last = stages[-1]
         before = last if before is None else before
         number = pretext.train.max_epochs if epoch == "best" else epoch
-        purity = neighbour_purity(last, labels, min(NEIGHBORS, len(last) - 1))
+        purity = neighbour_purity(last, labels)
         lines.append((number, rank_me(last), linear_cka(before, last), purity, weights))
     return pd.DataFrame(lines, columns=["epoch", "rank_me", "cka", "neighbour_purity", "weights"])
 

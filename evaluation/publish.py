@@ -29,7 +29,7 @@ from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, read_rele
 from evaluation.results import folder_of_data
 from evaluation.statistics import accuracy_interval
 from helper_functions import predict
-from runs import OWN_DATA, configure, files_of, find, initial_weights_text, load_checkpoint, run_command
+from runs import STUDY_DATA, configure, files_of, find, initial_weights_text, load_checkpoint, run_command
 from self_supervised.dataloader import build_loaders
 from supervised.dataloader import MEAN, STD
 from supervised.models import STAGE_WIDTHS
@@ -183,14 +183,12 @@ def make(name: str, folder: Path = FOLDER) -> Path:
     return target
 
 
-def write_cards(folder: Path = FOLDER, results: Path | None = None) -> list[Path]:
+def write_cards(folder: Path = FOLDER) -> list[Path]:
     """Write the card of every released model in `folder` again, from the released file and its result file.
 
-    `results` is the folder of the result files of 15-Scene (default: results/full of the root folder); those of other
-    data lie in folders inside it.  Returns the cards.  Raises FileNotFoundError for a model without a result file.
+    Returns the cards.  Raises FileNotFoundError for a model without a result file.
     """
-    results = results or root_folder() / "results" / "full"
-    cards = []
+    results, cards = root_folder() / "results" / "full", []
     for path in sorted(folder.glob(f"*{RELEASED}")):
         of_data = folder_of_data(results, read_released(path)["identity"]["data"]["name"])
         cards.append(write_card(path, json.loads((of_data / f"{path.stem}.json").read_text(encoding="utf-8"))))
@@ -212,7 +210,7 @@ def card(result: Mapping, about: Mapping, size: int, digest: str) -> str:
     identity, labels = about["identity"], result["labels"]["test"]
     settings, data = identity["settings"], identity["data"]
     low, high = accuracy_interval(round(result["test_accuracy"] * len(labels)), len(labels))
-    limits = LIMITS_OF_15_SCENE if data["name"] == OWN_DATA else LIMITS
+    limits = LIMITS_OF_15_SCENE if data["name"] == STUDY_DATA else LIMITS
     worst = sorted(result["test_accuracy_by_class"].items(), key=lambda item: item[1])[:3]
     return (FRONT_MATTER + CARD).format(
         **{key: settings[key] for key in ("network", "head", "stages", "image_size", "resize", "seed")},
@@ -221,7 +219,7 @@ def card(result: Mapping, about: Mapping, size: int, digest: str) -> str:
         flip_tta="; horizontal-flip test-time augmentation" if settings["flip_tta"] else "",
         resize_rule=RESIZE_RULES[settings["resize"]],
         use=how_to_use(result["name"], settings, len(about["class_names"])),
-        tag="- scene-recognition\n" if data["name"] == OWN_DATA else "",
+        tag="- scene-recognition\n" if data["name"] == STUDY_DATA else "",
         limits=limits.format(classes=len(about["class_names"])),
         classes=len(about["class_names"]),
         class_names=", ".join(about["class_names"]),

@@ -16,10 +16,11 @@ from evaluation.hooks import eval_mode, outputs_of
 from helper_functions import as_input_of
 from self_supervised.probes import nearest_images
 
+PURITY_NEIGHBORS = 20  # of the k-NN purity, all others where there are fewer
 PCA_COMPONENTS = 50  # before t-SNE, as in van der Maaten and Hinton 2008
 
 
-def tsne(features: np.ndarray, perplexity: float = 30.0, seed: int = 0) -> np.ndarray:
+def tsne(features: np.ndarray, perplexity: float = 30.0) -> np.ndarray:
     """Coordinates (N, 2) of the images by t-SNE (van der Maaten and Hinton 2008), initialized by PCA.
 
     They are for viewing only: distances between groups and sizes of groups mean nothing, so report `neighbour_purity`
@@ -30,17 +31,17 @@ def tsne(features: np.ndarray, perplexity: float = 30.0, seed: int = 0) -> np.nd
             f"t-SNE of perplexity {perplexity} needs at least {3 * perplexity:.0f} images, not {len(features)}"
         )
     components = min(PCA_COMPONENTS, *features.shape)
-    reduced = PCA(components, random_state=seed).fit_transform(features)
-    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    reduced = PCA(components, random_state=0).fit_transform(features)
+    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
 
 
-def neighbour_purity(features: np.ndarray, labels: np.ndarray, neighbours: int = 20) -> float:
+def neighbour_purity(features: np.ndarray, labels: np.ndarray, neighbors: int | None = None) -> float:
     """k-NN purity: the fraction (0..1) of an image's nearest neighbors (cosine) of its own class, averaged over images.
 
-    Chance is 1 / number of classes where these have equal size.
+    By default it is of PURITY_NEIGHBORS.  Chance is 1 / number of classes where these have equal size.
     Raises ValueError if there are not more images than neighbors.
     """
-    nearest = nearest_images(features, neighbours)
+    nearest = nearest_images(features, neighbors or min(PURITY_NEIGHBORS, len(features) - 1))
     return float((np.asarray(labels)[nearest] == np.asarray(labels)[:, None]).mean())
 
 
@@ -108,9 +109,9 @@ def covariance_spectrum(features: np.ndarray) -> np.ndarray:
 
     At most N - 1 of them are above zero, whatever the features are.
     """
-    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    centered = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
     eigenvalues = np.zeros(features.shape[1])
-    squares = np.linalg.svd(centred, compute_uv=False) ** 2 / (len(features) - 1)
+    squares = np.linalg.svd(centered, compute_uv=False) ** 2 / (len(features) - 1)
     eigenvalues[: len(squares)] = squares
     if len(features) <= features.shape[1]:
         eigenvalues[len(features) - 1 :] = 0  # not exactly 0 before: centering removed one dimension

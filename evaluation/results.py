@@ -17,13 +17,13 @@ import pandas as pd
 
 from data.layouts import name_of_images
 from evaluation.statistics import accuracy_interval, compare, compare_with_reported, correctness, mean_accuracy
-from runs import EXPERIMENTS, OWN_DATA, initial_weights_text
+from runs import EXPERIMENTS, STUDY_DATA, initial_weights_text
 from self_supervised.settings import ProbeExperiment
 from supervised.settings import Experiment
 
 # The families of comparisons.  All are fixed before their results are seen: the claims by a file, the others by
 # `compared_with` and `family` of experiments.  A pair that is in the claims belongs to them alone.
-EARLIER_CLAIMS, THIS_STUDY, PRIMARY_FAMILY = "earlier claims", "this study", "primary"
+EARLIER_CLAIMS, PRIMARY_FAMILY = "earlier claims", "primary"
 CLAIMS = Path(__file__).with_name("claims.csv")
 PRIMARY: str | None = "byol_classifier"  # the experiment whose comparison is a family of its own (one comparison)
 DETERMINISTIC = frozenset(  # experiments whose result does not depend on the seed
@@ -83,10 +83,10 @@ def read_results(folder: Path) -> dict[str, dict]:
 
 def folder_of_data(folder: Path, data: str) -> Path:
     """Where results on a data set, and what is computed from them, lie below the folder of a profile."""
-    return folder if data == OWN_DATA else folder / name_of_images(data)
+    return folder if data == STUDY_DATA else folder / name_of_images(data)
 
 
-def read_profile(folder: Path, data: str = OWN_DATA) -> dict[str, dict]:
+def read_profile(folder: Path, data: str = STUDY_DATA) -> dict[str, dict]:
     """The results on the data in use, below the folder of a profile; with 15-Scene those of the side studies too.
 
     Raises FileNotFoundError if there are none.
@@ -355,7 +355,7 @@ def beside_reported(results: Mapping[str, dict]) -> pd.DataFrame:
     """
     lines = {}
     for name, like in BESIDE.items():
-        runs = [run for run in runs_of(results, name) if run["data"]["name"] == OWN_DATA]
+        runs = [run for run in runs_of(results, name) if run["data"]["name"] == STUDY_DATA]
         if runs:
             right = np.stack([_correct_under_earlier_protocol(run) for run in runs])
             reported = EXPERIMENTS[like].earlier_accuracy

@@ -214,9 +214,12 @@ def score_cam(
     model does not have or run or that gives no maps, a model that does not give logits, and target classes that it does
     not have; FloatingPointError if an activation or a score is not finite.
     """
-    return explain_batches(
-        model, images, layer, target_classes, weighting, batch_size, lambda masked: masked.scores(~masked.constant)
-    )
+
+    def explain(masked: MaskedImages, _) -> tuple[torch.Tensor, ...]:
+        maps, fell_back = masked.maps(masked.weights(masked.scores(~masked.constant)))
+        return maps, masked.constant.sum(dim=1), fell_back
+
+    return ScoreCam(*run_batches(model, images, layer, target_classes, weighting, batch_size, explain))
 
 
 def contrast_cam(
@@ -249,24 +252,6 @@ def contrast_cam(
         return maps, masked.constant.sum(dim=1), fell_back, other_maps
 
     return ContrastCam(*run_batches(model, images, layer, target_classes, weighting, batch_size, explain))
-
-
-def explain_batches(
-    model: nn.Module,
-    images: torch.Tensor,
-    layer: nn.Module,
-    target_classes: Sequence[int],
-    weighting: str,
-    batch_size: int,
-    scores_of: Callable[[MaskedImages], torch.Tensor],
-) -> ScoreCam:
-    """As `score_cam`, with the scores (N, channels) that `scores_of` gives for each batch of images."""
-
-    def explain(masked: MaskedImages, _) -> tuple[torch.Tensor, ...]:
-        maps, fell_back = masked.maps(masked.weights(scores_of(masked)))
-        return maps, masked.constant.sum(dim=1), fell_back
-
-    return ScoreCam(*run_batches(model, images, layer, target_classes, weighting, batch_size, explain))
 
 
 def run_batches(

@@ -1,4 +1,4 @@
-"""Which definition of Score-CAM to use by default: both weightings, with and without the paper's baseline, measured.
+"""Which definition of Score-CAM to use by default: every weighting, with and without the paper's baseline, measured.
 
     python -m evaluation.scorecam_defaults [--models RUN ...] [--images 40] [--split val]
 

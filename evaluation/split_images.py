@@ -44,5 +44,5 @@ def training_amplitudes(run: TrainedRun, data: str) -> torch.Tensor:
     refuse_other_data(run, scenes, data)
     pixels = scenes.images
     return mean_amplitudes(
-        (torch.tensor(pixels[start : start + 64]) for start in range(0, len(pixels), 64)), grey=pixels.shape[1] == 1
+        (torch.tensor(pixels[start : start + 64]) for start in range(0, len(pixels), 64)), gray=pixels.shape[1] == 1
     )

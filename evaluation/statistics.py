@@ -135,9 +135,9 @@ def mean_accuracy(correct: np.ndarray, deterministic: bool = False) -> tuple[flo
     return mean, max(low, 0.0), min(high, 1.0)
 
 
-def accuracy_interval(hits: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval (1927) of an accuracy, from the number of images classified correctly."""
-    interval = binomtest(hits, images).proportion_ci(confidence, method="wilson")
+def accuracy_interval(hits: int, images: int) -> tuple[float, float]:
+    """Wilson's 95 % interval (1927) of an accuracy, from the number of images classified correctly."""
+    interval = binomtest(hits, images).proportion_ci(1 - LEVEL, method="wilson")
     return interval.low, interval.high
 
 

@@ -32,7 +32,7 @@ from supervised.dataloader import (
     SceneDataset,
     load_scenes_of,
     loaders_of,
-    normalise,
+    normalize,
     with_views_of,
 )
 
@@ -40,7 +40,7 @@ SHOWN_IMAGES = 300  # of val, evenly spaced: what a joint-embedding pretext is e
 
 
 class PretextDataset(DeviceDataset):
-    """Every image once under each label of the pretext.  Item: (image (3, S, S) float32, normalised, label).
+    """Every image once under each label of the pretext.  Item: (image (3, S, S) float32, normalized, label).
 
     images: a sequence of bytes (C, S, S), C = 1 or 3, such as `Scenes.images`.  With n labels, item i is image i // n
     under label i % n.  The key is the item's index, or (index, seed) in training.  Random choices of a pretext, such as
@@ -114,7 +114,7 @@ class PretextDataset(DeviceDataset):
     def __getitems__(self, keys):
         """A batch at once, as DataLoader asks for it: images (N, 3, S, S), labels (N,)."""
         images, labels = self.items(keys)
-        return normalise(images, self.resize), torch.tensor(labels)
+        return normalize(images, self.resize), torch.tensor(labels)
 
 
 class RotatedDataset(PretextDataset):
@@ -179,7 +179,7 @@ class JigsawDataset(PretextDataset):
 
 
 class ViewsDataset(DeviceDataset):
-    """Random views of images, for joint-embedding pretexts.  Item: (views (V, 3, S, S) float32, normalised, label).
+    """Random views of images, for joint-embedding pretexts.  Item: (views (V, 3, S, S) float32, normalized, label).
 
     The key is the image's index, or (index, seed) in training; in evaluation an image's views depend on its index.  The
     label is that of the scene, or -1: it serves the accuracy that is shown while training.  With `neighbors` (N, k),
@@ -213,7 +213,7 @@ class ViewsDataset(DeviceDataset):
                 sources[row, 1:] = np.random.default_rng(seed).choice(self.neighbors[index], self.views_per_image - 1)
         drawn = draw(self.augmentation, [seed for _, seed in pairs], self.views_per_image)
         views = apply(drawn, self.images[sources.ravel()], self.view_size)
-        views = normalise(views, self.resize).unflatten(0, sources.shape)
+        views = normalize(views, self.resize).unflatten(0, sources.shape)
         return views, torch.from_numpy(self.labels[indices])
 
 
@@ -305,10 +305,10 @@ def _evenly_spaced(scenes: Scenes, batch_size: int) -> Scenes:
 
 
 def _like(images: np.ndarray, channels: int) -> np.ndarray:
-    """Images (N, 3, S, S) as grey ones if `channels` is 1, by the weights of Pillow."""
+    """Images (N, 3, S, S) as gray ones if `channels` is 1, by the weights of Pillow."""
     if images.shape[1] == channels:
         return np.asarray(images)
     if channels == 3:
         return np.repeat(images, 3, axis=1)
-    grey = [np.tensordot((0.299, 0.587, 0.114), image, axes=1).round()[None] for image in images]
-    return np.stack(grey).astype(np.uint8)
+    gray = [np.tensordot((0.299, 0.587, 0.114), image, axes=1).round()[None] for image in images]
+    return np.stack(gray).astype(np.uint8)

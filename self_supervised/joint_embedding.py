@@ -33,7 +33,7 @@ from helper_functions import Evaluation, Objective, autocast
 from self_supervised.probes import vote_of_neighbors
 from supervised.models import STAGE_WIDTHS, pool_stages
 
-NEIGHBORS = 20  # of the accuracy that is shown while training
+SHOWN_NEIGHBORS = 20  # of the accuracy that is shown while training
 
 
 class JointEmbedding(nn.Module):
@@ -273,7 +273,7 @@ class OfViews(Objective):
         train = [part[train[1] >= 0] for part in train]  # -1 is an image without a class
         self.seen.clear()
         labels = torch.cat(all_labels).cpu()
-        neighbors, predictions = min(NEIGHBORS, len(train[1])), torch.full_like(labels, -1)
+        neighbors, predictions = min(SHOWN_NEIGHBORS, len(train[1])), torch.full_like(labels, -1)
         if neighbors:
             found = vote_of_neighbors(*train, torch.cat(all_features).cpu().numpy(), neighbors)
             predictions = torch.from_numpy(found)

@@ -55,7 +55,7 @@ class JointEmbeddingExperiment(Experiment):
     views_per_image: int = 2
     view_size: int = 160  # pixels, square
     neighbors: int = 0  # the second view is of one of so many nearest images, by the initial features; 0: of the same
-    unlabelled: str = ""  # a data set whose training images are added, grey if the others are; <folder>/**: all images
+    unlabelled: str = ""  # a data set whose training images are added, gray if the others are; <folder>/**: all images
     unlabelled_alone: bool = False  # the training images, whose classes are known, are left out
     batchnorm: str = "initial"  # "initial": BatchNorm keeps its statistics; "pretext": it learns new ones
     momentum: float = 0.99  # of BYOL's target at first
@@ -495,7 +495,7 @@ _BYOL_ABLATIONS = {
         ("byol_224_pixels", "Are views of 224 pixels better than of 160?", {"view_size": 224}),
         ("byol_half", "Is half of the images enough?", {"subset": 0.5}),
         ("byol_quarter", "Is a quarter of the images enough?", {"subset": 0.25}),
-        ("byol_with_nature", "Do grey nature scenes beside the images help?", {"unlabelled": "nature"}),
+        ("byol_with_nature", "Do gray nature scenes beside the images help?", {"unlabelled": "nature"}),
         ("byol_neighbours", "Are views of an image's nearest images better than its own?", {"neighbors": 5}),
         ("simclr", "Is SimCLR as good as BYOL?", {"method": "simclr"}),
         ("vicreg", "Is VICReg as good as BYOL?", {"method": "vicreg"}),

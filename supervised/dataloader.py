@@ -78,13 +78,13 @@ class SceneDataset(DeviceDataset):
         images = self.images[list(indices)]
         if self.augmentation is not None:
             images = augment(self.augmentation, images, seeds, self.size)
-        return normalise(images, self.resize), torch.from_numpy(self.scenes.labels[list(indices)])
+        return normalize(images, self.resize), torch.from_numpy(self.scenes.labels[list(indices)])
 
 
-def normalise(images: torch.Tensor, resize: str) -> torch.Tensor:
+def normalize(images: torch.Tensor, resize: str) -> torch.Tensor:
     """Bytes or floats of 0 to 255 (N, 1 or 3, S, S) to network input: minus MEAN, divided by STD.
 
-    It is float32 (N, 3, S, S) and channels last.  One grey channel becomes three.
+    It is float32 (N, 3, S, S) and channels last.  One gray channel becomes three.
     """
     mean, std = (255 * torch.tensor(values[resize], device=images.device) for values in (MEAN, STD))
     if images.dtype == torch.uint8 and images.shape[1] == 1:  # the same numbers, looked up in a third of the time

@@ -1,4 +1,4 @@
-"""The supervised experiments, one frozen dataclass each: the first report's seven, the second's one, the controls.
+"""The supervised experiments, one frozen dataclass each: the two reports', the controls, our own and their ablations.
 
 An experiment states only how it differs from its base, its question, and the experiment it is compared with.
 Zioło (undated) is the first report, Deceuninck 2023 the second.  The nature scenes have a table of their own, after two

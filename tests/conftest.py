@@ -40,7 +40,7 @@ def root(tmp_path, monkeypatch) -> Path:
 
 
 def draw(class_name: str, generator: np.random.Generator, height: int = 40, width: int = 48) -> Image.Image:
-    """A grey image that its class can be told from."""
+    """A gray image that its class can be told from."""
     image = generator.integers(0, 60, (height, width))
     if class_name == "light":
         image += 150

@@ -14,7 +14,7 @@ from data.image_cache import Scenes, decode
 from data.splits import ImageName, divide, divide_by_number
 from evaluation.scorecam import scale_to_unit, score_cam
 from self_supervised.dataloader import PRETEXTS
-from supervised.dataloader import MEAN, STD, SeededShuffle, normalise
+from supervised.dataloader import MEAN, STD, SeededShuffle, normalize
 
 settings.register_profile(
     "ours", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -97,7 +97,7 @@ def test_every_epoch_shows_every_image_once_and_continues_from_the_generators_st
 @given(st.sampled_from(sorted(MEAN)), st.integers(1, 4), st.sampled_from([1, 3]), st.integers(0, 10**6))
 def test_normalized_images_can_be_converted_back_to_their_bytes(resize, count, channels, seed):
     images = torch.randint(0, 256, (count, channels, 8, 8), generator=torch.Generator().manual_seed(seed))
-    normalized = normalise(images.to(torch.uint8), resize)
+    normalized = normalize(images.to(torch.uint8), resize)
     assert normalized.shape == (count, 3, 8, 8) and normalized.dtype == torch.float32
     mean, std = (torch.tensor(each[resize]).view(3, 1, 1) for each in (MEAN, STD))
     assert torch.equal((255 * (normalized * std + mean)).round().long(), images.expand(-1, 3, -1, -1))

@@ -28,7 +28,7 @@ from data.layouts import list_splits
 from data.prepare import DATA_SETS, locate
 from evaluation.results import comparisons, read_profile
 from helper_functions import keep_freed_memory
-from runs import OWN_DATA, PROFILES, collect, configure, files_of
+from runs import PROFILES, STUDY_DATA, collect, configure, files_of
 from supervised.settings import Experiment
 
 SYNTHETIC = "synthetic"
@@ -49,7 +49,7 @@ class Report:
 
     path: str
     title: str
-    data: str | None = OWN_DATA
+    data: str | None = STUDY_DATA
     photographs: bool = False  # figures are JPEGs, a fifth of the size of PNGs
 
 
@@ -118,9 +118,9 @@ def reason_to_leave_out(report: Report, environment: Mapping[str, str]) -> str:
     trains = profile_of(environment) == "quick" or computes(environment)
     if is_own(environment) and not trains:
         return "it is about the experiments of the study: COMPUTE=1 trains all of them on your images"
-    if report.data == OWN_DATA != data and not trains:
-        return f"it is about {OWN_DATA}, and DATA is {data}: COMPUTE=1 trains its experiments on that"
-    if report.data != OWN_DATA and data not in (report.data, SYNTHETIC):
+    if report.data == STUDY_DATA != data and not trains:
+        return f"it is about {STUDY_DATA}, and DATA is {data}: COMPUTE=1 trains its experiments on that"
+    if report.data != STUDY_DATA and data not in (report.data, SYNTHETIC):
         return f"it is about the data set {report.data}, and DATA is {Path(data).name}"
     if data in DATA_SETS and data != SYNTHETIC and not (root_folder() / "data" / data).is_dir():
         return f"the data set {data} is not prepared (python -m data.prepare {data})"

@@ -43,7 +43,7 @@ NOT_RUN, CANNOT = "not run", "cannot be run here"
 SAME = "same"
 WORDS = (REPRODUCED, BETTER, DIFFERS, ONE_RUN, FEWER, OTHER, NOT_RUN, CANNOT)
 SETTING_WORDS = (SAME, OTHER, NOT_RUN)
-REPORTS = {
+DOCUMENTS = {
     "000": "K. Zioło, *Self-Supervised Scene Classification* (undated): EfficientNet-B0 on 15-Scene, fine-tuned with "
     "labels, and as a frozen network after a rotation and a perturbation pretext, with Score-CAM and model inversion.",
     "001": "A. Deceuninck, *Artificial Neural Network Project* (2023): the same three models with searched learning "
@@ -442,10 +442,10 @@ def counts_markdown(compared: pd.DataFrame) -> str:
     documents = [number.document for number in compared["number"]]
     counts = Counter(zip(documents, compared["word"], strict=True))
     lines = [f"| document | results | {' | '.join(WORDS)} |", f"|---|---|{'---|' * len(WORDS)}"]
-    for document in REPORTS:
+    for document in DOCUMENTS:
         of_words = [counts[document, word] for word in WORDS]
         lines.append(f"| {document} | {sum(of_words)} | {' | '.join(map(str, of_words))} |")
-    of_words = [sum(counts[document, word] for document in REPORTS) for word in WORDS]
+    of_words = [sum(counts[document, word] for document in DOCUMENTS) for word in WORDS]
     lines.append(f"| all | {sum(of_words)} | {' | '.join(map(str, of_words))} |")
     return "\n".join(lines)
 
@@ -462,11 +462,11 @@ def page(study: Study, numbers: Sequence[EarlierNumber]) -> str:
     kinds = Counter(number.kind for number in numbers)
     setting_words = Counter(settings["word"])
     tables = []
-    for document, report in REPORTS.items():
+    for document, report in DOCUMENTS.items():
         of_document = compared[[number.document == document for number in compared["number"]]]
         tables.append(f"### Document {document}\n\n{report}\n\n{results_markdown(of_document)}")
     return TEMPLATE.format(
-        reports="\n".join(f"- **{document}**: {report}" for document, report in REPORTS.items()),
+        reports="\n".join(f"- **{document}**: {report}" for document, report in DOCUMENTS.items()),
         results=kinds["result"],
         setting_numbers=kinds["setting"],
         descriptions=kinds["description"],

@@ -60,7 +60,10 @@ HEADLINES = {  # an experiment with `compared_with`, and both in words
         "Frozen features after gentle perturbation",
         "ImageNet features with the same head",
     ),
-    "imagenet_classifier_best": ("Frozen ImageNet features without a pretext", "fine-tuning with larger images, EMA and flips"),
+    "imagenet_classifier_best": (
+        "Frozen ImageNet features without a pretext",
+        "fine-tuning with larger images, EMA and flips",
+    ),
 }
 BEST = "supervised_long"  # beside the highest number of the earlier reports
 PRETEXTS_NOTE = """Accuracy on the labels of the pretext (rotations, colors, orders), not on classes; that of a

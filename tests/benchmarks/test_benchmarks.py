@@ -37,7 +37,7 @@ from benchmarks.chart import (
     with_table,
 )
 from benchmarks.implementations import Comparison, Measurement, make_table
-from benchmarks.inversion import NORMALISATION, plain_picture
+from benchmarks.inversion import NORMALIZATION, plain_picture
 from evaluation.checkpoints import TrainedRun
 from tests.small_runs import small_run
 
@@ -136,7 +136,7 @@ def test_the_plain_recipe_raises_its_objective(small_network):
     def logit(steps):
         images = functional.to_tensor(plain_picture(small_network, 1, steps, size=32))[None]
         with torch.no_grad():
-            return small_network(functional.normalize(images, *NORMALISATION))[0, 1].item()
+            return small_network(functional.normalize(images, *NORMALIZATION))[0, 1].item()
 
     assert logit(20) > logit(0) + 1
 
@@ -225,7 +225,7 @@ def test_the_gpu_script_measures_every_case_and_writes_after_each_line(tmp_path,
     monkeypatch.setattr(
         pd.DataFrame, "to_csv", lambda table, *given, **more: (tables.append(table), write(table, *given, **more))
     )
-    size = ["--device", "cpu", "--batches", "4", "--size", "32", "--batches-per-epoch", "2", "--out", str(path)]
+    size = ["--device", "cpu", "--batches", "4", "--size", "32", "--batches-per-epoch", "2", "--output", str(path)]
     assert gpu.main(size) == 0
     table = pd.read_csv(path)
     assert len(tables) == len(table) == 2 * len(gpu.CASES) + 1
@@ -278,7 +278,7 @@ def test_rows_of_earlier_weights_or_images_are_measured_again_and_weightings_are
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_gpu_script_says_where_there_is_none(tmp_path, capsys):
-    assert gpu.main(["--out", str(tmp_path / "gpu.csv")]) == 2
+    assert gpu.main(["--output", str(tmp_path / "gpu.csv")]) == 2
     assert "no GPU" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 

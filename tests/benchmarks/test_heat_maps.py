@@ -4,7 +4,7 @@ import torch
 
 from benchmarks import heat_maps
 from evaluation import map_measures
-from evaluation.map_measures import summarise
+from evaluation.map_measures import summarize
 from tests.small_runs import small_run
 
 
@@ -31,4 +31,4 @@ def test_a_library_map_that_is_not_finite_is_left_out_and_counted(scene_folder, 
     table = pd.read_csv(output).set_index("map")
     assert table["left_out"].to_dict()["LayerCAM"] == 1 and table["left_out"].to_dict()["Recipro-CAM"] == 0
     rows = pd.concat(map(pd.read_csv, output.with_suffix("").glob("*.csv")))
-    assert summarise(rows.assign(model="tiny")).set_index("map").loc["Grad-CAM", "images"] == 1
+    assert summarize(rows.assign(model="tiny")).set_index("map").loc["Grad-CAM", "images"] == 1

@@ -66,7 +66,7 @@ def test_a_crop_of_whole_pixels_is_torchvisions_resized_crop(channels, size):
     for image, (left, top, width, height), flip, ours in zip(images, pixels.tolist(), flipped, found, strict=True):
         expected = functional.resized_crop(image.float(), top, left, height, width, [size, size], antialias=True)
         expected = functional.horizontal_flip(expected) if flip else expected
-        assert (ours - expected).abs().max() < 1e-3  # of 255 grey levels
+        assert (ours - expected).abs().max() < 1e-3  # of 255 gray levels
 
 
 def test_the_whole_image_at_its_own_size_is_returned_and_flipped_twice_too():
@@ -307,7 +307,7 @@ def test_strengths_are_uniform_between_their_ends(many):
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_every_augmentation_gives_grey_and_color_views_of_bytes_that_differ(name):
+def test_every_augmentation_gives_gray_and_color_views_of_bytes_that_differ(name):
     for channels in (1, 3):
         images = noise(count=8, channels=channels)
         views = apply(draw(AUGMENTATIONS[name], range(8), views=2), images.repeat_interleave(2, dim=0), SIZE)
@@ -316,11 +316,11 @@ def test_every_augmentation_gives_grey_and_color_views_of_bytes_that_differ(name
         assert (views[::2] - views[1::2]).abs().amax(dim=(1, 2, 3)).min() > 5
 
 
-def test_a_grey_image_and_its_copy_of_three_channels_are_augmented_alike():
-    grey, drawn = noise(channels=1), draw(EVERYTHING, range(4))
-    color = apply(drawn, grey.repeat(1, 3, 1, 1), SIZE)
+def test_a_gray_image_and_its_copy_of_three_channels_are_augmented_alike():
+    gray, drawn = noise(channels=1), draw(EVERYTHING, range(4))
+    color = apply(drawn, gray.repeat(1, 3, 1, 1), SIZE)
     # the weights of red, green and blue are rounded and add up to 0.9999
-    assert torch.allclose(color, apply(drawn, grey, SIZE).expand(-1, 3, -1, -1), atol=0.02)
+    assert torch.allclose(color, apply(drawn, gray, SIZE).expand(-1, 3, -1, -1), atol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def pgm(highest, samples):
 
 
 def tiff(samples, photometric=1, bits=16, sample_format=1):
-    """64 x 64 grey samples; photometric 0: 0 is white; sample_format 2: signed."""
+    """64 x 64 gray samples; photometric 0: 0 is white; sample_format 2: signed."""
     data = samples.tobytes()
     fields = {256: 64, 257: 64, 258: bits, 259: 1, 262: photometric, 273: 146, 277: 1, 278: 64, 279: len(data)}
     fields |= {296: 1, 339: sample_format}
@@ -106,7 +106,7 @@ def tiff(samples, photometric=1, bits=16, sample_format=1):
         ("12 bits packed.tif", tiff(PACKED.astype("u1"), bits=12)),
     ],
 )
-def test_grey_images_of_any_range_are_scaled_to_8_bits(tmp_path, name, contents):
+def test_gray_images_of_any_range_are_scaled_to_8_bits(tmp_path, name, contents):
     (tmp_path / name).write_bytes(contents)
     expected = Image.fromarray((RAMP >> 8).astype(np.uint8)).resize((32, 32), Image.Resampling.BILINEAR)
     image = decode(tmp_path / name, 32, "squash")
@@ -183,7 +183,7 @@ def test_a_strip_costs_memory_by_what_is_left_of_it(tmp_path, shape, monkeypatch
 @pytest.mark.parametrize(
     ("mode", "channels"), [("L", 1), ("LA", 1), ("I;16", 1), ("P", 3), ("RGB", 3), ("RGBA", 3), ("CMYK", 3)]
 )
-def test_images_of_every_mode_are_read_with_their_grey(tmp_path, mode, channels):
+def test_images_of_every_mode_are_read_with_their_gray(tmp_path, mode, channels):
     if mode == "I;16":
         image = Image.fromarray(np.full((40, 40), 204 * 256, dtype=np.uint16))
     else:
@@ -256,14 +256,14 @@ def test_the_orientation_of_exif_is_applied(tmp_path):
 # --------------------------------------------------------------------------------------------------------------- cache
 
 
-def test_grey_images_have_one_channel_and_all_have_three_where_one_is_colored(scene_folder):
+def test_gray_images_have_one_channel_and_all_have_three_where_one_is_colored(scene_folder):
     assert load(scene_folder / "train").images.shape == (36, 1, 32, 32)
     Image.new("RGB", (40, 40), (255, 0, 0)).save(scene_folder / "train" / "dark" / "red.png")
     colored = load(scene_folder / "train")
     assert colored.images.shape == (37, 3, 32, 32)
     assert (colored.images[colored.names.index("dark/red.png")] == np.array([255, 0, 0])[:, None, None]).all()
-    grey = colored.images[colored.names.index("dark/image_0000.jpg")]
-    assert (grey[0] == grey[1]).all()
+    gray = colored.images[colored.names.index("dark/image_0000.jpg")]
+    assert (gray[0] == gray[1]).all()
 
 
 def test_images_are_decoded_once_and_then_mapped(scene_folder, cache, monkeypatch):

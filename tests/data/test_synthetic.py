@@ -29,8 +29,8 @@ def splits(folder):
     found = {}
     for split in IMAGES_PER_CLASS:
         paths, labels = zip(*ImageFolder(folder / split).samples, strict=True)
-        greys = np.stack([np.asarray(Image.open(path), dtype=np.float32) for path in paths])
-        found[split] = (torch.from_numpy(greys)[:, None] / 64 - 2, torch.tensor(labels))
+        grays = np.stack([np.asarray(Image.open(path), dtype=np.float32) for path in paths])
+        found[split] = (torch.from_numpy(grays)[:, None] / 64 - 2, torch.tensor(labels))
     return found
 
 
@@ -70,7 +70,7 @@ def test_there_are_fifteen_classes_in_alphabetical_order():
 
 
 @pytest.mark.parametrize("class_name", CLASS_NAMES)
-def test_every_call_draws_another_image_of_grey_bytes(class_name):
+def test_every_call_draws_another_image_of_gray_bytes(class_name):
     generator = np.random.default_rng(0)
     first, second = (draw_scene(class_name, generator, SIZE) for _ in range(2))
     assert first.dtype == np.uint8
@@ -125,7 +125,7 @@ def test_no_image_appears_twice_in_any_split(folder):
     assert len(set(digests)) == len(digests) == 15 * sum(IMAGES_PER_CLASS.values())
 
 
-def test_mean_and_spread_of_grey_do_not_identify_the_class(splits):
+def test_mean_and_spread_of_gray_do_not_identify_the_class(splits):
     features = {
         split: torch.stack([images.mean((1, 2, 3)), images.std((1, 2, 3))], 1) for split, (images, _) in splits.items()
     }

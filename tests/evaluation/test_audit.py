@@ -89,7 +89,7 @@ def data_folder(scene_folder, root):
 def test_the_command_writes_a_table_and_a_page_that_stands_alone(tiny_model, data_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(audit, "out_of_fold_probabilities", lambda features, labels: np.eye(3)[labels] * 0.9 + 0.05)
     out = tmp_path / "found"
-    assert run_audit([str(data_folder), "--model", "tiny", "--out", str(out)]) == 0
+    assert run_audit([str(data_folder), "--model", "tiny", "--output", str(out)]) == 0
     table, page = pd.read_csv(out / "audit.csv"), (out / "audit.html").read_text()
     exact = table[table["kind"] == "exact copy"]
     assert exact[["file", "other_file"]].values.tolist() == [["train/dark/image_0000.jpg", "test/dark/copy.jpg"]]
@@ -103,7 +103,7 @@ def test_the_command_writes_a_table_and_a_page_that_stands_alone(tiny_model, dat
 def test_names_cannot_write_into_the_page(tiny_model, data_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(audit, "out_of_fold_probabilities", lambda features, labels: np.eye(3)[labels] * 0.9 + 0.05)
     (data_folder / "test/dark/copy.jpg").rename(data_folder / 'test/dark/"><script>.jpg')
-    assert run_audit([str(data_folder), "--model", "tiny", "--out", str(tmp_path / "out")]) == 0
+    assert run_audit([str(data_folder), "--model", "tiny", "--output", str(tmp_path / "out")]) == 0
     assert "<script>" not in (tmp_path / "out/audit.html").read_text()
 
 

@@ -67,7 +67,7 @@ def test_the_exact_map_is_score_cam_and_why_not_is_the_contrast_of_two_classes(t
     pixels = read_upload(photograph, run)
     first, second = (name for name, _ in tiny_demo.answer(photograph)["classes"][:2])
     labels = [run.class_names.index(name) for name in (first, second)]
-    images, layer = run.normalised([pixels]), run.layer("8")
+    images, layer = run.normalized([pixels]), run.layer("8")
     plain = score_cam(run.model, images, layer, labels[:1]).maps[0]
     contrast = contrast_cam(run.model, images, layer, labels[:1], labels[1:]).maps[0]
     for why_not, expected in ((None, plain), (labels[1], contrast)):

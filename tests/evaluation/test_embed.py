@@ -27,7 +27,7 @@ def folder(tmp_path):
 def test_a_file_holds_the_vector_of_each_image_under_its_name(tiny_model, folder, tmp_path, name, monkeypatch):
     monkeypatch.setattr(embed, "BATCH", 2)
     target = tmp_path / name
-    assert embed.main([str(folder), "--out", str(target), "--model", "tiny"]) == 0
+    assert embed.main([str(folder), "--output", str(target), "--model", "tiny"]) == 0
     if target.suffix == ".npz":
         with np.load(target) as saved:
             files, vectors = saved["files"].tolist(), saved["vectors"]
@@ -44,7 +44,7 @@ def test_a_file_holds_the_vector_of_each_image_under_its_name(tiny_model, folder
 
 def test_bad_images_end_the_command_or_are_left_out(tiny_model, folder, tmp_path, capsys):
     (folder / "b/2.png").write_text("no image")
-    arguments = [str(folder), "--out", str(tmp_path / "out.npz"), "--model", "tiny"]
+    arguments = [str(folder), "--output", str(tmp_path / "out.npz"), "--model", "tiny"]
     assert embed.main(arguments) == 2 and not (tmp_path / "out.npz").exists()
     assert "2.png" in capsys.readouterr().err
     assert embed.main([*arguments, "--skip-bad-images"]) == 0
@@ -55,7 +55,7 @@ def test_bad_images_end_the_command_or_are_left_out(tiny_model, folder, tmp_path
 
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
 def test_a_parquet_table_holds_the_same_vectors(tiny_model, folder, tmp_path):
-    assert embed.main([str(folder), "--out", str(tmp_path / "out.parquet"), "--model", "tiny"]) == 0
+    assert embed.main([str(folder), "--output", str(tmp_path / "out.parquet"), "--model", "tiny"]) == 0
     assert len(pd.read_parquet(tmp_path / "out.parquet")) == 5
 
 
@@ -66,12 +66,12 @@ def test_a_parquet_table_holds_the_same_vectors(tiny_model, folder, tmp_path):
 def test_a_mistake_is_one_sentence_and_exit_code_2(folder_name, out, words, tiny_model, folder, capsys):
     (folder.parent / "empty").mkdir()
     target = folder.parent / out
-    assert embed.main([str(folder.parent / folder_name), "--out", str(target), "--model", "tiny"]) == 2
+    assert embed.main([str(folder.parent / folder_name), "--output", str(target), "--model", "tiny"]) == 2
     (sentence,) = capsys.readouterr().err.strip().splitlines()
     assert sentence.startswith("error: ") and words in sentence and not target.exists()
 
 
 def test_parquet_without_pyarrow_is_refused_with_what_to_install(tiny_model, folder, monkeypatch, capsys):
     monkeypatch.setattr(embed.importlib.util, "find_spec", lambda name: None)
-    assert embed.main([str(folder), "--out", "a.parquet", "--model", "tiny"]) == 2
+    assert embed.main([str(folder), "--output", "a.parquet", "--model", "tiny"]) == 2
     assert "pip install pyarrow" in capsys.readouterr().err

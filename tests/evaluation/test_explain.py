@@ -161,7 +161,7 @@ def subjects(tmp_path, monkeypatch):
     """Two models and the control, on the same images, with little to compute."""
     recipe = InversionSettings(image_size=32, jitter=2)
     monkeypatch.setattr(map_measures, "STEPS", 2)
-    for name, value in (("RANDOMISED", ("classifier", "features.8")), ("RECIPE", recipe)):
+    for name, value in (("RANDOMIZED", ("classifier", "features.8")), ("RECIPE", recipe)):
         monkeypatch.setattr(explain, name, value)
     loader = DataLoader(Images(), 32)
     return [
@@ -237,33 +237,33 @@ def test_a_few_test_images_of_other_classes_are_enough(tmp_path):
 def test_randomization_is_averaged_over_images_with_an_interval_over_seeds():
     lines = [("head", seed, image, 0.1 * seed + image) for seed in range(3) for image in (0, 1)]
     lines += [("features.8", seed, image, np.nan if image else 0.5) for seed in range(3) for image in (0, 1)]
-    table = explained.randomisation_table(pd.DataFrame(lines, columns=["part", "seed", "image", "correlation"]))
+    table = explained.randomization_table(pd.DataFrame(lines, columns=["part", "seed", "image", "correlation"]))
     assert table.index.tolist() == ["head", "features.8"] and table["seeds"].tolist() == [3, 3]
     assert table.loc["head", ["mean", "from", "to"]].tolist() == pytest.approx(mean_and_interval([0.5, 0.6, 0.7]))
     assert table.loc["features.8", "mean"] == 0.5  # an empty map has no correlation
     older = pd.DataFrame({"part": ["head"] * 2, "image": [0, 1], "correlation": [0.2, 0.4]})
-    found = explained.randomisation_table(older)
+    found = explained.randomization_table(older)
     assert found.loc["head", "mean"] == pytest.approx(0.3) and np.isnan(found.loc["head", "to"])
 
 
 def test_a_randomization_of_one_seed_by_older_code_is_made_again_and_an_interrupted_one_continues(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(explain, "RANDOMISED", ("classifier",))
+    monkeypatch.setattr(explain, "RANDOMIZED", ("classifier",))
     seeds = []
     monkeypatch.setattr(
         explain.faithfulness,
-        "cascading_randomisation",
+        "cascading_randomization",
         lambda *arguments: [seeds.append(arguments[-1]), np.full((1, 2), 0.5)][1],
     )
     pd.DataFrame({"part": ["head"], "image": [0], "correlation": [0.2]}).to_csv(tmp_path / "randomisation.csv")
     for number in (2, 3, 3):
-        explain.randomise(a_run(), torch.zeros(2, 3, 32, 32), {"a": 0, "b": 1}, tmp_path, seeds=number)
+        explain.randomize(a_run(), torch.zeros(2, 3, 32, 32), {"a": 0, "b": 1}, tmp_path, seeds=number)
     assert seeds == [0, 1, 2]
     table = pd.read_csv(tmp_path / "randomisation.csv")
     assert table["seed"].tolist() == [0, 0, 1, 1, 2, 2] and table["correlation"].eq(0.5).all()
     assert table["image"].tolist() == ["a", "b"] * 3
-    explain.randomise(a_run(), torch.zeros(2, 3, 32, 32), {"a": 0, "c": 1}, tmp_path, seeds=1)
+    explain.randomize(a_run(), torch.zeros(2, 3, 32, 32), {"a": 0, "c": 1}, tmp_path, seeds=1)
     assert pd.read_csv(tmp_path / "randomisation.csv")["image"].tolist() == ["a", "c"]
 
 
@@ -273,7 +273,7 @@ def test_tables_of_an_empty_cache_are_empty():
     assert explained.mean_probability_by_others(empty).unstack("model").empty
     nothing = SimpleNamespace(inversions={}, recognition=empty)
     assert explained.inversion_table(nothing).empty and explained.class_lines(nothing, ["coast"]) == {}
-    assert explained.randomisation_table(empty).empty and explained.representation_table({}).empty
+    assert explained.randomization_table(empty).empty and explained.representation_table({}).empty
     assert all(table.empty for table in explained.faithfulness_verdicts(empty))
 
 

@@ -28,7 +28,7 @@ def run_of(**options):
 @needs_onnx
 def test_onnxruntime_gives_the_logits_of_the_run_at_any_batch_size(tiny_model, tmp_path):
     target = tmp_path / "new" / "tiny.onnx"
-    assert export.main(["tiny", "--to", "onnx", "--out", str(target)]) == 0
+    assert export.main(["tiny", "--to", "onnx", "--output", str(target)]) == 0
     assert [path.name for path in target.parent.iterdir()] == ["tiny.onnx"]
     run, session = load_trained("tiny"), export.onnxruntime.InferenceSession(target)
     for count in (1, 2, 5):
@@ -51,13 +51,13 @@ def test_flips_and_several_stages_are_exported_too(tmp_path):
 
 def test_without_the_packages_it_says_what_to_install(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
-    assert export.main(["tiny", "--to", "onnx", "--out", str(tmp_path / "a.onnx")]) == 2
+    assert export.main(["tiny", "--to", "onnx", "--output", str(tmp_path / "a.onnx")]) == 2
     assert "pip install" in capsys.readouterr().err and not (tmp_path / "a.onnx").exists()
 
 
 def test_torchvisions_network_takes_the_state_dict_and_gives_the_same_logits(tiny_model, tmp_path):
     target = tmp_path / "tiny.pth"
-    assert export.main(["tiny", "--to", "torchvision", "--out", str(target)]) == 0
+    assert export.main(["tiny", "--to", "torchvision", "--output", str(target)]) == 0
     network = models.efficientnet_b0(num_classes=3)
     network.load_state_dict(torch.load(target, weights_only=True))
     images = torch.randn(2, 3, 32, 32)
@@ -101,8 +101,8 @@ def test_a_head_of_several_stages_is_left_out():
     ("arguments", "words"),
     [
         (["nothing", "--to", "torchvision"], "nothing"),
-        (["tiny", "--to", "torchvision", "--out", "a.onnx"], "a.onnx"),
-        (["tiny", "--to", "onnx", "--out", "a.pth"], "a.pth"),
+        (["tiny", "--to", "torchvision", "--output", "a.onnx"], "a.onnx"),
+        (["tiny", "--to", "onnx", "--output", "a.pth"], "a.pth"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words, tiny_model, tmp_path, monkeypatch, capsys):

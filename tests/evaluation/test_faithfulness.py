@@ -14,7 +14,7 @@ from evaluation.faithfulness import (
     LOWER_IS_BETTER,
     black_baseline,
     blurred_baseline,
-    cascading_randomisation,
+    cascading_randomization,
     compare_maps,
     confidences,
     deletion,
@@ -55,7 +55,7 @@ def two_patches():
     return image
 
 
-def normalised(pixels):
+def normalized(pixels):
     return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
@@ -66,7 +66,7 @@ def test_black_is_zero_before_the_normalisation_and_not_after():
     images = torch.rand(2, 3, 4, 4)
     black = black_baseline(images, MEAN, STD)
     assert black.shape == images.shape
-    assert torch.allclose(black, normalised(torch.zeros(2, 3, 4, 4)))
+    assert torch.allclose(black, normalized(torch.zeros(2, 3, 4, 4)))
     assert black[0, :, 0, 0].tolist() == pytest.approx([-1, -1.6, -1.5])
 
 
@@ -126,8 +126,8 @@ def test_a_map_of_ones_leaves_the_image_and_a_map_of_zeros_the_baseline(small_ne
 
 def test_under_a_black_baseline_the_map_multiplies_the_pixels():
     pixels, maps = torch.rand(2, 3, 4, 4), torch.rand(2, 4, 4)
-    masked = masked_images(normalised(pixels), maps, black_baseline(pixels, MEAN, STD))
-    assert torch.allclose(masked, normalised(pixels * maps[:, None]), atol=1e-6)
+    masked = masked_images(normalized(pixels), maps, black_baseline(pixels, MEAN, STD))
+    assert torch.allclose(masked, normalized(pixels * maps[:, None]), atol=1e-6)
 
 
 def test_confidences_are_softmax_probabilities_of_the_targets_and_leave_the_model_as_it_was(small_network):
@@ -221,7 +221,7 @@ def test_all_measures_equal_torchcams(small_network):
     torch.manual_seed(1)
     small_network.eval()
     images, maps, classes = torch.randn(6, 3, 16, 16), torch.rand(6, 16, 16), [0, 1, 2, 0, 1, 2]
-    # torchcam reports only means over images, and hides by zeros after the normalisation.
+    # torchcam reports only means over images, and hides by zeros after the normalization.
     zeros, softmax = torch.zeros_like(images), functools.partial(torch.softmax, dim=1)
     table = measure_faithfulness(
         small_network, images, {"given": maps}, classes, {"zero": zeros}, pixels_per_step=32
@@ -339,7 +339,7 @@ def test_all_comparisons_of_a_table_are_one_family():
     assert line["p"] == pytest.approx(mean_difference(advantages, comparisons=16).p_value)
 
 
-# --- randomisation ---------------------------------------------------------------------------------------------------
+# --- randomization ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -357,7 +357,7 @@ def test_randomisation_changes_the_map_and_not_the_model(deeper_network):
     before, state = copy.deepcopy(deeper_network.state_dict()), torch.get_rng_state()
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     parts = [deeper_network[2], deeper_network[1], deeper_network[0]]
-    correlations = cascading_randomisation(deeper_network, images, deeper_network[1], [0, 1, 2], parts)
+    correlations = cascading_randomization(deeper_network, images, deeper_network[1], [0, 1, 2], parts)
     assert correlations.shape == (3, 3)
     assert (np.abs(correlations) <= 1).all()
     assert (correlations < 1).all() and (correlations[1:] < 0.9).all()
@@ -366,7 +366,7 @@ def test_randomisation_changes_the_map_and_not_the_model(deeper_network):
     )  # at first only the scores are random, then the maps too
     assert all(torch.equal(tensor, before[name]) for name, tensor in deeper_network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
-    again = cascading_randomisation(deeper_network, images, deeper_network[1], [0, 1, 2], parts)
+    again = cascading_randomization(deeper_network, images, deeper_network[1], [0, 1, 2], parts)
     assert np.array_equal(correlations, again)
 
 
@@ -386,7 +386,7 @@ def seen(monkeypatch):
 def test_the_cascade_randomises_from_the_top_and_logits_still_depend_on_the_image(deeper_network, seen):
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     parts = [deeper_network[2], deeper_network[1], deeper_network[0]]
-    cascading_randomisation(deeper_network, images, deeper_network[0], [0, 1, 2], parts)
+    cascading_randomization(deeper_network, images, deeper_network[0], [0, 1, 2], parts)
     original, *steps = seen
 
     def same(one, other, number):
@@ -406,7 +406,7 @@ def test_every_batchnorm_of_a_randomized_part_takes_its_statistics_from_the_imag
     deeper_network[2].insert(1, nn.BatchNorm1d(216, affine=False))  # a head begins with one in every released model
     deeper_network[2][1].running_var.fill_(9.0)
     images = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    cascading_randomisation(deeper_network, images, deeper_network[0], [0] * 5, [deeper_network[2], deeper_network[1]])
+    cascading_randomization(deeper_network, images, deeper_network[0], [0] * 5, [deeper_network[2], deeper_network[1]])
     _, head, stage = seen
     with torch.no_grad():
         for network in (head, stage):
@@ -423,7 +423,7 @@ def test_a_cascade_depends_on_its_seed_alone(deeper_network):
 
     def correlations(seed):
         torch.manual_seed(torch.seed() % 100)
-        return cascading_randomisation(
+        return cascading_randomization(
             deeper_network, images, deeper_network[1], [0, 1, 2], [deeper_network[2], deeper_network[1]], seed
         )
 
@@ -437,7 +437,7 @@ WEIGHT = {0: "0.weight", 1: "0.weight", 2: "1.weight"}
 def test_a_part_that_cannot_be_randomised_is_refused(deeper_network):
     images = torch.randn(2, 3, 16, 16)
     with pytest.raises(ValueError, match="Linear"):
-        cascading_randomisation(deeper_network, images, deeper_network[0], [0, 1], [nn.Linear(2, 2)])
+        cascading_randomization(deeper_network, images, deeper_network[0], [0, 1], [nn.Linear(2, 2)])
 
     class Scale(nn.Module):
         def __init__(self):
@@ -449,4 +449,4 @@ def test_a_part_that_cannot_be_randomised_is_refused(deeper_network):
 
     deeper_network.insert(1, Scale())
     with pytest.raises(ValueError, match="Scale"):
-        cascading_randomisation(deeper_network, images, deeper_network[0], [0, 1], [deeper_network[1]])
+        cascading_randomization(deeper_network, images, deeper_network[0], [0, 1], [deeper_network[1]])

@@ -28,9 +28,9 @@ def test_the_command_inverts_once_asks_every_evaluator_and_refuses_other_setting
     (line,) = pd.read_csv(output / "quality.csv").to_dict("records")
     assert (line["model"], line["evaluator"], line["classes"], line["passes_per_image"]) == ("tiny", "other", 3, 20)
     folder = output / "tiny" / "short"
-    judged = pd.read_csv(folder / "evaluators.csv")
-    assert line["probability"] == pytest.approx(judged["probability"].mean(), abs=1e-4)
-    assert set(judged["class"]) == {"dark", "light", "striped"}
+    evaluated = pd.read_csv(folder / "evaluators.csv")
+    assert line["probability"] == pytest.approx(evaluated["probability"].mean(), abs=1e-4)
+    assert set(evaluated["class"]) == {"dark", "light", "striped"}
     before = (folder / "inversion.csv").stat().st_mtime_ns
     assert inversion_quality.main([*arguments, "--evaluators", "other"]) == 0
     assert (folder / "inversion.csv").stat().st_mtime_ns == before

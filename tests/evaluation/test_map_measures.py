@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evaluation import map_measures, scorecam_defaults
-from evaluation.map_measures import summarise, timed
+from evaluation.map_measures import summarize, timed
 from evaluation.scorecam import WEIGHTINGS, score_cam
 from evaluation.statistics import mean_difference
 from tests.small_runs import small_run
@@ -53,7 +53,7 @@ def test_maps_that_are_not_finite_are_left_out_and_counted():
             "seconds": [1.0, 3.0, 2.0],
         }
     )
-    (line,) = summarise(rows).to_dict("records")
+    (line,) = summarize(rows).to_dict("records")
     assert (line["images"], line["left_out"], line["seconds"]) == (3, 1, 2.0)
     assert line["empty"] == line["fell_back"] == pytest.approx(1 / 3)
     assert (line["deletion"], line["insertion"]) == (pytest.approx(0.3), pytest.approx(0.7))
@@ -75,7 +75,7 @@ def test_each_kind_of_map_is_compared_with_the_controls_image_by_image():
             part = pd.DataFrame({"model": "a", "map": name, "baseline": baseline, "image": range(30)})
             part = part.assign(**values, **facts)
             rows.append(part.assign(insertion=part["insertion"] + shift))
-    table = summarise(pd.concat(rows)).set_index("map")
+    table = summarize(pd.concat(rows)).set_index("map")
     assert table["insertion_against_random"].to_dict() == {"good": "better", "random": "", "edges": "", "bad": "worse"}
     assert table["insertion_against_edges"].to_dict() == {
         "good": "inconclusive",
@@ -89,4 +89,4 @@ def test_each_kind_of_map_is_compared_with_the_controls_image_by_image():
     few = close[close["image"] < 2].assign(deletion=lambda each: each["deletion"] + 0.002 * each["image"])
     few.loc[(few["map"] == "good") & (few["image"] == 0), "deletion"] += 0.01
     assert mean_difference([0.1 - 0.01, 0.1]).verdict == "better"
-    assert summarise(few).set_index("map").loc["good", "deletion_against_random"] == "inconclusive"
+    assert summarize(few).set_index("map").loc["good", "deletion_against_random"] == "inconclusive"

@@ -55,14 +55,14 @@ def test_predictions_and_held_out_scores_equal_scikit_learns(monkeypatch):
     monkeypatch.setattr(mask_clusters, "PENALTIES", (0.1,))
     predicted, errors = predict_scores(masks, medoids, scores[medoids])
     ridge = KernelRidge(alpha=0.1, kernel="rbf", gamma=0.3)
-    centred = scores[medoids] - scores[medoids].mean()
-    reference = ridge.fit(masks[medoids], centred).predict(masks) + scores[medoids].mean()
+    centered = scores[medoids] - scores[medoids].mean()
+    reference = ridge.fit(masks[medoids], centered).predict(masks) + scores[medoids].mean()
     others = np.setdiff1d(np.arange(40), medoids)
     assert np.allclose(predicted[others], reference[others])
     assert np.array_equal(predicted[medoids], scores[medoids])
-    left_out = cross_val_predict(ridge, masks[medoids], centred, cv=LeaveOneOut())
-    assert np.allclose(errors, centred - left_out)
-    assert held_out_r2(scores[medoids], errors) == pytest.approx(1 - (errors**2).mean() / centred.var())
+    left_out = cross_val_predict(ridge, masks[medoids], centered, cv=LeaveOneOut())
+    assert np.allclose(errors, centered - left_out)
+    assert held_out_r2(scores[medoids], errors) == pytest.approx(1 - (errors**2).mean() / centered.var())
 
 
 def test_held_out_is_high_for_smooth_scores_and_low_for_noise():

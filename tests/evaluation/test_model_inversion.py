@@ -21,7 +21,7 @@ from evaluation.model_inversion import (
     decay,
     filter_mean,
     invert,
-    regularise,
+    regularize,
     score_by_another,
     starting_pixels,
     strongest_filters,
@@ -137,10 +137,10 @@ def test_pixels_are_blurred_every_third_step_and_clamped():
     settings = InversionSettings(image_size=32, decay=0.0, blur_sigma=1.0, blur_every=3, norm_clip=0.0)
     pixels = torch.zeros(1, 1, 32, 32)
     pixels[0, 0, 16, 16] = 0.7
-    sharp = regularise(pixels, pixels, settings, step=2)
+    sharp = regularize(pixels, pixels, settings, step=2)
     assert sharp[0, 0, 16, 16] == 0.5
     assert sharp.count_nonzero() == 1
-    assert regularise(pixels, pixels, settings, step=3).count_nonzero() > 1
+    assert regularize(pixels, pixels, settings, step=3).count_nonzero() > 1
 
 
 @pytest.mark.parametrize("colour", ["grey", "colour"])
@@ -386,8 +386,8 @@ def test_the_score_of_an_evaluator_network_is_its_probability_of_the_target(smal
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     scores = score_by_another(small_network, images, [2, 0], (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     assert all(module.training for module in small_network.modules())
-    normalised = (images - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
-    expected = small_network.eval()(normalised).softmax(dim=1)
+    normalized = (images - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
+    expected = small_network.eval()(normalized).softmax(dim=1)
     assert scores.tolist() == pytest.approx([expected[0, 2].item(), expected[1, 0].item()])
 
 

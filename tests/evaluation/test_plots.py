@@ -287,10 +287,10 @@ def test_embeddings_share_one_legend():
 
 def test_randomisation_is_plotted_with_its_interval():
     table = pd.DataFrame({"mean": [0.5, 0.1], "from": [0.2, 0.0], "to": [0.6, 0.3]}, index=["head", "all"])
-    ax = plots.plot_randomisation(table, plt.figure().gca())
+    ax = plots.plot_randomization(table, plt.figure().gca())
     (interval,) = ax.containers
     assert interval.lines[2][0].get_segments()[0][:, 1].tolist() == pytest.approx([0.2, 0.6])
-    plots.plot_randomisation(pd.DataFrame(), plt.figure().gca())
+    plots.plot_randomization(pd.DataFrame(), plt.figure().gca())
 
 
 def test_histories_and_groups_plot_the_quantity_that_is_asked_for():

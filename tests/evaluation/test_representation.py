@@ -45,9 +45,9 @@ def test_purity_is_1_for_groups_and_chance_for_noise():
 
 def test_an_image_is_not_its_own_neighbor():
     features = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
-    assert neighbour_purity(features, np.array([0, 1, 2, 3]), neighbours=1) == 0
+    assert neighbour_purity(features, np.array([0, 1, 2, 3]), neighbors=1) == 0
     with pytest.raises(ValueError, match="not 4"):
-        neighbour_purity(features, np.arange(4), neighbours=4)
+        neighbour_purity(features, np.arange(4), neighbors=4)
 
 
 def test_cka_ignores_rotation_and_scale_and_is_low_for_unrelated_features():

@@ -11,7 +11,6 @@ from evaluation.results import (
     COLUMNS,
     EARLIER_CLAIMS,
     PRIMARY_FAMILY,
-    THIS_STUDY,
     comparisons,
     correct_on_test,
     experiments_table,
@@ -30,6 +29,7 @@ from evaluation.results import (
 )
 from evaluation.statistics import accuracy_interval, compare, mean_accuracy
 from runs import EXPERIMENTS
+from supervised.settings import Experiment
 from tests.evaluation.synthetic_results import result, seeds, write
 
 H200 = ("NVIDIA H200", "2.11.0", "bfloat16")
@@ -37,7 +37,7 @@ H200 = ("NVIDIA H200", "2.11.0", "bfloat16")
 
 def experiment(name, compared_with="", earlier_accuracy=None):
     about = {"name": name, "question": f"Is {name} better?", "compared_with": compared_with, "data": "15scene"}
-    return SimpleNamespace(**about, family=THIS_STUDY, earlier_accuracy=earlier_accuracy)
+    return SimpleNamespace(**about, family=Experiment.family, earlier_accuracy=earlier_accuracy)
 
 
 OWN = {each.name: each for each in (experiment("one", "two"), experiment("two", "three"), experiment("three"))}
@@ -151,7 +151,8 @@ def test_a_comparison_is_that_of_all_runs_in_its_family(no_claims):
     sides = [correct_on_test(runs_of(runs, name)) for name in ("one", "two")]
     found = compare(*sides, comparisons=2)
     assert (line["experiment"], line["compared_with"], line["question"]) == ("one", "two", "Is one better?")
-    assert (line["family"], line["m"], line["runs"], line["other_runs"], line["images"]) == (THIS_STUDY, 2, 2, 3, 100)
+    assert line["family"] == Experiment.family
+    assert (line["m"], line["runs"], line["other_runs"], line["images"]) == (2, 2, 3, 100)
     numbers = [line[key] for key in ("accuracy", "other_accuracy", "difference", "low", "high", "p")]
     assert numbers == [
         *(found.accuracy, found.other_accuracy, found.difference),
@@ -200,7 +201,7 @@ def test_a_claim_about_classes_is_measured_on_their_images(monkeypatch):
 def test_the_primary_comparison_is_a_family_of_one(no_claims, monkeypatch):
     monkeypatch.setattr(module, "PRIMARY", "one")
     families = {pair.experiment: (pair.family, pair.comparisons) for pair in pairs_to_compare(OWN)}
-    assert families == {"one": (PRIMARY_FAMILY, 1), "two": (THIS_STUDY, 1)}
+    assert families == {"one": (PRIMARY_FAMILY, 1), "two": (Experiment.family, 1)}
 
 
 def test_a_deterministic_side_is_no_single_run(no_claims, monkeypatch):
@@ -221,7 +222,7 @@ def test_every_pair_of_the_study_belongs_to_one_family_in_one_direction():
     assert all(len(each) == 1 for each in families.values())
     sizes = Counter(pair.family for pair in pairs)
     assert all(pair.comparisons == sizes[pair.family] for pair in pairs) and sizes[PRIMARY_FAMILY] == 1
-    assert sizes[THIS_STUDY] == 65  # what is asked later has families of its own, and changes no verdict
+    assert sizes[Experiment.family] == 65  # what is asked later has families of its own, and changes no verdict
 
 
 def test_every_claim_and_pair_is_of_experiments_that_exist():

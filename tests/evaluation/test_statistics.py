@@ -175,9 +175,9 @@ def test_correctness_counts_the_copies_of_an_image_as_one_image():
 
 def test_the_accuracy_interval_is_wilsons():
     hits, images, z = 90, 100, 1.959963984540054
-    centre = (hits / images + z**2 / (2 * images)) / (1 + z**2 / images)
+    center = (hits / images + z**2 / (2 * images)) / (1 + z**2 / images)
     half = z / (1 + z**2 / images) * np.sqrt(0.9 * 0.1 / images + z**2 / (4 * images**2))
-    assert accuracy_interval(hits, images) == pytest.approx((centre - half, centre + half))
+    assert accuracy_interval(hits, images) == pytest.approx((center - half, center + half))
 
 
 def test_the_accuracy_of_one_run_has_wilsons_interval_and_that_of_several_covers_seeds_too():

@@ -203,8 +203,8 @@ def test_an_export_never_replaces_the_file_it_reads(tiny_run, tmp_path, monkeypa
     shutil.copy(tiny_run, mine)
     before = mine.read_bytes()
     assert export.main(["mine.pth", "--to", "torchvision"]) == 2
-    assert "--out" in capsys.readouterr().err and mine.read_bytes() == before
-    assert export.main(["mine.pth", "--to", "torchvision", "--out", "other.pth"]) == 0
+    assert "--output" in capsys.readouterr().err and mine.read_bytes() == before
+    assert export.main(["mine.pth", "--to", "torchvision", "--output", "other.pth"]) == 0
 
 
 def test_an_export_of_a_run_that_averages_mirror_images_leaves_its_classifier_out(tiny_run):

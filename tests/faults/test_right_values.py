@@ -210,7 +210,7 @@ def test_a_recorded_split_needs_no_lock_and_system_folders_are_no_classes(root, 
 
 
 @pytest.mark.parametrize("highest, refused", [(4095, True), (65535, False)])
-def test_color_of_12_bits_in_16_is_refused_as_grey_is(tmp_path, highest, refused):
+def test_color_of_12_bits_in_16_is_refused_as_gray_is(tmp_path, highest, refused):
     samples = np.linspace(0, highest, 3 * 8 * 8).astype(">u2").reshape(8, 24)
     lines = b"".join(b"\0" + line.tobytes() for line in samples)
 
@@ -299,7 +299,7 @@ def test_randomization_refuses_weights_that_it_does_not_reach():
     images = torch.randn(2, 3, 16, 16)
     for part in (network.features, network.features[0]):
         with pytest.raises(ValueError, match="computed from others"):
-            faithfulness.cascading_randomisation(network, images, network.features, [0, 1], [part])
+            faithfulness.cascading_randomization(network, images, network.features, [0, 1], [part])
 
 
 def test_the_probability_of_an_only_logit_can_be_maximized():

@@ -37,7 +37,7 @@ ALL = {**PRETEXTS, "flipped": FlippedDataset}
 
 @pytest.fixture
 def images():
-    """Six grey images of noise, without pure black or white."""
+    """Six gray images of noise, without pure black or white."""
     return np.random.default_rng(0).integers(1, 255, (6, 1, SIZE, SIZE), dtype=np.uint8)
 
 
@@ -111,8 +111,8 @@ def test_both_squares_of_a_validation_image_have_one_place_and_training_squares_
     places = [tuple(place_of_square(dataset, images, index)[0]) for index in range(len(dataset))]
     assert places[0::2] == places[1::2]
     assert len(set(places)) > 3
-    grey = PerturbationDataset(np.full((1, 1, SIZE, SIZE), 128, dtype=np.uint8))
-    tops = {int(torch.nonzero(grey.item(0, seed)[0][0] == 0)[0, 0]) for seed in range(300)}
+    gray = PerturbationDataset(np.full((1, 1, SIZE, SIZE), 128, dtype=np.uint8))
+    tops = {int(torch.nonzero(gray.item(0, seed)[0][0] == 0)[0, 0]) for seed in range(300)}
     assert tops == set(range(SIZE - 10 + 1))
 
 
@@ -245,14 +245,14 @@ def test_views_are_normalized_as_other_images(of_views):
 
 
 def test_views_after_the_first_are_of_the_neighbors_that_are_given(of_views):
-    brightness = np.arange(6) * 40  # of six images of one grey
+    brightness = np.arange(6) * 40  # of six images of one gray
     images = np.zeros((6, 1, SIZE, SIZE), dtype=np.uint8) + brightness.astype(np.uint8).reshape(6, 1, 1, 1)
     dataset = ViewsDataset(images, np.arange(6), replace(of_views, views="without_jitter", views_per_image=3))
     dataset.neighbors = (np.arange(6)[:, None] + [1, 3]) % 6
 
     def seen(*keys):
-        greys = (views_of(dataset, *keys)[:, :, 0, 0, 0] * STD["squash"][0] + MEAN["squash"][0]) * 255
-        return (greys / 40).round().int().tolist()
+        grays = (views_of(dataset, *keys)[:, :, 0, 0, 0] * STD["squash"][0] + MEAN["squash"][0]) * 255
+        return (grays / 40).round().int().tolist()
 
     shown = seen(*((index, seed) for index in range(6) for seed in range(20)))
     for number, (first, *others) in enumerate(shown):
@@ -284,7 +284,7 @@ def test_views_of_val_are_whole_batches_of_evenly_spaced_images(of_views, batch_
     assert set(counts.values()) <= {5, 6} and len(counts) == 3
 
 
-def test_images_without_labels_are_added_as_grey_as_the_others(of_views, tmp_path):
+def test_images_without_labels_are_added_as_gray_as_the_others(of_views, tmp_path):
     generator, expected = np.random.default_rng(0), []
     for split in ("train", "val", "test"):
         for name in ("blue", "green"):

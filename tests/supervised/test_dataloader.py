@@ -15,7 +15,7 @@ from supervised.dataloader import (
     STD,
     build_loaders,
     load_15SceneData,
-    normalise,
+    normalize,
     simple_15SceneData,
 )
 from supervised.settings import AUGMENTATIONS as SETTINGS_AUGMENTATIONS
@@ -54,7 +54,7 @@ def test_images_equal_those_of_torchvisions_image_folder_and_transforms(experime
 
 
 @pytest.mark.parametrize("color", [False, True])
-def test_batches_have_three_channels_last_of_grey_and_color_images(experiment, scene_folder, color):
+def test_batches_have_three_channels_last_of_gray_and_color_images(experiment, scene_folder, color):
     if color:
         for path in scene_folder.rglob("*.jpg"):
             Image.open(path).convert("RGB").save(path)
@@ -131,7 +131,7 @@ def test_bytes_and_floats_are_normalized_to_the_last_bit_as_by_the_formula(resiz
     mean, std = (255 * torch.tensor(values[resize]).view(3, 1, 1) for values in (MEAN, STD))
     expected = (images.float() - mean) / std
     for given in (images, images.float()):
-        found = normalise(given, resize)
+        found = normalize(given, resize)
         assert torch.equal(found, expected) and found.is_contiguous(memory_format=torch.channels_last)
 
 
