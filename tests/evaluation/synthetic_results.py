@@ -22,7 +22,7 @@ def result(
         "labels": {"test": labels.tolist()},
         "predictions": {"test": predictions.tolist()},
         "earlier_protocol_predictions": {"test": predictions.tolist()},
-        "settings": {"name": name, "train": {"max_epochs": 30}, **settings},
+        "settings": {"name": name, "seed": 0, "train": {"max_epochs": 30}, **settings},
         "data": {"name": "15scene", "images": {"train": images, "test": images}},
         "test_accuracy": accuracy,
         "test_accuracy_by_class": {
@@ -42,7 +42,8 @@ def result(
 def seeds(name: str, *wrong, **changes) -> dict[str, dict]:
     """Results by file stem: one run for each sequence of misclassified images."""
     return {
-        name if seed == 0 else f"{name}.seed{seed}": result(name, each, **changes) for seed, each in enumerate(wrong)
+        name if seed == 0 else f"{name}.seed{seed}": result(name, each, seed=seed, **changes)
+        for seed, each in enumerate(wrong)
     }
 
 

@@ -67,7 +67,7 @@ def test_equal_samplers_are_inconclusive_and_one_seed_is_refused():
 
 
 def test_intervals_and_p_values_are_those_of_a_family_of_all_pairs():
-    losses = seeds_with(0.05, 0.01).assign(gp=lambda table: table["tpe"] + 0.02, grid=lambda table: table["tpe"] + 0.5)
+    losses = seeds_with(0.05, 0.01).assign(gp=lambda table: 1.1 * table["tpe"], grid=lambda table: 2 * table["tpe"])
     table = compare_samplers(losses)
     assert len(table) == 6
     for pair in table.to_dict("records"):

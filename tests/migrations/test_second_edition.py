@@ -116,7 +116,7 @@ OLD_RESULT = {
     "format": 1,
     "name": "supervised_best.seed1",
     "course_accuracy": 0.1 + 0.2,
-    "settings": {"head": "standardized", "keep_epochs": [1, "last"], "train": {"averaging_decay": 0.98, "epochs": 1}},
+    "settings": {"head": "standardised", "keep_epochs": [1, "last"], "train": {"averaging_decay": 0.98, "epochs": 1}},
     "teachers": {"runs": [{"weights": "best_longer, epoch best"}], "sha256": "1e5"},
     "test_accuracy_by_class": {"coast": 1, "forest": 1.0},
 }

@@ -16,6 +16,7 @@ from evaluation.pages.claims import (
     page,
     write_page,
 )
+from evaluation.pages.reproduction import EarlierNumber
 from evaluation.pages.tables import difference_text
 from evaluation.results import BESIDE, Claim, beside_reported, read_profile
 from runs import EXPERIMENTS
@@ -108,7 +109,20 @@ def test_maps_are_those_of_the_one_comparison_of_maps():
         assert line["Score-CAM is"] == expected["verdict"]
 
 
-def test_the_page_is_written_below_the_root(tmp_path):
+def test_settings_that_are_not_those_of_the_report_are_named(claims, monkeypatch):
+    claims(CLAIM)
+    number = {"document": "000", "place": "p", "kind": "setting", "stated": "30", "value": 30.0, "better": ""}
+    empty = dict.fromkeys(("differs_by", "reason", "contradiction", "note"), "")
+    about = {"quantity": "epochs", "experiment": "long", "key": "settings.train.max_epochs"}
+    monkeypatch.setattr(module, "read_earlier_numbers", lambda: [EarlierNumber(**number, **empty, **about)])
+    runs = {"one": result("one", pretext_run="long", pretext_epoch=3), "two": result("two")}
+    for epochs, expected in ((6, True), (30, False)):
+        table = claims_table({**runs, "long": result("long", train={"max_epochs": epochs})})
+        assert table["measured"].item().endswith("; unlike theirs: epochs of long") is expected
+
+
+def test_the_page_is_written_below_the_root(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "read_earlier_numbers", lambda: [])  # results here have few settings
     write(tmp_path / "results" / "full", {**seeds("supervised_1", [0]), **seeds("supervised_2", range(40))})
     with pytest.raises(FileNotFoundError, match="faithfulness"):
         write_page(tmp_path)

@@ -14,12 +14,12 @@ from evaluation.pages.reproduction import (
     BETTER,
     CANNOT,
     DIFFERS,
+    DOCUMENTS,
     FEWER,
     NOT_RUN,
     ONE_RUN,
     OTHER,
     READERS,
-    REPORTS,
     REPRODUCED,
     SAME,
     WORDS,
@@ -37,7 +37,7 @@ from hyperparameter_search import EARLIER_LOSSES
 from runs import EXPERIMENTS
 from supervised.settings import EARLIER_AVERAGE_PRECISION, EARLIER_NON_POSITIVE
 
-DOCUMENTS = CODE.parent / "shared" / "source_documents"
+SOURCES = CODE.parent / "shared" / "source_documents"
 
 
 def number(value=0.9, **changes) -> EarlierNumber:
@@ -99,10 +99,10 @@ def numbers() -> list[EarlierNumber]:
 
 
 def test_every_number_is_printed_in_its_document(numbers):
-    if not DOCUMENTS.is_dir():
-        pytest.skip(f"no {DOCUMENTS}")
-    texts = {path.name[:3]: " ".join(path.read_text().split()) for path in DOCUMENTS.glob("*.txt")}
-    assert set(texts) == set(REPORTS)
+    if not SOURCES.is_dir():
+        pytest.skip(f"no {SOURCES}")
+    texts = {path.name[:3]: " ".join(path.read_text().split()) for path in SOURCES.glob("*.txt")}
+    assert set(texts) == set(DOCUMENTS)
     assert [each for each in numbers if " ".join(each.stated.split()) not in texts[each.document]] == []
 
 
@@ -145,7 +145,7 @@ def test_each_line_names_an_experiment_and_a_key_or_says_why_not(numbers):
         if each.kind == "result":
             assert len(each.experiments) <= 1
             assert each.key or each.reason or each.note, each
-    assert {each.document for each in numbers} == set(REPORTS)
+    assert {each.document for each in numbers} == set(DOCUMENTS)
 
 
 def test_no_line_stands_twice(numbers):
@@ -343,7 +343,7 @@ def test_the_page_has_every_result_and_no_empty_cell(study, numbers):
     total = next(line for line in cells_of(text) if line[0] == "all")
     counts = [int(cell) for cell in total[1:]]
     assert counts[0] == sum(counts[1:]) == sum(each.kind == "result" for each in numbers)
-    assert all(f"### Document {document}" in text for document in REPORTS)
+    assert all(f"### Document {document}" in text for document in DOCUMENTS)
 
 
 def test_words_of_the_study(study, numbers):
