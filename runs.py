@@ -301,7 +301,8 @@ def _outlives_its_pretext(experiment: Experiment, profile: str) -> bool:
 
 def _read_alone(experiment: Experiment, profile: str, loaders) -> tuple[nn.Module, dict]:
     """Model and result of a finished run without what it started from.  Raises ValueError naming what differs."""
-    path = files_of(experiment, profile).checkpoint
+    files = files_of(experiment, profile)
+    path = files.checkpoint
     saved = load_checkpoint(path)
     settings = _with_defaults(saved["identity"]["settings"], experiment)
     asked = {"settings": settings_of(experiment), "data": loaders.data}
@@ -311,6 +312,8 @@ def _read_alone(experiment: Experiment, profile: str, loaders) -> tuple[nn.Modul
         raise ValueError(f"{path} was trained with {difference}; --overwrite replaces it")
     model = classifier_of(experiment, len(loaders.class_names))
     model.load_state_dict(saved["model"])
+    if not files.result.exists():
+        write_result(files.result, saved["result"])
     return model.eval(), saved["result"]
 
 
@@ -880,9 +883,15 @@ def _difference_of_identity(job: Job, saved: dict) -> str | None:
 
 
 def _with_defaults(settings: dict, experiment: Experiment) -> dict:
-    """Saved settings, with the default of every setting that was added to the code after they were saved."""
+    """Saved settings, with the default of every setting that was added to the code after they were saved.
+
+    A probe is fitted: how many epochs were asked for changes nothing, so they are those of the experiment.
+    """
     defaults = settings_of(type(experiment)(name=experiment.name, question=""))
-    return {**defaults, **settings, "train": {**defaults["train"], **settings.get("train", {})}}
+    completed = {**defaults, **settings, "train": {**defaults["train"], **settings.get("train", {})}}
+    if isinstance(experiment, ProbeExperiment):
+        completed["train"]["max_epochs"] = experiment.train.max_epochs
+    return completed
 
 
 # ---------------------------------------------------------------------------------------------------------- the result

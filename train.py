@@ -64,7 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: that of the experiment")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument("--log", choices=("tensorboard",), help="log each epoch, below models/<profile>/")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that have other settings")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files that have other settings, or lack an epoch"
+    )
     return parser
 
 
@@ -171,7 +173,7 @@ def train_all(options: argparse.Namespace):
         for seed in options.seeds:
             configured = configure(experiment, options.profile, seed=seed, **changes)
             if options.epochs is not None:
-                _say_whose_epochs(configured, options.profile)
+                _say_whose_epochs(configured, options)
             _, result = run(
                 configured,
                 options.profile,
@@ -184,10 +186,19 @@ def train_all(options: argparse.Namespace):
             PartialState().print(summary(configured, options.profile, result))  # once, by the main process
 
 
-def _say_whose_epochs(experiment: Experiment, profile: str):
-    """Say where --epochs does not apply: to a probe, which is fitted, and to what an experiment starts from."""
+def _say_whose_epochs(experiment: Experiment, options: argparse.Namespace):
+    """Say where --epochs does not apply: to a probe, which is fitted, and to what an experiment starts from.
+
+    Raises ValueError where the command also names what the experiment starts from: with other epochs it does not fit.
+    """
     unchanged = [experiment.name] * isinstance(experiment, ProbeExperiment)
-    unchanged += [needed.name for needed, _ in prerequisites(experiment, profile)]
+    for needed, _ in prerequisites(experiment, options.profile):
+        if needed.name in options.names and needed.train.max_epochs != options.epochs:
+            raise ValueError(
+                f"{experiment.name} needs all {needed.train.max_epochs} epochs of {needed.name}; "
+                f"with --epochs name one of both"
+            )
+        unchanged.append(needed.name)
     if unchanged:
         say_once(f"--epochs does not change {' and '.join(dict.fromkeys(unchanged))}")
 

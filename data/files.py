@@ -69,6 +69,11 @@ def write_table(path: Path, table: pd.DataFrame, index: bool = False, **options)
     write_atomically(path, write)
 
 
+def read_table(path: Path, **options) -> pd.DataFrame:
+    """Read a table whose names may be no valid text, as `write_table` writes it.  Options are those of `read_csv`."""
+    return pd.read_csv(path, encoding_errors="surrogateescape", engine="python", **options)  # the C engine refuses them
+
+
 @functools.cache
 def _remove_leftovers(folder: Path):
     """Remove what `write_atomically` left of killed processes, once for each folder.

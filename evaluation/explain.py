@@ -39,7 +39,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 from torch.utils.data import DataLoader
 
-from data.files import say_once, write_atomically, write_table, write_text
+from data.files import read_table, say_once, write_atomically, write_table, write_text
 from evaluation import faithfulness, plots, representation
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained
 from evaluation.explained import Explained, read_explanations, read_inversion
@@ -90,7 +90,7 @@ class Effort:
 
 EFFORT = {
     "full": Effort(),
-    "quick": Effort(measured_images=2, inversion_steps=40, randomized_seeds=2),
+    "quick": Effort(measured_images=2, inversion_steps=20, randomized_seeds=2),
 }
 
 
@@ -155,7 +155,7 @@ def explain(subjects: Sequence[Subject], shown: Sequence[int], folder: Path, eff
         of_classes = recognition_of_classes(names, subjects, folder)
         write_table(folder / "cka.csv", _with_those_absent(similarity, folder / "cka.csv"), index=True)
         if (folder / "recognition.csv").exists():
-            before = pd.read_csv(folder / "recognition.csv", na_filter=False)
+            before = read_table(folder / "recognition.csv", na_filter=False)
             of_classes = pd.concat([before[~before["model"].isin(names)], of_classes])
         write_table(folder / "recognition.csv", of_classes)
 
@@ -191,8 +191,10 @@ def _measure_model(subject: Subject, effort: Effort):
     sample = np.random.default_rng(0).permutation(len(predictions))[:RANDOMIZED_IMAGES]
     targets = {dataset.scenes.names[number]: int(predictions[number]) for number in sample}
     randomize(run, _images(dataset, sample), targets, subject.folder, effort.randomized_seeds)
-    numbers = evenly_spread(len(dataset), effort.measured_images)
-    measure_run(run.folded(), dataset, numbers, score_cam_of, subject.folder / "faithfulness.csv")
+    numbers, path = evenly_spread(len(dataset), effort.measured_images), subject.folder / "faithfulness.csv"
+    if path.exists() and not set(pd.read_csv(path)["image"]).issubset(numbers):
+        path.unlink()  # of other images, as older code chose them
+    measure_run(run.folded(), dataset, numbers, score_cam_of, path)
 
 
 def open_folder(folder: Path, weights: str, images: str) -> Path:

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from torch import nn
 from torchvision.transforms.v2.functional import resize
 
+from data.files import read_table
 from data.image_cache import Scenes
 from evaluation.faithfulness import LOWER_IS_BETTER, compare_maps
 from evaluation.map_measures import CONTROL_MAPS
@@ -47,7 +48,7 @@ class Explained:
     representation: dict[str, pd.DataFrame]  # stage, channels, neighbour_purity, rank_me
     maps: dict[str, dict[str, torch.Tensor]]  # by layer: heat maps (images, S, S) in 0..1, of the first of `shown`
     map_table: pd.DataFrame  # see `describe_maps`
-    faithfulness: pd.DataFrame  # of the first model, as `faithfulness.measure_faithfulness` returns it
+    faithfulness: pd.DataFrame  # of the first model, see `map_measures.measure_run`
     definitions: pd.DataFrame  # of Score-CAM, on val, for each model; see `map_measures.summarize`
     methods: pd.DataFrame  # kinds of heat maps, on test, for each model; see there
     randomization: pd.DataFrame  # of the first model: seed, part, image, correlation
@@ -354,15 +355,11 @@ def sheet(explained: Explained, name: str) -> tuple[np.ndarray, list[str], dict[
 
 def read_inversion(folder: Path) -> Inversion:
     """What `model_inversion.save_inversion` wrote into a folder, with the settings beside it."""
-    names = {
-        "encoding_errors": "surrogateescape",
-        "engine": "python",
-    }  # may be no valid text; pandas' C code needs that
-    table = pd.read_csv(folder / "inversion.csv", converters={"name": str}, **names)
+    table = read_table(folder / "inversion.csv", converters={"name": str})
     return Inversion(
         table=table,
         pictures=read_pictures([folder / picture_file(name) for name in table["name"]]),
-        losses=pd.read_csv(folder / "losses.csv", index_col="step", **names),
+        losses=read_table(folder / "losses.csv", index_col="step"),
         settings=json.loads((folder / "settings.json").read_text(encoding="utf-8")),
     )
 
@@ -393,4 +390,4 @@ def _quality_of(model: Path, path: Path) -> pd.DataFrame:
 
 
 def _read_table(path: Path, **options) -> pd.DataFrame:
-    return pd.read_csv(path, **options) if path.exists() else pd.DataFrame()
+    return read_table(path, **options) if path.exists() else pd.DataFrame()

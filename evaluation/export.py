@@ -27,8 +27,9 @@ from runs import run_command
 try:
     import onnx
     import onnxruntime
-except ImportError:  # `to_onnx` says what to install
+except Exception as error:  # missing, or broken: `to_onnx` says so, and the other formats need neither
     onnx = onnxruntime = None
+    NOT_IMPORTED = f"{type(error).__name__}: {error}"
 
 SUFFIX = {"onnx": ".onnx", "torchvision": ".pth", "timm": ".pth"}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of the extra
@@ -58,6 +59,8 @@ def to_onnx(run: TrainedRun, path: Path) -> float:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"--to onnx needs {' and '.join(missing)}: pip install -e '.[export]'")
+    if onnx is None:
+        raise ValueError(f"--to onnx needs packages that cannot be imported here ({NOT_IMPORTED})")
     model = run.folded().model.to(memory_format=torch.contiguous_format).requires_grad_(False)
     size = run.image_size
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 from tqdm.auto import tqdm
 
-from data.files import check_output, expanded, write_table, write_text
+from data.files import check_output, expanded, read_table, write_table, write_text
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.explained import read_inversion
@@ -266,7 +266,7 @@ def evaluate_images(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str
     names, images = list(table.table["name"]), table.pictures.float() / 255
     targets = [run.class_names.index(name) for name in names]
     path = folder / "evaluators.csv"
-    known = pd.read_csv(path, converters={"class": str}) if path.exists() else pd.DataFrame({"weights": []})
+    known = read_table(path, converters={"class": str}) if path.exists() else pd.DataFrame({"weights": []})
     missing = [each for each in evaluators if each.weights not in set(known["weights"])]
     if missing:
         weights = {each.name: each.weights for each in missing}
@@ -279,7 +279,7 @@ def evaluate_images(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str
     refuse_other_data(evaluator, training.scenes, data)
     made_from = f"{evaluator.weights[:12]} {training.scenes.fingerprint[:12]}"
     nearest_file = folder / "nearest.csv"
-    if not nearest_file.exists() or pd.read_csv(nearest_file).get("made_from", pd.Series([""]))[0] != made_from:
+    if not nearest_file.exists() or read_table(nearest_file).get("made_from", pd.Series([""]))[0] != made_from:
         others = [val[number][0] for number in evenly_spread(len(val), 60)]
         nearest, usual = nearest_training_images(evaluator, images, training, others)
         nearest = nearest.assign(name=names, by=evaluator.name, made_from=made_from, median_of_val=round(usual, 4))
@@ -289,8 +289,8 @@ def evaluate_images(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str
 
 def quality_lines(run: TrainedRun, recipe: str, evaluated: pd.DataFrame, folder: Path, written: dict) -> list[dict]:
     """One line per evaluator network: mean probability of the class, share of images it recognizes, and costs."""
-    inversion = pd.read_csv(folder / "inversion.csv", encoding_errors="surrogateescape")
-    nearest = pd.read_csv(folder / "nearest.csv")
+    inversion = read_table(folder / "inversion.csv")
+    nearest = read_table(folder / "nearest.csv")
     return [
         {
             "model": run.name,

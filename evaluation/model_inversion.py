@@ -33,7 +33,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
-from data.files import check_output, expanded, shortened, write_table
+from data.files import check_output, expanded, read_table, shortened, write_table
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun
 from evaluation.hooks import eval_mode, maps_and_logits
@@ -569,7 +569,7 @@ def _invert(options):
     save_inversion(inversion, names, options.output, facts)
     written = {"model": run.name, "objective": "class" if options.classes else "filter", **asdict(settings)}
     (options.output / "settings.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
-    print(pd.read_csv(options.output / "inversion.csv", encoding_errors="surrogateescape").to_string(index=False))
+    print(read_table(options.output / "inversion.csv").to_string(index=False))
     print(options.output / "sheet.png")
 
 

@@ -374,8 +374,8 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def make_sheet(options: argparse.Namespace, explain: Callable[..., ScoreCam]):
-    """Explain images at each layer, and write the sheet and the maps.
+def make_sheet(options: argparse.Namespace, explain: Callable[..., ScoreCam]) -> list[str]:
+    """Explain images at each layer, and write the sheet and the maps; returns the names of the layers.
 
     `explain` is called as `score_cam`.  Raises ValueError for a wrong option before any map is computed.
     """
@@ -407,6 +407,7 @@ def make_sheet(options: argparse.Namespace, explain: Callable[..., ScoreCam]):
     for name, each in found.items():
         print(f"layer {name}: {int(each.constant_channels.sum())} constant channels in {len(images)} images")
     print(f"{options.output}, {options.output.with_suffix('.npz')}")
+    return list(found)
 
 
 def _targets(run: TrainedRun, images: torch.Tensor, target: int | None) -> list[int]:

@@ -3,7 +3,7 @@
 The difference of two mean accuracies has two sources of variance, and both count: the test images are a sample, and so
 are the seeds.  The interval is Student's, with Satterthwaite's degrees of freedom (1946).  A family of comparisons
 shares the level: each has 1 - 0.05 / comparisons (Bonferroni).  The p value is of the same t, times the number of
-comparisons, so it is below 0.05 exactly when the interval excludes 0.
+comparisons, so it is below 0.05 exactly when the interval, if there is one, excludes 0.
 """
 
 from collections.abc import Sequence
@@ -192,4 +192,6 @@ def variance_of_mean(values: np.ndarray) -> tuple[float, int]:
     """The variance of the mean of a sample, and its degrees of freedom: a part for `estimate`."""
     if len(values) < 2:
         raise ValueError(f"there is {len(values)} value; a variance needs at least two")
+    if np.ptp(values) <= 1e-12 * np.abs(values).max():  # equal but for rounding
+        return 0.0, len(values) - 1
     return float(np.var(values, ddof=1)) / len(values), len(values) - 1

@@ -60,7 +60,7 @@ counts is the accuracy on test images: that is the first claim above.
 
 ## Score-CAM shows what the model looks at
 
-Both reports.  The maps are of `{maps_of}`, on {images} random test images.  Pixels are hidden, which gives them
+Both reports.  The maps are of `{maps_of}`, on {images} test images.  Pixels are hidden, which gives them
 the mean color of the image (deletion: a low score is good), or shown (insertion: a high score is good), in the order of
 the map.  Score-CAM is compared, image by image, with two maps that do not use the model: smooth noise and the edges of
 the image.  Above 0, Score-CAM is better.

@@ -13,9 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-import pandas as pd
-
-from data.files import root_folder, run_command, write_text
+from data.files import read_table, root_folder, run_command, write_text
 from data.prepare import DATA_SETS
 from evaluation.model_inversion import picture_file
 from evaluation.pages.notebook import REPORTS, data_of, profile_of
@@ -110,7 +108,7 @@ def pictures(folder: Path, data: str, profile: str) -> list[str]:
 
 def _strip(inverted: Path, folder: Path) -> str:
     """One line of images by model inversion, one for each class, from the folder of a model."""
-    names = pd.read_csv(inverted / "inversion.csv", converters={"name": str})["name"]
+    names = read_table(inverted / "inversion.csv", converters={"name": str})["name"]
     images = "".join(
         f'<img src="{_link(inverted / picture_file(name), folder)}" alt="{html.escape(name)}">' for name in names
     )

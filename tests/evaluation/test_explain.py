@@ -125,6 +125,18 @@ def test_maps_of_an_interrupted_call_are_not_computed_again(tmp_path, monkeypatc
     assert all(torch.equal(maps, complete[layer]) for layer, maps in read_maps(tmp_path).items())
 
 
+def test_measures_of_other_images_as_older_code_chose_them_are_made_again(subjects, tmp_path):
+    subject, effort = subjects[0], explain.Effort(measured_images=2, randomized_seeds=1)
+    explain.describe_test_images(
+        subject.run.model, *explain.features_of(subject.run.model, subject.loader, "0", subject.features_file), tmp_path
+    )
+    subject = replace(subject, folder=tmp_path)
+    pd.DataFrame({"image": [0, 50], "map": "Score-CAM", "drop": 0.5}).to_csv(tmp_path / "faithfulness.csv")
+    explain._measure_model(subject, effort)
+    table = pd.read_csv(tmp_path / "faithfulness.csv")
+    assert set(table["image"]) == {0, 95} and table["target"].notna().all()
+
+
 def test_the_images_that_activate_a_filter_most_come_first_and_ties_in_their_order():
     features = np.array([[0.1, 5], [0.9, 5], [0.5, 1], [0.7, 5]])
     table = explain.activating_images(features, [0, 1], ["a", "b", "c", "d"])

@@ -55,6 +55,14 @@ def test_without_the_packages_it_says_what_to_install(tiny_model, tmp_path, monk
     assert "pip install" in capsys.readouterr().err and not (tmp_path / "a.onnx").exists()
 
 
+@needs_onnx
+def test_a_package_that_is_broken_is_said_before_anything_is_exported(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "onnx", None)
+    monkeypatch.setattr(export, "NOT_IMPORTED", "ImportError: libonnx", raising=False)
+    assert export.main(["tiny", "--to", "onnx", "--output", str(tmp_path / "a.onnx")]) == 2
+    assert "cannot be imported here (ImportError: libonnx)" in capsys.readouterr().err
+
+
 def test_torchvisions_network_takes_the_state_dict_and_gives_the_same_logits(tiny_model, tmp_path):
     target = tmp_path / "tiny.pth"
     assert export.main(["tiny", "--to", "torchvision", "--output", str(target)]) == 0

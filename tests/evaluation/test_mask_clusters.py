@@ -226,3 +226,6 @@ def test_the_command_writes_approximate_maps(tiny_model, tmp_path, capsys):
     with np.load(sheet.with_suffix(".npz")) as saved:
         assert np.array_equal(saved["layer_5"], expected.maps.numpy())
     assert f"{int(expected.exact.sum())} of 1" in capsys.readouterr().out
+    without_layers = [each for each in arguments if each not in ("--layers", "5")]
+    assert mask_clusters.main([*without_layers, "--clusters", "8"]) == 0
+    assert capsys.readouterr().out.count(" computed exactly") == 3  # stages 1, 2 and the last

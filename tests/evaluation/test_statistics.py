@@ -142,6 +142,14 @@ def test_without_variance_there_is_no_interval_and_the_sign_test_gives_the_verdi
     assert compare(right[:, :3], wrong[:, :3]).verdict == "inconclusive"  # three images show little
 
 
+@pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3, 0.5, -7e5])
+def test_equal_differences_have_no_variance_though_rounding_may_leave_some(value):
+    three, ten = mean_difference([value] * 3), mean_difference([value] * 10)
+    assert np.isnan([three.low, three.high, ten.low, ten.high]).all()
+    assert three.verdict == "inconclusive" and ten.verdict == ("better" if value > 0 else "worse")
+    assert not np.isnan(mean_difference([value, value, value * (1 + 1e-6)]).low)
+
+
 def test_a_reported_accuracy_counts_as_one_run_on_other_images():
     generator = np.random.default_rng(3)
     runs = (generator.random((3, 500)) < 0.9).astype(float)

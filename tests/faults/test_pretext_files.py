@@ -1,5 +1,6 @@
 """What a run starts from: files of it that were removed, or were made from other images than those that are there."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -50,6 +51,8 @@ def test_a_finished_run_outlives_its_pretext(flowers, capsys):
     assert all(torch.equal(value, saved["model"][name]) for name, value in model.state_dict().items())
     assert files(flowers, CLASSIFIER).checkpoint.stat().st_mtime_ns == before
     assert not list(files(flowers, PRETEXT).models.glob(f"{PRETEXT}.*"))
+    files(flowers, CLASSIFIER).result.unlink()
+    assert trained(flowers, CLASSIFIER) == 0 and files(flowers, CLASSIFIER).result.exists()
     longer = replace(experiment, train=replace(experiment.train, learning_rate=0.5))
     with pytest.raises(ValueError, match="learning_rate"):
         runs.run(longer, "quick", progress=False)
@@ -101,23 +104,21 @@ def test_photographs_without_labels_that_have_changed_are_not_ignored(flowers, r
     assert before["fingerprint"] != after["fingerprint"]
 
 
-@pytest.mark.parametrize("names", [[PRETEXT, CLASSIFIER], [CLASSIFIER, PRETEXT], [CLASSIFIER]])
-def test_a_study_replaces_what_other_images_made_in_any_order_of_the_names(names, flowers):
-    assert trained(flowers, CLASSIFIER) == 0
-    add_image(flowers)
-    tasks = missing_tasks(names, "quick", [0], overwrite=True, data=str(flowers))
-    assert [task.name for task in tasks] == [PRETEXT, CLASSIFIER] and all(task.again for task in tasks)
-    with pytest.raises(ValueError, match="other images"):
-        missing_tasks(names, "quick", [0], data=str(flowers))
-
-
-def test_a_study_replaces_the_files_of_a_pretext_whose_epoch_was_removed_and_of_nothing_else(flowers):
+def test_a_study_replaces_files_of_other_images_in_any_order_of_the_names_and_what_lacks_an_epoch(flowers):
     assert trained(flowers, CLASSIFIER) == 0
     [(_, epoch)] = prerequisites(configure(find(CLASSIFIER), "quick"), "quick")
     files(flowers, PRETEXT).saved(epoch).unlink()
-    files(flowers, CLASSIFIER).result.unlink()
+    result = files(flowers, CLASSIFIER).result
+    removed = result.rename(result.with_suffix(".removed"))
     tasks = missing_tasks([CLASSIFIER], "quick", [0], data=str(flowers))
     assert {task.name: task.again for task in tasks} == {PRETEXT: True, CLASSIFIER: False}
+    removed.rename(result)
+    add_image(flowers)
+    for names in ([PRETEXT, CLASSIFIER], [CLASSIFIER, PRETEXT], [CLASSIFIER]):
+        tasks = missing_tasks(names, "quick", [0], overwrite=True, data=str(flowers))
+        assert [task.name for task in tasks] == [PRETEXT, CLASSIFIER] and all(task.again for task in tasks)
+        with pytest.raises(ValueError, match="other images"):
+            missing_tasks(names, "quick", [0], data=str(flowers))
 
 
 @pytest.mark.parametrize(
@@ -136,10 +137,22 @@ def test_a_study_starts_from_the_weights_that_are_asked_for(name, weights, expec
     assert found == expected
 
 
+def test_a_probe_of_older_code_with_other_epochs_is_the_same(flowers):
+    name = "imagenet_classifier_probe"
+    assert trained(flowers, name) == 0
+    result = json.loads(files(flowers, name).result.read_text())
+    result["settings"]["train"]["max_epochs"] = 99
+    files(flowers, name).result.write_text(json.dumps(result))
+    probe = configure(find(name), "quick", data=str(flowers))
+    assert runs.read(probe, "quick")["test_accuracy"] == result["test_accuracy"]
+
+
 def test_fewer_epochs_are_of_what_is_trained_alone(flowers, capsys):
     probe, pretext = (find(name) for name in ("byol_classifier", "byol"))
     assert configure(probe, "full", max_epochs=5).train == configure(probe, "full").train
     assert configure(pretext, "full", max_epochs=5).train.max_epochs == 5
     say_once.cache_clear()
+    assert trained(flowers, CLASSIFIER, PRETEXT, options=["--epochs", "5"]) == 2
+    assert f"{CLASSIFIER} needs all 1 epochs of {PRETEXT}" in capsys.readouterr().err
     assert trained(flowers, CLASSIFIER, options=["--epochs", "1"]) == 0
     assert f"--epochs does not change {PRETEXT}\n" in capsys.readouterr().err
