@@ -30,6 +30,7 @@ MAPS_OF = "supervised_short"  # the model whose heat maps are measured
 MAPS = Path("results") / "full" / "explanations" / MAPS_OF / "faithfulness.csv"
 OVERFITTING = ("supervised_1", "supervised_2")  # without and with augmentation
 BASELINE = "mean"  # what hides a pixel in that table: the image's mean color
+DOCUMENTS_OF = {"Zioło (undated)": ("000",), "Deceuninck 2023": ("001",), "both reports": ("000", "001")}
 PAGE = """# Are the earlier claims true?
 
 Written by `make pages` from the files in `results/full`; no number is typed.  Each claim compares two experiments on
@@ -121,8 +122,8 @@ def _unlike_theirs(claim: Claim, results: Mapping[str, dict], differing: Mapping
         names += [name, runs_of(results, name)[0]["settings"].get("pretext_run")]
     found = [
         f"{', '.join(quantities)} of {name}"
-        for (_, name), quantities in differing.items()
-        if name in names and name is not None
+        for (document, name), quantities in differing.items()
+        if name in names and document in DOCUMENTS_OF.get(claim.source, (document,))
     ]
     return f"; unlike theirs: {'; '.join(dict.fromkeys(found))}" if found else ""
 
