@@ -263,7 +263,8 @@ def _make_sheet(options):
         found.append(cluster_score_cam(model, images, layer, targets, options.clusters, weighting))
         return found[-1]
 
-    for name, each in zip(make_sheet(options, explain), found, strict=True):
+    make_sheet(options, explain)
+    for name, each in zip(dict.fromkeys(options.layers), found, strict=True):
         passes = f"{each.passes.float().mean():,.0f} passes an image"
         print(f"layer {name}: {passes}, {int(each.exact.sum())} of {len(each.exact)} computed exactly")
 

@@ -374,19 +374,20 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def make_sheet(options: argparse.Namespace, explain: Callable[..., ScoreCam]) -> list[str]:
-    """Explain images at each layer, and write the sheet and the maps; returns the names of the layers.
+def make_sheet(options: argparse.Namespace, explain: Callable[..., ScoreCam]):
+    """Explain images at each layer, and write the sheet and the maps.
 
-    `explain` is called as `score_cam`.  Raises ValueError for a wrong option before any map is computed.
+    `explain` is called as `score_cam`.  Where no layers are given, `options.layers` becomes those that are explained.
+    Raises ValueError for a wrong option before any map is computed.
     """
     matplotlib.use("Agg")
     if options.output.suffix.lower() not in FIGURES:
         raise ValueError(f"--output is {options.output}; it must be a file that ends in {', '.join(FIGURES)}")
     check_output(options.output, "--output")
     run = load_run(options.model)
-    names = options.layers or ["1", "2", run.last_stage]
-    explained = run.ready_to_explain(names)
-    layers = {name: explained.layer(name) for name in names}
+    options.layers = options.layers or ["1", "2", run.last_stage]
+    explained = run.ready_to_explain(options.layers)
+    layers = {name: explained.layer(name) for name in options.layers}
     target = None if options.target is None else run.label(options.target)
     pixels, images = run.read(options.images)
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -407,7 +408,6 @@ def make_sheet(options: argparse.Namespace, explain: Callable[..., ScoreCam]) ->
     for name, each in found.items():
         print(f"layer {name}: {int(each.constant_channels.sum())} constant channels in {len(images)} images")
     print(f"{options.output}, {options.output.with_suffix('.npz')}")
-    return list(found)
 
 
 def _targets(run: TrainedRun, images: torch.Tensor, target: int | None) -> list[int]:

@@ -83,6 +83,7 @@ def start():
         worker.wait()
 
 
+@pytest.mark.slow
 def test_two_workers_run_every_trial_once_and_that_of_a_killed_worker_again(file, tmp_path, start):
     log = tmp_path / "log"
     killed, other = workers = start(file, "grid", 20, log, "hang"), start(file, "grid", 20, log, "patient")

@@ -125,12 +125,10 @@ def test_maps_of_an_interrupted_call_are_not_computed_again(tmp_path, monkeypatc
     assert all(torch.equal(maps, complete[layer]) for layer, maps in read_maps(tmp_path).items())
 
 
-def test_measures_of_other_images_as_older_code_chose_them_are_made_again(subjects, tmp_path):
-    subject, effort = subjects[0], explain.Effort(measured_images=2, randomized_seeds=1)
-    explain.describe_test_images(
-        subject.run.model, *explain.features_of(subject.run.model, subject.loader, "0", subject.features_file), tmp_path
-    )
-    subject = replace(subject, folder=tmp_path)
+def test_measures_of_other_images_as_older_code_chose_them_are_made_again(subjects, tmp_path, monkeypatch):
+    subject, effort = replace(subjects[0], folder=tmp_path), explain.Effort(measured_images=2)
+    monkeypatch.setattr(explain, "randomize", lambda *given: None)
+    np.savez(tmp_path / "test.npz", probabilities=np.eye(3)[np.arange(96) % 3])
     pd.DataFrame({"image": [0, 50], "map": "Score-CAM", "drop": 0.5}).to_csv(tmp_path / "faithfulness.csv")
     explain._measure_model(subject, effort)
     table = pd.read_csv(tmp_path / "faithfulness.csv")
