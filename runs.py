@@ -276,20 +276,22 @@ def run(
 def _must_train(needed: Experiment, profile: str, epoch: int | str, data: dict, overwrite: bool) -> bool | None:
     """None if the epoch of a run that is needed is there; else whether the files of that run must be replaced.
 
-    Raises what `load_weights` raises for files of other settings or images, if they may not be replaced.
+    Whether an epoch that is there fits is seen where the network is built; only `overwrite` needs to know before.
+    Raises what `load_weights` raises for a finished run of other settings or images that lacks the epoch.
     """
-    try:
-        load_weights(needed, profile, epoch, data=data)
-    except FileNotFoundError:
-        if overwrite or not files_of(needed, profile).checkpoint.exists():
-            return overwrite
-        load_weights(needed, profile, data=data)  # the run has finished, and only this epoch was removed
-        return True
-    except ValueError:
-        if overwrite:
+    files = files_of(needed, profile)
+    if overwrite:
+        try:
+            load_weights(needed, profile, epoch, data=data)
+        except (FileNotFoundError, ValueError):
             return True
-        raise
-    return None
+        return None
+    if files.saved(epoch).exists():
+        return None
+    if not files.checkpoint.exists():
+        return False
+    load_weights(needed, profile, data=data)  # the run has finished, and only this epoch was removed
+    return True
 
 
 def _outlives_its_pretext(experiment: Experiment, profile: str) -> bool:

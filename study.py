@@ -75,9 +75,9 @@ def missing_tasks(
             try:
                 finished = read(experiment, profile, seen) is not None
             except ValueError as error:
-                if not (every or overwrite):
-                    raise
                 if not overwrite:
+                    if not every:
+                        raise
                     refused[files.name] = error
                     return False
             if finished and (needed is None or files.saved(needed).exists()):

@@ -196,7 +196,7 @@ def _say_whose_epochs(experiment: Experiment, options: argparse.Namespace):
         if needed.name in options.names and needed.train.max_epochs != options.epochs:
             raise ValueError(
                 f"{experiment.name} needs all {needed.train.max_epochs} epochs of {needed.name}; "
-                f"with --epochs name one of both"
+                "with --epochs name one of both"
             )
         unchanged.append(needed.name)
     if unchanged:
