@@ -8,7 +8,7 @@ The cache is the folder explanations/ beside the results, with one folder per mo
     test.npz                probabilities of all test images, and their t-SNE
     representation.csv      k-NN purity and RankMe of each stage
     scorecam.npz            heat maps of the images that every model is shown
-    faithfulness.csv        deletion, insertion, drop and increase for many images (first model only)
+    heat_maps.csv           how faithful the heat maps of several methods are, measured on test images of all classes
     randomisation.csv       how heat maps change as weights are randomized (first model only)
     classes/, filters/      images by model inversion, as `model_inversion.save_inversion` writes them
     activating.csv          the test images to which each of these filters responds most
@@ -16,10 +16,11 @@ The cache is the folder explanations/ beside the results, with one folder per mo
 Beside these folders are tables of all models together: cka.csv and recognition.csv.  explained.py reads the cache.
 What is there is not computed again.  If a model's weights or the test images have changed, its folder is emptied first.
 
-What each part of the recipe of inversions contributes takes hours, and is computed apart, into the same folder:
+What chose the recipe of inversions and the definition of Score-CAM is computed apart, into the same folder:
 
-    python -m evaluation.inversion_quality --model supervised_short --evaluators distilled_long byol_classifier
+    python -m evaluation.inversion_quality --model distilled_long --evaluators byol_classifier imagenet_classifier_probe
         --recipes all --output results/full/explanations/inversion_quality
+    python -m evaluation.scorecam_defaults --output results/full/explanations/scorecam_defaults.csv
 """
 
 import argparse
@@ -39,10 +40,11 @@ from matplotlib import pyplot as plt
 from torch import nn
 from torch.utils.data import DataLoader
 
-from data.files import read_table, say_once, write_atomically, write_table, write_text
+from data.files import read_table, write_atomically, write_table, write_text
 from evaluation import faithfulness, plots, representation
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained
 from evaluation.explained import Explained, read_explanations, read_inversion
+from evaluation.heat_maps import maps_at
 from evaluation.inversion_quality import (
     RECIPE,
     classes_of,
@@ -52,7 +54,7 @@ from evaluation.inversion_quality import (
     recognition,
     written_settings,
 )
-from evaluation.map_measures import COMPARED, CONTROL, FoundMaps, measure_run, timed
+from evaluation.map_measures import COMPARED, CONTROL, measure_run
 from evaluation.metrics import rightly_predicted_by_all
 from evaluation.model_inversion import (
     class_logit,
@@ -68,7 +70,6 @@ from supervised.settings import Experiment
 
 SHOWN_IMAGES = {"full": 4, "quick": 2}
 LAYERS = ("1", "2", "8")  # of the heat maps, stages of the network (the first report)
-MEASURED_LAYER = "7"  # of faithfulness: a map takes 320 masked images, at stage 8 it would take 1,280
 RANDOMIZED_LAYER = "5"  # of the maps during randomization: they take 112 masked images each
 CKA_STAGES = (2, 4, 6, 8)
 RANDOMIZED = ("classifier", "features.8", "features.7", "features.6", "features.5", "features.4")
@@ -83,7 +84,7 @@ MAP_SIZE = 112  # pixels, square, at most: cached maps are for looking
 class Effort:
     """How much is computed."""
 
-    measured_images: int = 200  # test images for faithfulness
+    measured_images: int = 200  # test images for the faithfulness of maps, per model
     inversion_steps: int = RECIPE.steps  # at most
     randomized_seeds: int = 3
 
@@ -132,8 +133,8 @@ def collect_explanations(experiments: Mapping[str, Experiment], profile: str, co
 def explain(subjects: Sequence[Subject], shown: Sequence[int], folder: Path, effort: Effort):
     """Compute whatever the folders of the models lack, and the tables of all models in `folder`.
 
-    Of the control only the test images are described.  The maps of the first other subject are measured.  All loaders
-    hold the test images in one order; `shown` are the numbers of those that heat maps are shown of.
+    Of the control only the test images are described and the maps measured.  The first other subject is randomized.
+    All loaders hold the test images in one order; `shown` are the numbers of those that heat maps are shown of.
     """
     features_of_stages = {}
     for subject in subjects:
@@ -148,7 +149,9 @@ def explain(subjects: Sequence[Subject], shown: Sequence[int], folder: Path, eff
         last_features = features_of_stages[f"{subject.run.name}, stage {CKA_STAGES[-1]}"]
         _explain_model(subject, last_features, shown, effort)
     for subject in models[:1]:
-        _measure_model(subject, effort)
+        _randomize_model(subject, effort)
+    for subject in subjects:
+        _measure_maps(subject, effort)
     if models:
         names = [subject.run.name for subject in models]
         similarity = representation.cka_table(features_of_stages)
@@ -183,18 +186,21 @@ def _explain_model(subject: Subject, features: np.ndarray, shown: Sequence[int],
     explain_images(folded, _images(dataset, shown), targets, names, subject.folder)
 
 
-def _measure_model(subject: Subject, effort: Effort):
-    """Whether the heat maps of a model can be believed, on test images of all classes."""
+def _measure_maps(subject: Subject, effort: Effort):
+    """Write heat_maps.csv: the faithfulness of several kinds of maps after the last stage, on images of all classes."""
+    run, dataset = subject.run.folded().without_flip_tta(), subject.loader.dataset
+    numbers = evenly_spread(len(dataset), effort.measured_images)
+    measure_run(run, dataset, numbers, maps_at(run.last_stage), subject.folder / "heat_maps.csv")
+
+
+def _randomize_model(subject: Subject, effort: Effort):
+    """Whether the heat maps of a model depend on its weights, on test images that it may confuse."""
     run, dataset = subject.run.without_flip_tta(), subject.loader.dataset
     with np.load(subject.folder / "test.npz") as saved:
         predictions = saved["probabilities"].argmax(axis=1)
     sample = np.random.default_rng(0).permutation(len(predictions))[:RANDOMIZED_IMAGES]
     targets = {dataset.scenes.names[number]: int(predictions[number]) for number in sample}
     randomize(run, _images(dataset, sample), targets, subject.folder, effort.randomized_seeds)
-    numbers, path = evenly_spread(len(dataset), effort.measured_images), subject.folder / "faithfulness.csv"
-    if path.exists() and not set(pd.read_csv(path)["image"]).issubset(numbers):
-        path.unlink()  # of other images, as older code chose them
-    measure_run(run.folded(), dataset, numbers, score_cam_of, path)
 
 
 def open_folder(folder: Path, weights: str, images: str) -> Path:
@@ -266,11 +272,6 @@ def explain_images(
         constant_channels = np.concatenate([constant_channels, constant_of_part], axis=1)
         contents = {"names": np.array(names[: maps.shape[1]]), "layers": np.array(LAYERS), "maps": maps}
         write_atomically(path, partial(np.savez_compressed, constant_channels=constant_channels, **contents))
-
-
-def score_cam_of(run: TrainedRun, images: torch.Tensor, targets: Sequence[int]) -> dict[str, FoundMaps]:
-    """Score-CAM at MEASURED_LAYER, as `map_measures.measure_run` takes it."""
-    return {"Score-CAM": timed(lambda: score_cam(run.model, images, run.layer(MEASURED_LAYER), targets))}
 
 
 def randomize(run: TrainedRun, images: torch.Tensor, targets: Mapping[str, int], folder: Path, seeds: int):
@@ -373,20 +374,18 @@ def _choose_images(results: Mapping[str, dict], profile: str) -> np.ndarray:
 def _subject(experiment: Experiment, profile: str, folder: Path) -> Subject | None:
     """The model of an experiment with its test images, or None if its weights are not here.
 
-    A released model does not take the place of its run: with rounded weights all would be computed again.
+    The weights of a run and of its released file differ by rounding.  Those that the cache was computed from come
+    first, then the run, so nothing is computed again without need.
     """
     files = files_of(experiment, profile)
-    for path in (files.checkpoint, files.checkpoint.with_suffix(RELEASED)):
-        if path.exists():
-            run, test = load_trained(path), build_loaders(experiment, progress=False).test
-            digests = _digests_of(folder / files.name)
-            same_images = digests.get("images") == test.dataset.scenes.fingerprint
-            if path.suffix == RELEASED and same_images and digests["weights"] != run.weights:
-                say_once(f"{run.name} is a released model; what was explained of the run itself is kept")
-                return None
-            features_file = files.models / f"{files.name}.features.npz"
-            return Subject(run, test, experiment.data, folder / files.name, features_file)
-    return None
+    here = [path for path in (files.checkpoint, files.checkpoint.with_suffix(RELEASED)) if path.exists()]
+    if not here:
+        return None
+    cached = _digests_of(folder / files.name).get("weights")
+    runs = [load_trained(path) for path in here]
+    run = next((each for each in runs if each.weights == cached), runs[0])
+    test = build_loaders(experiment, progress=False).test
+    return Subject(run, test, experiment.data, folder / files.name, files.models / f"{files.name}.features.npz")
 
 
 def _images(dataset, numbers: Sequence[int]) -> torch.Tensor:

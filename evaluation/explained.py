@@ -16,8 +16,8 @@ from torchvision.transforms.v2.functional import resize
 
 from data.files import read_table
 from data.image_cache import Scenes
-from evaluation.faithfulness import LOWER_IS_BETTER, compare_maps
-from evaluation.map_measures import CONTROL_MAPS
+from evaluation.faithfulness import LOWER_IS_BETTER
+from evaluation.map_measures import CONTROL_MAPS, summarize
 from evaluation.metrics import confident_mistakes
 from evaluation.model_inversion import picture_file
 from evaluation.statistics import mean_and_interval
@@ -48,7 +48,6 @@ class Explained:
     representation: dict[str, pd.DataFrame]  # stage, channels, neighbour_purity, rank_me
     maps: dict[str, dict[str, torch.Tensor]]  # by layer: heat maps (images, S, S) in 0..1, of the first of `shown`
     map_table: pd.DataFrame  # see `describe_maps`
-    faithfulness: pd.DataFrame  # of the first model, see `map_measures.measure_run`
     definitions: pd.DataFrame  # of Score-CAM, on val, for each model; see `map_measures.summarize`
     methods: pd.DataFrame  # kinds of heat maps, on test, for each model; see there
     randomization: pd.DataFrame  # of the first model: seed, part, image, correlation
@@ -89,8 +88,8 @@ def read_explanations(folder: Path, results: Mapping[str, dict], scenes: Scenes,
     stale |= {name for name, saved in saved_maps.items() if list(saved["names"]) != shown_names[: len(saved["names"])]}
     stale |= {name for name, table in activating.items() if not known.issuperset(table["image"])}
     maps = {name: heat_maps(saved, scenes.images.shape[-1]) for name, saved in saved_maps.items()}
-    measured = [folder / name for name in results if (folder / name / "faithfulness.csv").exists()]
-    first = measured[0] if measured else folder / next(iter(results))
+    randomized = [folder / name for name in results if (folder / name / "randomisation.csv").exists()]
+    first = randomized[0] if randomized else folder / next(iter(results))
     return Explained(
         scenes=scenes,
         shown=shown,
@@ -100,9 +99,8 @@ def read_explanations(folder: Path, results: Mapping[str, dict], scenes: Scenes,
         representation={name: _read_table(folder / name / "representation.csv") for name in described},
         maps=maps,
         map_table=describe_maps(maps, {name: saved["constant_channels"] for name, saved in saved_maps.items()}),
-        faithfulness=_read_table(first / "faithfulness.csv"),
         definitions=_read_table(folder / "scorecam_defaults.csv"),
-        methods=_read_table(folder / "heat_maps.csv"),
+        methods=summarize(measured_rows(folder, results)),
         randomization=_read_table(first / "randomisation.csv"),
         inversions={
             (name, kind): read_inversion(folder / name / kind)
@@ -172,37 +170,11 @@ def compare_models(maps: Mapping[str, Mapping[str, torch.Tensor]]) -> pd.DataFra
     return pd.DataFrame(lines, columns=["layer", "one", "other", "correlation"])
 
 
-def faithfulness_table(measured: pd.DataFrame) -> pd.DataFrame:
-    """The mean of each measure of `measure_faithfulness` with its 95 % interval, "from" and "to": one line each.
-
-    Columns: measure, baseline, map, mean, from, to, images, left_out (images whose map is not finite).
-    """
-    lines = []
-    for (baseline, name), group in measured.groupby(["baseline", "map"], sort=False):
-        for measure in LOWER_IS_BETTER:
-            values = group[measure].dropna().tolist()
-            mean = mean_and_interval(values) if values else [np.nan] * 3
-            lines.append((measure, baseline, name, *mean, len(values), len(group) - len(values)))
-    return pd.DataFrame(lines, columns=["measure", "baseline", "map", "mean", "from", "to", "images", "left_out"])
-
-
-def faithfulness_text(measured: pd.DataFrame) -> pd.DataFrame:
-    """`faithfulness_table` as text: one line per measure and baseline, one column per map."""
-    if not len(measured):
-        return measured
-    table = faithfulness_table(measured)
-    values = table[["mean", "from", "to"]].values
-    table["text"] = [f"{mean:.3f} ({low:.3f} to {high:.3f})" for mean, low, high in values]
-    return table.pivot(index=["measure", "baseline"], columns="map", values="text")
-
-
-def faithfulness_verdicts(measured: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`faithfulness.compare_maps` of Score-CAM, and how many baselines give each verdict, by other map and measure."""
-    if not len(measured):
-        return measured, measured
-    compared = compare_maps(measured, "Score-CAM").drop(columns="map")
-    counts = compared.groupby(["compared_with", "measure"])["verdict"].value_counts()
-    return compared, counts.unstack(fill_value=0)
+def measured_rows(folder: Path, names: Sequence[str]) -> pd.DataFrame:
+    """The measured heat maps of models, from their folders in the cache; see `map_measures.measure_run`, and model."""
+    tables = {name: _read_table(folder / name / "heat_maps.csv") for name in names}
+    tables = [table.assign(model=name) for name, table in tables.items() if len(table)]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def measured_maps(table: pd.DataFrame) -> pd.DataFrame:

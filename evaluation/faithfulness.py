@@ -35,6 +35,10 @@ from helper_functions import as_input_of, logits_of
 from supervised.models import estimate_batchnorm
 
 ROUNDING = 1e-3  # of half precision, by which maps may leave 0..1
+COMPARED_COLUMNS = [
+    *("map", "compared_with", "measure", "advantage", "low", "high", "p", "verdict"),
+    *("images_better", "images_worse", "images_left_out"),
+]
 LOWER_IS_BETTER = {"drop": True, "increase": False, "deletion": True, "insertion": False}
 
 
@@ -214,43 +218,30 @@ def measure_faithfulness(
     return pd.concat(parts, ignore_index=True)
 
 
-def compare_maps(measured: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Compare one map with each other map of `measure_faithfulness`: one row per baseline, other map and measure.
+def compare_maps(measured: pd.DataFrame, names: Sequence[str], others: Sequence[str]) -> pd.DataFrame:
+    """Compare each named map with each of the others, image by image: one row per map, other map and measure.
 
-    Columns: baseline, map (the named one), compared_with, measure, advantage, low, high, p, verdict (of the named map),
-    images_better, images_worse and images_left_out (their numbers).  The advantage is the mean over the images of the
-    difference between the maps, positive where the named map is better.  low, high, p and verdict are those of
-    `mean_difference`; all rows are one family of comparisons.  Images for which either map is not finite are left out.
+    `measured` has the rows of `measure_faithfulness`; of an image the mean over its baselines counts.  Columns: map,
+    compared_with, measure, advantage, low, high, p, verdict (of the named map), images_better, images_worse and
+    images_left_out (their numbers).  The advantage is the mean over the images of the difference between the maps,
+    positive where the named map is better.  low, high, p and verdict are those of `mean_difference`; all rows are one
+    family of comparisons.  Images for which either map is not finite are left out.
     """
-    baselines = measured["baseline"].unique()
-    others = [each for each in measured["map"].unique() if each != name]
-    values = measured.pivot(index="image", columns=["baseline", "map"])
-    comparisons = list(product(baselines, others, LOWER_IS_BETTER))
+    values = measured.groupby(["map", "image"])[list(LOWER_IS_BETTER)].mean().unstack("map")
+    comparisons = list(product(names, others, LOWER_IS_BETTER))
     rows = []
-    for baseline, other, measure in comparisons:
-        differences = values[measure, baseline, name] - values[measure, baseline, other]
+    for name, other, measure in comparisons:
+        differences = values[measure, name] - values[measure, other]
         advantages = (-differences if LOWER_IS_BETTER[measure] else differences).dropna()
         if len(advantages) > 1:
             found = mean_difference(advantages, len(comparisons))
         else:  # too few for an interval
             found = MeanDifference(advantages.mean(), math.nan, math.nan, math.nan)
+        counts = (advantages > 0).sum(), (advantages < 0).sum(), len(differences) - len(advantages)
         rows.append(
-            {
-                "baseline": baseline,
-                "map": name,
-                "compared_with": other,
-                "measure": measure,
-                "advantage": found.difference,
-                "low": found.low,
-                "high": found.high,
-                "p": found.p_value,
-                "verdict": found.verdict,
-                "images_better": int((advantages > 0).sum()),
-                "images_worse": int((advantages < 0).sum()),
-                "images_left_out": len(differences) - len(advantages),
-            }
+            (name, other, measure, found.difference, found.low, found.high, found.p_value, found.verdict, *counts)
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COMPARED_COLUMNS)
 
 
 def cascading_randomization(

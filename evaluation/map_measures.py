@@ -22,12 +22,12 @@ from tqdm.auto import tqdm
 from data.files import check_output, expanded, write_table
 from evaluation import faithfulness
 from evaluation.checkpoints import TrainedRun, load_trained
-from evaluation.faithfulness import LOWER_IS_BETTER
+from evaluation.faithfulness import COMPARED_COLUMNS, LOWER_IS_BETTER, compare_maps
 from evaluation.split_images import evenly_spread, images_for
-from evaluation.statistics import mean_and_interval, mean_difference
+from evaluation.statistics import mean_and_interval
 
 COMPARED = (
-    "supervised_short",
+    "distilled_long",
     "rotation_classifier_tuned_10",
     "perturbation_classifier_tuned_3",
     "byol_classifier",
@@ -106,48 +106,49 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
 
     Columns: model, map, images, left_out (images whose map is not finite), empty and fell_back (shares of the images),
     seconds (median per image), for each measure its mean and its 95 % interval, and its verdict against each of
-    CONTROL_MAPS, as "insertion_against_edges".  The verdicts of a network are one family of comparisons.
+    CONTROL_MAPS, as "insertion_against_edges", empty for the controls themselves.  No rows give an empty table.
     """
+    if not len(rows):
+        return pd.DataFrame()
     facts = ["empty", "fell_back", "seconds"]
+    verdicts = compare_with_controls(rows).set_index(["model", "map", "measure", "compared_with"])["verdict"].to_dict()
     lines = []
-    for model, of_model in rows.groupby("model", sort=False):
-        by_map = {
-            name: group.groupby("image")[[*LOWER_IS_BETTER, *facts]].mean()
-            for name, group in of_model.groupby("map", sort=False)
+    for (model, name), of_map in rows.groupby(["model", "map"], sort=False):
+        by_image = of_map.groupby("image")[[*LOWER_IS_BETTER, *facts]].mean()
+        line = {
+            "model": model,
+            "map": name,
+            "images": len(by_image),
+            "left_out": int(by_image["deletion"].isna().sum()),
+            "empty": by_image["empty"].mean(),
+            "fell_back": by_image["fell_back"].mean(),
+            "seconds": by_image["seconds"].median(),
         }
-        for name, by_image in by_map.items():
-            line = {
-                "model": model,
-                "map": name,
-                "images": len(by_image),
-                "left_out": int(by_image["deletion"].isna().sum()),
-                "empty": by_image["empty"].mean(),
-                "fell_back": by_image["fell_back"].mean(),
-                "seconds": by_image["seconds"].median(),
-            }
-            for measure in LOWER_IS_BETTER:
-                values = by_image[measure].dropna().tolist()
-                mean, low, high = mean_and_interval(values) if values else [np.nan] * 3
-                line |= {measure: mean, f"{measure}_from": low, f"{measure}_to": high}
-            lines.append(line | _verdicts(by_map, name))
+        for measure in LOWER_IS_BETTER:
+            values = by_image[measure].dropna().tolist()
+            mean, low, high = mean_and_interval(values) if values else [np.nan] * 3
+            line |= {measure: mean, f"{measure}_from": low, f"{measure}_to": high}
+        for control, measure in product(CONTROL_MAPS, LOWER_IS_BETTER):
+            line[f"{measure}_against_{control}"] = verdicts.get((model, name, measure, control), "")
+        lines.append(line)
     return pd.DataFrame(lines)
 
 
-def _verdicts(by_map: dict[str, pd.DataFrame], name: str) -> dict[str, str]:
-    """Whether a kind of map is better than the controls, by measure; empty for a control itself, and for one image.
+def compare_with_controls(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each kind of map against each of CONTROL_MAPS: `compare_maps` of each network, with a column model first.
 
-    `by_map` has the measures of each kind of map by image.
+    The comparisons of a network are one family.
     """
-    comparisons = len(by_map.keys() - set(CONTROL_MAPS)) * len(CONTROL_MAPS) * len(LOWER_IS_BETTER)
-    verdicts = {}
-    for control, (measure, lower) in product(CONTROL_MAPS, LOWER_IS_BETTER.items()):
-        verdict = ""
-        if name not in CONTROL_MAPS and control in by_map:
-            differences = (by_map[name][measure] - by_map[control][measure]).dropna()
-            if len(differences) > 1:
-                verdict = mean_difference(-differences if lower else differences, comparisons).verdict
-        verdicts[f"{measure}_against_{control}"] = verdict
-    return verdicts
+    if not len(rows):
+        return pd.DataFrame(columns=["model", *COMPARED_COLUMNS])
+    tables = []
+    for model, of_model in rows.groupby("model", sort=False):
+        maps = of_model["map"].unique()
+        controls = [name for name in CONTROL_MAPS if name in maps]
+        compared = compare_maps(of_model, [name for name in maps if name not in controls], controls)
+        compared.insert(0, "model", model)
+        tables.append(compared)
+    return pd.concat(tables, ignore_index=True)
 
 
 def add_options(parser: argparse.ArgumentParser, data: str, output: Path):

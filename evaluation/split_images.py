@@ -30,7 +30,8 @@ def evenly_spread(images: int, count: int) -> list[int]:
 
     Those of a smaller count are among those of a larger one, so what was measured of them need not be measured again.
     """
-    points = Halton(d=1, scramble=False).fast_forward(1).random(2 ** images.bit_length())[:, 0]  # 1/2, 1/4, 3/4, 1/8 ...
+    halves = Halton(d=1, scramble=False).fast_forward(1)  # 1/2, 1/4, 3/4, 1/8 ...
+    points = halves.random(2 ** images.bit_length())[:, 0]
     return sorted(pd.unique((points * images).astype(int))[:count].tolist())
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from data.files import root_folder, run_command, write_text
-from evaluation.faithfulness import compare_maps
+from evaluation.explained import measured_rows
+from evaluation.map_measures import COMPARED, CONTROL, compare_with_controls
 from evaluation.pages.reproduction import Study, compare_settings, other_settings, read_earlier_numbers
 from evaluation.pages.tables import difference_text, machines_text, markdown, p_text, runs_text
 from evaluation.results import (
@@ -26,10 +27,8 @@ from evaluation.results import (
 )
 from evaluation.statistics import estimate
 
-MAPS_OF = "supervised_short"  # the model whose heat maps are measured
-MAPS = Path("results") / "full" / "explanations" / MAPS_OF / "faithfulness.csv"
+EXPLANATIONS = Path("results") / "full" / "explanations"
 OVERFITTING = ("supervised_1", "supervised_2")  # without and with augmentation
-BASELINE = "mean"  # what hides a pixel in that table: the image's mean color
 DOCUMENTS_OF = {"Zioło (undated)": ("000",), "Deceuninck 2023": ("001",), "both reports": ("000", "001")}
 PAGE = """# Are the earlier claims true?
 
@@ -61,11 +60,11 @@ counts is the accuracy on test images: that is the first claim above.
 
 ## Score-CAM shows what the model looks at
 
-Both reports.  The maps are of `{maps_of}`, on {images} test images.  Pixels are hidden, which gives them
-the mean color of the image (deletion: a low score is good), or shown (insertion: a high score is good), in the order of
-the map.  Score-CAM is compared, image by image, with two maps that do not use the model: smooth noise and the edges of
-the image.  Above 0, Score-CAM is better.
-They are one family with the other baselines and measures of `evaluation/evaluation.ipynb`, {comparisons} in all.
+Both reports.  The maps are of the last stage, for the class that the model predicts.  Pixels are hidden (deletion: a
+low score is good) or shown (insertion: a high score is good) in the order of the map; hidden ones are black, have the
+mean color of the image or are blurred, and an image counts with its mean over the three.  Score-CAM is compared, image
+by image, with two maps that do not use the model: smooth noise and the edges of the image.  Above 0, Score-CAM is
+better.  The comparisons of a model, also those of `evaluation/evaluation.ipynb`, are one family.
 
 {maps}
 
@@ -188,46 +187,41 @@ def overfitting(results: Mapping[str, dict]) -> str:
     )
 
 
-def maps_table(measured: pd.DataFrame) -> pd.DataFrame:
-    """Score-CAM against the maps that do not use the model, as text: lines of `faithfulness.compare_maps`, on BASELINE.
-
-    The advantage is the difference of deletion or insertion scores in the direction that is good.
-    """
-    compared = compare_maps(measured, "Score-CAM")
-    shown = compared[(compared["baseline"] == BASELINE) & compared["measure"].isin(["deletion", "insertion"])]
+def maps_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Score-CAM against maps that know nothing of a network, as text: lines of `map_measures.compare_with_controls`."""
+    compared = compare_with_controls(rows)
+    shown = compared[(compared["map"] == "Score-CAM") & compared["measure"].isin(["deletion", "insertion"])]
+    images = rows.groupby("model")["image"].nunique() if len(rows) else {}
     lines = [
         {
+            "model": line["model"],
             "measure": line["measure"],
             "Score-CAM against": line["compared_with"],
             "mean advantage (interval)": difference_text(line["advantage"], line["low"], line["high"]),
-            "better in images": f"{line['images_better']} of {measured['image'].nunique()}",
+            "better in images": f"{line['images_better']} of {images[line['model']]}",
             "p": p_text(line["p"]),
             "Score-CAM is": line["verdict"],
         }
-        for line in shown.sort_values("measure").to_dict("records")
+        for line in shown.to_dict("records")
     ]
     return pd.DataFrame(lines)
 
 
 def page(results: Mapping[str, dict], measured: pd.DataFrame) -> str:
-    """docs/claims.md, from the results of all seeds and the measured heat maps of MAPS_OF."""
-    maps = maps_table(measured)
+    """docs/claims.md, from the results of all seeds and the measured heat maps of the compared models."""
     return PAGE.format(
         claims=len(read_claims()),
         table=markdown(claims_table(results)),
         beside=markdown(beside_table(results)),
         lines=len(BESIDE),
         overfitting=overfitting(results),
-        maps_of=MAPS_OF,
-        images=measured["image"].nunique(),
-        comparisons=len(compare_maps(measured, "Score-CAM")),
-        maps=markdown(maps),
+        maps=markdown(maps_table(measured)),
     )
 
 
 def write_page(root: Path):
     """Write docs/claims.md below `root` from its results/full."""
-    text = page(read_profile(root / "results" / "full"), pd.read_csv(root / MAPS))
+    text = page(read_profile(root / "results" / "full"), measured_rows(root / EXPLANATIONS, (*COMPARED, CONTROL)))
     write_text(root / "docs" / "claims.md", text)
 
 

@@ -42,7 +42,7 @@ ONE_RUN, FEWER, OTHER = "one run", "fewer than three runs", "other settings"
 NOT_RUN, CANNOT = "not run", "cannot be run here"
 SAME = "same"
 WORDS = (REPRODUCED, BETTER, DIFFERS, ONE_RUN, FEWER, OTHER, NOT_RUN, CANNOT)
-SETTING_WORDS = (SAME, OTHER, NOT_RUN)
+SETTING_WORDS = (SAME, OTHER, NOT_RUN, CANNOT)
 DOCUMENTS = {
     "000": "K. Zioło, *Self-Supervised Scene Classification* (undated): EfficientNet-B0 on 15-Scene, fine-tuned with "
     "labels, and as a frozen network after a rotation and a perturbation pretext, with Score-CAM and model inversion.",
@@ -320,7 +320,7 @@ def verdict(number: EarlierNumber, ours: Sequence[float], other_settings: bool =
 
 
 def compare_settings(study: Study, numbers: Iterable[EarlierNumber]) -> pd.DataFrame:
-    """One line per setting and experiment: number, experiment, ours (first run; None: not run) and word."""
+    """One line per setting and experiment: number, experiment, ours (first run; None: there is no run) and word."""
     lines = []
     for number in numbers:
         if number.kind != "setting":
@@ -329,7 +329,8 @@ def compare_settings(study: Study, numbers: Iterable[EarlierNumber]) -> pd.DataF
             values = measured(study, experiment, number.key)
             ours = values[0] if values else None
             same = isinstance(ours, int | float) and math.isclose(ours, number.value, rel_tol=1e-3)
-            word = NOT_RUN if ours is None else SAME if same else OTHER
+            none = CANNOT if number.reason else NOT_RUN
+            word = none if ours is None else SAME if same else OTHER
             lines.append({"number": number, "experiment": experiment, "ours": ours, "word": word})
     return pd.DataFrame(lines, columns=["number", "experiment", "ours", "word"])
 
@@ -429,7 +430,7 @@ def settings_markdown(settings: pd.DataFrame) -> str:
     together: dict[tuple, list[str]] = {}
     for line in settings.to_dict("records"):
         number, ours = line["number"], line["ours"]
-        text = {NOT_RUN: "none", SAME: _stated(number)}.get(line["word"]) or _in_digits(ours, integer=True)
+        text = {NOT_RUN: "none", CANNOT: "none", SAME: _stated(number)}.get(line["word"]) or _in_digits(ours, integer=True)
         key = (number.document, number.place, number.quantity, _stated(number), text, line["word"])
         together.setdefault(key, []).append(line["experiment"])
     for key, experiments in together.items():

@@ -125,16 +125,6 @@ def test_maps_of_an_interrupted_call_are_not_computed_again(tmp_path, monkeypatc
     assert all(torch.equal(maps, complete[layer]) for layer, maps in read_maps(tmp_path).items())
 
 
-def test_measures_of_other_images_as_older_code_chose_them_are_made_again(subjects, tmp_path, monkeypatch):
-    subject, effort = replace(subjects[0], folder=tmp_path), explain.Effort(measured_images=2)
-    monkeypatch.setattr(explain, "randomize", lambda *given: None)
-    np.savez(tmp_path / "test.npz", probabilities=np.eye(3)[np.arange(96) % 3])
-    pd.DataFrame({"image": [0, 50], "map": "Score-CAM", "drop": 0.5}).to_csv(tmp_path / "faithfulness.csv")
-    explain._measure_model(subject, effort)
-    table = pd.read_csv(tmp_path / "faithfulness.csv")
-    assert set(table["image"]) == {0, 95} and table["target"].notna().all()
-
-
 def test_the_images_that_activate_a_filter_most_come_first_and_ties_in_their_order():
     features = np.array([[0.1, 5], [0.9, 5], [0.5, 1], [0.7, 5]])
     table = explain.activating_images(features, [0, 1], ["a", "b", "c", "d"])
@@ -187,15 +177,16 @@ def test_all_models_are_explained_in_one_call_and_read_back(subjects, tmp_path, 
     effort = explain.Effort(measured_images=2, inversion_steps=20)
     explain.explain(subjects, np.array([0, 1]), folder, effort)
     assert {path.name for path in (folder / "one").iterdir()} == {
-        *("weights.json", "test.npz", "representation.csv", "scorecam.npz", "faithfulness.csv", "randomisation.csv"),
+        *("weights.json", "test.npz", "representation.csv", "scorecam.npz", "heat_maps.csv", "randomisation.csv"),
         *("activating.csv", "classes", "filters"),
     }
-    measured = pd.read_csv(folder / "one" / "faithfulness.csv")
+    methods = ("Score-CAM", "Recipro-CAM", "Grad-CAM", "LayerCAM", "random", "edges")
+    measured = pd.read_csv(folder / "one" / "heat_maps.csv")
     kinds = measured.groupby(["map", "baseline"])["image"].nunique()
-    assert set(kinds.index) == {*product(("Score-CAM", "random", "edges"), ("black", "mean", "blurred"))}
+    assert set(kinds.index) == {*product(methods, ("black", "mean", "blurred"))}
     assert (kinds == 2).all() and measured[["drop", "deletion", "insertion"]].notna().all(axis=None)
-    assert not (folder / "other" / "faithfulness.csv").exists()
-    assert len(list((folder / explain.CONTROL).iterdir())) == 3
+    assert not (folder / "other" / "randomisation.csv").exists()
+    assert len(list((folder / explain.CONTROL).iterdir())) == 4
 
     predictions = {
         subject.run.name: subject.run.model(subject.loader.dataset.images).argmax(dim=1).tolist()
@@ -205,6 +196,7 @@ def test_all_models_are_explained_in_one_call_and_read_back(subjects, tmp_path, 
     found = explained.read_explanations(folder, results, scenes, np.array([0, 1]))
     assert (found.missing, found.stale) == ([], [])
     assert (found.agreement > 0.9).all()
+    assert set(zip(found.methods["model"], found.methods["map"], strict=True)) == {*product(predictions, methods)}
     assert found.cka.shape == (12, 12) and np.allclose(np.diag(found.cka), 1)
     assert list(found.inversions) == [(name, kind) for name in ("one", "other") for kind in ("classes", "filters")]
     assert found.inversions["one", "classes"].settings["objective"] == "class_logit"
@@ -279,12 +271,12 @@ def test_a_randomization_of_one_seed_by_older_code_is_made_again_and_an_interrup
 
 def test_tables_of_an_empty_cache_are_empty():
     empty = pd.DataFrame()
-    assert explained.faithfulness_text(empty).empty and explained.recognition_by_model(empty).empty
+    assert explained.measured_maps(empty).empty and explained.recognition_by_model(empty).empty
     assert explained.mean_probability_by_others(empty).unstack("model").empty
     nothing = SimpleNamespace(inversions={}, recognition=empty)
     assert explained.inversion_table(nothing).empty and explained.class_lines(nothing, ["coast"]) == {}
     assert explained.randomization_table(empty).empty and explained.representation_table({}).empty
-    assert all(table.empty for table in explained.faithfulness_verdicts(empty))
+    assert map_measures.summarize(empty).empty and map_measures.compare_with_controls(empty).empty
 
 
 def test_models_that_look_at_the_same_places_correlate():
@@ -305,21 +297,9 @@ def test_an_empty_map_is_counted_and_left_out_of_the_comparison():
     assert table["constant channels"].tolist() == [0, 7]
 
 
-def test_the_faithfulness_table_holds_means_and_their_intervals():
-    measured = pd.DataFrame(
-        {"baseline": "black", "map": "Score-CAM", "image": [0, 1], "drop": [0.0, 0.2], "increase": [0, 1]}
-        | {"deletion": [0.1, 0.3], "insertion": [0.5, 0.5]}
-    )
-    table = explained.faithfulness_table(measured).set_index("measure")
-    assert table.loc["deletion", "mean"] == pytest.approx(0.2)
-    assert table.loc["deletion", "from"] < 0.1 and table.loc["deletion", "to"] > 0.3
-    assert table.loc["insertion", "from"] == pytest.approx(0.5)
-    assert table["images"].tolist() == [2] * 4
-
-
 def test_without_a_result_nothing_can_be_explained(root, capsys):
     assert explain.main(["--profile", "quick"]) == 2
-    assert "there is no result of supervised_short" in capsys.readouterr().err
+    assert "there is no result of distilled_long" in capsys.readouterr().err
 
 
 def test_the_committed_cache_is_of_the_weights_of_the_committed_results():
@@ -335,5 +315,5 @@ def test_the_committed_cache_is_of_the_weights_of_the_committed_results():
     assert (found.missing, found.stale) == ([], [])
     assert found.map_table["images"].tolist() == [4] * 12
     assert len(found.inversions) == 8 and found.cka.shape == (20, 20)
-    assert found.faithfulness["image"].nunique() == 60
+    assert (found.methods["images"] >= 60).all() and len(found.methods) == 30 and found.methods["empty"].eq(0).all()
     assert found.recognition.groupby(["model", "evaluator"]).size().tolist() == [15] * 20

@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,6 +8,7 @@ import torch
 from evaluation import map_measures, scorecam_defaults
 from evaluation.map_measures import summarize, timed
 from evaluation.scorecam import WEIGHTINGS, score_cam
+from evaluation.split_images import evenly_spread
 from evaluation.statistics import mean_difference
 from tests.small_runs import small_run
 
@@ -90,3 +93,13 @@ def test_each_kind_of_map_is_compared_with_the_controls_image_by_image():
     few.loc[(few["map"] == "good") & (few["image"] == 0), "deletion"] += 0.01
     assert mean_difference([0.1 - 0.01, 0.1]).verdict == "better"
     assert summarize(few).set_index("map").loc["good", "deletion_against_random"] == "inconclusive"
+
+
+def test_the_images_of_a_smaller_count_are_among_those_of_a_larger_one():
+    for images in (1, 2, 15, 61):
+        assert evenly_spread(images, images) == evenly_spread(images, images + 3) == list(range(images))
+    for images, count in product((894, 2091), (1, 15, 30, 60)):
+        few, more = evenly_spread(images, count), evenly_spread(images, count + 1)
+        assert len(few) == count and set(few) < set(more)
+        gaps = np.diff([0, *few, images])
+        assert gaps.max() <= 2 * images / (count + 1) + 1  # no class of the split is left out

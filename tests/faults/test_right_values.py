@@ -327,7 +327,7 @@ def test_maps_of_which_hardly_one_is_finite_are_inconclusive_and_counted(finite)
         for image in range(3)
         for value in [0.1 if name == "random" or image < finite else np.nan]
     ]
-    table = faithfulness.compare_maps(pd.DataFrame(lines), "Score-CAM").set_index("measure")
+    table = faithfulness.compare_maps(pd.DataFrame(lines), ["Score-CAM"], ["random"]).set_index("measure")
     assert table.loc["drop", ["verdict", "images_left_out"]].tolist() == ["inconclusive", 3 - finite]
 
 

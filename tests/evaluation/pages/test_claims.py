@@ -1,14 +1,14 @@
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 
 from data.files import CODE
 from evaluation import results as results_module
-from evaluation.faithfulness import compare_maps
+from evaluation.explained import measured_rows
+from evaluation.map_measures import COMPARED, CONTROL, compare_with_controls, summarize
 from evaluation.pages import claims as module
 from evaluation.pages.claims import (
-    MAPS,
+    EXPLANATIONS,
     beside_table,
     claims_table,
     maps_table,
@@ -99,14 +99,17 @@ def test_the_gap_between_training_and_test_images_has_an_interval():
 
 
 def test_maps_are_those_of_the_one_comparison_of_maps():
-    measured = pd.read_csv(CODE / MAPS)
-    compared = compare_maps(measured, "Score-CAM").set_index(["baseline", "measure", "compared_with"])
-    table = maps_table(measured)
-    assert len(table) == 4
+    rows = measured_rows(CODE / EXPLANATIONS, (*COMPARED, CONTROL))
+    compared = compare_with_controls(rows).set_index(["model", "map", "measure", "compared_with"])
+    verdicts = summarize(rows).set_index(["model", "map"])
+    table = maps_table(rows)
+    assert len(table) == 5 * 4
     for line in table.to_dict("records"):
-        expected = compared.loc[("mean", line["measure"], line["Score-CAM against"])]
+        expected = compared.loc[(line["model"], "Score-CAM", line["measure"], line["Score-CAM against"])]
         assert line["mean advantage (interval)"].startswith(f"{expected['advantage']:+.4f} ({expected['low']:+.4f}")
         assert line["Score-CAM is"] == expected["verdict"]
+        column = f"{line['measure']}_against_{line['Score-CAM against']}"
+        assert verdicts.loc[(line["model"], "Score-CAM"), column] == expected["verdict"]
 
 
 def test_settings_that_are_not_those_of_the_report_are_named(claims, monkeypatch):
@@ -124,15 +127,12 @@ def test_settings_that_are_not_those_of_the_report_are_named(claims, monkeypatch
 def test_the_page_is_written_below_the_root(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "read_earlier_numbers", lambda: [])  # results here have few settings
     write(tmp_path / "results" / "full", {**seeds("supervised_1", [0]), **seeds("supervised_2", range(40))})
-    with pytest.raises(FileNotFoundError, match="faithfulness"):
-        write_page(tmp_path)
-    (tmp_path / MAPS).parent.mkdir(parents=True)
-    (tmp_path / MAPS).write_bytes((CODE / MAPS).read_bytes())
     write_page(tmp_path)
     written = (tmp_path / "docs" / "claims.md").read_text()
     assert "supervised_2 against supervised_1: 0.6000, 0.9900" in written and "not run yet: supervised_3" in written
 
 
 def test_the_committed_page_is_that_of_the_committed_results():
-    expected = page(read_profile(CODE / "results" / "full"), pd.read_csv(CODE / MAPS))
+    rows = measured_rows(CODE / EXPLANATIONS, (*COMPARED, CONTROL))
+    expected = page(read_profile(CODE / "results" / "full"), rows)
     assert (CODE / "docs" / "claims.md").read_text() == expected

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -314,6 +315,8 @@ def test_settings_of_several_experiments_are_compared_one_by_one():
     runs = [result("first", epochs=30), result("second", epochs=12)]
     epochs = number(30.0, kind="setting", experiment="first second third", key="settings.train.max_epochs")
     assert compare_settings(study_of(*runs), [epochs])["word"].tolist() == [SAME, OTHER, NOT_RUN]
+    without_weights = replace(epochs, reason="no weights")
+    assert compare_settings(study_of(*runs), [without_weights])["word"].tolist() == [SAME, OTHER, CANNOT]
 
 
 def test_runs_of_several_machines_are_marked():

@@ -1,24 +1,23 @@
-"""Which heat map to trust, and what it costs: Score-CAM beside Grad-CAM, LayerCAM and Recipro-CAM.
+"""Which heat map to trust, and what it costs: Score-CAM beside Recipro-CAM, Grad-CAM and LayerCAM.
 
-    python -m benchmarks.heat_maps [--models RUN ...] [--images 40] [--layer 8] [--clusters 64]
+    python -m evaluation.heat_maps [--models RUN ...] [--images 40] [--split val] [--layer 8] [--clusters 64]
 
-Grad-CAM (Selvaraju et al. 2017) and LayerCAM (Jiang et al. 2021) are those of the library grad-cam, which is in
-requirements-dev.txt; Recipro-CAM (Byun and Lee 2022) is `evaluation.recipro_cam`.  All get the same network, images,
-classes and layer, and are measured as in `evaluation.map_measures`; a map that is not finite is left out and counted.
-Score-CAM is the default of `score_cam`; `evaluation.scorecam_defaults` compares it with other definitions.
-Seconds are the median per image, alone, of the map only.  The table is benchmarks/heat_maps.csv; the rows of the images
-lie beside it and are written after each image: an interrupted call continues.
+Recipro-CAM (Byun and Lee 2022) is `evaluation.recipro_cam`.  Grad-CAM (Selvaraju et al. 2017) and LayerCAM (Jiang et
+al. 2021) are those of the library grad-cam, the optional extra `cam`; without it they are left out.  All get the same
+network, images, classes and layer, and are measured as in `evaluation.map_measures`; a map that is not finite is left
+out and counted.  Score-CAM is the default of `score_cam`; `evaluation.scorecam_defaults` compares it with other
+definitions.  Seconds are the median per image, alone, of the map only.  The table is written to heat_maps.csv, the rows
+of the images beside it, after each image: an interrupted call continues.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-import pytorch_grad_cam
 import torch
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-from benchmarks import implementations
+from data.files import say_once
 from evaluation.checkpoints import TrainedRun
 from evaluation.map_measures import FoundMaps, MapsOf, add_options, measure_runs, print_table, timed
 from evaluation.mask_clusters import cluster_score_cam
@@ -26,11 +25,20 @@ from evaluation.recipro_cam import recipro_cam
 from evaluation.scorecam import score_cam
 from runs import run_command
 
-GRADIENTS = {"Grad-CAM": pytorch_grad_cam.GradCAM, "LayerCAM": pytorch_grad_cam.LayerCAM}
+try:
+    from pytorch_grad_cam import GradCAM, LayerCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    GRADIENTS = {"Grad-CAM": GradCAM, "LayerCAM": LayerCAM}
+except Exception as error:  # missing, or broken: `maps_at` says so
+    GRADIENTS = {}
+    NOT_IMPORTED = f"{type(error).__name__}: {error}"
 
 
 def maps_at(layer_name: str, clusters: int | None = None) -> MapsOf:
     """The maps of every method at a layer; Score-CAM also with so many clusters of masks, if any."""
+    if not GRADIENTS:
+        say_once(f"Grad-CAM and LayerCAM are left out: {NOT_IMPORTED}; pip install -e '.[cam]' installs grad-cam")
 
     def maps_of(run: TrainedRun, images: torch.Tensor, targets: Sequence[int]) -> dict[str, FoundMaps]:
         given = run.model, images, run.layer(layer_name), targets
@@ -50,7 +58,8 @@ def maps_at(layer_name: str, clusters: int | None = None) -> MapsOf:
 def _library_maps(method: type, model, images, layer, targets) -> Callable[[], torch.Tensor]:
     def maps() -> torch.Tensor:
         with torch.enable_grad(), method(model, [layer]) as extractor:
-            found = extractor(images, [ClassifierOutputTarget(each) for each in targets])
+            # Of an image without a gradient there is none in a network whose parameters need none.
+            found = extractor(images.clone().requires_grad_(), [ClassifierOutputTarget(each) for each in targets])
         return torch.from_numpy(found).float()
 
     return maps
@@ -58,8 +67,8 @@ def _library_maps(method: type, model, images, layer, targets) -> Callable[[], t
 
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.heat_maps", description=__doc__)
-    add_options(parser, implementations.data_set(), implementations.FOLDER / "heat_maps.csv")
+    parser = argparse.ArgumentParser(prog="python -m evaluation.heat_maps", description=__doc__)
+    add_options(parser, "15scene", Path("heat_maps.csv"))
     parser.add_argument("--layer", default="8", help="a stage, 0 to 8, or the name of a module")
     parser.add_argument("--clusters", type=int, help="measure Score-CAM with so many clusters of masks too")
     options = parser.parse_args(arguments)
@@ -68,7 +77,6 @@ def main(arguments=None) -> int:
 
 def _measure(options):
     print_table(measure_runs(options, maps_at(options.layer, options.clusters)))
-    print(implementations.machine())
     print(options.output)
 
 

@@ -2,8 +2,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import heat_maps
-from evaluation import map_measures
+from evaluation import heat_maps, map_measures
 from evaluation.map_measures import summarize
 from tests.small_runs import small_run
 
@@ -21,6 +20,21 @@ def test_every_method_is_measured_on_the_same_images(scene_folder, tmp_path):
     methods = {"Grad-CAM", "LayerCAM", "Recipro-CAM", "Score-CAM"}
     assert methods | {"random", "edges", "Score-CAM, 2 clusters or exact"} == set(table.index)
     assert (table["images"] == 2).all() and (table["seconds"] >= 0).all()
+
+
+def test_gradients_are_found_in_a_frozen_network():
+    run, images = small_run("tiny"), torch.randn(1, 3, 32, 32)
+    expected = heat_maps.maps_at("2")(run, images, [0])["Grad-CAM"].maps
+    run.model.requires_grad_(False)
+    assert torch.equal(heat_maps.maps_at("2")(run, images, [0])["Grad-CAM"].maps, expected)
+
+
+def test_without_the_library_its_maps_are_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(heat_maps, "GRADIENTS", {})
+    monkeypatch.setattr(heat_maps, "NOT_IMPORTED", "ImportError: no grad-cam", raising=False)
+    maps = heat_maps.maps_at("2")(small_run("tiny"), torch.randn(1, 3, 32, 32), [0])
+    assert list(maps) == ["Score-CAM", "Recipro-CAM"]
+    assert "ImportError: no grad-cam" in capsys.readouterr().err
 
 
 def test_a_library_map_that_is_not_finite_is_left_out_and_counted(scene_folder, tmp_path, monkeypatch):
