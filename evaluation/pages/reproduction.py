@@ -430,7 +430,8 @@ def settings_markdown(settings: pd.DataFrame) -> str:
     together: dict[tuple, list[str]] = {}
     for line in settings.to_dict("records"):
         number, ours = line["number"], line["ours"]
-        text = {NOT_RUN: "none", CANNOT: "none", SAME: _stated(number)}.get(line["word"]) or _in_digits(ours, integer=True)
+        without_ours = {NOT_RUN: "none", CANNOT: "none", SAME: _stated(number)}
+        text = without_ours.get(line["word"]) or _in_digits(ours, integer=True)
         key = (number.document, number.place, number.quantity, _stated(number), text, line["word"])
         together.setdefault(key, []).append(line["experiment"])
     for key, experiments in together.items():
