@@ -8,18 +8,19 @@ The cache is the folder explanations/ beside the results, with one folder per mo
     test.npz                probabilities of all test images, and their t-SNE
     representation.csv      k-NN purity and RankMe of each stage
     scorecam.npz            heat maps of the images that every model is shown
-    heat_maps.csv           how faithful the heat maps of several methods are, measured on test images of all classes
+    faithfulness.csv        how faithful the heat maps of several methods are, measured on test images of all classes
     randomisation.csv       how heat maps change as weights are randomized (first model only)
-    classes/, filters/      images by model inversion, as `model_inversion.save_inversion` writes them
+    classes/, filters/      images by model inversion, as `model_inversion.save_inversion` writes them; of classes also
+                            what the other models recognize, and the nearest training images
     activating.csv          the test images to which each of these filters responds most
 
-Beside these folders are tables of all models together: cka.csv and recognition.csv.  explained.py reads the cache.
-What is there is not computed again.  If a model's weights or the test images have changed, its folder is emptied first.
+Beside these folders is a table of all models together: cka.csv.  explained.py reads the cache.  What is there is not
+computed again.  If a model's weights or the test images have changed, its folder is emptied first.
 
 What chose the recipe of inversions and the definition of Score-CAM is computed apart, into the same folder:
 
     python -m evaluation.inversion_quality --model distilled_long --evaluators byol_classifier imagenet_classifier_probe
-        --recipes all --output results/full/explanations/inversion_quality
+        perturbation_classifier_tuned_3 --recipes all --output results/full/explanations/inversion_quality
     python -m evaluation.scorecam_defaults --output results/full/explanations/scorecam_defaults.csv
 """
 
@@ -40,18 +41,19 @@ from matplotlib import pyplot as plt
 from torch import nn
 from torch.utils.data import DataLoader
 
-from data.files import read_table, write_atomically, write_table, write_text
+from data.files import say_once, write_atomically, write_table, write_text
 from evaluation import faithfulness, plots, representation
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained
-from evaluation.explained import Explained, read_explanations, read_inversion
-from evaluation.heat_maps import maps_at
+from evaluation.explained import AGREEMENT, Explained, agreement_with, read_explanations
+from evaluation.heat_maps import GRADIENTS, WITHOUT_GRADIENTS, maps_at
 from evaluation.inversion_quality import (
     RECIPE,
     classes_of,
+    evaluate_images,
+    find_nearest,
     fitted,
     holds_others,
     invert_all,
-    recognition,
     written_settings,
 )
 from evaluation.map_measures import COMPARED, CONTROL, measure_run
@@ -122,7 +124,7 @@ def collect_explanations(experiments: Mapping[str, Experiment], profile: str, co
     scenes = build_loaders(first, progress=False).test.dataset.scenes
     shown = _choose_images(results, profile)
     if compute:
-        subjects = [_subject(compared[name], profile, folder) for name in results]
+        subjects = [_subject(compared[name], profile, folder, result) for name, result in results.items()]
         subjects = [subject for subject in subjects if subject is not None]
         explain(subjects, shown, folder, EFFORT[profile])
         draw_last_maps(read_explanations(folder, results, scenes, shown), folder.parent / "scorecam.jpg")
@@ -133,8 +135,8 @@ def collect_explanations(experiments: Mapping[str, Experiment], profile: str, co
 def explain(subjects: Sequence[Subject], shown: Sequence[int], folder: Path, effort: Effort):
     """Compute whatever the folders of the models lack, and the tables of all models in `folder`.
 
-    Of the control only the test images are described and the maps measured.  The first other subject is randomized.
-    All loaders hold the test images in one order; `shown` are the numbers of those that heat maps are shown of.
+    Of the control only the test images are described and the maps measured.  The weights of the first other model are
+    randomized.  All loaders hold the test images in one order; heat maps are shown of those with the numbers `shown`.
     """
     features_of_stages = {}
     for subject in subjects:
@@ -148,27 +150,25 @@ def explain(subjects: Sequence[Subject], shown: Sequence[int], folder: Path, eff
     for subject in models:
         last_features = features_of_stages[f"{subject.run.name}, stage {CKA_STAGES[-1]}"]
         _explain_model(subject, last_features, shown, effort)
+    for subject in models:
+        _evaluate_classes(subject, subjects)
+    if models:
+        similarity = representation.cka_table(features_of_stages)
+        write_table(folder / "cka.csv", _with_those_absent(similarity, folder / "cka.csv"), index=True)
     for subject in models[:1]:
         _randomize_model(subject, effort)
-    for subject in subjects:
+    for subject in subjects:  # last: it takes hours
         _measure_maps(subject, effort)
-    if models:
-        names = [subject.run.name for subject in models]
-        similarity = representation.cka_table(features_of_stages)
-        of_classes = recognition_of_classes(names, subjects, folder)
-        write_table(folder / "cka.csv", _with_those_absent(similarity, folder / "cka.csv"), index=True)
-        if (folder / "recognition.csv").exists():
-            before = read_table(folder / "recognition.csv", na_filter=False)
-            of_classes = pd.concat([before[~before["model"].isin(names)], of_classes])
-        write_table(folder / "recognition.csv", of_classes)
 
 
 def _with_those_absent(similarity: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """A table of similarities with the lines and columns that its file has besides: of models that are not here."""
+    """A table of similarities with the lines and columns that its file has of compared models that are not here."""
     if not path.exists():
         return similarity
     before = pd.read_csv(path, index_col=0)
-    order = [*before.index, *(name for name in similarity.index if name not in before.index)]
+    compared = [name for name in before.index if name.split(",")[0] in (*COMPARED, CONTROL) or name in similarity.index]
+    before = before.reindex(index=compared, columns=compared)
+    order = [*compared, *(name for name in similarity.index if name not in compared)]
     return similarity.combine_first(before).reindex(index=order, columns=order)
 
 
@@ -186,15 +186,27 @@ def _explain_model(subject: Subject, features: np.ndarray, shown: Sequence[int],
     explain_images(folded, _images(dataset, shown), targets, names, subject.folder)
 
 
+def _evaluate_classes(subject: Subject, subjects: Sequence[Subject]):
+    """What all models recognize in the class images of one, and the training images nearest to these."""
+    others = [each.run for each in subjects if each is not subject]
+    evaluators = [run.folded().without_flip_tta() for run in (*others, subject.run)]
+    evaluate_images(subject.run, evaluators, subject.folder / "classes")
+    if others:
+        find_nearest(evaluators[0], subject.data, subject.folder / "classes")
+
+
 def _measure_maps(subject: Subject, effort: Effort):
-    """Write heat_maps.csv: the faithfulness of several kinds of maps after the last stage, on images of all classes."""
+    """Write faithfulness.csv: measures of several kinds of maps after the last stage, on test images of all classes."""
+    if not GRADIENTS:
+        say_once(f"the heat maps of {subject.run.name} are not measured: {WITHOUT_GRADIENTS}")
+        return
     run, dataset = subject.run.folded().without_flip_tta(), subject.loader.dataset
     numbers = evenly_spread(len(dataset), effort.measured_images)
-    measure_run(run, dataset, numbers, maps_at(run.last_stage), subject.folder / "heat_maps.csv")
+    measure_run(run, dataset, numbers, maps_at(run.last_stage), subject.folder / "faithfulness.csv")
 
 
 def _randomize_model(subject: Subject, effort: Effort):
-    """Whether the heat maps of a model depend on its weights, on test images that it may confuse."""
+    """Whether the heat maps of a model depend on its weights, on random test images, for the predicted classes."""
     run, dataset = subject.run.without_flip_tta(), subject.loader.dataset
     with np.load(subject.folder / "test.npz") as saved:
         predictions = saved["probabilities"].argmax(axis=1)
@@ -316,22 +328,6 @@ def activating_images(features: np.ndarray, filters: Sequence[int], names: Seque
     return pd.DataFrame(lines, columns=["filter", "image", "mean"])
 
 
-def recognition_of_classes(names: Sequence[str], evaluators: Sequence[Subject], folder: Path) -> pd.DataFrame:
-    """The probability (0..1) that each evaluator network gives the class of each cached class image.
-
-    `names` are the models whose images the `evaluators` see.  Columns: model, evaluator, class, probability.  An image
-    that only its own model recognizes does not show the class; it fools the model.
-    """
-    parts, runs = [], [subject.run for subject in evaluators]
-    for name in names:
-        inversion = read_inversion(folder / name / "classes")
-        classes = inversion.table["name"]
-        targets = [runs[0].class_names.index(each) for each in classes]
-        found = recognition(runs, inversion.pictures.float() / 255, targets)
-        parts.append(found.assign(model=name, **{"class": classes.to_numpy()[found["image"]]}))
-    return pd.concat(parts)[["model", "evaluator", "class", "probability"]]
-
-
 def draw_last_maps(explained: Explained, path: Path):
     """Draw the heat maps of all models after the last stage into one picture, for the front page."""
     last = {name.removesuffix("_classifier"): maps[LAYERS[-1]] for name, maps in explained.maps.items()}
@@ -371,21 +367,27 @@ def _choose_images(results: Mapping[str, dict], profile: str) -> np.ndarray:
     return rightly_predicted_by_all(labels, predictions, min(SHOWN_IMAGES[profile], len(np.unique(labels))))
 
 
-def _subject(experiment: Experiment, profile: str, folder: Path) -> Subject | None:
-    """The model of an experiment with its test images, or None if its weights are not here.
+def _subject(experiment: Experiment, profile: str, folder: Path, result: Mapping) -> Subject | None:
+    """The model of an experiment with its test images, or None if there is nothing to compute it from.
 
-    The weights of a run and of its released file differ by rounding.  Those that the cache was computed from come
-    first, then the run, so nothing is computed again without need.
+    The weights of a run and of its released file differ by rounding.  What was explained of one of them is kept as long
+    as its predictions are those of the result: it takes hours to compute again.
     """
     files = files_of(experiment, profile)
     here = [path for path in (files.checkpoint, files.checkpoint.with_suffix(RELEASED)) if path.exists()]
     if not here:
         return None
-    cached = _digests_of(folder / files.name).get("weights")
-    runs = [load_trained(path) for path in here]
-    run = next((each for each in runs if each.weights == cached), runs[0])
-    test = build_loaders(experiment, progress=False).test
-    return Subject(run, test, experiment.data, folder / files.name, files.models / f"{files.name}.features.npz")
+    cache, test = folder / files.name, build_loaders(experiment, progress=False).test
+    cached = _digests_of(cache)
+    kept = cached.get("images") == test.dataset.scenes.fingerprint and agreement_with(cache, result) >= AGREEMENT
+    run = load_trained(here[0])
+    if kept and run.weights != cached["weights"]:
+        others = [each for each in map(load_trained, here[1:]) if each.weights == cached["weights"]]
+        if not others:
+            say_once(f"what was explained of {run.name} is kept: its weights here differ, the predictions do not")
+            return None
+        run = others[0]
+    return Subject(run, test, experiment.data, cache, files.models / f"{files.name}.features.npz")
 
 
 def _images(dataset, numbers: Sequence[int]) -> torch.Tensor:

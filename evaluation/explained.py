@@ -49,13 +49,14 @@ class Explained:
     maps: dict[str, dict[str, torch.Tensor]]  # by layer: heat maps (images, S, S) in 0..1, of the first of `shown`
     map_table: pd.DataFrame  # see `describe_maps`
     definitions: pd.DataFrame  # of Score-CAM, on val, for each model; see `map_measures.summarize`
-    methods: pd.DataFrame  # kinds of heat maps, on test, for each model; see there
+    methods: pd.DataFrame  # kinds of heat maps, on test, for each model; see `map_measures.summarize`
     randomization: pd.DataFrame  # of the first model: seed, part, image, correlation
     inversions: dict[tuple[str, str], Inversion]  # by model and kind, see INVERTED
     activating: dict[str, pd.DataFrame]  # see `explain.activating_images`
     inversion_quality: pd.DataFrame  # of the first model, see `inversion_quality.quality_lines`
     blind: pd.DataFrame  # see `blind_hits`
-    recognition: pd.DataFrame  # see `explain.recognition_of_classes`
+    recognition: pd.DataFrame  # of class images by the models: model, evaluator, class, probability (0..1)
+    nearest: pd.DataFrame  # training images to class images: model, see `inversion_quality.find_nearest`
     cka: pd.DataFrame  # see `representation.cka_table`
     missing: list[str]  # models that are not explained
     stale: list[str]  # models explained with other weights, or other images, than those of the results
@@ -78,10 +79,7 @@ def read_explanations(folder: Path, results: Mapping[str, dict], scenes: Scenes,
     saved_maps = _read_all(folder, results, "scorecam.npz")
     activating = {name: _read_table(folder / name / "activating.csv") for name in results}
     activating = {name: table for name, table in activating.items() if len(table)}
-    agreement = {
-        name: _agreement(saved["probabilities"], results[name]["predictions"]["test"])
-        for name, saved in described.items()
-    }
+    agreement = {name: agreement_with(folder / name, results[name]) for name in described}
     known = set(scenes.names)
     shown_names = [scenes.names[number] for number in shown]
     stale = {name for name, fraction in agreement.items() if fraction < AGREEMENT}
@@ -111,18 +109,25 @@ def read_explanations(folder: Path, results: Mapping[str, dict], scenes: Scenes,
         activating=activating,
         inversion_quality=_quality_of(first, folder / "inversion_quality" / "quality.csv"),
         blind=blind_hits(folder, list(results)),
-        recognition=_read_table(folder / "recognition.csv", converters={"class": str}),
+        recognition=_recognition(folder, results),
+        nearest=_tables_of(folder, results, "classes/nearest.csv", converters={"name": str}),
         cka=_read_table(folder / "cka.csv", index_col=0),
         missing=[name for name in results if name not in described],
         stale=[name for name in results if name in stale],
     )
 
 
-def _agreement(probabilities: np.ndarray, predictions: Sequence[int]) -> float:
-    """The fraction of images whose class is the same; 0 for other numbers of images."""
-    if len(probabilities) != len(predictions):
+def agreement_with(model: Path, result: Mapping) -> float:
+    """The fraction of test images whose class is the same in the folder of a model and in a result.
+
+    0 for other numbers of images, and for a folder without probabilities.
+    """
+    if not (model / "test.npz").exists():
         return 0.0
-    return float(np.mean(probabilities.argmax(axis=1) == predictions))
+    with np.load(model / "test.npz") as saved:
+        predictions = saved["probabilities"].argmax(axis=1)
+    expected = result["predictions"]["test"]
+    return float(np.mean(predictions == expected)) if len(predictions) == len(expected) else 0.0
 
 
 def heat_maps(saved: Mapping[str, np.ndarray], size: int) -> dict[str, torch.Tensor]:
@@ -172,9 +177,18 @@ def compare_models(maps: Mapping[str, Mapping[str, torch.Tensor]]) -> pd.DataFra
 
 def measured_rows(folder: Path, names: Sequence[str]) -> pd.DataFrame:
     """The measured heat maps of models, from their folders in the cache; see `map_measures.measure_run`, and model."""
-    tables = {name: _read_table(folder / name / "heat_maps.csv") for name in names}
-    tables = [table.assign(model=name) for name, table in tables.items() if len(table)]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    return _tables_of(folder, names, "faithfulness.csv")
+
+
+def definition_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Lines of `map_measures.summarize` averaged over the models: one line per kind of map; an empty table stays empty.
+
+    Columns: the means of the measures, and the largest shares of a model of maps that fell back and that are empty.
+    """
+    if not len(table):
+        return table
+    of_kind = table.groupby("map", sort=False)
+    return of_kind[list(LOWER_IS_BETTER)].mean().join(of_kind[["fell_back", "empty"]].max())
 
 
 def measured_maps(table: pd.DataFrame) -> pd.DataFrame:
@@ -359,6 +373,22 @@ def _quality_of(model: Path, path: Path) -> pd.DataFrame:
         return pd.DataFrame()
     of_model = table["weights"] == json.loads(stamp.read_text(encoding="utf-8"))["weights"]
     return table[of_model].drop(columns="weights")
+
+
+def _recognition(folder: Path, names: Sequence[str]) -> pd.DataFrame:
+    """The latest lines of each model about the class images of each; see `inversion_quality.evaluate_images`."""
+    table = _tables_of(folder, names, "classes/evaluators.csv", converters={"class": str})
+    if not len(table):
+        return table
+    table = table[table["evaluator"].isin(names)]
+    return table.drop_duplicates(["model", "evaluator", "class"], keep="last")
+
+
+def _tables_of(folder: Path, names: Sequence[str], file: str, **options) -> pd.DataFrame:
+    """The tables of this name in the folders of models, one after another, with a column model first."""
+    tables = {name: _read_table(folder / name / file, **options) for name in names}
+    tables = [table.assign(model=name) for name, table in tables.items() if len(table)]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _read_table(path: Path, **options) -> pd.DataFrame:

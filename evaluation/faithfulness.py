@@ -35,9 +35,9 @@ from helper_functions import as_input_of, logits_of
 from supervised.models import estimate_batchnorm
 
 ROUNDING = 1e-3  # of half precision, by which maps may leave 0..1
-COMPARED_COLUMNS = [
+COMPARISON_COLUMNS = [
     *("map", "compared_with", "measure", "advantage", "low", "high", "p", "verdict"),
-    *("images_better", "images_worse", "images_left_out"),
+    *("images", "images_better", "images_worse", "images_left_out"),
 ]
 LOWER_IS_BETTER = {"drop": True, "increase": False, "deletion": True, "insertion": False}
 
@@ -222,8 +222,8 @@ def compare_maps(measured: pd.DataFrame, names: Sequence[str], others: Sequence[
     """Compare each named map with each of the others, image by image: one row per map, other map and measure.
 
     `measured` has the rows of `measure_faithfulness`; of an image the mean over its baselines counts.  Columns: map,
-    compared_with, measure, advantage, low, high, p, verdict (of the named map), images_better, images_worse and
-    images_left_out (their numbers).  The advantage is the mean over the images of the difference between the maps,
+    compared_with, measure, advantage, low, high, p, verdict (of the named map), and the numbers of images compared, and
+    of those better, worse and left out.  The advantage is the mean over the images of the difference between the maps,
     positive where the named map is better.  low, high, p and verdict are those of `mean_difference`; all rows are one
     family of comparisons.  Images for which either map is not finite are left out.
     """
@@ -237,11 +237,11 @@ def compare_maps(measured: pd.DataFrame, names: Sequence[str], others: Sequence[
             found = mean_difference(advantages, len(comparisons))
         else:  # too few for an interval
             found = MeanDifference(advantages.mean(), math.nan, math.nan, math.nan)
-        counts = (advantages > 0).sum(), (advantages < 0).sum(), len(differences) - len(advantages)
+        counts = len(advantages), (advantages > 0).sum(), (advantages < 0).sum(), len(differences) - len(advantages)
         rows.append(
             (name, other, measure, found.difference, found.low, found.high, found.p_value, found.verdict, *counts)
         )
-    return pd.DataFrame(rows, columns=COMPARED_COLUMNS)
+    return pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
 
 
 def cascading_randomization(

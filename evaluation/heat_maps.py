@@ -3,11 +3,11 @@
     python -m evaluation.heat_maps [--models RUN ...] [--images 40] [--split val] [--layer 8] [--clusters 64]
 
 Recipro-CAM (Byun and Lee 2022) is `evaluation.recipro_cam`.  Grad-CAM (Selvaraju et al. 2017) and LayerCAM (Jiang et
-al. 2021) are those of the library grad-cam, the optional extra `cam`; without it they are left out.  All get the same
-network, images, classes and layer, and are measured as in `evaluation.map_measures`; a map that is not finite is left
-out and counted.  Score-CAM is the default of `score_cam`; `evaluation.scorecam_defaults` compares it with other
-definitions.  Seconds are the median per image, alone, of the map only.  The table is written to heat_maps.csv, the rows
-of the images beside it, after each image: an interrupted call continues.
+al. 2021) are those of the library grad-cam, the optional extra `cam`.  All get the same network, images, classes and
+layer, and are measured as in `evaluation.map_measures`; a map that is not finite is left out and counted.  Score-CAM is
+the default of `score_cam`; `evaluation.scorecam_defaults` compares it with other definitions.  Seconds are the median
+per image, alone, of the map only.  The table is written to heat_maps.csv, the rows of the images beside it, after each
+image: an interrupted call continues.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from data.files import say_once
 from evaluation.checkpoints import TrainedRun
 from evaluation.map_measures import FoundMaps, MapsOf, add_options, measure_runs, print_table, timed
 from evaluation.mask_clusters import cluster_score_cam
@@ -29,16 +28,19 @@ try:
     from pytorch_grad_cam import GradCAM, LayerCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    GRADIENTS = {"Grad-CAM": GradCAM, "LayerCAM": LayerCAM}
-except Exception as error:  # missing, or broken: `maps_at` says so
+    GRADIENTS, WITHOUT_GRADIENTS = {"Grad-CAM": GradCAM, "LayerCAM": LayerCAM}, ""
+except Exception as error:  # missing, or broken
     GRADIENTS = {}
-    NOT_IMPORTED = f"{type(error).__name__}: {error}"
+    WITHOUT_GRADIENTS = f"grad-cam is not here ({type(error).__name__}: {error}); pip install -e '.[cam]' installs it"
 
 
 def maps_at(layer_name: str, clusters: int | None = None) -> MapsOf:
-    """The maps of every method at a layer; Score-CAM also with so many clusters of masks, if any."""
+    """The maps of every method at a layer; Score-CAM also with so many clusters of masks, if any.
+
+    Raises ValueError if the library is not here: rows that lack methods would look complete.
+    """
     if not GRADIENTS:
-        say_once(f"Grad-CAM and LayerCAM are left out: {NOT_IMPORTED}; pip install -e '.[cam]' installs grad-cam")
+        raise ValueError(WITHOUT_GRADIENTS)
 
     def maps_of(run: TrainedRun, images: torch.Tensor, targets: Sequence[int]) -> dict[str, FoundMaps]:
         given = run.model, images, run.layer(layer_name), targets
@@ -58,7 +60,7 @@ def maps_at(layer_name: str, clusters: int | None = None) -> MapsOf:
 def _library_maps(method: type, model, images, layer, targets) -> Callable[[], torch.Tensor]:
     def maps() -> torch.Tensor:
         with torch.enable_grad(), method(model, [layer]) as extractor:
-            # Of an image without a gradient there is none in a network whose parameters need none.
+            # Where no parameter needs a gradient, the image must, or there is nothing to differentiate.
             found = extractor(images.clone().requires_grad_(), [ClassifierOutputTarget(each) for each in targets])
         return torch.from_numpy(found).float()
 

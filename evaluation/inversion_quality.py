@@ -256,11 +256,11 @@ def joined(inversions: Sequence[Inversion]) -> Inversion:
     return Inversion(images, targets, torch.cat(losses), stopped)
 
 
-def evaluate_images(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str, folder: Path) -> pd.DataFrame:
-    """The probabilities by evaluator networks of the class images in a folder, and the training images nearest to them.
+def evaluate_images(run: TrainedRun, evaluators: Sequence[TrainedRun], folder: Path) -> pd.DataFrame:
+    """The probabilities (0..1) that evaluator networks give the classes of the images in a folder.
 
-    Writes evaluators.csv and nearest.csv; what is there for these evaluators' weights is read.  Columns: evaluator,
-    weights, class, probability.
+    Writes evaluators.csv; what is there for these evaluators' weights is read.  Columns: evaluator, weights, class,
+    probability.  An image that only its own network recognizes does not show the class; it fools the network.
     """
     table = read_inversion(folder)
     names, images = list(table.table["name"]), table.pictures.float() / 255
@@ -274,17 +274,26 @@ def evaluate_images(run: TrainedRun, evaluators: Sequence[TrainedRun], data: str
         found = found.assign(weights=found["evaluator"].map(weights), **{"class": [names[i] for i in found["image"]]})
         known = pd.concat([known, found.drop(columns="image")], ignore_index=True)
         write_table(path, known.round(5))
-    evaluator = evaluators[0]
+    return known[known["weights"].isin([each.weights for each in evaluators])]
+
+
+def find_nearest(evaluator: TrainedRun, data: str, folder: Path):
+    """Write nearest.csv: the training images nearest to the class images in a folder, unless it is of this evaluator.
+
+    Columns: those of `nearest_training_images`, and name, by, made_from and median_of_val, the median similarity of
+    val photographs.
+    """
+    path = folder / "nearest.csv"
     training, val = (images_for(evaluator, data, split) for split in ("train", "val"))
     refuse_other_data(evaluator, training.scenes, data)
     made_from = f"{evaluator.weights[:12]} {training.scenes.fingerprint[:12]}"
-    nearest_file = folder / "nearest.csv"
-    if not nearest_file.exists() or read_table(nearest_file).get("made_from", pd.Series([""]))[0] != made_from:
-        others = [val[number][0] for number in evenly_spread(len(val), 60)]
-        nearest, usual = nearest_training_images(evaluator, images, training, others)
-        nearest = nearest.assign(name=names, by=evaluator.name, made_from=made_from, median_of_val=round(usual, 4))
-        write_table(nearest_file, nearest)
-    return known[known["weights"].isin([each.weights for each in evaluators])]
+    if path.exists() and read_table(path).get("made_from", pd.Series([""]))[0] == made_from:
+        return
+    others = [val[number][0] for number in evenly_spread(len(val), 60)]
+    inverted = read_inversion(folder)
+    nearest, usual = nearest_training_images(evaluator, inverted.pictures.float() / 255, training, others)
+    names = list(inverted.table["name"])
+    write_table(path, nearest.assign(name=names, by=evaluator.name, made_from=made_from, median_of_val=round(usual, 4)))
 
 
 def quality_lines(run: TrainedRun, recipe: str, evaluated: pd.DataFrame, folder: Path, written: dict) -> list[dict]:
@@ -318,7 +327,9 @@ def measure(run: TrainedRun, evaluators: Sequence[TrainedRun], recipes: Sequence
         folder = output / run.name / recipe
         objective, settings = OBJECTIVES.get(recipe, class_logit), fitted(RECIPES[recipe], run.image_size)
         written = invert_all(run, objective, classes_of(run), settings, data, folder)
-        lines = quality_lines(run, recipe, evaluate_images(run, evaluators, data, folder), folder, written)
+        evaluated = evaluate_images(run, evaluators, folder)
+        find_nearest(evaluators[0], data, folder)
+        lines = quality_lines(run, recipe, evaluated, folder, written)
         table = pd.DataFrame(lines)
         if path.exists():
             table = pd.concat([pd.read_csv(path), table]).drop_duplicates(["model", "recipe", "evaluator"], keep="last")

@@ -1,8 +1,8 @@
 """Several kinds of heat maps of the same images, measured and compared: what commands that choose among them share.
 
-A kind of map is a function from a trained run, normalized images and target classes to maps by name.  Rows are cached
-in one file per network, named by digests of its weights and of the images, so an interrupted call continues and what
-has changed is measured again.
+A kind of map is a function from a trained run, normalized images and target classes to maps by name.  Rows are written
+after each image, so an interrupted call continues.  The commands name the file of a network by digests of its weights
+and images, so what has changed is measured again.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from data.files import check_output, expanded, write_table
 from evaluation import faithfulness
 from evaluation.checkpoints import TrainedRun, load_trained
-from evaluation.faithfulness import COMPARED_COLUMNS, LOWER_IS_BETTER, compare_maps
+from evaluation.faithfulness import COMPARISON_COLUMNS, LOWER_IS_BETTER, compare_maps
 from evaluation.split_images import evenly_spread, images_for
 from evaluation.statistics import mean_and_interval
 
@@ -140,7 +140,7 @@ def compare_with_controls(rows: pd.DataFrame) -> pd.DataFrame:
     The comparisons of a network are one family.
     """
     if not len(rows):
-        return pd.DataFrame(columns=["model", *COMPARED_COLUMNS])
+        return pd.DataFrame(columns=["model", *COMPARISON_COLUMNS])
     tables = []
     for model, of_model in rows.groupby("model", sort=False):
         maps = of_model["map"].unique()
@@ -154,7 +154,7 @@ def compare_with_controls(rows: pd.DataFrame) -> pd.DataFrame:
 def add_options(parser: argparse.ArgumentParser, data: str, output: Path):
     """The options of every command that measures maps: --models, --images, --split, --data and --output."""
     parser.add_argument("--models", nargs="+", default=(*COMPARED, CONTROL), metavar="RUN")
-    parser.add_argument("--images", type=int, default=40, help="per network, evenly over the classes")
+    parser.add_argument("--images", type=int, default=40, help="per network, evenly over the split")
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("--data", default=data)
     parser.add_argument("--output", type=expanded, default=output)

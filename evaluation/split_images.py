@@ -26,13 +26,14 @@ def images_for(run: TrainedRun, data: str, split: str) -> SceneDataset:
 
 
 def evenly_spread(images: int, count: int) -> list[int]:
-    """Numbers of `count` of so many images, evenly over their order, so over the classes; of all, if they are fewer.
+    """Numbers of `count` of so many images, evenly over their order, which is that of the classes; at most all.
 
-    Those of a smaller count are among those of a larger one, so what was measured of them need not be measured again.
+    Those of a smaller count come first in those of a larger one.  So what was measured of them need not be measured
+    again, and what an interrupted call has measured is evenly spread too.
     """
     halves = Halton(d=1, scramble=False).fast_forward(1)  # 1/2, 1/4, 3/4, 1/8 ...
     points = halves.random(2 ** images.bit_length())[:, 0]
-    return sorted(pd.unique((points * images).astype(int))[:count].tolist())
+    return pd.unique((points * images).astype(int))[: min(count, images)].tolist()
 
 
 def refuse_other_data(run: TrainedRun, train: Scenes, data: str):

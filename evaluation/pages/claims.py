@@ -191,14 +191,13 @@ def maps_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Score-CAM against maps that know nothing of a network, as text: lines of `map_measures.compare_with_controls`."""
     compared = compare_with_controls(rows)
     shown = compared[(compared["map"] == "Score-CAM") & compared["measure"].isin(["deletion", "insertion"])]
-    images = rows.groupby("model")["image"].nunique() if len(rows) else {}
     lines = [
         {
             "model": line["model"],
             "measure": line["measure"],
             "Score-CAM against": line["compared_with"],
             "mean advantage (interval)": difference_text(line["advantage"], line["low"], line["high"]),
-            "better in images": f"{line['images_better']} of {images[line['model']]}",
+            "better in images": f"{line['images_better']} of {line['images']}",
             "p": p_text(line["p"]),
             "Score-CAM is": line["verdict"],
         }
@@ -215,7 +214,7 @@ def page(results: Mapping[str, dict], measured: pd.DataFrame) -> str:
         beside=markdown(beside_table(results)),
         lines=len(BESIDE),
         overfitting=overfitting(results),
-        maps=markdown(maps_table(measured)),
+        maps=markdown(maps_table(measured)) if len(measured) else "Not measured yet.",
     )
 
 

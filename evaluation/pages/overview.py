@@ -31,7 +31,7 @@ SHOWN = (
 )
 EXPLAINED = (0, 1)  # photographs with heat maps; the pretexts show the first
 WORDS = {  # of a model's heat map
-    "distilled_long": "fine-tuned",
+    "distilled_long": "with labels",
     "rotation_classifier_tuned_10": "rotation",
     "perturbation_classifier_tuned_3": "perturbation",
     "byol_classifier": "BYOL",

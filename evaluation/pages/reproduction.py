@@ -321,7 +321,8 @@ def verdict(number: EarlierNumber, ours: Sequence[float], other_settings: bool =
 
 def compare_settings(study: Study, numbers: Iterable[EarlierNumber]) -> pd.DataFrame:
     """One line per setting and experiment: number, experiment, ours (first run; None: there is no run) and word."""
-    lines = []
+    lines, numbers = [], list(numbers)
+    impossible = {experiment for number in numbers if number.reason for experiment in number.experiments}
     for number in numbers:
         if number.kind != "setting":
             continue
@@ -329,8 +330,8 @@ def compare_settings(study: Study, numbers: Iterable[EarlierNumber]) -> pd.DataF
             values = measured(study, experiment, number.key)
             ours = values[0] if values else None
             same = isinstance(ours, int | float) and math.isclose(ours, number.value, rel_tol=1e-3)
-            none = CANNOT if number.reason else NOT_RUN
-            word = none if ours is None else SAME if same else OTHER
+            without = CANNOT if experiment in impossible else NOT_RUN
+            word = without if ours is None else SAME if same else OTHER
             lines.append({"number": number, "experiment": experiment, "ours": ours, "word": word})
     return pd.DataFrame(lines, columns=["number", "experiment", "ours", "word"])
 
@@ -565,7 +566,7 @@ otherwise.
 
 What the reports state about their trainings, and what our experiments have ({setting_counts}).
 All results of an experiment with another setting get the words *other settings* above, and so do those of a classifier
-on the features of such a pretext.
+on the features of such a pretext.  The results above say why an experiment cannot be run here.
 
 {settings}
 

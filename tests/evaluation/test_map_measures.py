@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from evaluation import map_measures, scorecam_defaults
+from evaluation import explained, map_measures, scorecam_defaults
 from evaluation.map_measures import summarize, timed
 from evaluation.scorecam import WEIGHTINGS, score_cam
 from evaluation.split_images import evenly_spread
@@ -97,9 +97,16 @@ def test_each_kind_of_map_is_compared_with_the_controls_image_by_image():
 
 def test_the_images_of_a_smaller_count_are_among_those_of_a_larger_one():
     for images in (1, 2, 15, 61):
-        assert evenly_spread(images, images) == evenly_spread(images, images + 3) == list(range(images))
+        assert sorted(evenly_spread(images, images)) == sorted(evenly_spread(images, images + 3)) == [*range(images)]
     for images, count in product((894, 2091), (1, 15, 30, 60)):
         few, more = evenly_spread(images, count), evenly_spread(images, count + 1)
-        assert len(few) == count and set(few) < set(more)
-        gaps = np.diff([0, *few, images])
-        assert gaps.max() <= 2 * images / (count + 1) + 1  # no class of the split is left out
+        assert len(few) == count and few == more[:count]
+        assert np.diff([0, *sorted(few), images]).max() <= 2 * images / (count + 1) + 1
+
+
+def test_definitions_are_averaged_over_models_and_the_worst_share_counts():
+    lines = [(model, "softmax", insertion, empty) for model, insertion, empty in (("a", 0.6, 0.0), ("b", 0.8, 0.5))]
+    table = pd.DataFrame(lines, columns=["model", "map", "insertion", "empty"])
+    table = table.assign(deletion=0.3, drop=0.2, increase=0.1, fell_back=[0.25, 0])
+    found = explained.definition_table(table).loc["softmax"]
+    assert found["insertion"] == pytest.approx(0.7) and (found["empty"], found["fell_back"]) == (0.5, 0.25)

@@ -262,7 +262,7 @@ LINES = {  # a command line: what its answer must name
     "publish gone": ["gone", "distilled_long"],
     "publish --source nowhere": ["nowhere"],
     "publish --make": ["--make"],
-    "explain --profile quick --data scenes": ["supervised_short"],
+    "explain --profile quick --data scenes": ["distilled_long"],
     "explain --data nowhere": ["nowhere"],
     "probes --data nowhere": ["nowhere"],
     "nature --data nowhere": ["nowhere"],

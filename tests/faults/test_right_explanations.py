@@ -183,12 +183,9 @@ def test_a_less_than_sign_stays_within_its_cell(monkeypatch):
 
 def test_tables_keep_the_lines_of_models_that_are_not_here(tmp_path, monkeypatch):
     monkeypatch.setattr(explain, "_explain_model", lambda *_: None)
-    monkeypatch.setattr(explain, "_measure_model", lambda *_: None)
-    monkeypatch.setattr(
-        explain,
-        "recognition_of_classes",
-        lambda names, *_: pd.DataFrame({"model": names, "evaluator": "e", "class": "dark", "probability": 0.5}),
-    )
+    for name in ("_randomize_model", "_measure_maps", "_evaluate_classes"):
+        monkeypatch.setattr(explain, name, lambda *_: None)
+    monkeypatch.setattr(explain, "COMPARED", ("run_0", "run_1"))
     subjects = []
     for seed in (0, 1):
         run, loader = a_run(seed), torch.utils.data.DataLoader(Images(30), 30)
@@ -198,21 +195,46 @@ def test_tables_keep_the_lines_of_models_that_are_not_here(tmp_path, monkeypatch
     before = pd.read_csv(tmp_path / "cka.csv", index_col=0)
     explain.explain(subjects[1:], [0], tmp_path, effort)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "cka.csv", index_col=0), before)
-    assert pd.read_csv(tmp_path / "recognition.csv")["model"].tolist() == ["run_0", "run_1"]
+    monkeypatch.setattr(explain, "COMPARED", ("run_1",))
+    explain.explain(subjects[1:], [0], tmp_path, effort)
+    stages = [f"run_1, stage {stage}" for stage in explain.CKA_STAGES]
+    assert list(pd.read_csv(tmp_path / "cka.csv", index_col=0)) == stages  # run_0 is not compared any more
 
 
-def test_a_released_model_does_not_replace_what_was_explained_of_its_run(tmp_path, monkeypatch, capsys):
-    run, loader = a_run(0, "byol_classifier"), torch.utils.data.DataLoader(Images(30), 30)
-    files = SimpleNamespace(checkpoint=tmp_path / "byol_classifier.pt", name="byol_classifier", models=tmp_path)
-    (tmp_path / "byol_classifier.safetensors").write_text("released")
+@pytest.fixture
+def weights_of(tmp_path, monkeypatch):
+    """Writes files of weights, and what was explained of some; returns the weights that are explained next, or None."""
+    loader = torch.utils.data.DataLoader(Images(30), 30)
+    files = SimpleNamespace(checkpoint=tmp_path / "byol.pt", name="byol", models=tmp_path)
     monkeypatch.setattr(explain, "files_of", lambda *_: files)
-    monkeypatch.setattr(explain, "load_trained", lambda path: run)
+    monkeypatch.setattr(explain, "load_trained", lambda path: replace(a_run(0, "byol"), weights=path.read_text()))
     monkeypatch.setattr(explain, "build_loaders", lambda *_, **__: SimpleNamespace(test=loader))
-    experiment = SimpleNamespace(data="none")
-    assert explain._subject(experiment, "full", tmp_path).run is run  # nothing is explained yet
-    folder = tmp_path / "byol_classifier"
-    for weights, images, used in (("full", "images", False), (run.weights, "images", True), ("full", "others", True)):
-        folder.mkdir(exist_ok=True)
-        (folder / "weights.json").write_text(json.dumps({"weights": weights, "images": images}))
-        assert (explain._subject(experiment, "full", tmp_path) is not None) == used
-    assert "is kept" in capsys.readouterr().err
+
+    def chosen(own=None, released=None, cached=None, images="images", predicted=0):
+        for path, weights in ((files.checkpoint, own), (files.checkpoint.with_suffix(".safetensors"), released)):
+            path.unlink(missing_ok=True)
+            if weights is not None:
+                path.write_text(weights)
+        (tmp_path / "byol").mkdir(exist_ok=True)
+        (tmp_path / "byol" / "weights.json").write_text(json.dumps({"weights": cached, "images": images}))
+        np.savez(tmp_path / "byol" / "test.npz", probabilities=np.eye(3)[np.full(30, predicted)])
+        result = {"predictions": {"test": [0] * 30}}
+        subject = explain._subject(SimpleNamespace(data="none"), "full", tmp_path, result)
+        return subject and subject.run.weights
+
+    return chosen
+
+
+def test_what_was_explained_is_kept_as_long_as_it_agrees_with_the_result(weights_of, capsys):
+    assert weights_of() is None
+    assert weights_of(own="a", cached="a") == weights_of(released="a", cached="a") == "a"
+    assert weights_of(own="a", released="b", cached="b") == "b"
+    assert capsys.readouterr().err == ""
+    assert weights_of(released="b", cached="a") is None and weights_of(own="b", cached="a") is None
+    assert "byol is kept" in capsys.readouterr().err
+
+
+def test_what_was_explained_of_other_predictions_or_images_is_made_again(weights_of):
+    assert weights_of(own="new", released="b", cached="b", predicted=1) == "new"
+    assert weights_of(released="b", cached="a", predicted=1) == "b"
+    assert weights_of(own="a", released="b", cached="b", images="others") == "a"

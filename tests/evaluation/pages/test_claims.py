@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from data.files import CODE
@@ -129,6 +130,16 @@ def test_the_page_is_written_below_the_root(tmp_path, monkeypatch):
     write(tmp_path / "results" / "full", {**seeds("supervised_1", [0]), **seeds("supervised_2", range(40))})
     write_page(tmp_path)
     written = (tmp_path / "docs" / "claims.md").read_text()
+    assert "Not measured yet." in written
+    folder = tmp_path / EXPLANATIONS / CONTROL
+    folder.mkdir(parents=True)
+    insertion = {"Score-CAM": 0.6, "edges": 0.5}
+    lines = [(name, image, insertion[name]) for name in insertion for image in range(3)]
+    rows = pd.DataFrame(lines, columns=["map", "image", "insertion"])
+    rows.assign(drop=0, increase=0, deletion=0, baseline="black").to_csv(folder / "faithfulness.csv", index=False)
+    write_page(tmp_path)
+    written = (tmp_path / "docs" / "claims.md").read_text()
+    assert f"| {CONTROL} | insertion | edges | +0.1000" in written and "| 3 of 3 |" in written
     assert "supervised_2 against supervised_1: 0.6000, 0.9900" in written and "not run yet: supervised_3" in written
 
 

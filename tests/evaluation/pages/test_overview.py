@@ -20,7 +20,7 @@ from tests.evaluation.synthetic_results import seeds
 def test_the_figure_shows_the_pretexts_the_models_and_few_labels():
     names = list(SHORT_TABLE)[:2]
     images = np.random.default_rng(0).integers(0, 255, (3, 1, 64, 64), np.uint8)
-    maps = {name: {"8": torch.rand(2, 64, 64)} for name in ("byol_classifier", "supervised_short")}
+    maps = {name: {"8": torch.rand(2, 64, 64)} for name in ("byol_classifier", "distilled_long")}
     explained = SimpleNamespace(
         scenes=SimpleNamespace(images=images, names=["a/1.jpg", "b/2.jpg", "c/3.jpg"]), shown=[2, 0], maps=maps
     )
@@ -43,7 +43,7 @@ def test_the_figure_shows_the_pretexts_the_models_and_few_labels():
         "BYOL: view 1",
         "BYOL: view 2",
     ]
-    assert titles[-6:] == ["c", "fine-tuned", "BYOL", "a", "fine-tuned", "BYOL"]
+    assert titles[-6:] == ["c", "with labels", "BYOL", "a", "with labels", "BYOL"]
     (few,) = (ax for ax in figure.axes if ax.get_xlabel() == "labeled images per class")
     assert [line.get_label() for line in few.get_lines()] == [
         "BYOL",

@@ -315,8 +315,10 @@ def test_settings_of_several_experiments_are_compared_one_by_one():
     runs = [result("first", epochs=30), result("second", epochs=12)]
     epochs = number(30.0, kind="setting", experiment="first second third", key="settings.train.max_epochs")
     assert compare_settings(study_of(*runs), [epochs])["word"].tolist() == [SAME, OTHER, NOT_RUN]
-    without_weights = replace(epochs, reason="no weights")
-    assert compare_settings(study_of(*runs), [without_weights])["word"].tolist() == [SAME, OTHER, CANNOT]
+    impossible = number(0.9, experiment="third", reason="no weights")
+    assert compare_settings(study_of(*runs), [epochs, impossible])["word"].tolist() == [SAME, OTHER, CANNOT]
+    fourth = replace(epochs, experiment="first fourth")
+    assert compare_settings(study_of(*runs), [fourth, impossible])["word"].tolist() == [SAME, NOT_RUN]
 
 
 def test_runs_of_several_machines_are_marked():
