@@ -7,6 +7,7 @@ models.  It needs the photographs (data/15scene) besides the result files, so `m
 import hashlib
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from data.augment import AUGMENTATIONS, apply, draw
 from data.files import root_folder, run_command, write_atomically
 from evaluation import few_labels, plots
-from evaluation.explain import LAYERS, collect_explanations
+from evaluation.explain import LAYERS, STAMP, collect_explanations
 from evaluation.explained import Explained
 from evaluation.pages.tables import SHORT_TABLE
 from evaluation.results import experiments_table, of_experiments, read_profile
@@ -98,10 +99,14 @@ def _show_maps(explained: Explained, figure):
             ax.set_title(WORDS[name], fontsize=9)
 
 
-def digest_of_numbers(results: Mapping[str, dict], few: pd.DataFrame) -> str:
-    """A digest of every number and label in the figure, which its file holds as a comment: is it that of today?"""
+def digest_of_figure(results: Mapping[str, dict], few: pd.DataFrame, explanations: Path) -> str:
+    """A digest of every number and label in the figure, and of the weights whose maps it shows.
+
+    The file of the figure holds it as a comment: is it that of today?
+    """
     table = experiments_table(of_experiments(results, SHORT_TABLE)).rename(index=SHORT_TABLE)
     text = "".join(each.round(4).to_csv() for each in (table, few_labels.accuracies(few)))
+    text += "".join(f"{word} {(explanations / name / STAMP).read_text()}" for name, word in WORDS.items())
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -109,9 +114,11 @@ def write_overview():
     """Write the figure below the root folder."""
     experiments = {name: configure(each, "full") for name, each in EXPERIMENTS.items()}
     explained = collect_explanations(experiments, "full")
-    results, few = read_profile(root_folder() / "results" / "full"), few_labels.collect(experiments, "full")
+    folder = root_folder() / "results" / "full"
+    results, few = read_profile(folder), few_labels.collect(experiments, "full")
     figure = draw_overview(explained, results, few)
-    path, options = root_folder() / "docs" / "overview.jpg", {"quality": 85, "comment": digest_of_numbers(results, few)}
+    digest, path = digest_of_figure(results, few, folder / "explanations"), root_folder() / "docs" / "overview.jpg"
+    options = {"quality": 85, "comment": digest}
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=100, pil_kwargs=options))
     print(path)
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.files import CODE
 from evaluation import few_labels
-from evaluation.pages.overview import SHOWN, digest_of_numbers, draw_overview
+from evaluation.pages.overview import SHOWN, digest_of_figure, draw_overview
 from evaluation.pages.tables import SHORT_TABLE
 from evaluation.results import read_profile
 from runs import EXPERIMENTS, configure
@@ -58,4 +58,6 @@ def test_the_committed_figure_shows_the_committed_numbers():
     experiments = {name: configure(each, "full") for name, each in EXPERIMENTS.items()}
     results, few = read_profile(CODE / "results" / "full"), few_labels.collect(experiments, "full")
     with Image.open(CODE / "docs" / "overview.jpg") as figure:
-        assert figure.info["comment"].decode() == digest_of_numbers(results, few)
+        assert figure.info["comment"].decode() == digest_of_figure(
+            results, few, CODE / "results" / "full" / "explanations"
+        )
