@@ -189,6 +189,7 @@ def _explain_model(subject: Subject, features: np.ndarray, shown: Sequence[int],
 def _evaluate_classes(subject: Subject, subjects: Sequence[Subject]):
     """What all models recognize in the class images of one, and the training images nearest to these."""
     others = [each.run for each in subjects if each is not subject]
+    others.sort(key=lambda run: run.name != CONTROL)  # it judges what is near, if it is here: one space for all models
     evaluators = [run.folded().without_flip_tta() for run in (*others, subject.run)]
     evaluate_images(subject.run, evaluators, subject.folder / "classes")
     if others:
