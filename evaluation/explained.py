@@ -233,6 +233,17 @@ def mean_probability_by_others(recognition: pd.DataFrame) -> pd.Series:
     return of_others.groupby(["model", "class"], sort=False)["probability"].mean()
 
 
+def nearness_table(nearest: pd.DataFrame) -> pd.DataFrame:
+    """How near the class images of each model come to training images, at most, beside the median of val photographs.
+
+    `nearest` is that of `Explained`; an empty table stays empty.
+    """
+    if not len(nearest):
+        return nearest
+    nearness = {"class images, highest": ("similarity", "max"), "val photographs, median": ("median_of_val", "first")}
+    return nearest.groupby("model", sort=False).agg(**nearness)
+
+
 def recognition_by_model(recognition: pd.DataFrame) -> pd.DataFrame:
     """The probability of the class, averaged over the classes: one line per model, one column per evaluator network."""
     if not len(recognition):

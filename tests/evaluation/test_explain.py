@@ -277,11 +277,13 @@ def test_tables_of_an_empty_cache_are_empty():
     nothing = SimpleNamespace(inversions={}, recognition=empty)
     assert explained.inversion_table(nothing).empty and explained.class_lines(nothing, ["coast"]) == {}
     assert explained.randomization_table(empty).empty and explained.representation_table({}).empty
-    assert (
-        explained.definition_table(empty).empty
-        and map_measures.summarize(empty).empty
-        and map_measures.compare_with_controls(empty).empty
-    )
+    for table_of in (explained.definition_table, explained.nearness_table, map_measures.compare_with_controls):
+        assert table_of(empty).empty
+
+
+def test_the_nearest_class_image_of_a_model_counts():
+    nearest = pd.DataFrame({"model": ["a", "a", "b"], "similarity": [0.2, 0.6, 0.9], "median_of_val": 0.7})
+    assert explained.nearness_table(nearest).to_numpy().tolist() == [[0.6, 0.7], [0.9, 0.7]]
 
 
 def test_models_that_look_at_the_same_places_correlate():
