@@ -15,7 +15,7 @@ The cache is the folder explanations/ beside the results, with one folder per mo
     activating.csv          the test images to which each of these filters responds most
 
 Beside these folders is a table of all models together: cka.csv.  explained.py reads the cache.  What is there is not
-computed again.  If a model's weights or the test images have changed, its folder is emptied first.
+computed again.  If a model's predictions or the test images have changed, its folder is emptied first.
 
 What chose the recipe of inversions and the definition of Score-CAM is computed apart, into the same folder:
 
@@ -86,7 +86,7 @@ MAP_SIZE = 112  # pixels, square, at most: cached maps are for looking
 class Effort:
     """How much is computed."""
 
-    measured_images: int = 200  # test images for the faithfulness of maps, per model
+    measured_images: int = 60  # test images for the faithfulness of maps, per model: half an hour on one core
     inversion_steps: int = RECIPE.steps  # at most
     randomized_seeds: int = 3
 

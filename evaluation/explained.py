@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import resize
 
 from data.files import read_table
 from data.image_cache import Scenes
-from evaluation.faithfulness import LOWER_IS_BETTER
+from evaluation.faithfulness import LOWER_IS_BETTER, compare_maps
 from evaluation.map_measures import CONTROL_MAPS, summarize
 from evaluation.metrics import confident_mistakes
 from evaluation.model_inversion import picture_file
@@ -50,6 +50,7 @@ class Explained:
     map_table: pd.DataFrame  # see `describe_maps`
     definitions: pd.DataFrame  # of Score-CAM, on val, for each model; see `map_measures.summarize`
     methods: pd.DataFrame  # kinds of heat maps, on test, for each model; see `map_measures.summarize`
+    against_score_cam: pd.DataFrame  # of the same images, see `compare_with_score_cam`
     randomization: pd.DataFrame  # of the first model: seed, part, image, correlation
     inversions: dict[tuple[str, str], Inversion]  # by model and kind, see INVERTED
     activating: dict[str, pd.DataFrame]  # see `explain.activating_images`
@@ -86,6 +87,7 @@ def read_explanations(folder: Path, results: Mapping[str, dict], scenes: Scenes,
     stale |= {name for name, saved in saved_maps.items() if list(saved["names"]) != shown_names[: len(saved["names"])]}
     stale |= {name for name, table in activating.items() if not known.issuperset(table["image"])}
     maps = {name: heat_maps(saved, scenes.images.shape[-1]) for name, saved in saved_maps.items()}
+    measured = measured_rows(folder, results)
     randomized = [folder / name for name in results if (folder / name / "randomisation.csv").exists()]
     first = randomized[0] if randomized else folder / next(iter(results))
     return Explained(
@@ -98,7 +100,8 @@ def read_explanations(folder: Path, results: Mapping[str, dict], scenes: Scenes,
         maps=maps,
         map_table=describe_maps(maps, {name: saved["constant_channels"] for name, saved in saved_maps.items()}),
         definitions=_read_table(folder / "scorecam_defaults.csv"),
-        methods=summarize(measured_rows(folder, results)),
+        methods=summarize(measured),
+        against_score_cam=compare_with_score_cam(measured),
         randomization=_read_table(first / "randomisation.csv"),
         inversions={
             (name, kind): read_inversion(folder / name / kind)
@@ -189,6 +192,21 @@ def definition_table(table: pd.DataFrame) -> pd.DataFrame:
         return table
     of_kind = table.groupby("map", sort=False)
     return of_kind[list(LOWER_IS_BETTER)].mean().join(of_kind[["fell_back", "empty"]].max())
+
+
+def compare_with_score_cam(rows: pd.DataFrame) -> pd.DataFrame:
+    """Whether a cheaper kind of map is as faithful: `compare_maps` with Score-CAM as text, by model and map.
+
+    `rows` are those of `measured_rows`; none give an empty table.  One column per measure: the advantage over Score-CAM
+    with its interval, and the verdict.  The comparisons of a model are one family.
+    """
+    lines = {}
+    for model, of_model in rows.groupby("model", sort=False) if len(rows) else ():
+        others = [name for name in of_model["map"].unique() if name not in ("Score-CAM", *CONTROL_MAPS)]
+        for line in compare_maps(of_model, others, ["Score-CAM"]).to_dict("records"):
+            text = f"{line['advantage']:+.3f} ({line['low']:+.3f} to {line['high']:+.3f}), {line['verdict']}"
+            lines.setdefault((model, line["map"]), {})[line["measure"]] = text
+    return pd.DataFrame.from_dict(lines, orient="index")
 
 
 def measured_maps(table: pd.DataFrame) -> pd.DataFrame:

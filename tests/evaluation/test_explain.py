@@ -15,7 +15,7 @@ from data.files import CODE
 from evaluation import explain, explained, map_measures, probes
 from evaluation.checkpoints import TrainedRun
 from evaluation.model_inversion import InversionSettings, score_by_another
-from evaluation.statistics import mean_and_interval
+from evaluation.statistics import mean_and_interval, mean_difference
 from supervised.models import SceneClassifier, estimate_batchnorm
 
 CLASSES = ("dark", "light", "striped")
@@ -277,8 +277,20 @@ def test_tables_of_an_empty_cache_are_empty():
     nothing = SimpleNamespace(inversions={}, recognition=empty)
     assert explained.inversion_table(nothing).empty and explained.class_lines(nothing, ["coast"]) == {}
     assert explained.randomization_table(empty).empty and explained.representation_table({}).empty
-    for table_of in (explained.definition_table, explained.nearness_table, map_measures.compare_with_controls):
+    tables = explained.definition_table, explained.nearness_table, explained.compare_with_score_cam
+    for table_of in (*tables, map_measures.compare_with_controls):
         assert table_of(empty).empty
+
+
+def test_cheaper_maps_are_compared_with_score_cam_image_by_image():
+    values = {"Score-CAM": [0.5, 0.6, 0.7], "Grad-CAM": [0.61, 0.7, 0.79], "random": [0.1, 0.2, 0.3]}
+    rows = pd.DataFrame(values).melt(var_name="map", value_name="insertion", ignore_index=False)
+    rows = rows.rename_axis("image").reset_index().assign(model="a", drop=0.2, increase=0, deletion=0.3)
+    table = explained.compare_with_score_cam(rows)
+    assert table.index.tolist() == [("a", "Grad-CAM")]
+    expected = mean_difference([0.11, 0.1, 0.09], comparisons=4)
+    assert table["insertion"].item() == f"+0.100 ({expected.low:+.3f} to {expected.high:+.3f}), better"
+    assert table["deletion"].item().startswith("+0.000") and table["deletion"].item().endswith("inconclusive")
 
 
 def test_the_nearest_class_image_of_a_model_counts():
