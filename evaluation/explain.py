@@ -21,7 +21,7 @@ What chose the recipe of inversions and the definition of Score-CAM is computed 
 
     python -m evaluation.inversion_quality --model distilled_long --evaluators byol_classifier imagenet_classifier_probe
         perturbation_classifier_tuned_3 --recipes all --output results/full/explanations/inversion_quality
-    python -m evaluation.scorecam_defaults --output results/full/explanations/scorecam_defaults.csv
+    python -m evaluation.scorecam_defaults --images 15 --output results/full/explanations/scorecam_defaults.csv
 """
 
 import argparse
