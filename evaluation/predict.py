@@ -205,7 +205,11 @@ def main(arguments=None) -> int:
     parser.add_argument("--csv", type=expanded, metavar="FILE", help="also write a table of all images")
     parser.add_argument("--map", action="store_true", help="draw each image beside its heat map")
     parser.add_argument("--why-not", metavar="CLASS", help="draw what speaks for the predicted class and against CLASS")
-    parser.add_argument("--fast", action="store_true", help="draw Recipro-CAM, in a twentieth of Score-CAM's time")
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="draw Recipro-CAM, a tenth of Score-CAM's time or less, see evaluation.ipynb",
+    )
     parser.add_argument("--layer", help="of the heat map: a stage or the name of a module (default: the last stage)")
     parser.add_argument("--output", type=expanded, help="folder of the figures (default: predictions)")
     options = parser.parse_args(arguments)
