@@ -208,7 +208,7 @@ def main(arguments=None) -> int:
     parser.add_argument(
         "--fast",
         action="store_true",
-        help="draw Recipro-CAM, a tenth of Score-CAM's time or less, see evaluation.ipynb",
+        help="draw Recipro-CAM in a tenth of the time or less, see evaluation.ipynb",
     )
     parser.add_argument("--layer", help="of the heat map: a stage or the name of a module (default: the last stage)")
     parser.add_argument("--output", type=expanded, help="folder of the figures (default: predictions)")
