@@ -63,12 +63,12 @@ counts is the accuracy on test images: that is the first claim above.
 Both reports.  The maps are of the last stage, for the class that the model predicts.  Pixels are hidden (deletion: a
 low score is good) or shown (insertion: a high score is good) in the order of the map; hidden ones are black, have the
 mean color of the image or are blurred, and an image counts with its mean over the three.  Score-CAM is compared, image
-by image, with two maps that do not use the model: smooth noise and the edges of the image.  Above 0, Score-CAM is
+by image, with two maps that know nothing of the model: smooth noise and the edges of the image.  Above 0, Score-CAM is
 better.  The comparisons of a model, also those of `evaluation/evaluation.ipynb`, are one family.
 
 {maps}
 
-`evaluation/evaluation.ipynb` has other ways to hide pixels and model inversion, `supervised/report.ipynb` the
+`evaluation/evaluation.ipynb` has other kinds of maps and model inversion, `supervised/report.ipynb` the
 overfitting by epoch, and `self_supervised/report.ipynb` the epochs and stages of the pretexts.
 """
 

@@ -106,9 +106,7 @@ def digest_of_figure(results: Mapping[str, dict], few: pd.DataFrame, explanation
     """
     table = experiments_table(of_experiments(results, SHORT_TABLE)).rename(index=SHORT_TABLE)
     text = "".join(each.round(4).to_csv() for each in (table, few_labels.accuracies(few)))
-    text += "".join(
-        f"{word} {(explanations / name / STAMP).read_text(encoding='utf-8')}" for name, word in WORDS.items()
-    )
+    text += "".join(word + (explanations / name / STAMP).read_text(encoding="utf-8") for name, word in WORDS.items())
     return hashlib.sha256(text.encode()).hexdigest()
 
 
