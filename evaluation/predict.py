@@ -115,8 +115,8 @@ class Model:
 
         It is of a layer, by default the last stage.  Without `class_name` the class is the most probable one.  With
         `why_not` it is what speaks for the class and against this other one, or against the runner-up where that is
-        the most probable class itself.  The map is the Score-CAM, or if `fast` the Recipro-CAM, which takes a twentieth
-        of the time.  Raises ValueError for a class that the network does not have, and for one against itself.
+        the most probable class itself.  The map is the Score-CAM, or if `fast` the Recipro-CAM, which takes a tenth of
+        the time or less.  Raises ValueError for a class that the network does not have, and for one against itself.
         """
         _, image = self.run.read([expanded(path)])
         rival = None if why_not is None else self.run.label(why_not)

@@ -64,7 +64,7 @@ Both reports.  The maps are of the last stage, for the class that the model pred
 low score is good) or shown (insertion: a high score is good) in the order of the map; hidden ones are black, have the
 mean color of the image or are blurred, and an image counts with its mean over the three.  Score-CAM is compared, image
 by image, with two maps that know nothing of the model: smooth noise and the edges of the image.  Above 0, Score-CAM is
-better.  The comparisons of a model, also those of `evaluation/evaluation.ipynb`, are one family.
+better.  The 32 comparisons of a model with such maps, most of them in `evaluation/evaluation.ipynb`, are one family.
 
 {maps}
 
