@@ -145,7 +145,7 @@ def describe_maps(
 ) -> pd.DataFrame:
     """Count what is wrong with heat maps: one line per layer and model.
 
-    `constant_channels` (layers, images) are those of each model.  Columns: layer, model, images, constant channels (of
+    `constant_channels` (layers, images) are those of each model.  Columns: stage, model, images, constant channels (of
     all images), empty maps, fraction above half (of the pixels: those above half of the maximum).
     """
     lines = []
@@ -155,7 +155,7 @@ def describe_maps(
             lines.append(
                 (layer, name, len(of_layer), int(constant.sum()), empty, (of_layer > 0.5).float().mean().item())
             )
-    columns = ["layer", "model", "images", "constant channels", "empty maps", "fraction above half"]
+    columns = ["stage", "model", "images", "constant channels", "empty maps", "fraction above half"]
     return pd.DataFrame(lines, columns=columns)
 
 
@@ -163,7 +163,7 @@ def compare_models(maps: Mapping[str, Mapping[str, torch.Tensor]]) -> pd.DataFra
     """Whether models look at the same places: one line per layer and pair of models.
 
     `maps` are those of each model by layer; the first images, of which all models have maps, are compared.  Columns:
-    layer, one, other, correlation: Spearman's, -1 to 1, of the two maps of an image, averaged over the images in which
+    stage, one, other, correlation: Spearman's, -1 to 1, of the two maps of an image, averaged over the images in which
     neither map is empty; NaN if there is none.
     """
     lines = []
@@ -175,7 +175,7 @@ def compare_models(maps: Mapping[str, Mapping[str, torch.Tensor]]) -> pd.DataFra
             pairs = [(first.flatten(), second.flatten()) for first, second in pairs if first.any() and second.any()]
             values = [spearmanr(*pair).statistic for pair in pairs]
             lines.append((layer, one, other, np.mean(values) if values else np.nan))
-    return pd.DataFrame(lines, columns=["layer", "one", "other", "correlation"])
+    return pd.DataFrame(lines, columns=["stage", "one", "other", "correlation"])
 
 
 def measured_rows(folder: Path, names: Sequence[str]) -> pd.DataFrame:
@@ -363,7 +363,7 @@ def inversion_table(explained: Explained) -> pd.DataFrame:
 
 def sheet(explained: Explained, name: str) -> tuple[np.ndarray, list[str], dict[str, torch.Tensor]]:
     """Images, titles and heat maps by stage of a model, as `plots.draw_heat_map_sheet` takes them."""
-    maps = {f"features[{layer}]": each for layer, each in explained.maps[name].items()}
+    maps = {f"stage {layer}": each for layer, each in explained.maps[name].items()}
     mapped = explained.shown[: len(next(iter(maps.values())))]  # an interrupted call has left maps of the first images
     return explained.scenes.images[mapped], [explained.scenes.names[each] for each in mapped], maps
 

@@ -209,7 +209,7 @@ def test_all_models_are_explained_in_one_call_and_read_back(subjects, tmp_path, 
     assert recognition["one", "one"].tolist() == pytest.approx(own.tolist(), abs=1e-4)
 
     images, titles, maps = explained.sheet(found, "other")
-    assert titles == scenes.names[:2] and len(images) == 2 and list(maps) == [f"features[{n}]" for n in explain.LAYERS]
+    assert titles == scenes.names[:2] and len(images) == 2 and list(maps) == [f"stage {n}" for n in explain.LAYERS]
     assert explained.inversion_table(found)["name"].tolist()[:3] == list(CLASSES)
     others_word = found.recognition.query("model == 'other' and evaluator != 'other' and `class` == 'light'")
     pictures, titles = explained.class_lines(found, ["light"])["other"]
