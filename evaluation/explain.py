@@ -150,9 +150,8 @@ def explain(subjects: Sequence[Subject], shown: Sequence[int], folder: Path, eff
     for subject in models:
         last_features = features_of_stages[f"{subject.run.name}, stage {CKA_STAGES[-1]}"]
         _explain_model(subject, last_features, shown, effort)
-    for subject in models:
-        _evaluate_classes(subject, subjects)
     if models:
+        _evaluate_classes(models, subjects)
         similarity = representation.cka_table(features_of_stages)
         write_table(folder / "cka.csv", _with_those_absent(similarity, folder / "cka.csv"), index=True)
     for subject in models[:1]:
@@ -186,14 +185,17 @@ def _explain_model(subject: Subject, features: np.ndarray, shown: Sequence[int],
     explain_images(folded, _images(dataset, shown), targets, names, subject.folder)
 
 
-def _evaluate_classes(subject: Subject, subjects: Sequence[Subject]):
-    """What all models recognize in the class images of one, and the training images nearest to these."""
-    others = [each.run for each in subjects if each is not subject]
-    others.sort(key=lambda run: run.name != CONTROL)  # it judges what is near, if it is here: one space for all models
-    evaluators = [run.folded().without_flip_tta() for run in (*others, subject.run)]
-    evaluate_images(subject.run, evaluators, subject.folder / "classes")
-    if others:
-        find_nearest(evaluators[0], subject.data, subject.folder / "classes")
+def _evaluate_classes(models: Sequence[Subject], subjects: Sequence[Subject]):
+    """What all models recognize in the class images of each, and the training images nearest to these."""
+    evaluators = [subject.run.folded().without_flip_tta() for subject in subjects]
+    evaluators.sort(key=lambda run: run.name != CONTROL)
+    for subject in models:
+        evaluate_images(subject.run, evaluators, subject.folder / "classes")
+    # The first judges what is near, in one space for all models: the control, if it is here.  Its own images the next.
+    for judge, own in zip(evaluators[:2], (False, True), strict=False):
+        judged = [each for each in models if (each.run.name == evaluators[0].name) == own]
+        if judged:
+            find_nearest(judge, judged[0].data, [each.folder / "classes" for each in judged])
 
 
 def _measure_maps(subject: Subject, effort: Effort):
@@ -379,8 +381,10 @@ def _subject(experiment: Experiment, profile: str, folder: Path, result: Mapping
     if not here:
         return None
     cache, test = folder / files.name, build_loaders(experiment, progress=False).test
-    cached = _digests_of(cache)
-    kept = cached.get("images") == test.dataset.scenes.fingerprint and agreement_with(cache, result) >= AGREEMENT
+    cached, kept = _digests_of(cache), False
+    if cached.get("images") == test.dataset.scenes.fingerprint and (cache / "test.npz").exists():
+        with np.load(cache / "test.npz") as saved:
+            kept = agreement_with(result, saved["probabilities"]) >= AGREEMENT
     run = load_trained(here[0])
     if kept and run.weights != cached["weights"]:
         others = [each for each in map(load_trained, here[1:]) if each.weights == cached["weights"]]

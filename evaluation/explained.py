@@ -16,8 +16,8 @@ from torchvision.transforms.v2.functional import resize
 
 from data.files import read_table
 from data.image_cache import Scenes
-from evaluation.faithfulness import LOWER_IS_BETTER, compare_maps
-from evaluation.map_measures import CONTROL_MAPS, summarize
+from evaluation.faithfulness import LOWER_IS_BETTER
+from evaluation.map_measures import CONTROL_MAPS, compare_by_model, summarize
 from evaluation.metrics import confident_mistakes
 from evaluation.model_inversion import picture_file
 from evaluation.statistics import mean_and_interval
@@ -80,7 +80,7 @@ def read_explanations(folder: Path, results: Mapping[str, dict], scenes: Scenes,
     saved_maps = _read_all(folder, results, "scorecam.npz")
     activating = {name: _read_table(folder / name / "activating.csv") for name in results}
     activating = {name: table for name, table in activating.items() if len(table)}
-    agreement = {name: agreement_with(folder / name, results[name]) for name in described}
+    agreement = {name: agreement_with(results[name], saved["probabilities"]) for name, saved in described.items()}
     known = set(scenes.names)
     shown_names = [scenes.names[number] for number in shown]
     stale = {name for name, fraction in agreement.items() if fraction < AGREEMENT}
@@ -120,17 +120,10 @@ def read_explanations(folder: Path, results: Mapping[str, dict], scenes: Scenes,
     )
 
 
-def agreement_with(model: Path, result: Mapping) -> float:
-    """The fraction of test images whose class is the same in the folder of a model and in a result.
-
-    0 for other numbers of images, and for a folder without probabilities.
-    """
-    if not (model / "test.npz").exists():
-        return 0.0
-    with np.load(model / "test.npz") as saved:
-        predictions = saved["probabilities"].argmax(axis=1)
+def agreement_with(result: Mapping, probabilities: np.ndarray) -> float:
+    """The fraction of test images whose most probable class is that of a result; 0 for other numbers of images."""
     expected = result["predictions"]["test"]
-    return float(np.mean(predictions == expected)) if len(predictions) == len(expected) else 0.0
+    return float(np.mean(probabilities.argmax(axis=1) == expected)) if len(probabilities) == len(expected) else 0.0
 
 
 def heat_maps(saved: Mapping[str, np.ndarray], size: int) -> dict[str, torch.Tensor]:
@@ -195,17 +188,15 @@ def definition_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare_with_score_cam(rows: pd.DataFrame) -> pd.DataFrame:
-    """Whether a cheaper kind of map is as faithful: `compare_maps` with Score-CAM as text, by model and map.
+    """Whether a cheaper kind of map is as faithful: `compare_by_model` with Score-CAM as text, by model and map.
 
     `rows` are those of `measured_rows`; none give an empty table.  One column per measure: the advantage over Score-CAM
-    with its interval, and the verdict.  The comparisons of a model are one family.
+    with its interval, and the verdict.
     """
     lines = {}
-    for model, of_model in rows.groupby("model", sort=False) if len(rows) else ():
-        others = [name for name in of_model["map"].unique() if name not in ("Score-CAM", *CONTROL_MAPS)]
-        for line in compare_maps(of_model, others, ["Score-CAM"]).to_dict("records"):
-            text = f"{line['advantage']:+.3f} ({line['low']:+.3f} to {line['high']:+.3f}), {line['verdict']}"
-            lines.setdefault((model, line["map"]), {})[line["measure"]] = text
+    for line in compare_by_model(rows, ["Score-CAM"]).to_dict("records"):
+        text = f"{line['advantage']:+.3f} ({line['low']:+.3f} to {line['high']:+.3f}), {line['verdict']}"
+        lines.setdefault((line["model"], line["map"]), {})[line["measure"]] = text
     return pd.DataFrame.from_dict(lines, orient="index")
 
 

@@ -277,23 +277,31 @@ def evaluate_images(run: TrainedRun, evaluators: Sequence[TrainedRun], folder: P
     return known[known["weights"].isin([each.weights for each in evaluators])]
 
 
-def find_nearest(evaluator: TrainedRun, data: str, folder: Path):
-    """Write nearest.csv: the training images nearest to the class images in a folder, unless it is of this evaluator.
+def find_nearest(evaluator: TrainedRun, data: str, folders: Sequence[Path]):
+    """Write nearest.csv: the training images nearest to the class images in each folder, if not of this evaluator yet.
 
     Columns: those of `nearest_training_images`, and name, by, made_from and median_of_val, the median similarity of
     val photographs.
     """
-    path = folder / "nearest.csv"
     training, val = (images_for(evaluator, data, split) for split in ("train", "val"))
     refuse_other_data(evaluator, training.scenes, data)
     made_from = f"{evaluator.weights[:12]} {training.scenes.fingerprint[:12]}"
-    if path.exists() and read_table(path).get("made_from", pd.Series([""]))[0] == made_from:
+    inverted = {folder: read_inversion(folder) for folder in folders if _nearest_made_from(folder) != made_from}
+    if not inverted:
         return
     others = [val[number][0] for number in evenly_spread(len(val), 60)]
-    inverted = read_inversion(folder)
-    nearest, usual = nearest_training_images(evaluator, inverted.pictures.float() / 255, training, others)
-    names = list(inverted.table["name"])
-    write_table(path, nearest.assign(name=names, by=evaluator.name, made_from=made_from, median_of_val=round(usual, 4)))
+    images = torch.cat([each.pictures for each in inverted.values()]).float() / 255
+    nearest, usual = nearest_training_images(evaluator, images, training, others)
+    names = pd.concat([each.table["name"] for each in inverted.values()], keys=range(len(inverted)))
+    nearest = nearest.set_index(names.index).assign(name=names, by=evaluator.name, made_from=made_from)
+    for number, folder in enumerate(inverted):
+        write_table(folder / "nearest.csv", nearest.loc[number].assign(median_of_val=round(usual, 4)))
+
+
+def _nearest_made_from(folder: Path) -> str:
+    """What the nearest.csv of a folder was made from; empty if it is not there, or of older code."""
+    path = folder / "nearest.csv"
+    return read_table(path).get("made_from", pd.Series([""]))[0] if path.exists() else ""
 
 
 def quality_lines(run: TrainedRun, recipe: str, evaluated: pd.DataFrame, folder: Path, written: dict) -> list[dict]:
@@ -328,7 +336,7 @@ def measure(run: TrainedRun, evaluators: Sequence[TrainedRun], recipes: Sequence
         objective, settings = OBJECTIVES.get(recipe, class_logit), fitted(RECIPES[recipe], run.image_size)
         written = invert_all(run, objective, classes_of(run), settings, data, folder)
         evaluated = evaluate_images(run, evaluators, folder)
-        find_nearest(evaluators[0], data, folder)
+        find_nearest(evaluators[0], data, [folder])
         lines = quality_lines(run, recipe, evaluated, folder, written)
         table = pd.DataFrame(lines)
         if path.exists():

@@ -111,7 +111,7 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     if not len(rows):
         return pd.DataFrame()
     facts = ["empty", "fell_back", "seconds"]
-    verdicts = compare_with_controls(rows).set_index(["model", "map", "measure", "compared_with"])["verdict"].to_dict()
+    verdicts = compare_by_model(rows).set_index(["model", "map", "measure", "compared_with"])["verdict"].to_dict()
     lines = []
     for (model, name), of_map in rows.groupby(["model", "map"], sort=False):
         by_image = of_map.groupby("image")[[*LOWER_IS_BETTER, *facts]].mean()
@@ -134,18 +134,18 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def compare_with_controls(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each kind of map against each of CONTROL_MAPS: `compare_maps` of each network, with a column model first.
+def compare_by_model(rows: pd.DataFrame, others: Sequence[str] = CONTROL_MAPS) -> pd.DataFrame:
+    """Each kind of map against each of the others: `compare_maps` of each network, with a column model first.
 
-    The comparisons of a network are one family.
+    The comparisons of a network are one family.  CONTROL_MAPS themselves are compared with nothing.
     """
     if not len(rows):
         return pd.DataFrame(columns=["model", *COMPARISON_COLUMNS])
     tables = []
     for model, of_model in rows.groupby("model", sort=False):
         maps = of_model["map"].unique()
-        controls = [name for name in CONTROL_MAPS if name in maps]
-        compared = compare_maps(of_model, [name for name in maps if name not in controls], controls)
+        names = [name for name in maps if name not in (*CONTROL_MAPS, *others)]
+        compared = compare_maps(of_model, names, [name for name in others if name in maps])
         compared.insert(0, "model", model)
         tables.append(compared)
     return pd.concat(tables, ignore_index=True)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from data.files import root_folder, run_command, write_text
 from evaluation.explained import measured_rows
-from evaluation.map_measures import COMPARED, CONTROL, compare_with_controls
+from evaluation.map_measures import COMPARED, CONTROL, compare_by_model
 from evaluation.pages.reproduction import Study, compare_settings, other_settings, read_earlier_numbers
 from evaluation.pages.tables import difference_text, machines_text, markdown, p_text, runs_text
 from evaluation.results import (
@@ -188,8 +188,8 @@ def overfitting(results: Mapping[str, dict]) -> str:
 
 
 def maps_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Score-CAM against maps that know nothing of a network, as text: lines of `map_measures.compare_with_controls`."""
-    compared = compare_with_controls(rows)
+    """Score-CAM against maps that know nothing of a network, as text: lines of `map_measures.compare_by_model`."""
+    compared = compare_by_model(rows)
     shown = compared[(compared["map"] == "Score-CAM") & compared["measure"].isin(["deletion", "insertion"])]
     lines = [
         {

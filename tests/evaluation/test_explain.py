@@ -278,7 +278,7 @@ def test_tables_of_an_empty_cache_are_empty():
     assert explained.inversion_table(nothing).empty and explained.class_lines(nothing, ["coast"]) == {}
     assert explained.randomization_table(empty).empty and explained.representation_table({}).empty
     tables = explained.definition_table, explained.nearness_table, explained.compare_with_score_cam
-    for table_of in (*tables, map_measures.compare_with_controls):
+    for table_of in (*tables, map_measures.compare_by_model):
         assert table_of(empty).empty
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from evaluation import inversion_quality
 from evaluation.inversion_quality import RECIPE, fitted, nearest_training_images, recognition, save_blind_sheet
-from evaluation.model_inversion import InversionSettings
+from evaluation.model_inversion import InversionSettings, class_logit
 from evaluation.split_images import images_for
 from tests.small_runs import small_run
 
@@ -88,3 +88,18 @@ def test_many_classes_are_inverted_in_parts_and_give_what_all_at_once_give(root,
     assert parts.table["steps"].tolist() == together.table["steps"].tolist()
     assert written["passes"] == parts.table["steps"].sum()
     assert (parts.pictures.int() - together.pictures.int()).abs().max() <= 1
+
+
+def test_several_folders_get_what_each_gets_alone(root, scene_folder, tmp_path):
+    run = small_run("tiny")
+    folders = [tmp_path / each / "classes" for each in ("a", "b")]
+    for seed, folder in enumerate(folders):
+        targets = {"dark": 0, "light": 1} if seed else {"striped": 2}
+        inversion_quality.invert_all(run, class_logit, targets, replace(SHORT, seed=seed), str(scene_folder), folder)
+    inversion_quality.find_nearest(run, str(scene_folder), folders)
+    together = [(folder / "nearest.csv").read_text() for folder in folders]
+    assert [text.count("\n") for text in together] == [2, 3]
+    for folder in folders:
+        (folder / "nearest.csv").unlink()
+        inversion_quality.find_nearest(run, str(scene_folder), [folder])
+    assert [(folder / "nearest.csv").read_text() for folder in folders] == together

@@ -6,7 +6,7 @@ import pytest
 from data.files import CODE
 from evaluation import results as results_module
 from evaluation.explained import measured_rows
-from evaluation.map_measures import COMPARED, CONTROL, compare_with_controls, summarize
+from evaluation.map_measures import COMPARED, CONTROL, compare_by_model, summarize
 from evaluation.pages import claims as module
 from evaluation.pages.claims import (
     EXPLANATIONS,
@@ -101,7 +101,7 @@ def test_the_gap_between_training_and_test_images_has_an_interval():
 
 def test_maps_are_those_of_the_one_comparison_of_maps():
     rows = measured_rows(CODE / EXPLANATIONS, (*COMPARED, CONTROL))
-    compared = compare_with_controls(rows).set_index(["model", "map", "measure", "compared_with"])
+    compared = compare_by_model(rows).set_index(["model", "map", "measure", "compared_with"])
     verdicts = summarize(rows).set_index(["model", "map"])
     table = maps_table(rows)
     assert len(table) == 5 * 4
