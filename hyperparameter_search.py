@@ -43,7 +43,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from data.files import expanded, locked, write_atomically, write_table
+from data.files import expanded, locked, read_table, write_atomically, write_table
 from data.layouts import name_of_images
 from helper_functions import OPTIMIZERS, SCHEDULES, TrainSettings, build_accelerator, fold_batchnorm, should_stop, train
 from runs import (
@@ -349,13 +349,13 @@ def _write_table(search: Search, study: optuna.Study):
         write_table(search.table, trials_table(study))
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
+def read_trials(path: str | Path) -> pd.DataFrame:
     """Read the table of a search.  Raises FileNotFoundError if it is not there and ValueError if it is none."""
     path = expanded(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no table {path} of a search")
     try:
-        table = pd.read_csv(path, dtype={"data": str})
+        table = read_table(path, dtype={"data": str})
         table[["experiment", "sampler", "subset", "value"]]
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is not the table of a search ({error})") from error
@@ -363,8 +363,8 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 
 def best_of_table(path: str | Path) -> dict:
-    """The row of the lowest value in the table of a search.  Raises as `read_table`, and if no trial is complete."""
-    table = read_table(path)
+    """The row of the lowest value in the table of a search.  Raises as `read_trials`, and if no trial is complete."""
+    table = read_trials(path)
     if table["value"].isna().all():
         raise ValueError(f"{path} has no complete trial")
     return table.loc[[table["value"].idxmin()]].to_dict("records")[0]
@@ -500,7 +500,7 @@ def collect_searches(
         for sampler in samplers:
             file = default_file(experiment, profile, sampler)
             table = file.with_suffix(".csv")
-            if search_missing and (not table.exists() or len(read_table(table)) < trials):
+            if search_missing and (not table.exists() or len(read_trials(table)) < trials):
                 search = Search(file, subject(), sampler=sampler, seed=experiment.seed)
                 work(search, open_study(search, trials), objective(), progress=False)
             if table.exists():
@@ -512,7 +512,7 @@ def collect_searches(
                     difference = first_difference(settings_of(experiment), identity["settings"])
                     if difference is not None:
                         raise ValueError(f"{file} is a search with {difference}; move it elsewhere to search anew")
-                tables.append(read_table(table))
+                tables.append(read_trials(table))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 

@@ -74,7 +74,7 @@ from supervised.settings import Experiment
 EXPERIMENTS = {**supervised.ALL_EXPERIMENTS, **self_supervised.EXPERIMENTS}  # an experiment of your own can be added
 PROFILES = ("quick", "full")
 STUDY_DATA = "15scene"  # the data set whose results stand directly in the profile's folder
-FORMAT = 2  # of checkpoints and results; migrations/second_edition.py brings older results here
+FORMAT = 2  # of checkpoints and results
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow")
 DATA_HELP = "a prepared data set, a folder [<split>/]<class>/<image>, or a table of files and labels (.csv)"
 NOT_IDENTITY = ("question", "compared_with", "family", "earlier_accuracy")  # fields that do not change what is trained
@@ -100,7 +100,7 @@ def configure(
 ) -> Experiment:
     """The experiment as a profile runs it, on other data or from other weights where they are given.
 
-    Without `weights`, full starts from ImageNet weights and quick from random ones, since quick must need no download.
+    Without `weights`, full starts from those of the experiment and quick from random ones: quick needs no download.
     An experiment that asks for random weights keeps them.  Raises ValueError for an unknown profile.
     """
     if profile not in PROFILES:
@@ -113,7 +113,8 @@ def configure(
         table = self_supervised if of_pretexts or experiment.name in self_supervised.EXPERIMENTS else supervised
         experiment = table.quick(experiment)
     if experiment.initial_weights != "random":
-        experiment = replace(experiment, initial_weights=weights or {"quick": "random", "full": "imagenet"}[profile])
+        own = "random" if profile == "quick" else experiment.initial_weights
+        experiment = replace(experiment, initial_weights=weights or own)
     if max_epochs is not None and not isinstance(experiment, ProbeExperiment):  # which is fitted, not trained
         experiment = replace(experiment, train=replace(experiment.train, max_epochs=max_epochs))
     return replace(experiment, data=data or experiment.data, seed=experiment.seed if seed is None else seed)
@@ -442,7 +443,7 @@ def _read_finished(job: Job) -> tuple[nn.Module, dict] | None:
         _refuse_to_replace_result(job)
         return None
     saved = load_checkpoint(job.files.checkpoint)
-    difference = _difference_of_identity(job, saved)
+    difference = _difference_of_identity(job, saved, finished=True)
     if difference is None and job.overwrite and _lacks_epochs(job, saved["result"]):
         return None
     if difference is None:
@@ -877,11 +878,13 @@ def _short(value) -> str:
     return text if len(text) <= 60 else f"{text[:40]}..."
 
 
-def _difference_of_identity(job: Job, saved: dict) -> str | None:
-    identity = saved["identity"]
-    return first_difference(
-        job.identity, {**identity, "settings": _with_defaults(identity["settings"], job.experiment)}
-    )
+def _difference_of_identity(job: Job, saved: dict, finished: bool = False) -> str | None:
+    """What a run differs in.  A finished one may have any precision where "auto" is asked for; others go on in it."""
+    settings = _with_defaults(saved["identity"]["settings"], job.experiment)
+    asked = {**job.identity, "settings": settings_of(job.experiment)}
+    if finished:
+        _take_precision(asked["settings"], settings)
+    return first_difference(asked, {**saved["identity"], "settings": settings})
 
 
 def _with_defaults(settings: dict, experiment: Experiment) -> dict:

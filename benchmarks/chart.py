@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.scorecam_clusters import summarize
+from data.files import write_text
 from evaluation.pages.tables import with_part
 
 FOLDER = Path(__file__).resolve().parent
@@ -191,7 +192,7 @@ def main() -> int:
             written = with_table(written, name, markdown_of(pd.read_csv(FOLDER / f"{name}.csv")))
         on_paper = (pd.read_csv(FOLDER / f"{name}.csv") for name in ("roofline", "h100", "roofline_study"))
         written = with_table(written, "roofline", roofline_markdown(*on_paper))
-        readme.write_text(written, encoding="utf-8")
+        write_text(readme, written)
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

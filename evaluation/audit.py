@@ -288,7 +288,7 @@ def main(arguments=None) -> int:
         prog="python -m evaluation.audit", description="Find images that are probably mislabeled, and copies"
     )
     parser.add_argument("data", metavar="DATA", help="a prepared data set, a folder of classes, or a table (.csv)")
-    parser.add_argument("--output", type=expanded, default=Path("audit"), metavar="FOLDER", help="default: audit")
+    parser.add_argument("--output", type=expanded, metavar="FOLDER", help="default: audit")
     source = parser.add_mutually_exclusive_group()
     add_model_option(source)
     source.add_argument("--weights", metavar="FILE", help="features of EfficientNet-B0, instead of a trained run")
@@ -301,7 +301,10 @@ def main(arguments=None) -> int:
 def _audit(options):
     if options.planted is not None and not 0 < options.planted < 1:
         raise ValueError(f"--planted is {options.planted}; it must be a share above 0 and below 1")
-    check_output(options.output, "--output", folder=True)
+    if options.planted is not None and options.output is not None:
+        raise ValueError("--planted writes a table of the results and no --output; leave that out")
+    output = options.output or Path("audit")
+    check_output(output, "--output", folder=True)
     root = locate(options.data)
     run = network_of(options.weights) if options.weights else load_run(options.model)
     scenes = load_splits(root, run.image_size, run.resize, skip_bad_images=options.skip_bad_images)
@@ -311,8 +314,8 @@ def _audit(options):
         _write_score(root, run, data, features, options.planted)
         return
     table, threshold = audit(data, features)
-    write_table(options.output / "audit.csv", table.drop(columns=["image", "other"]), float_format="%.4f")
-    page = options.output / "audit.html"
+    write_table(output / "audit.csv", table.drop(columns=["image", "other"]), float_format="%.4f")
+    page = output / "audit.html"
     write_audit(page, root.name, table, data.pixels, threshold)
     print(f"{root}: {len(data.files):,} images, features of {run.name}\n{count(table)}\n{page}")
 

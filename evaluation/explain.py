@@ -41,7 +41,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 from torch.utils.data import DataLoader
 
-from data.files import say_once, write_atomically, write_table, write_text
+from data.files import read_table, say_once, write_atomically, write_table, write_text
 from evaluation import faithfulness, plots, representation
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained
 from evaluation.explained import AGREEMENT, Explained, agreement_with, read_explanations
@@ -296,7 +296,7 @@ def randomize(run: TrainedRun, images: torch.Tensor, targets: Mapping[str, int],
     continues.  A file of other images, or of older code, which knew no names, is replaced.
     """
     path, parts = folder / "randomisation.csv", [run.layer(name) for name in RANDOMIZED]
-    table = pd.read_csv(path) if path.exists() else pd.DataFrame({"image": []})
+    table = read_table(path) if path.exists() else pd.DataFrame({"image": []})
     tables = [table] if set(table["image"]) == set(targets) else []
     for seed in range(tables[0]["seed"].nunique() if tables else 0, seeds):
         correlations = faithfulness.cascading_randomization(

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 
 from data.files import check_output, expanded, read_table, write_table, write_text
 from evaluation import plots
-from evaluation.checkpoints import TrainedRun, load_trained
+from evaluation.checkpoints import TrainedRun
 from evaluation.explained import read_inversion
 from evaluation.model_inversion import (
     Inversion,
@@ -48,6 +48,7 @@ from evaluation.model_inversion import (
     probability_by,
     save_inversion,
 )
+from evaluation.publish import load_run
 from evaluation.split_images import evenly_spread, images_for, refuse_other_data, training_amplitudes
 from runs import run_command
 from supervised.dataloader import normalize
@@ -190,7 +191,7 @@ def save_blind_sheet(images: torch.Tensor, names: Sequence[str], folder: Path, s
     plt.close()
     answers = {title: names[number] for title, number in zip(titles, order, strict=True)}
     key = {"seed": seed, "sheet": hashlib.sha256(path.read_bytes()).hexdigest(), "answers": answers}
-    (folder / "sheet.key.json").write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / "sheet.key.json", json.dumps(key, indent=1) + "\n")
 
 
 def written_settings(run: TrainedRun, objective: Objective, settings: InversionSettings, data: str) -> dict:
@@ -367,7 +368,7 @@ def _measure(options):
     if unknown:
         raise ValueError(f"there is no recipe {unknown[0]}; there are {', '.join(RECIPES)}, ablation and all")
     check_output(options.output, "--output", folder=True)
-    run, *evaluators = (load_trained(name).folded().without_flip_tta() for name in (options.model, *options.evaluators))
+    run, *evaluators = (load_run(name).folded().without_flip_tta() for name in (options.model, *options.evaluators))
     for each in evaluators:
         check_evaluator(run, each)
     measure(run, evaluators, recipes, options.data, options.output)

@@ -25,6 +25,7 @@ from torchvision.utils import save_image
 from data.files import expanded, write_table
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.model_inversion import InversionSettings, Objective, filter_mean, invert
+from evaluation.publish import load_run
 from hyperparameter_search import SAMPLERS, SPACES, Search, format_parameters, open_study, read_table, work
 from runs import run_command
 
@@ -209,7 +210,7 @@ def main(arguments=None) -> int:
 
 
 def _search(options):
-    run = load_trained(options.model)
+    run = load_run(options.model)
     search_inversion(run, options.output, options.sampler, options.trials, options.steps, options.filter, options.seed)
 
 

@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 
 from data.files import check_output, expanded, write_table
 from evaluation import faithfulness
-from evaluation.checkpoints import TrainedRun, load_trained
+from evaluation.checkpoints import TrainedRun
 from evaluation.faithfulness import COMPARISON_COLUMNS, LOWER_IS_BETTER, compare_maps
+from evaluation.publish import load_run
 from evaluation.split_images import evenly_spread, images_for
 from evaluation.statistics import mean_and_interval
 
@@ -173,7 +174,7 @@ def measure_runs(options: argparse.Namespace, maps_of: MapsOf) -> pd.DataFrame:
     parts, absent = [], []
     for name in options.models:
         try:
-            run = load_trained(name)
+            run = load_run(name)
         except FileNotFoundError:
             absent.append(name)
             continue

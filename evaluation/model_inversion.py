@@ -33,7 +33,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
-from data.files import check_output, expanded, read_table, shortened, write_table
+from data.files import check_output, expanded, read_table, shortened, write_table, write_text
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun
 from evaluation.hooks import eval_mode, maps_and_logits
@@ -568,7 +568,7 @@ def _invert(options):
         names = [f"{name}_{start}" for name in names for start in range(options.starts)]
     save_inversion(inversion, names, options.output, facts)
     written = {"model": run.name, "objective": "class" if options.classes else "filter", **asdict(settings)}
-    (options.output / "settings.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    write_text(options.output / "settings.json", json.dumps(written, indent=1) + "\n")
     print(read_table(options.output / "inversion.csv").to_string(index=False))
     print(options.output / "sheet.png")
 

@@ -80,8 +80,6 @@ CIFAR10 = {
     "rotation pretext": "cifar10_rotation",
     "fine-tuned": "cifar10_rotation_finetuned",
     "from scratch": "cifar10_scratch",
-    "rotation pretext, stem for 32x32": "cifar10_rotation_cifar_stem",
-    "rotation pretext, the reference's length": "cifar10_rotation_whole",
 }
 CIFAR10_CONTROL = "cifar10_random_classifier"  # probed on its images: a pretext's loaders show rotated ones
 DRAWS = {"quick": 2, "full": 5}  # samples of each number of labels

@@ -327,6 +327,8 @@ def main(arguments=None) -> int:
 def _publish(options):
     if options.cards and options.names:
         raise ValueError("--cards writes all model cards; leave out the names")
+    if options.source != FOLDER and (options.cards or options.make):
+        raise ValueError("--source is where released models are taken from; leave it out with --make and --cards")
     if options.cards:
         written = write_cards()
     elif not options.make:

@@ -24,6 +24,7 @@ from supervised.settings import Experiment
 # The families of comparisons.  All are fixed before their results are seen: the claims by a file, the others by
 # `compared_with` and `family` of experiments.  A pair that is in the claims belongs to them alone.
 EARLIER_CLAIMS, PRIMARY_FAMILY = "earlier claims", "primary"
+DELETED = {"this study": 6}  # comparisons deleted before they were run; a smaller family would narrow known intervals
 CLAIMS = Path(__file__).with_name("claims.csv")
 PRIMARY: str | None = "byol_classifier"  # the experiment whose comparison is a family of its own (one comparison)
 DETERMINISTIC = frozenset(  # experiments whose result does not depend on the seed
@@ -35,7 +36,7 @@ DETERMINISTIC = frozenset(  # experiments whose result does not depend on the se
 COLUMNS = (  # of `comparisons`
     *("question", "experiment", "compared_with", "classes", "family", "m", "images", "runs", "other_runs"),
     *("accuracy", "other_accuracy", "difference", "low", "high", "p", "verdict"),
-    *("machines", "across_machines", "single_run"),
+    *("machines", "across_machines", "across_augmentations", "single_run"),
 )
 BESIDE = {  # ours, and the experiment whose earlier number is the highest of that kind
     "supervised_short": "supervised_tuned",
@@ -147,6 +148,20 @@ def machine(result: dict) -> str:
 def machines(runs: Iterable[dict]) -> str:
     """The machines of several runs, each once."""
     return "; ".join(sorted({machine(run) for run in runs}))
+
+
+def augmentation_rules(run: dict, results: Mapping[str, dict]) -> set[int]:
+    """The versions of `data.augment` that a run and its pretext's run of the same seed were augmented by.
+
+    Empty where neither was augmented.  `results` are those in which the pretext is looked for.
+    """
+    settings = run["settings"]
+    augmented = "views" in settings or settings.get("augmentation", "basic") != "basic"
+    rules = {run.get("augmentation", 1)} if augmented else set()
+    for pretext in runs_of(results, settings["pretext_run"]) if settings.get("pretext_run") else ():
+        if pretext["settings"]["seed"] == settings["seed"]:
+            rules |= augmentation_rules(pretext, results)
+    return rules
 
 
 def results_table(results: Mapping[str, dict], experiments: Mapping[str, Experiment] = EXPERIMENTS) -> pd.DataFrame:
@@ -263,7 +278,7 @@ def pairs_to_compare(experiments: Mapping[str, Experiment] = EXPERIMENTS) -> lis
         if each.compared_with and frozenset((each.name, each.compared_with)) not in claimed and each.name != PRIMARY
     ]
     primary = [experiments[PRIMARY]] if PRIMARY in experiments else []
-    sizes = Counter(family for family, _ in own)
+    sizes = Counter(family for family, _ in own) + Counter(DELETED)
     return [
         *(Pair(c.claim, c.experiment, c.compared_with, EARLIER_CLAIMS, len(claims), c.classes) for c in claims),
         *(Pair(each.question, each.name, each.compared_with, PRIMARY_FAMILY, 1) for each in primary),
@@ -276,14 +291,15 @@ def comparisons(results: Mapping[str, dict], experiments: Mapping[str, Experimen
 
     accuracy, other_accuracy: means over runs and other_runs.  difference: the first minus the second, with its interval
     (low, high), p and verdict in its family of m comparisons (see `evaluation.statistics`).  machines: of all runs;
-    across_machines: they differ.  single_run: a side has one run, so that its seed variance is unknown.
+    across_machines: they differ.  across_augmentations: versions of the augmentation differ, see `augmentation_rules`.
+    single_run: a side has one run, so that its seed variance is unknown.
     `experiments` define the families, so leave them as they are and select lines of the table instead.
     """
     lines = []
     for pair in pairs_to_compare(experiments):
         runs, other_runs = runs_of(results, pair.experiment), runs_of(results, pair.compared_with)
         if runs and other_runs and _comparable([*runs, *other_runs], pair.classes):
-            lines.append(_line_of_comparison(pair, runs, other_runs))
+            lines.append(_line_of_comparison(pair, runs, other_runs, results))
     return pd.DataFrame(lines, columns=COLUMNS)
 
 
@@ -293,10 +309,11 @@ def _comparable(runs: list[dict], classes: tuple[str, ...]) -> bool:
     return all(each == images[0] for each in images) and set(classes) <= set(runs[0]["class_names"])
 
 
-def _line_of_comparison(pair: Pair, runs: list[dict], other_runs: list[dict]) -> dict:
+def _line_of_comparison(pair: Pair, runs: list[dict], other_runs: list[dict], results: Mapping[str, dict]) -> dict:
     correct, other = correct_on_test(runs, pair.classes), correct_on_test(other_runs, pair.classes)
     deterministic = pair.experiment in DETERMINISTIC, pair.compared_with in DETERMINISTIC
     found = compare(correct, other, pair.comparisons, deterministic)
+    rules = set().union(*(augmentation_rules(run, results) for run in (*runs, *other_runs)))
     return {
         "question": pair.question,
         "experiment": pair.experiment,
@@ -316,6 +333,7 @@ def _line_of_comparison(pair: Pair, runs: list[dict], other_runs: list[dict]) ->
         "verdict": found.verdict,
         "machines": machines([*runs, *other_runs]),
         "across_machines": len({machine(run) for run in (*runs, *other_runs)}) > 1,
+        "across_augmentations": len(rules) > 1,
         "single_run": found.single_run,
     }
 

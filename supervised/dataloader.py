@@ -1,14 +1,9 @@
-"""Scenes in batches: transforms, their mean and std, loaders.
-
-The first report's names stand at the end, for notebooks: `simple_15SceneData` has the augmentation "basic" and
-`load_15SceneData` has "advanced", or "advanced_without_crop" without the crop.
-"""
+"""Scenes in batches: transforms, their mean and std, loaders."""
 
 import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch.nn import functional
@@ -19,7 +14,7 @@ from data.files import say_once
 from data.image_cache import Scenes, load_splits
 from data.on_device import DeviceDataset, DeviceImages, with_seeds
 from data.prepare import locate
-from supervised.settings import BASE, Experiment
+from supervised.settings import Experiment
 
 EVALUATION_BATCH = {"cpu": 64, "cuda": 512}  # images, at least: without gradients they need little memory
 MEAN = {"squash": (0.5, 0.5, 0.5), "imagenet": (0.485, 0.456, 0.406)}  # of red, green and blue, in 0..1
@@ -272,17 +267,6 @@ def with_views_of(loaders: Loaders, val: Dataset) -> Loaders:
     train = loaders.train
     batches = build_loader(train.dataset, train.batch_size, train.sampler, drop_last=True)
     return replace(loaders, train=batches, views_of_val=build_loader(val, train.batch_size))
-
-
-def simple_15SceneData(batch_size: int = 32, data: str | Path = "15scene") -> Loaders:  # noqa: N802
-    """The first report's loaders with basic transforms: resize to 224x224, mean 0.5, std 0.5."""
-    return build_loaders(replace(BASE, batch_size=batch_size, data=str(data)))
-
-
-def load_15SceneData(batch_size: int = 32, data: str | Path = "15scene", crop: bool = True) -> Loaders:  # noqa: N802
-    """The first report's loaders with augmentation: flip, random crop (or not) and rotation of up to 20 degrees."""
-    augmentation = "advanced" if crop else "advanced_without_crop"
-    return build_loaders(replace(BASE, batch_size=batch_size, data=str(data), augmentation=augmentation))
 
 
 def _class_weights(experiment: Experiment, class_names: tuple[str, ...]) -> torch.Tensor | None:

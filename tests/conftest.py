@@ -99,8 +99,3 @@ def tiny_run(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "tiny.pt"
     torch.save(checkpoint, path)
     return path
-
-
-def pytest_collection_modifyitems(items):
-    """The notebooks first: each takes as long as a hundred other tests, which fill the time beside them."""
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")

@@ -22,7 +22,7 @@ from hyperparameter_search import (
     collect_searches,
     experiment_of_study,
     open_study,
-    read_table,
+    read_trials,
     study_of_table,
     subject_of,
     validation_loss,
@@ -96,7 +96,7 @@ def test_two_workers_run_every_trial_once_and_that_of_a_killed_worker_again(file
     killed.kill()
     killed.wait()
     assert other.wait(timeout=120) == 0
-    table = read_table(file.with_suffix(".csv"))
+    table = read_trials(file.with_suffix(".csv"))
     cells = list(zip(table["learning_rate"], table["batch_size"], strict=True))
     assert len(cells) == 20
     assert set(cells) == {(10.0**power, size) for power in range(-6, -1) for size in (4, 8, 12, 16)}
@@ -143,7 +143,7 @@ def test_an_error_ends_the_worker_and_the_next_one_runs_its_trial(file):
 
     with pytest.raises(OSError, match="disk full"):
         search(file, trials=3, objective=objective)
-    assert len(read_table(file.with_suffix(".csv"))) == 1  # the table is there already
+    assert len(read_trials(file.with_suffix(".csv"))) == 1  # the table is there already
     study = search(file, trials=3)
     assert states(study) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
     assert study.trials[3].params == study.trials[1].params
@@ -171,7 +171,7 @@ def test_the_order_of_the_grid_depends_on_the_seed(tmp_path):
 @pytest.mark.parametrize("sampler", ["random", "tpe", "gp"])
 def test_committed_tables_can_be_repeated(sampler, tmp_path):
     """The first trials of a search need no losses: the same parameters come again."""
-    committed = read_table(CODE / f"results/full/searches/imagenet_classifier_tuned_{sampler}_subset0.1_seed0.csv")
+    committed = read_trials(CODE / f"results/full/searches/imagenet_classifier_tuned_{sampler}_subset0.1_seed0.csv")
     study = search(tmp_path / "again.db", sampler, trials=3)
     for trial, row in zip(study.trials, committed.to_dict("records"), strict=False):
         assert trial.params["learning_rate"] == pytest.approx(row["learning_rate"], rel=1e-12)
@@ -204,7 +204,7 @@ def test_a_pruned_trial_is_finished_and_has_no_value(file):
         return bowl(trial)
 
     assert states(search(file, objective=objective)) == ["COMPLETE", "PRUNED"] * 2
-    assert read_table(file.with_suffix(".csv"))["value"].isna().tolist() == [False, True] * 2
+    assert read_trials(file.with_suffix(".csv"))["value"].isna().tolist() == [False, True] * 2
 
 
 def test_nothing_is_said_unless_progress_is_asked_for(file, capsys):
@@ -224,7 +224,7 @@ def test_a_table_becomes_a_study_for_optunas_plots(file):
         return bowl(trial)
 
     study = search(file, objective=objective)
-    table = read_table(file.with_suffix(".csv"))
+    table = read_trials(file.with_suffix(".csv"))
     again = study_of_table(table)
     assert [trial.params for trial in again.trials] == [trial.params for trial in study.trials]
     assert [trial.value for trial in again.trials] == [trial.value for trial in study.trials]
@@ -236,7 +236,7 @@ def test_a_table_becomes_a_study_for_optunas_plots(file):
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_every_committed_table_can_be_trained_from(path):
-    table = read_table(path)
+    table = read_trials(path)
     best = table.loc[table["value"].idxmin()]
     experiment = experiment_of_study(path)
     base = find(best["experiment"])
@@ -247,7 +247,7 @@ def test_every_committed_table_can_be_trained_from(path):
 
 def test_new_tables_have_the_columns_of_the_committed_ones_and_name_their_data(root, scene_folder):
     trials = collect_searches([configured(scene_folder)], "quick", 1, ("random",))
-    assert set(trials.columns) == {*read_table(COMMITTED[0]).columns, "data"}
+    assert set(trials.columns) == {*read_trials(COMMITTED[0]).columns, "data"}
     (table,) = root.rglob("searches/*.csv")
     assert experiment_of_study(table, str(scene_folder)).name == "imagenet_classifier_random"
     with pytest.raises(ValueError, match="is a search on scenes, not on 15scene"):
@@ -353,7 +353,7 @@ def run(scene_folder, file, *more):
 def test_the_command_ends_in_an_experiment_that_can_be_trained(scene_folder, file, capfd):
     arguments = ("--sampler", "random", "--trials", "4", "--subset", "0.5", "--image-size", "48", "--seed", "4")
     assert run(scene_folder, file, *arguments, "--workers", "2") == 0
-    table = read_table(file.with_suffix(".csv"))
+    table = read_trials(file.with_suffix(".csv"))
     assert sorted(table["trial"]) == [0, 1, 2, 3]
     for name, value in {"image_size": 48, "subset": 0.5, "seed": 4, "sampler": "random"}.items():
         assert set(table[name]) == {value}
@@ -381,7 +381,7 @@ def test_two_workers_on_real_trainings_end_with_all_trials_though_one_is_killed(
         for worker in (killed, other):
             worker.kill()
             worker.communicate()
-    table = read_table(file.with_suffix(".csv"))
+    table = read_trials(file.with_suffix(".csv"))
     assert len(table) == len({*zip(table["learning_rate"], table["batch_size"], strict=True)}) == 20
     assert table["trial"].max() <= 20
 

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     room: {room, *(below for earlier in LEVELS[:number] for below in earlier)}
     for number, level in enumerate(LEVELS)
     for room in level
-} | {"migrations": {"data"}}
+}
 FOLDERS = [CODE / room for room in MAY_IMPORT if (CODE / room).is_dir()]
 PRODUCT = sorted(CODE.glob("*.py")) + sorted(path for folder in FOLDERS for path in folder.rglob("*.py"))
 TESTS = sorted((CODE / "tests").rglob("*.py"))

@@ -177,9 +177,10 @@ def test_a_setting_that_is_newer_than_the_files_has_its_default_in_them(root):
 
 def test_an_experiment_that_leaves_the_precision_open_reads_a_result_of_any(root):
     _, result = run(changed(TINY, precision="bfloat16"))
-    assert read(TINY) == result
-    with pytest.raises(ValueError, match="precision"):
-        read(changed(TINY, precision="float32"))
+    assert read(TINY) == result == run(TINY)[1]
+    for call in (read, run):
+        with pytest.raises(ValueError, match="precision"):
+            call(changed(TINY, precision="float32"))
 
 
 # -------------------------------------------------------------------------------------------------------- damaged files
@@ -677,6 +678,8 @@ def test_full_starts_from_imagenet_and_quick_from_random_weights_unless_a_file_i
 
     assert [weights("supervised_1", profile) for profile in ("full", "quick")] == ["imagenet", "random"]
     assert {weights("rotation_1", profile, "a.pth") for profile in ("full", "quick")} == {"a.pth"}
+    own = replace(find("supervised_1"), initial_weights="own.pth")
+    assert [configure(own, profile).initial_weights for profile in ("full", "quick")] == ["own.pth", "random"]
     for control in ("random_classifier", "rotation_scratch", "rotation_scratch_classifier", "cifar10_scratch"):
         assert weights(control, "full", "a.pth") == "random"
 

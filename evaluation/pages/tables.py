@@ -77,7 +77,7 @@ chosen, on val or elsewhere."""
 SECTIONS = (  # data set, title, a note, experiments
     ("15-Scene", "Supervised experiments and controls", "", tuple(SUPERVISED)),
     ("15-Scene", "Classifiers on frozen features of a pretext", "", tuple(CLASSIFIER_EXPERIMENTS)),
-    ("15-Scene", "Mistakes on purpose, which may explain the first report's numbers", "", tuple(REPRODUCTION)),
+    ("15-Scene", "Mistakes on purpose, which may explain numbers of the reports", "", tuple(REPRODUCTION)),
     ("15-Scene", "Joint-embedding pretexts, by the primary readout", PROBES_NOTE, tuple(PROBES)),
     ("15-Scene", "Ablations", "", (*ABLATIONS, *DISTILLATION_ABLATIONS)),
     ("15-Scene", "Pretexts", PRETEXTS_NOTE, tuple(PRETEXT_EXPERIMENTS)),
@@ -95,9 +95,10 @@ of the test accuracy covers the sampling of test images and the variance of seed
 covers the images only.  **Mean per class** is the mean over classes of the test accuracy of a class."""
 COMPARING = """Every comparison is over all runs of both experiments, on the same test images.  Its interval covers the
 sampling of test images and the variance of the seeds of each side.  The comparisons of a family share the level of
-0.05 (Bonferroni).  The families and their numbers of comparisons, run or not: {families}.{primary}  p is below 0.05
-exactly when the interval excludes 0.  "Inconclusive" does not say that both are equal.  1* is a single run: the seed
-variance of that side is unknown, so the interval is too narrow."""
+0.05 (Bonferroni).  The families and their numbers of comparisons, run, not run or deleted before they were run:
+{families}.{primary}  p is below 0.05 exactly when the interval excludes 0.  "Inconclusive" does not say that both are
+equal.  1* is a single run: the seed variance of that side is unknown, so the interval is too narrow.  *Old and new
+augmentation*: runs or their pretexts had other versions of it, see [performance.md](performance.md)."""
 
 
 ENSEMBLES = """Mean class probabilities of several runs, by `evaluation/ensemble.py`; each costs as many networks.
@@ -167,8 +168,9 @@ def runs_text(line: Mapping) -> str:
 
 
 def machines_text(line: Mapping) -> str:
-    """The machines of a comparison; it says so where they differ."""
-    return f"across machines: {line['machines']}" if line["across_machines"] else line["machines"]
+    """The machines of a comparison; it says so where they, or versions of the augmentation, differ."""
+    text = f"across machines: {line['machines']}" if line["across_machines"] else line["machines"]
+    return f"{text}; old and new augmentation" if line["across_augmentations"] else text
 
 
 def markdown(table: pd.DataFrame, index: str | None = None) -> str:
@@ -180,7 +182,7 @@ def markdown(table: pd.DataFrame, index: str | None = None) -> str:
 
 def comparing_text() -> str:
     """How to read the comparisons, and how many each family has."""
-    families = Counter(pair.family for pair in pairs_to_compare())
+    families = {pair.family: pair.comparisons for pair in pairs_to_compare()}
     primary = (
         f"  The comparison of {PRIMARY} is primary and a family of its own." if families.pop(PRIMARY_FAMILY, 0) else ""
     )
@@ -295,12 +297,11 @@ def _section(results: Mapping[str, dict], experiments: Iterable[str]) -> list[st
 
 
 def write_pages(root: Path):
-    """Write README.md's part and docs/results.md below `root` from its results/full."""
-    results = read_profile(root / "results" / "full")
-    readme = with_part((root / "README.md").read_text(encoding="utf-8"), readme_part(results, root / "published"))
-    page = results_page(results, root / "results" / "full")
-    write_text(root / "docs" / "results.md", page)
-    write_text(root / "README.md", readme)
+    """Write docs/results.md, and the part of a README.md that is there, below `root` from its results/full."""
+    results, readme = read_profile(root / "results" / "full"), root / "README.md"
+    if readme.exists():  # not in a folder of results apart from the code
+        write_text(readme, with_part(readme.read_text(encoding="utf-8"), readme_part(results, CODE / "published")))
+    write_text(root / "docs" / "results.md", results_page(results, root / "results" / "full"))
 
 
 if __name__ == "__main__":

@@ -125,6 +125,7 @@ def test_the_threshold_is_below_the_correlation_of_most_copies(data_folder, root
     [
         (["nowhere"], "nowhere"),
         (["scenes", "--planted", "2"], "--planted is 2.0"),
+        (["scenes", "--planted", "0.1", "--output", "page"], "no --output"),
         (["scenes", "--model", "nothing"], "nothing"),
         (["scenes", "--weights", "gone.pth"], "gone.pth"),
     ],

@@ -12,7 +12,7 @@ from tests.small_runs import small_run
 
 @pytest.fixture(autouse=True)
 def small_runs(root, monkeypatch):
-    monkeypatch.setattr(map_measures, "load_trained", small_run)
+    monkeypatch.setattr(map_measures, "load_run", small_run)
 
 
 def test_every_method_is_measured_on_the_same_images(scene_folder, tmp_path):

@@ -20,7 +20,7 @@ SHORT = InversionSettings(image_size=32, steps=20, jitter=2, parameters="phase",
 def test_the_command_inverts_once_asks_every_evaluator_and_refuses_other_settings(
     root, scene_folder, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(inversion_quality, "load_trained", small_run)
+    monkeypatch.setattr(inversion_quality, "load_run", small_run)
     monkeypatch.setattr(inversion_quality, "RECIPES", {"short": SHORT})
     output = tmp_path / "out"
     arguments = ["--model", "tiny", "--data", str(scene_folder), "--output", str(output), "--recipes", "short"]

@@ -14,7 +14,7 @@ from tests.small_runs import small_run
 
 
 def test_the_command_measures_every_definition_and_goes_on_where_it_stopped(root, scene_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(map_measures, "load_trained", small_run)
+    monkeypatch.setattr(map_measures, "load_run", small_run)
     monkeypatch.setattr(scorecam_defaults, "LAYERS", ("2",))
     output = tmp_path / "out" / "defaults.csv"
     arguments = ["--models", "tiny", "absent", "--data", str(scene_folder), "--output", str(output)]

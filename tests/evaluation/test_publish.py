@@ -262,6 +262,7 @@ def test_a_card_names_the_ensemble_that_a_network_was_distilled_from(result, tmp
         (["--make"], "--make needs the names of runs"),
         (["--make", "nothing"], "there is no experiment 'nothing'"),
         (["distilled_long", "--source", "nowhere"], "there is no nowhere"),
+        (["--cards", "--source", "nowhere"], "leave it out with --make and --cards"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words, root, capsys):

@@ -46,6 +46,7 @@ OWN = {each.name: each for each in (experiment("one", "two"), experiment("two", 
 @pytest.fixture
 def no_claims(monkeypatch):
     monkeypatch.setattr(module, "read_claims", lambda: [])
+    monkeypatch.setattr(module, "DELETED", {})
 
 
 def test_results_are_read_by_file_stem_and_an_empty_folder_is_refused(tmp_path):
@@ -170,6 +171,20 @@ def test_a_comparison_says_that_its_runs_are_of_several_machines_or_that_a_side_
     assert comparisons({**runs, **other_precision}, OWN)["across_machines"].item()
 
 
+def test_a_comparison_says_that_its_runs_or_their_pretexts_had_several_versions_of_the_augmentation(no_claims):
+    runs = {**seeds("one", range(4)), **seeds("two", range(20)), **seeds("pretext", range(5))}
+    runs["one"]["augmentation"] = 2
+    assert not comparisons(runs, OWN)["across_augmentations"].item()  # no image was augmented
+    for name in ("one", "two"):
+        runs[name]["settings"]["augmentation"] = "crop"
+    assert comparisons(runs, OWN)["across_augmentations"].item()
+    runs["two"]["augmentation"] = 2
+    assert not comparisons(runs, OWN)["across_augmentations"].item()
+    runs["pretext"]["settings"]["views"] = "byol"
+    runs["two"]["settings"]["pretext_run"] = "pretext"
+    assert comparisons(runs, OWN)["across_augmentations"].item()
+
+
 def test_pairs_without_runs_or_with_other_test_images_are_left_out(no_claims):
     runs = {**seeds("one", [0]), **seeds("two", [1])}
     assert len(comparisons(runs, OWN)) == 1
@@ -220,7 +235,7 @@ def test_every_pair_of_the_study_belongs_to_one_family_in_one_direction():
     for pair in pairs:
         families.setdefault(frozenset((pair.experiment, pair.compared_with)), set()).add(pair.family)
     assert all(len(each) == 1 for each in families.values())
-    sizes = Counter(pair.family for pair in pairs)
+    sizes = Counter(pair.family for pair in pairs) + Counter(module.DELETED)
     assert all(pair.comparisons == sizes[pair.family] for pair in pairs) and sizes[PRIMARY_FAMILY] == 1
     assert sizes[Experiment.family] == 65  # what is asked later has families of its own, and changes no verdict
 

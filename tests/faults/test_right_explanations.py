@@ -125,7 +125,7 @@ def test_names_of_classes_are_no_html(monkeypatch):
 
 def test_each_word_of_the_recipes_counts(monkeypatch, tmp_path):
     asked, run = [], SimpleNamespace(weights="a", class_names=(), folded=lambda: run, without_flip_tta=lambda: run)
-    monkeypatch.setattr(inversion_quality, "load_trained", lambda name: run)
+    monkeypatch.setattr(inversion_quality, "load_run", lambda name: run)
     monkeypatch.setattr(inversion_quality, "measure", lambda _run, _others, recipes, *_: asked.append(recipes))
     monkeypatch.setattr(inversion_quality.pd, "read_csv", lambda *_: pd.DataFrame())
     for words in (["ablation", "lucent"], ["lucent", "ablation", "lucent"]):

@@ -347,7 +347,7 @@ def test_arrays_and_images_with_gradients_are_measured_as_tensors_are():
 
 
 def test_rows_of_other_images_are_measured_again(root, scene_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(map_measures, "load_trained", small_run)
+    monkeypatch.setattr(map_measures, "load_run", small_run)
     monkeypatch.setattr(scorecam_defaults, "LAYERS", ("2",))
     arguments = ["--models", "tiny", "--data", str(scene_folder), "--output", str(tmp_path / "d.csv"), "--images", "1"]
     assert scorecam_defaults.main(arguments) == 0

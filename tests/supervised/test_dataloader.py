@@ -14,9 +14,7 @@ from supervised.dataloader import (
     MEAN,
     STD,
     build_loaders,
-    load_15SceneData,
     normalize,
-    simple_15SceneData,
 )
 from supervised.settings import AUGMENTATIONS as SETTINGS_AUGMENTATIONS
 from supervised.settings import Experiment
@@ -191,12 +189,3 @@ def test_skipped_images_are_named_in_the_data_of_the_result(experiment, scene_fo
     loaders = build_loaders(experiment, skip_bad_images=True, progress=False)
     assert loaders.data["skipped"] == ["train/dark/image_0001.jpg"]
     assert loaders.data["images"]["train"] == 35
-
-
-def test_the_first_reports_names_build_its_loaders(root, scene_folder):
-    plain = simple_15SceneData(4, scene_folder)
-    assert next(iter(plain.train))[0].shape == (4, 3, 224, 224)
-    assert plain.train.dataset.augmentation is None
-    for crop in (True, False):
-        augmentation = load_15SceneData(4, scene_folder, crop=crop).train.dataset.augmentation
-        assert augmentation.crop_scale[0] == (0.08 if crop else 1.0) and augmentation.rotation == 20
