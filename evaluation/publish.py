@@ -19,6 +19,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -29,8 +30,9 @@ from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, read_rele
 from evaluation.results import folder_of_data
 from evaluation.statistics import accuracy_interval
 from helper_functions import predict
-from runs import STUDY_DATA, configure, files_of, find, initial_weights_text, load_checkpoint, run_command
+from runs import EXPERIMENTS, STUDY_DATA, configure, files_of, find, initial_weights_text, load_checkpoint, run_command
 from self_supervised.dataloader import build_loaders
+from self_supervised.settings import ProbeExperiment
 from supervised.dataloader import MEAN, STD
 from supervised.models import STAGE_WIDTHS
 
@@ -61,7 +63,7 @@ model-index:
     metrics:
     - type: accuracy
       name: test accuracy of this file
-      value: {measured:.4f}
+      value: {value:.4f}
 ---
 """  # what the Hugging Face Hub reads of a card: github.com/huggingface/hub-docs, modelcard.md
 CARD = """\
@@ -76,9 +78,9 @@ Written by `python -m evaluation.publish --cards` from the result file and the r
 | output | logits of {classes} classes: {class_names} |
 | data | {data}: {train:,} training images, {val:,} validation images, {test:,} test images |
 | initial weights | {initial_weights} |
-| training | {trained}; epoch {epoch} of {epochs}, seed {seed}, {precision} on {device}, torch {torch} |
+| training | {trained}; seed {seed}, {precision} on {device}, torch {torch} |
 | test accuracy | {accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) |
-| from this file | {measured:.4f}: half precision changes the predicted class of {changed} of {test:,} test images |
+| from this file | {measured:.4f} in {precision}: half precision changes {changed} of {test:,} predictions{float32} |
 | worst classes | {worst_classes} |
 | file | {megabytes:.1f} MB, half precision but for BatchNorm, SHA-256 `{digest}` |
 {use}
@@ -191,30 +193,42 @@ def write_cards(folder: Path = FOLDER) -> list[Path]:
     results, cards = root_folder() / "results" / "full", []
     for path in sorted(folder.glob(f"*{RELEASED}")):
         of_data = folder_of_data(results, read_released(path)["identity"]["data"]["name"])
-        cards.append(write_card(path, json.loads((of_data / f"{path.stem}.json").read_text(encoding="utf-8"))))
+        result = json.loads((of_data / f"{path.stem}.json").read_text(encoding="utf-8"))
+        cards.append(write_card(path, result, float32_accuracy(of_data, path.stem)))
     return cards
 
 
-def write_card(path: Path, result: Mapping) -> Path:
+def float32_accuracy(results: Path, name: str) -> float | None:
+    """The test accuracy of a released file in float32, if `evaluation.explain` has measured its probabilities."""
+    path = results / "explanations" / name / "test.npz"
+    if not path.exists():
+        return None
+    with np.load(path) as saved:
+        return float((saved["probabilities"].argmax(axis=1) == saved["labels"]).mean())
+
+
+def write_card(path: Path, result: Mapping, in_float32: float | None = None) -> Path:
     """Write the model card (Mitchell et al. 2019) beside the released file `path`, from its run's result."""
-    text = card(result, read_released(path), path.stat().st_size, digest_of_file(path))
+    text = card(result, read_released(path), path.stat().st_size, digest_of_file(path), in_float32)
     write_text(path.with_suffix(".md"), text)
     return path.with_suffix(".md")
 
 
-def card(result: Mapping, about: Mapping, size: int, digest: str) -> str:
+def card(result: Mapping, about: Mapping, size: int, digest: str, in_float32: float | None = None) -> str:
     """Return the text of a model card, in Markdown.
 
     `result` is the run's result; `about` the description in the released file, which has `size` bytes and this SHA-256.
+    `in_float32` is the test accuracy of the file in that precision, for a run of another one.
     """
     identity, labels = about["identity"], result["labels"]["test"]
     settings, data = identity["settings"], identity["data"]
     low, high = accuracy_interval(round(result["test_accuracy"] * len(labels)), len(labels))
     limits = LIMITS_OF_15_SCENE if data["name"] == STUDY_DATA else LIMITS
+    shown = in_float32 is not None and result["precision"] != "float32"
     worst = sorted(result["test_accuracy_by_class"].items(), key=lambda item: item[1])[:3]
     return (FRONT_MATTER + CARD).format(
         **{key: settings[key] for key in ("network", "head", "stages", "image_size", "resize", "seed")},
-        **{key: result[key] for key in ("name", "epoch", "precision", "device")},
+        **{key: result[key] for key in ("name", "precision", "device")},
         **{split: data["images"][split] for split in ("train", "val", "test")},
         flip_tta="; horizontal-flip test-time augmentation" if settings["flip_tta"] else "",
         resize_rule=RESIZE_RULES[settings["resize"]],
@@ -225,14 +239,15 @@ def card(result: Mapping, about: Mapping, size: int, digest: str) -> str:
         class_names=", ".join(about["class_names"]),
         data=data["name"],
         initial_weights=_describe_initial_weights(identity["initial_weights"]),
-        trained=_describe_training(settings, identity.get("teachers", {})),
-        epochs=len(result["history"]["val_loss"]),
+        trained=_describe_training(settings, result, identity.get("teachers", {})),
         torch=result["versions"]["torch"],
         accuracy=result["test_accuracy"],
         low=low,
         high=high,
         measured=about["measured"]["test_accuracy"],
+        value=in_float32 if shown else about["measured"]["test_accuracy"],
         changed=about["measured"]["changed"],
+        float32=f"; in float32, as on most CPUs, {in_float32:.4f}" if shown else "",
         worst_classes=", ".join(f"{name} {accuracy:.3f}" for name, accuracy in worst),
         megabytes=size / 1e6,
         digest=digest,
@@ -352,15 +367,18 @@ def _describe_initial_weights(initial_weights: Mapping) -> str:
     return f"{initial_weights_text(initial_weights)}{trained_from}"
 
 
-def _describe_training(settings: Mapping, teachers: Mapping) -> str:
+def _describe_training(settings: Mapping, result: Mapping, teachers: Mapping) -> str:
+    epochs = f"epoch {result['epoch']} of {len(result['history']['val_loss'])}"
+    if isinstance(EXPERIMENTS.get(settings["name"]), ProbeExperiment):
+        return "logistic regression on frozen features"
     if settings["freeze_features"]:
-        return "only the head was trained, on frozen features"
+        return f"only the head was trained, on frozen features; {epochs}"
     frozen = settings["frozen_stages"]
     trained = f"all but the first {frozen} stages were trained" if frozen else "all layers were trained"
     if not teachers:
-        return trained
+        return f"{trained}; {epochs}"
     runs = [run["weights"] for run in teachers["runs"]]
-    return f"{trained}, distilled from an ensemble of {len(runs)}: {'; '.join(runs)}"
+    return f"{trained}, distilled from an ensemble of {len(runs)}: {'; '.join(runs)}; {epochs}"
 
 
 if __name__ == "__main__":

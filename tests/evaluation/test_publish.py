@@ -24,6 +24,7 @@ from supervised.models import SceneClassifier, estimate_batchnorm
 
 NAME = "rotation_gentle_classifier"
 SETTINGS = {
+    "name": "run",
     "network": "efficientnet_b0",
     "head": "batchnorm_linear",
     "stages": [7, 8],
@@ -250,7 +251,8 @@ def test_a_card_names_the_ensemble_that_a_network_was_distilled_from(result, tmp
     about = read_released(publish.make(NAME, tmp_path))
     about["identity"]["settings"] = {**SETTINGS, "freeze_features": False, "frozen_stages": 4}
     about["identity"]["teachers"] = {"runs": [{"weights": "one, epoch best"}, {"weights": "other, epoch best"}]}
-    card = publish.card(result, about, 1, "abc")
+    card = publish.card({**result, "precision": "bfloat16"}, about, 1, "abc", 0.4321)
+    assert "in float32, as on most CPUs, 0.4321" in card
     assert "all but the first 4 stages were trained" in card
     assert "ensemble of 2: one, epoch best; other, epoch best" in card
 
@@ -278,7 +280,9 @@ def test_each_committed_card_is_made_of_its_file_and_its_result(path):
     assert about["identity"]["settings"] == result["settings"]
     digest = digest_of_file(path)
     assert json.loads((publish.FOLDER / publish.DIGESTS).read_text())[path.stem] == digest
-    assert path.with_suffix(".md").read_text() == publish.card(result, about, path.stat().st_size, digest)
+    in_float32 = publish.float32_accuracy(CODE / "results" / "full", path.stem)
+    assert path.with_suffix(".md").read_text() == publish.card(result, about, path.stat().st_size, digest, in_float32)
+    assert abs(in_float32 - result["test_accuracy"]) < 0.003
     assert abs(about["measured"]["test_accuracy"] - result["test_accuracy"]) < 0.003
 
 
