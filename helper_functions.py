@@ -27,7 +27,7 @@ STOPPING_RULES = ("none", "patience", "two_worse")
 KEPT_EPOCHS = ("best", "last")
 LAUNCHER = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets for each process
 PRECISIONS = ("auto", "float32", "bfloat16")
-STEPS = ("auto", "eager", "compiled", "graph")
+STEPS = ("eager", "compiled", "graph")
 WARM_UP = 3  # steps before one is recorded, as CUDA asks for
 SHOWN_EVERY = 0.5  # seconds between two looks at the running loss, which make a GPU wait
 
@@ -53,7 +53,7 @@ class TrainSettings:
     gradient_accumulation_steps: int = 1  # batches per optimizer step, see `train_one_epoch`
     ema_decay: float = 0.0  # decay per step of the exponential moving average of the weights; 0: none
     precision: str = "auto"  # see `resolve_precision`
-    step: str = "auto"  # how a step is launched, see `resolve_step`
+    step: str = "eager"  # how a step is launched, see `_build_step`
 
     def __post_init__(self):
         """Refuse what cannot be trained."""
@@ -157,15 +157,6 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-
-
-def resolve_step(step: str) -> str:
-    """How a training step is launched: "eager", "compiled" by torch.compile, or recorded once as a CUDA "graph".
-
-    "auto" is eager.  On two CPU cores compiling takes minutes for steps 1.2 times as fast.  For a GPU
-    `python -m benchmarks.gpu` measures all three; small batches are bound by launches there.
-    """
-    return "eager" if step == "auto" else step
 
 
 def keep_freed_memory():
@@ -535,10 +526,13 @@ class _RecordedStep(_Step):
 
 
 def _build_step(training: "_Training", settings: TrainSettings) -> _Step:
-    """The step of the settings; raises ValueError where there can be no graph."""
-    kind = resolve_step(settings.step)
-    if kind != "graph":
-        return _Step(training, settings.precision, compiled=kind == "compiled")
+    """The step of the settings: "eager", "compiled" by torch.compile, or recorded once as a CUDA "graph".
+
+    On two CPU cores compiling takes minutes for steps 1.2 times as fast.  On a GPU small batches are bound by launches,
+    see `python -m benchmarks.gpu`.  Raises ValueError where there can be no graph.
+    """
+    if settings.step != "graph":
+        return _Step(training, settings.precision, compiled=settings.step == "compiled")
     reasons = {
         "needs an NVIDIA GPU": training.accelerator.device.type != "cuda",
         "needs one process": training.accelerator.num_processes > 1,

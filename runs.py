@@ -57,7 +57,6 @@ from helper_functions import (
     fold_batchnorm,
     keep_freed_memory,
     resolve_precision,
-    resolve_step,
     train,
 )
 from self_supervised import settings as self_supervised
@@ -972,7 +971,7 @@ def describe_machine(device: torch.device, settings: TrainSettings, state: dict 
         "device": name_of(device),
         "cpu_threads": torch.get_num_threads(),
         "precision": resolve_precision(settings.precision, device),
-        "step": resolve_step(settings.step),
+        "step": settings.step,
         "augmentation": AUGMENTATION_RULES,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }

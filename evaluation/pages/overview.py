@@ -27,12 +27,12 @@ from self_supervised.dataloader import PRETEXTS
 BYOL = EXPERIMENTS["byol"]
 SHOWN = (
     ("rotation", 1, "rotation: {}"),
-    ("perturbation", 0, "perturbation: {}"),
-    ("jigsaw_2x2", 7, "jigsaw: order {}"),
+    ("perturbation", 0, "perturbation: {} (in the circle)"),
+    ("jigsaw_2x2", 7, "jigsaw: quarters {}"),
 )
 EXPLAINED = (0, 1)  # photographs with heat maps; the pretexts show the first
 WORDS = {  # of a model's heat map
-    "distilled_long": "with labels",
+    "distilled_long": "distilled",
     "rotation_classifier_tuned_10": "rotation",
     "perturbation_classifier_tuned_3": "perturbation",
     "byol_classifier": "BYOL",
@@ -52,7 +52,7 @@ def draw_overview(explained: Explained, results: Mapping[str, dict], few: pd.Dat
     ax.set_yticks(ax.get_yticks(), [SHORT_TABLE[name] for name in table.index], fontsize=8)
     right.suptitle(f"Frozen features with few labels: {few['draw'].nunique()} draws", fontsize=11)
     _show_few_labels(few_labels.accuracies(few), right.subplots())
-    below.suptitle("What Score-CAM marks for the class after the last stage, from blue to red", fontsize=11)
+    below.suptitle("Score-CAM of the true class after the last stage: red is high", fontsize=11)
     _show_maps(explained, below)
     return figure
 

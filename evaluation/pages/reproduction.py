@@ -32,6 +32,7 @@ from data.files import CODE, root_folder, run_command, write_text
 from evaluation.metrics import average_precision, classification_report
 from evaluation.nature import LOOKED_AT
 from evaluation.results import machine, read_profile, runs_of
+from self_supervised.settings import CLASSIFIER_EXPERIMENTS, FROZEN_WORDS, REPRODUCTION
 
 EARLIER_NUMBERS = Path(__file__).with_name("earlier_numbers.csv")
 LEVEL = 0.95  # of the prediction interval
@@ -459,6 +460,38 @@ def contradictions_markdown(numbers: Iterable[EarlierNumber]) -> str:
     return "\n".join(f"- {number.document}, {number.place}: {number.contradiction}" for number in found)
 
 
+def hypotheses_markdown(study: Study) -> str:
+    """Accuracies of classifiers on frozen features, beside those whose features were left in train mode on purpose.
+
+    One line per classifier with such experiments: theirs, ours, and ours with each mistake, under the earlier protocol.
+    """
+    lines = [
+        f"| classifier | theirs | ours | {' | '.join(FROZEN_WORDS.values())} |",
+        f"|---|---|---|{'---|' * len(FROZEN_WORDS)}",
+    ]
+    for experiment in CLASSIFIER_EXPERIMENTS.values():
+        names = {mode: f"{experiment.name}_{mode}_mode" for mode in FROZEN_WORDS}
+        if not names.values() & REPRODUCTION.keys():
+            continue
+        asked = [name for name in (experiment.name, *names.values()) if name == experiment.name or name in REPRODUCTION]
+        cells = {name: _beside(experiment.earlier_accuracy, study, name) for name in asked}
+        texts = [cells.get(name, "-") for name in (experiment.name, *names.values())]
+        lines.append(f"| {experiment.name} | {experiment.earlier_accuracy:.4f} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def _beside(theirs: float, study: Study, experiment: str) -> str:
+    """Our accuracies under the earlier protocol; with runs enough, whether theirs lies in the prediction interval."""
+    ours = measured(study, experiment, "earlier_protocol_accuracy")
+    if not ours:
+        return NOT_RUN
+    runs = f"{_ours(ours, 'higher')}, {len(ours)} run{'s' if len(ours) > 1 else ''}"
+    if len(ours) < RUNS_NEEDED:
+        return runs
+    low, high = prediction_interval(ours)
+    return f"{runs}: theirs is {'inside' if low <= theirs <= high else 'outside'}"
+
+
 def page(study: Study, numbers: Sequence[EarlierNumber]) -> str:
     """docs/reproduction.md."""
     compared, settings = compare_results(study, numbers), compare_settings(study, numbers)
@@ -477,6 +510,7 @@ def page(study: Study, numbers: Sequence[EarlierNumber]) -> str:
         tables="\n\n".join(tables),
         setting_counts=", ".join(f"{word}: {setting_words[word]}" for word in SETTING_WORDS),
         settings=settings_markdown(settings),
+        hypotheses=hypotheses_markdown(study),
         contradictions=contradictions_markdown(numbers),
     )
 
@@ -561,6 +595,16 @@ machines, torch versions or precisions. Losses are in nats per image, and epochs
 otherwise.
 
 {tables}
+
+## Frozen features in train mode
+
+The accuracies of frozen features are further from the reports' than others. Did the reports leave "frozen" features in
+train mode? Then no gradient changes them, but BatchNorm normalizes by each training batch and moves its statistics to
+the scenes, and stochastic depth drops blocks. Here that is done on purpose, each part alone and both together.
+Accuracies are under the earlier protocol, with the prediction interval of three runs or more.
+[results.md](results.md) compares each with the experiment without the mistake.
+
+{hypotheses}
 
 ## Settings
 
