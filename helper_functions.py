@@ -9,8 +9,9 @@ import ctypes
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
@@ -30,6 +31,19 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 STEPS = ("eager", "compiled", "graph")
 WARM_UP = 3  # steps before one is recorded, as CUDA asks for
 SHOWN_EVERY = 0.5  # seconds between two looks at the running loss, which make a GPU wait
+
+
+def check_choices(settings, of: str = "", **known: Collection[str]):
+    """Raise ValueError for a field whose value is none of the known ones.  `of` begins the sentence."""
+    for name, values in known.items():
+        check_fields(settings, (name,), values.__contains__, f"one of {', '.join(values)}", of)
+
+
+def check_fields(settings, names: Iterable[str], holds: Callable[[Any], bool], words: str, of: str = ""):
+    """Raise ValueError, "NAME is VALUE; it must be WORDS", for a field whose value does not hold."""
+    for name in names:
+        if not holds(getattr(settings, name)):
+            raise ValueError(f"{of}{name} is {getattr(settings, name)!r}; it must be {words}")
 
 
 @dataclass(frozen=True)
@@ -57,26 +71,21 @@ class TrainSettings:
 
     def __post_init__(self):
         """Refuse what cannot be trained."""
-        for name, known in (
-            ("optimizer", OPTIMIZERS),
-            ("schedule", SCHEDULES),
-            ("stopping", STOPPING_RULES),
-            ("keep", KEPT_EPOCHS),
-            ("precision", PRECISIONS),
-            ("step", STEPS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
-        for name in ("max_epochs", "step_epochs", "patience_epochs", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0 and finite")
-        if not 0 < self.backbone_lr_factor <= 1:
-            raise ValueError(f"backbone_lr_factor is {self.backbone_lr_factor}; it must be above 0 and at most 1")
-        for name in ("momentum", "label_smoothing", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        check_choices(
+            self,
+            optimizer=OPTIMIZERS,
+            schedule=SCHEDULES,
+            stopping=STOPPING_RULES,
+            keep=KEPT_EPOCHS,
+            precision=PRECISIONS,
+            step=STEPS,
+        )
+        lengths = ("max_epochs", "step_epochs", "patience_epochs", "gradient_accumulation_steps")
+        check_fields(self, lengths, lambda value: value >= 1, "at least 1")
+        check_fields(self, ("learning_rate",), lambda value: 0 < value < math.inf, "above 0 and finite")
+        check_fields(self, ("backbone_lr_factor",), lambda value: 0 < value <= 1, "above 0 and at most 1")
+        fractions = ("momentum", "label_smoothing", "ema_decay")
+        check_fields(self, fractions, lambda value: 0 <= value < 1, "at least 0 and below 1")
         if self.momentum > 0 and self.optimizer != "sgd":
             raise ValueError(f"momentum is {self.momentum}; it applies to sgd only, not {self.optimizer}")
         if not 0 <= self.weight_decay < math.inf or self.warmup_epochs < 0:

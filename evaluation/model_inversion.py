@@ -42,7 +42,7 @@ from evaluation.publish import load_run
 from evaluation.random_views import Views, generator_of, views_of
 from evaluation.scorecam import check_targets, label_numbers, one_target_each, probabilities_of
 from evaluation.split_images import training_amplitudes
-from helper_functions import logits_of
+from helper_functions import check_choices, check_fields, logits_of
 from runs import run_command
 from supervised.settings import make_plain
 
@@ -82,27 +82,17 @@ class InversionSettings:
     def __post_init__(self):
         """Check every field."""
         make_plain(self, "InversionSettings")
-        for name, known in (("colour", COLOURS), ("parameters", PARAMETERS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        check_choices(self, colour=COLOURS, parameters=PARAMETERS)
         # EfficientNet-B0 halves images five times.  Convergence compares the last ten losses with the ten before.
         at_least = {"image_size": 32, "steps": 2 * LAST_STEPS, "blur_every": 1, "levels": 1, "views": 1, "patience": 0}
-        for name, lowest in at_least.items():
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0 and finite")
-        if not self.gradient_clip > 0:
-            raise ValueError(f"gradient_clip is {self.gradient_clip}; it must be above 0")
-        for name in ("decay", "norm_clip", "contribution_clip"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
-        for name in ("start_noise", "noise"):
-            if not 0 <= getattr(self, name) <= 0.5:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to 0.5")
-        for name, highest in (("scale", 1), ("rotation", 180)):
-            if not 0 <= getattr(self, name) <= highest:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to {highest}")
+        for name, least in at_least.items():
+            check_fields(self, (name,), lambda value, least=least: value >= least, f"at least {least}")
+        check_fields(self, ("learning_rate",), lambda value: 0 < value < math.inf, "above 0 and finite")
+        check_fields(self, ("gradient_clip",), lambda value: value > 0, "above 0")
+        clipped = ("decay", "norm_clip", "contribution_clip")
+        check_fields(self, clipped, lambda value: 0 <= value < 1, "at least 0 and below 1")
+        for name, most in (("start_noise", 0.5), ("noise", 0.5), ("scale", 1), ("rotation", 180)):
+            check_fields(self, (name,), lambda value, most=most: 0 <= value <= most, f"0 to {most}")
         if not 0 < self.coarsest <= 1 or self.sizes[0] < 32:
             raise ValueError(f"coarsest is {self.coarsest}; it must be at most 1 and leave at least 32 pixels")
         if self.steps < 2 * LAST_STEPS * self.levels:

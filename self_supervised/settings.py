@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from helper_functions import TrainSettings
+from helper_functions import TrainSettings, check_choices, check_fields
 from supervised import settings as supervised
 from supervised.settings import Experiment
 
@@ -38,8 +38,7 @@ class PretextExperiment(Experiment):
         _refuse_class_weights(self, "a pretext predicts labels of its own")
         if self.crop_size is not None:
             raise ValueError(f"{self.name}: crop_size is {self.crop_size}; a pretext's images have one size")
-        if self.copies not in ("apart", "together"):
-            raise ValueError(f"{self.name}: copies is {self.copies!r}; it must be apart or together")
+        check_choices(self, f"{self.name}: ", copies=("apart", "together"))
 
 
 @dataclass(frozen=True)
@@ -69,17 +68,12 @@ class JointEmbeddingExperiment(Experiment):
         _refuse_class_weights(self, "views have no labels")
         if self.freeze_features:
             raise ValueError(f"{self.name}: freeze_features is on; a pretext trains the features")
-        if self.batchnorm not in ("pretext", "initial"):
-            raise ValueError(f"{self.name}: batchnorm is {self.batchnorm!r}; it must be pretext or initial")
-        if self.views_per_image < 2:
-            raise ValueError(f"{self.name}: views_per_image is {self.views_per_image}; it must be at least 2")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"{self.name}: momentum is {self.momentum}; it must be at least 0 and below 1")
-        if self.temperature <= 0:
-            raise ValueError(f"{self.name}: temperature is {self.temperature}; it must be above 0")
-        for name, least in (("view_size", 32), ("neighbors", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{self.name}: {name} is {getattr(self, name)}; it must be at least {least}")
+        of = f"{self.name}: "
+        check_choices(self, of, batchnorm=("pretext", "initial"))
+        check_fields(self, ("momentum",), lambda value: 0 <= value < 1, "at least 0 and below 1", of)
+        check_fields(self, ("temperature",), lambda value: value > 0, "above 0", of)
+        for name, least in (("views_per_image", 2), ("view_size", 32), ("neighbors", 0)):
+            check_fields(self, (name,), lambda value, least=least: value >= least, f"at least {least}", of)
         if self.neighbors and self.unlabelled:
             raise ValueError(f"{self.name}: neighbors and unlabelled cannot be combined")
         if self.unlabelled_alone and not self.unlabelled:
@@ -101,9 +95,7 @@ class ClassifierExperiment(Experiment):
     def __post_init__(self):
         """Refuse what cannot be run."""
         super().__post_init__()
-        if self.batchnorm not in BATCHNORM_STATISTICS:
-            known = ", ".join(BATCHNORM_STATISTICS)
-            raise ValueError(f"{self.name}: batchnorm is {self.batchnorm!r}; it must be one of {known}")
+        check_choices(self, f"{self.name}: ", batchnorm=BATCHNORM_STATISTICS)
         if not self.freeze_features and not self.fine_tunes:
             raise ValueError(f"{self.name}: freeze_features is off; use FineTunedExperiment to train the features")
         if self.freeze_features and self.fine_tunes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, get_args
 
 from data.image_cache import RESIZE_RULES
-from helper_functions import TrainSettings
+from helper_functions import TrainSettings, check_choices, check_fields
 
 NETWORKS = {  # how many stages the features of each have, counted from 0
     "efficientnet_b0": 9,
@@ -66,21 +66,19 @@ class Experiment:
         """Refuse what cannot be run; numbers of NumPy and paths become plain types."""
         for settings in (self, self.train):
             make_plain(settings, self.name)
-        self._check_names()
+        of = f"{self.name}: "
+        check_choices(
+            self,
+            of,
+            network=NETWORKS,
+            head=HEADS,
+            frozen_mode=FROZEN_MODES,
+            augmentation=AUGMENTATIONS,
+            resize=RESIZE_RULES,
+        )
+        check_fields(self, ("subset",), lambda value: 0 < value <= 1, "above 0 and at most 1", of)
+        check_fields(self, ("seed",), lambda value: value >= 0, "at least 0", of)
         self._check_numbers()
-
-    def _check_names(self):
-        for name, known in (
-            ("network", NETWORKS),
-            ("head", HEADS),
-            ("frozen_mode", FROZEN_MODES),
-            ("augmentation", AUGMENTATIONS),
-            ("resize", RESIZE_RULES),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{self.name}: {name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}"
-                )
 
     def _check_numbers(self):
         last = NETWORKS[self.network] - 1
@@ -104,10 +102,6 @@ class Experiment:
             raise ValueError(
                 f"{self.name}: images_per_class is {self.images_per_class}; it must be at least 1, or None for all"
             )
-        if not 0 < self.subset <= 1:
-            raise ValueError(f"{self.name}: subset is {self.subset}; it must be above 0 and at most 1")
-        if self.seed < 0:
-            raise ValueError(f"{self.name}: seed is {self.seed}; it must be at least 0")
         if self.batch_size < 2:
             raise ValueError(f"{self.name}: batch_size is {self.batch_size}; BatchNorm needs at least 2")
         if not isinstance(self.save_epochs, tuple) or not all(map(_is_epoch, self.save_epochs)):
