@@ -27,7 +27,7 @@ INVERTED = ("classes", "filters")  # folders of images by model inversion
 
 
 @dataclass(frozen=True)
-class Inversion:
+class SavedInversion:
     """Images by model inversion, of classes or of filters."""
 
     table: pd.DataFrame  # name, final_loss, converged
@@ -52,7 +52,7 @@ class Explained:
     methods: pd.DataFrame  # kinds of heat maps, on test, for each model; see `map_measures.summarize`
     against_score_cam: pd.DataFrame  # of the same images, see `compare_with_score_cam`
     randomization: pd.DataFrame  # of the first model: seed, part, image, correlation
-    inversions: dict[tuple[str, str], Inversion]  # by model and kind, see INVERTED
+    inversions: dict[tuple[str, str], SavedInversion]  # by model and kind, see INVERTED
     activating: dict[str, pd.DataFrame]  # see `explain.activating_images`
     inversion_quality: pd.DataFrame  # of the first model, see `inversion_quality.quality_lines`
     blind: pd.DataFrame  # see `blind_hits`
@@ -359,10 +359,10 @@ def sheet(explained: Explained, name: str) -> tuple[np.ndarray, list[str], dict[
     return explained.scenes.images[mapped], [explained.scenes.names[each] for each in mapped], maps
 
 
-def read_inversion(folder: Path) -> Inversion:
+def read_inversion(folder: Path) -> SavedInversion:
     """What `model_inversion.save_inversion` wrote into a folder, with the settings beside it."""
     table = read_table(folder / "inversion.csv", converters={"name": str})
-    return Inversion(
+    return SavedInversion(
         table=table,
         pictures=read_pictures([folder / picture_file(name) for name in table["name"]]),
         losses=read_table(folder / "losses.csv", index_col="step"),

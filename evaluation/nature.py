@@ -66,7 +66,7 @@ class NatureStatistics:
     """The cache.  Tables that are not there are empty."""
 
     scores: dict[str, np.ndarray]  # by experiment, (N, classes) of all test images
-    scores_table: pd.DataFrame  # by experiment: images, largest difference (see `Study`), as in the result, precision
+    scores_table: pd.DataFrame  # by experiment: images, largest difference, as in the result, precision
     other_sizes: pd.DataFrame  # experiment, trained at, evaluated at (pixels), val accuracy
     non_positive: pd.DataFrame  # as `representation.share_non_positive`, with features (their name), network, pixels
     feature_maps: dict[tuple[str, int], dict[str, np.ndarray]]  # by LOOKED_AT and class: by layer (channels, h, w)
@@ -92,14 +92,14 @@ def collect_nature(
     checkpoint nothing is computed for them.  `photographs` is a folder of ImageNet photographs, for the spectra.
     """
     results = collect(experiments.values(), profile)
-    study = Study(experiments, profile, photographs)
+    study = NatureStudy(experiments, profile, photographs)
     if compute:
         study.fill()
     return study.read(results)
 
 
 @dataclass(frozen=True)
-class Study:
+class NatureStudy:
     """The nature experiments of a profile, their checkpoints and the files computed from them."""
 
     experiments: Mapping[str, Experiment]

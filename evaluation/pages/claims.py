@@ -13,7 +13,7 @@ import pandas as pd
 from data.files import root_folder, run_command, write_text
 from evaluation.explained import measured_rows
 from evaluation.map_measures import COMPARED, CONTROL, compare_by_model
-from evaluation.pages.reproduction import Study, compare_settings, other_settings, read_earlier_numbers
+from evaluation.pages.reproduction import Measured, compare_settings, other_settings, read_earlier_numbers
 from evaluation.pages.tables import difference_text, machines_text, markdown, p_text, runs_text
 from evaluation.results import (
     BESIDE,
@@ -76,7 +76,7 @@ overfitting by epoch, and `self_supervised/report.ipynb` the epochs and stages o
 def claims_table(results: Mapping[str, dict]) -> pd.DataFrame:
     """The claims as text: what was compared, the difference with its interval, p, machines and the verdict."""
     table = comparisons(results)
-    differing = other_settings(compare_settings(Study(results, Path(), Path()), read_earlier_numbers()))
+    differing = other_settings(compare_settings(Measured(results, Path(), Path()), read_earlier_numbers()))
     measured = {
         (line["experiment"], line["compared_with"], line["classes"]): line
         for line in table[table["family"] == EARLIER_CLAIMS].to_dict("records")

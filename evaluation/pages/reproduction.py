@@ -93,7 +93,7 @@ class EarlierNumber:
 
 
 @dataclass(frozen=True)
-class Study:
+class Measured:
     """What was measured here: results by file stem, the folder of their profile, and that of the released models."""
 
     results: Mapping[str, dict]
@@ -122,7 +122,7 @@ def read_earlier_numbers(path: Path = EARLIER_NUMBERS) -> list[EarlierNumber]:
 def _from_runs(value_of: Callable[..., float]) -> Callable:
     """The reader that calls `value_of(result, *words)` for each run; a run that has no such epoch has no value."""
 
-    def reader(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+    def reader(study: Measured, experiment: str, words: Sequence[str]) -> list[float]:
         values = [value_of(run, *words) for run in study.runs(experiment)]
         return [value for value in values if value is not None]
 
@@ -168,7 +168,7 @@ def _report_of_test(result: dict, measure: str, *class_name: str) -> float:
     return float(report.loc[" ".join(class_name), measure])
 
 
-def _difference(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+def _difference(study: Measured, experiment: str, words: Sequence[str]) -> list[float]:
     """Of accuracies under the earlier protocol, between runs of the same seed."""
     key = "earlier_protocol_accuracy"
     other = {run["settings"]["seed"]: run[key] for run in study.runs(words[0])}
@@ -176,14 +176,14 @@ def _difference(study: Study, experiment: str, words: Sequence[str]) -> list[flo
     return [of - than for of, than in pairs if than is not None]
 
 
-def _test_scores(study: Study, experiment: str) -> tuple[dict, np.ndarray] | None:
+def _test_scores(study: Measured, experiment: str) -> tuple[dict, np.ndarray] | None:
     """The first run's result and the softmax scores (N, classes) of its test images."""
     runs = study.runs(experiment)
     path = study.folder / "nature" / f"scores_{experiment}.npy"
     return (runs[0], np.load(path)) if runs and path.exists() else None
 
 
-def _average_precision(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+def _average_precision(study: Measured, experiment: str, words: Sequence[str]) -> list[float]:
     found = _test_scores(study, experiment)
     if found is None:
         return []
@@ -192,7 +192,7 @@ def _average_precision(study: Study, experiment: str, words: Sequence[str]) -> l
     return [float(of_classes.mean() if words[0] == "mean" else of_classes[result["class_names"].index(words[0])])]
 
 
-def _ranked_score(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+def _ranked_score(study: Measured, experiment: str, words: Sequence[str]) -> list[float]:
     """The score of a class at a rank: "sea highest 10" is the tenth highest."""
     found = _test_scores(study, experiment)
     if found is None:
@@ -203,7 +203,7 @@ def _ranked_score(study: Study, experiment: str, words: Sequence[str]) -> list[f
     return [float(ordered[-int(rank)] if end == "highest" else ordered[int(rank) - 1])]
 
 
-def _non_positive(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+def _non_positive(study: Measured, experiment: str, words: Sequence[str]) -> list[float]:
     """The share of values at or below 0 at a hook point, over the val images."""
     path = study.folder / "nature" / "non_positive.csv"
     if not path.exists():
@@ -213,13 +213,13 @@ def _non_positive(study: Study, experiment: str, words: Sequence[str]) -> list[f
     return table.loc[of_experiment & (table["hook_point"] == words[0]), "share"].tolist()
 
 
-def _search(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+def _search(study: Measured, experiment: str, words: Sequence[str]) -> list[float]:
     """The lowest loss of each search with a sampler, taken by the second report's rule for the loss of a trial."""
     paths = sorted((study.folder / "searches").glob(f"{experiment}_{words[0]}_subset0.1_seed*.csv"))
     return [float(pd.read_csv(path)["report_loss"].min()) for path in paths]
 
 
-def _inversion(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+def _inversion(study: Measured, experiment: str, words: Sequence[str]) -> list[float]:
     """The final loss of model inversion: "lowest" of the grid, or at a learning rate and a weight decay."""
     path = study.folder / "searches" / f"inversion_{experiment}_filter70_grid_seed0.csv"
     if not path.exists():
@@ -230,7 +230,7 @@ def _inversion(study: Study, experiment: str, words: Sequence[str]) -> list[floa
     return [float(table["value"].min())] if len(table) else []
 
 
-def _filter_sums(study: Study, experiment: str) -> np.ndarray | None:
+def _filter_sums(study: Measured, experiment: str) -> np.ndarray | None:
     """The sum of the weights of each filter of the last convolution of a released model."""
     path = study.released / f"{experiment}.safetensors"
     if not path.exists():
@@ -239,18 +239,18 @@ def _filter_sums(study: Study, experiment: str) -> np.ndarray | None:
         return file.get_tensor("features.8.0.weight").astype(np.float64).sum(axis=(1, 2, 3))
 
 
-def _filter(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+def _filter(study: Measured, experiment: str, words: Sequence[str]) -> list[float]:
     """The number of the filter whose sum has a rank, counted from 1."""
     sums = _filter_sums(study, experiment)
     return [] if sums is None else [float(np.argsort(-sums, kind="stable")[int(words[0]) - 1])]
 
 
-def _filter_sum(study: Study, experiment: str, words: Sequence[str]) -> list[float]:
+def _filter_sum(study: Measured, experiment: str, words: Sequence[str]) -> list[float]:
     sums = _filter_sums(study, experiment)
     return [] if sums is None else [float(sums.max() if words[0] == "highest" else sums.min())]
 
 
-READERS: dict[str, Callable[[Study, str, Sequence[str]], list[float]]] = {
+READERS: dict[str, Callable[[Measured, str, Sequence[str]], list[float]]] = {
     "history": _from_runs(_value_of_history),  # SERIES lowest|highest|last|selected|EPOCH
     "epoch": _from_runs(_epoch_of_history),  # SERIES lowest|highest|first_perfect|first_rise|before_first_rise
     "epoch0": _from_runs(lambda *words: _epoch_of_history(*words) - 1),  # counted from 0
@@ -270,7 +270,7 @@ READERS: dict[str, Callable[[Study, str, Sequence[str]], list[float]]] = {
 }
 
 
-def measured(study: Study, experiment: str, key: str) -> list:
+def measured(study: Measured, experiment: str, key: str) -> list:
     """Our values of a key, one per run; [] where nothing was measured.
 
     A key that does not begin with one of READERS is a path in the result file.  Raises KeyError for a wrong path.
@@ -320,7 +320,7 @@ def verdict(number: EarlierNumber, ours: Sequence[float], other_settings: bool =
     return BETTER if number.better == ("higher" if low > number.value else "lower") else DIFFERS
 
 
-def compare_settings(study: Study, numbers: Iterable[EarlierNumber]) -> pd.DataFrame:
+def compare_settings(study: Measured, numbers: Iterable[EarlierNumber]) -> pd.DataFrame:
     """One line per setting and experiment: number, experiment, ours (first run; None: there is no run) and word."""
     lines, numbers = [], list(numbers)
     impossible = {experiment for number in numbers if number.reason for experiment in number.experiments}
@@ -348,7 +348,7 @@ def other_settings(settings: pd.DataFrame) -> dict[tuple[str, str], list[str]]:
     return found
 
 
-def compare_results(study: Study, numbers: Iterable[EarlierNumber]) -> pd.DataFrame:
+def compare_results(study: Measured, numbers: Iterable[EarlierNumber]) -> pd.DataFrame:
     """One line per result of a report: number, ours (values, one per run), word, machines of the runs, and remark."""
     numbers = list(numbers)
     differing = other_settings(compare_settings(study, numbers))
@@ -460,7 +460,7 @@ def contradictions_markdown(numbers: Iterable[EarlierNumber]) -> str:
     return "\n".join(f"- {number.document}, {number.place}: {number.contradiction}" for number in found)
 
 
-def hypotheses_markdown(study: Study) -> str:
+def hypotheses_markdown(study: Measured) -> str:
     """Accuracies of classifiers on frozen features, beside those whose features were left in train mode on purpose.
 
     One line per classifier with such experiments: theirs, ours, and ours with each mistake, under the earlier protocol.
@@ -480,7 +480,7 @@ def hypotheses_markdown(study: Study) -> str:
     return "\n".join(lines)
 
 
-def _beside(theirs: float, study: Study, experiment: str) -> str:
+def _beside(theirs: float, study: Measured, experiment: str) -> str:
     """Our accuracies under the earlier protocol; with runs enough, whether theirs lies in the prediction interval."""
     ours = measured(study, experiment, "earlier_protocol_accuracy")
     if not ours:
@@ -492,7 +492,7 @@ def _beside(theirs: float, study: Study, experiment: str) -> str:
     return f"{runs}: theirs is {'inside' if low <= theirs <= high else 'outside'}"
 
 
-def page(study: Study, numbers: Sequence[EarlierNumber]) -> str:
+def page(study: Measured, numbers: Sequence[EarlierNumber]) -> str:
     """docs/reproduction.md."""
     compared, settings = compare_results(study, numbers), compare_settings(study, numbers)
     kinds = Counter(number.kind for number in numbers)
@@ -624,7 +624,7 @@ def main() -> int:
     """Write the page."""
     root = root_folder()
     folder = root / "results" / "full"
-    study = Study(read_profile(folder), folder, CODE / "published")
+    study = Measured(read_profile(folder), folder, CODE / "published")
     text = page(study, read_earlier_numbers())
     write_text(root / "docs" / "reproduction.md", text)
     return 0

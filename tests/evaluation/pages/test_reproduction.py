@@ -25,7 +25,7 @@ from evaluation.pages.reproduction import (
     SAME,
     WORDS,
     EarlierNumber,
-    Study,
+    Measured,
     compare_results,
     compare_settings,
     hypotheses_markdown,
@@ -88,8 +88,8 @@ def result(name="first", seed=0, accuracy=0.9, epochs=3, **settings) -> dict:
     }
 
 
-def study_of(*results, folder=Path("results"), released=Path("published")) -> Study:
-    return Study({f"run{place}": each for place, each in enumerate(results)}, folder, released)
+def study_of(*results, folder=Path("results"), released=Path("published")) -> Measured:
+    return Measured({f"run{place}": each for place, each in enumerate(results)}, folder, released)
 
 
 # ------------------------------------------------------------------------------------------------------------- the CSV
@@ -351,9 +351,9 @@ def cells_of(text: str) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def study() -> Study:
+def study() -> Measured:
     folder = CODE / "results" / "full"
-    return Study(reproduction.read_profile(folder), folder, CODE / "published")
+    return Measured(reproduction.read_profile(folder), folder, CODE / "published")
 
 
 def test_the_page_has_every_result_and_no_empty_cell(study, numbers):
