@@ -44,7 +44,6 @@ MOST_BYTES = 20_000_000  # of an upload
 MOST_PIXELS = 50_000_000
 TOP = 5  # classes shown
 NEAREST = 6  # training images shown
-METHODS = ("fast", "scorecam")
 ADDRESS = "127.0.0.1"  # nobody else can connect
 HOSTS = ("127.0.0.1", "localhost")  # that a browser may call it
 
@@ -83,10 +82,10 @@ class Demo:
         self.folded = model.run.folded()
         self.explained = model.run.ready_to_explain([model.run.last_stage])
 
-    def answer(self, upload: bytes, why_not: int | None = None, method: str = "fast") -> dict:
+    def answer(self, upload: bytes, why_not: int | None = None, method: str = "recipro_cam") -> dict:
         """What is known of an uploaded photograph, ready for JSON; pictures are data URLs.
 
-        `why_not` is the number of a class, or None; `method` is one of METHODS, of the heat map.  Raises ValueError,
+        `why_not` is the number of a class, or None; `method` is one of `predict.METHODS`.  Raises ValueError,
         with a sentence for the user, for an upload that is too large or no image, and for a class that is not there.
         """
         began = time.perf_counter()
@@ -111,9 +110,7 @@ class Demo:
         }
 
     def _heat_map(self, pixels: np.ndarray, image: torch.Tensor, target: int, rival: int | None, method: str) -> str:
-        if method not in METHODS:
-            raise ValueError(f"the heat map is {method!r}; it must be one of {', '.join(METHODS)}")
-        heat_map = heat_map_of(self.explained, image, target, rival, fast=method == "fast")
+        heat_map = heat_map_of(self.explained, image, target, rival, method=method)
         return data_url(overlay(pixels, heat_map.numpy()))
 
     def _warning(self, features: np.ndarray) -> str:
@@ -203,7 +200,7 @@ class _Answer(_Handler):
         why_not, method = (self.get_query_argument(name, "", strip=False) for name in ("why_not", "method"))
         try:
             number = int(why_not) if why_not else None  # not a name, which can be bytes that a browser does not send
-            self.waiting = self.worker.submit(self.demo.answer, self.request.body, number, method or "fast")
+            self.waiting = self.worker.submit(self.demo.answer, self.request.body, number, method or "recipro_cam")
             self.write(await asyncio.wrap_future(self.waiting))
         except asyncio.CancelledError:  # nobody waits for it
             return

@@ -4,8 +4,8 @@
 
 A path is an image or a folder, which is searched at any depth.  The command prints each image's most probable class,
 its probability and the runner-up, and warns of images that are unlike all scenes of the training set
-(evaluation/novelty.py).  With `--map` it draws each image beside its Score-CAM for the most probable class, and with
-`--why-not` beside that for the difference between its class and another one.  In a notebook:
+(evaluation/novelty.py).  With `--map` it draws each image beside a heat map of the most probable class, and with
+`--why-not` beside that of the difference between its class and another one.  In a notebook:
 
     from evaluation.predict import load
     model = load("byol_classifier")
@@ -41,6 +41,7 @@ from helper_functions import logits_of
 from runs import run_command
 
 TOP = 5  # classes shown
+METHODS = {"recipro_cam": "Recipro-CAM", "score_cam": "Score-CAM"}  # of a heat map
 BATCH = 64  # images
 LONGEST_STEM = 240  # bytes
 
@@ -109,14 +110,14 @@ class Model:
         class_name: str | None = None,
         why_not: str | None = None,
         layer: str | None = None,
-        fast: bool = False,
+        method: str = "recipro_cam",
     ) -> np.ndarray:
         """Where in an image the network finds a class: a heat map, float32 (S, S) in 0..1.
 
         It is of a layer, by default the last stage.  Without `class_name` the class is the most probable one.  With
         `why_not` it is what speaks for the class and against this other one, or against the runner-up where that is
-        the most probable class itself.  The map is the Score-CAM, or if `fast` the Recipro-CAM, which takes a tenth of
-        the time or less.  Raises ValueError for a class that the network does not have, and for one against itself.
+        the most probable class itself.  `method` is one of METHODS.  Raises ValueError for another one, for a class
+        that the network does not have, and for a class against itself.
         """
         _, image = self.run.read([expanded(path)])
         rival = None if why_not is None else self.run.label(why_not)
@@ -128,7 +129,7 @@ class Model:
             if target == rival:
                 raise ValueError(f"class_name and why_not are both {class_name}; a class is explained against another")
         explained = self.run.ready_to_explain([layer or self.run.last_stage])
-        return heat_map_of(explained, image, target, rival, layer, fast).numpy()
+        return heat_map_of(explained, image, target, rival, layer, method).numpy()
 
     def _lines(self, paths: Sequence[Path], features: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
         first, second = probabilities.argsort(axis=1)[:, :-3:-1].T
@@ -157,16 +158,19 @@ def heat_map_of(
     target: int,
     rival: int | None = None,
     layer: str | None = None,
-    fast: bool = False,
+    method: str = "recipro_cam",
 ) -> torch.Tensor:
     """The heat map (S, S) of one image (1, 3, S, S) for a class, or for the difference between it and a rival.
 
-    It is the Score-CAM, or if `fast` the Recipro-CAM, of a layer or the last stage.  `run` is `ready_to_explain`.
+    It is of a layer or the last stage.  `run` is `ready_to_explain`.  Raises ValueError unless `method` is of METHODS.
     """
+    if method not in METHODS:
+        raise ValueError(f"the method of the heat map is {method!r}; it must be one of {', '.join(METHODS)}")
     layer = run.layer(layer or run.last_stage)
     if rival is None:
-        return (recipro_cam if fast else score_cam)(run.model, image, layer, [target]).maps[0]
-    if fast:
+        map_of = {"recipro_cam": recipro_cam, "score_cam": score_cam}[method]
+        return map_of(run.model, image, layer, [target]).maps[0]
+    if method == "recipro_cam":
         return recipro_contrast(run.model, image, layer, target, rival)
     return contrast_cam(run.model, image, layer, [target], [rival]).maps[0]
 
@@ -206,9 +210,9 @@ def main(arguments=None) -> int:
     parser.add_argument("--map", action="store_true", help="draw each image beside its heat map")
     parser.add_argument("--why-not", metavar="CLASS", help="draw what speaks for the predicted class and against CLASS")
     parser.add_argument(
-        "--fast",
-        action="store_true",
-        help="draw Recipro-CAM in a tenth of the time or less, see evaluation.ipynb",
+        "--method",
+        choices=METHODS,
+        help="of the heat map (default: recipro_cam, which takes a tenth of the time)",
     )
     parser.add_argument("--layer", help="of the heat map: a stage or the name of a module (default: the last stage)")
     parser.add_argument("--output", type=expanded, help="folder of the figures (default: predictions)")
@@ -218,7 +222,7 @@ def main(arguments=None) -> int:
 
 
 def _predict(options):
-    for name in ("fast", "layer", "output"):
+    for name in ("method", "layer", "output"):
         if getattr(options, name) and not (options.map or options.why_not):
             raise ValueError(f"--{name} is of a figure: add --map or --why-not CLASS")
     if options.csv is not None:
@@ -264,7 +268,8 @@ class _Figures:
 
     def __init__(self, model: Model, options: argparse.Namespace):
         """Refuse a layer, a class or a folder that cannot be, before any image is read."""
-        self.model, self.layer, self.fast = model, options.layer or model.run.last_stage, options.fast
+        self.model, self.layer = model, options.layer or model.run.last_stage
+        self.method = options.method or "recipro_cam"
         self.explained = model.run.ready_to_explain([self.layer])
         self.explained.layer(self.layer)
         self.rival = None if options.why_not is None else model.run.label(options.why_not)
@@ -276,9 +281,8 @@ class _Figures:
         names, target = self.model.class_names, int(probabilities.argmax())
         rival = rival_of(probabilities, self.rival)
         (pixels,), image = self.model.run.read([path])
-        heat_map = heat_map_of(self.explained, image, target, rival, self.layer, self.fast)
-        method = "Recipro-CAM" if self.fast else "Score-CAM"
-        title = f"{method} for {names[target]}" + ("" if rival is None else f", not {names[rival]}")
+        heat_map = heat_map_of(self.explained, image, target, rival, self.layer, self.method)
+        title = f"{METHODS[self.method]} for {names[target]}" + ("" if rival is None else f", not {names[rival]}")
         figure = draw_prediction(pixels, heat_map, probabilities, names, [readable(path.name), title])
         self.drawn += 1
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ BODY = """<p class="soft">Classes by {model}.  A photograph stays on this machin
 <input type="file" id="file" accept="image/*"></label>
 <div class="filter">
 <label>Why not <select id="why_not"><option value="">(no other class)</option>{classes}</select></label>
-<label>Heat map <select id="method"><option value="fast">fast (Recipro-CAM)</option>
-<option value="scorecam">Score-CAM, about half a minute</option></select></label>
+<label>Heat map <select id="method"><option value="recipro_cam">Recipro-CAM</option>
+<option value="score_cam">Score-CAM, about half a minute</option></select></label>
 </div>
 </form>
 <p id="status" role="status"></p>

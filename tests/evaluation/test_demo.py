@@ -71,7 +71,7 @@ def test_the_exact_map_is_score_cam_and_why_not_is_the_contrast_of_two_classes(t
     plain = score_cam(run.model, images, layer, labels[:1]).maps[0]
     contrast = contrast_cam(run.model, images, layer, labels[:1], labels[1:]).maps[0]
     for why_not, expected in ((None, plain), (labels[1], contrast)):
-        answer = tiny_demo.answer(photograph, why_not, "scorecam")
+        answer = tiny_demo.answer(photograph, why_not, "score_cam")
         np.testing.assert_array_equal(picture(answer["map"]), np.asarray(overlay(pixels, expected.numpy())))
     of_itself = tiny_demo.answer(photograph, labels[0])  # the predicted class: against the runner-up
     assert of_itself["map_title"] == tiny_demo.answer(photograph, labels[1])["map_title"] == f"{first} over {second}"

@@ -15,6 +15,7 @@ from evaluation import embed, predict, publish
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.novelty import digest_of_features, fit_novelty
 from evaluation.predict import class_probabilities, load
+from evaluation.recipro_cam import recipro_cam
 from evaluation.scorecam import ScoreCam, contrast_cam, score_cam
 
 
@@ -102,15 +103,19 @@ def test_from_python_a_model_predicts_embeds_and_explains_in_one_import(tiny_mod
         expected = run.model.pooled_features(run.read(photos)[1])
     np.testing.assert_allclose(model.embed(photos), expected.numpy(), atol=1e-4)
     explained, (_, image) = run.ready_to_explain(["2"]), run.read(photos[:1])
-    found = model.explain(photos[0], "light", layer="2")
+    found = model.explain(photos[0], "light", layer="2", method="score_cam")
     np.testing.assert_allclose(
         found, score_cam(explained.model, image, explained.layer("2"), [1]).maps[0].numpy(), atol=1e-5
     )
-    contrast = model.explain(photos[0], "light", why_not="dark", layer="2")
+    contrast = model.explain(photos[0], "light", why_not="dark", layer="2", method="score_cam")
     expected = contrast_cam(explained.model, image, explained.layer("2"), [1], [0]).maps[0].numpy()
     np.testing.assert_allclose(contrast, expected, atol=1e-5)
+    fast = recipro_cam(explained.model, image, explained.layer("2"), [1]).maps[0].numpy()
+    np.testing.assert_allclose(model.explain(photos[0], "light", layer="2"), fast, atol=1e-5)
     with pytest.raises(ValueError, match="no class beach; it has dark, light, striped"):
         model.explain(photos[0], "beach")
+    with pytest.raises(ValueError, match="'grad_cam'; it must be one of recipro_cam, score_cam"):
+        model.explain(photos[0], method="grad_cam")
 
 
 def test_a_released_model_is_put_in_its_place_by_its_name(tiny_model, root, tmp_path, monkeypatch):
@@ -156,16 +161,16 @@ def test_why_not_draws_another_map_than_the_class_alone_and_takes_the_runner_up_
     assert drawn["map"] != drawn["runner-up"] == drawn["itself"]
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_from_python_a_class_is_explained_against_another_one(tiny_model, photos, fast):
+@pytest.mark.parametrize("method", predict.METHODS)
+def test_from_python_a_class_is_explained_against_another_one(tiny_model, photos, method):
     model = load("tiny")
     (line,) = model.predict(photos[:1]).itertuples(index=False)
     first, runner_up = line[1], line.runner_up
-    expected = model.explain(photos[0], first, runner_up, layer="2", fast=fast)
+    expected = model.explain(photos[0], first, runner_up, layer="2", method=method)
     assert expected.max() > 0
-    np.testing.assert_array_equal(model.explain(photos[0], why_not=first, layer="2", fast=fast), expected)
+    np.testing.assert_array_equal(model.explain(photos[0], why_not=first, layer="2", method=method), expected)
     with pytest.raises(ValueError, match=f"both {first}"):
-        model.explain(photos[0], first, first, layer="2", fast=fast)
+        model.explain(photos[0], first, first, layer="2", method=method)
 
 
 def test_images_are_explained_one_at_a_time(tiny_model, tmp_path, monkeypatch):

@@ -215,6 +215,7 @@ LINES = {  # a command line: what its answer must name
     f"{PREDICT} tiny --map --layer classifier.1": ["(1, 3)"],
     f"{PREDICT} tiny --map --output text": ["text"],
     f"{PREDICT} tiny --output out": ["--output", "--map"],
+    f"{PREDICT} tiny --method score_cam": ["--method", "--map"],
     f"{PREDICT} tiny --why-not beach": ["tiny", "beach", "striped"],
     f"{PREDICT} tiny --csv table.txt": ["--csv", "table.txt"],
     f"{PREDICT} tiny --csv text/table.csv": ["--csv", "text/table.csv"],

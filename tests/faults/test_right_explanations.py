@@ -109,9 +109,9 @@ def test_maps_are_by_default_of_the_last_stage_whatever_the_network(tmp_path):
     run = TrainedRun("r", model.eval(), ("a", "b", "c"), 64, "imagenet", "0")
     path = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
-    found = Model(run).explain(path, fast=True)
-    assert np.array_equal(found, Model(run).explain(path, layer="4", fast=True))
-    assert not np.array_equal(found, Model(run).explain(path, layer="3", fast=True))
+    found = Model(run).explain(path)
+    assert np.array_equal(found, Model(run).explain(path, layer="4"))
+    assert not np.array_equal(found, Model(run).explain(path, layer="3"))
     assert Demo(Model(run), None).answer(path.read_bytes())["map"]
 
 
