@@ -62,7 +62,7 @@ from runs import (
 )
 from self_supervised.dataloader import build_loaders
 from self_supervised.settings import JointEmbeddingExperiment, ProbeExperiment
-from supervised.settings import CROPS
+from supervised.settings import CROPS, Experiment
 
 SAMPLERS = ("grid", "random", "tpe", "gp")
 EARLIER_LOSSES = {"grid": 0.794, "random": 1.441, "tpe": 0.759}  # Deceuninck 2023, figure 1: one search each
@@ -391,7 +391,7 @@ def study_of_table(table: pd.DataFrame) -> optuna.Study:
 # ---------------------------------------------------------------------------------------------- searches of experiments
 
 
-def with_parameters(experiment, parameters: Mapping):
+def with_parameters(experiment: Experiment, parameters: Mapping):
     """The experiment with these values, by the names of fields of Experiment or of its TrainSettings."""
     names = {field.name for field in fields(TrainSettings)}
     training = {name: value for name, value in parameters.items() if name in names}
@@ -428,9 +428,9 @@ def default_file(experiment, profile: str, sampler: str) -> Path:
     return files_of(experiment, profile).results / "searches" / name
 
 
-def subject_of(experiment, profile: str = "full") -> dict:
+def subject_of(experiment: Experiment, profile: str = "full", skip_bad_images: bool = False) -> dict:
     """What a search of the experiment is about: settings, data, initial weights.  Raises if one cannot be loaded."""
-    loaders = build_loaders(experiment, progress=False)
+    loaders = build_loaders(experiment, skip_bad_images=skip_bad_images, progress=False)
     _, initial_weights = _build_model(experiment, loaders, profile)
     _, teachers = build_objective(experiment, loaders, profile)
     subject = {"settings": settings_of(experiment), "data": loaders.data, "initial_weights": initial_weights}
@@ -443,7 +443,9 @@ def _build_model(experiment, loaders, profile):
     return build_model(replace(experiment, seed=0), loaders, profile)
 
 
-def validation_loss(experiment, profile: str = "full", device: str = "auto") -> Callable:
+def validation_loss(
+    experiment: Experiment, profile: str = "full", device: str = "auto", skip_bad_images: bool = False
+) -> Callable:
     """The objective of an experiment: the lowest val_loss (nats per image) of a training with a trial's parameters.
 
     A training has at most MAX_EPOCHS epochs and ends early by the "two_worse" rule; one that diverges is pruned.  All
@@ -453,7 +455,8 @@ def validation_loss(experiment, profile: str = "full", device: str = "auto") -> 
     """
     max_epochs = min(MAX_EPOCHS, experiment.train.max_epochs)
     experiment = replace(experiment, train=replace(experiment.train, max_epochs=max_epochs, stopping="two_worse"))
-    shared_loaders = functools.cache(functools.partial(_build_loaders, profile=profile, device=device))
+    options = {"profile": profile, "device": device, "skip_bad_images": skip_bad_images}
+    shared_loaders = functools.cache(functools.partial(_build_loaders, **options))
 
     def objective(trial):
         variant = with_parameters(experiment, trial.params)
@@ -474,9 +477,9 @@ def validation_loss(experiment, profile: str = "full", device: str = "auto") -> 
     return objective
 
 
-def _build_loaders(experiment, profile, device):
+def _build_loaders(experiment, profile, device, skip_bad_images):
     """Loaders of images, and the loaders to train with, which are of features where these stay the same."""
-    images = build_loaders(experiment, progress=False)
+    images = build_loaders(experiment, skip_bad_images=skip_bad_images, progress=False)
     if not experiment.features_once:
         return images, images
     model, _ = _build_model(experiment, images, profile)
@@ -552,7 +555,7 @@ def _search(options):
     experiment = replace(experiment, **fields)
     file = expanded(options.storage or default_file(experiment, options.profile, options.sampler))
     search = Search(file, {}, options.space, options.sampler, options.seed)  # a wrong file is refused first
-    search = replace(search, subject=subject_of(experiment, options.profile))
+    search = replace(search, subject=subject_of(experiment, options.profile, options.skip_bad_images))
     open_study(search, options.trials)
     context = multiprocessing.get_context("spawn")
     others = [
@@ -572,7 +575,7 @@ def _search(options):
 def _work(search: Search, experiment, options):
     if options.workers > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.workers))
-    objective = validation_loss(experiment, options.profile, options.device)
+    objective = validation_loss(experiment, options.profile, options.device, options.skip_bad_images)
     work(search, open_study(search, options.trials), objective)
 
 

@@ -1024,8 +1024,9 @@ def add_data_options(parser: argparse.ArgumentParser):
 
 
 def add_common_options(parser: argparse.ArgumentParser):
-    """The options of every command that builds an experiment: those of its data and weights, and --device."""
+    """The options of every command that trains: those of data and weights, --skip-bad-images and --device."""
     add_data_options(parser)
+    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="mps is an Apple GPU")
 
 

@@ -62,7 +62,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per seed")
     parser.add_argument("--epochs", type=int, help="train for at most this many epochs")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: that of the experiment")
-    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument("--log", choices=("tensorboard",), help="log each epoch, below models/<profile>/")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace files that have other settings, or lack an epoch"

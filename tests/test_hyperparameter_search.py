@@ -365,6 +365,15 @@ def test_the_command_ends_in_an_experiment_that_can_be_trained(scene_folder, fil
     assert (found.subset, found.image_size, found.seed) == (1, 224, 0)
 
 
+def test_a_damaged_image_ends_a_search_unless_it_is_left_out(scene_folder, file, capsys):
+    (scene_folder / "train" / "dark" / "image_0001.jpg").write_bytes(b"")
+    arguments = ("--sampler", "random", "--trials", "1", "--image-size", "32")
+    assert run(scene_folder, file, *arguments) == 2
+    assert "image_0001.jpg" in capsys.readouterr().err and not file.with_suffix(".csv").exists()
+    assert run(scene_folder, file, *arguments, "--skip-bad-images") == 0
+    assert len(read_trials(file.with_suffix(".csv"))) == 1
+
+
 @pytest.mark.slow
 def test_two_workers_on_real_trainings_end_with_all_trials_though_one_is_killed(scene_folder, file):
     command = [sys.executable, "-m", "hyperparameter_search", "imagenet_classifier", "--data", str(scene_folder)]
