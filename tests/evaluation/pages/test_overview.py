@@ -38,12 +38,12 @@ def test_the_figure_shows_the_pretexts_the_models_and_few_labels():
     assert titles[: len(SHOWN) + 3] == [
         "photograph",
         "rotation: 90 degrees",
-        "perturbation: black",
-        "jigsaw: order 2143",
+        "perturbation: black (in the circle)",
+        "jigsaw: quarters 2143",
         "BYOL: view 1",
         "BYOL: view 2",
     ]
-    assert titles[-6:] == ["c", "with labels", "BYOL", "a", "with labels", "BYOL"]
+    assert titles[-6:] == ["c", "distilled", "BYOL", "a", "distilled", "BYOL"]
     (few,) = (ax for ax in figure.axes if ax.get_xlabel() == "labeled images per class")
     assert [line.get_label() for line in few.get_lines()] == [
         "BYOL",
