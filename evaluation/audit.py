@@ -38,12 +38,12 @@ from data.files import check_output, digest_of_tensors, expanded, root_folder, w
 from data.image_cache import Scenes, load_splits
 from data.layouts import list_splits, sources_of
 from data.prepare import locate
+from evaluation.audit_page import write_audit
 from evaluation.checkpoints import TrainedRun
 from evaluation.embed import add_model_option
-from evaluation.pages.audit_page import write_audit
-from evaluation.pages.web_page import picture_of
 from evaluation.probes import features_of_scenes
 from evaluation.publish import load_run
+from evaluation.web_page import picture_of
 from runs import run_command
 from supervised.models import SceneClassifier, load_initial_weights
 

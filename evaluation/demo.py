@@ -30,13 +30,13 @@ from tornado.web import Application, HTTPError, RequestHandler
 from data.image_cache import Scenes, decode_image, load_splits
 from data.prepare import locate
 from evaluation.checkpoints import TrainedRun, refuse_other_training_images
+from evaluation.demo_page import SCRIPT, demo_page
 from evaluation.embed import add_model_option
 from evaluation.novelty import mean_and_std, unit
-from evaluation.pages.demo_page import SCRIPT, demo_page
-from evaluation.pages.web_page import data_url, picture_of
 from evaluation.plots import readable
 from evaluation.predict import Model, class_probabilities, heat_map_of, load, rival_of
 from evaluation.probes import features_of_scenes
+from evaluation.web_page import data_url, picture_of
 from runs import run_command
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # that an upload may have, whatever its name

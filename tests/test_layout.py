@@ -81,6 +81,11 @@ def test_arrows_point_one_way(module):
     assert room != "helper_functions" or not rooms
 
 
+@pytest.mark.parametrize("module", [name_of(path) for path in sorted(CODE.glob("evaluation/*.py"))])
+def test_pages_stand_above_what_they_show(module):
+    assert not [name for name in imports_of(TREES[module]) if name.startswith("evaluation.pages")]
+
+
 def test_no_modules_import_each_other_in_a_circle():
     def ancestors(name):
         parts = name.split(".")

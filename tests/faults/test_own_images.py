@@ -19,8 +19,8 @@ from data.image_cache import load_splits
 from data.layouts import list_splits, record_split
 from evaluation import audit, export, model_inversion, novelty, predict
 from evaluation.checkpoints import load_trained
+from evaluation.demo_page import demo_page
 from evaluation.export import torchvision_state
-from evaluation.pages.demo_page import demo_page
 from evaluation.predict import Model
 from evaluation.split_images import images_for
 from tests.conftest import CLASSES, NO_PROCESS, draw

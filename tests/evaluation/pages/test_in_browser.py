@@ -8,7 +8,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from data.files import write_text
-from evaluation.pages.web_page import page_of, table_html
+from evaluation.web_page import page_of, table_html
 from tests.browser import CHROMIUM, DRIVER, open_browser
 
 pytestmark = [

@@ -3,8 +3,8 @@
 import html
 from collections.abc import Sequence
 
-from evaluation.pages.web_page import page_of
 from evaluation.plots import readable
+from evaluation.web_page import page_of
 
 BODY = """<p class="soft">Classes by {model}.  A photograph stays on this machine and is not saved.</p>
 <form id="ask">

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from data.files import write_text
-from evaluation.pages.web_page import data_url, page_of, picture_of
 from evaluation.plots import readable
+from evaluation.web_page import data_url, page_of, picture_of
 
 MOST = 200  # entries of a kind on the page; the table has all
 SIDE = 128  # pixels of a thumbnail
