@@ -30,7 +30,7 @@ from supervised.dataloader import MEAN, STD, build_loaders
 from supervised.settings import BASE
 
 SIZE = (BASE.image_size, BASE.image_size)
-AUGMENTATIONS = {  # as a plain script writes them
+PLAIN_AUGMENTATIONS = {  # as a plain script writes them
     "basic": [],
     "advanced": [
         transforms.RandomHorizontalFlip(0.5),
@@ -49,7 +49,7 @@ def plain_dataset(split: str, augmentation: str = "basic") -> ImageFolder:
     """(image, label) as a plain script reads them."""
     steps = [
         transforms.Resize(SIZE),
-        *AUGMENTATIONS[augmentation],
+        *PLAIN_AUGMENTATIONS[augmentation],
         transforms.ToTensor(),
         transforms.Normalize(MEAN["squash"], STD["squash"]),
     ]
@@ -122,7 +122,7 @@ EPOCHS = {
         "ImageFolder": partial(measure_epoch, plain_loader, augmentation, "plain"),
         "ours": partial(measure_epoch, our_loader, augmentation, "ours"),
     }
-    for augmentation in AUGMENTATIONS
+    for augmentation in PLAIN_AUGMENTATIONS
 }
 DECODING = {
     "ImageFolder": partial(measure_decoding, decode_plainly),

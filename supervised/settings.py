@@ -21,7 +21,7 @@ NETWORKS = {  # how many stages the features of each have, counted from 0
     "resnet34_cifar": 5,
 }
 HEADS = ("shallow", "deep", "batchnorm_linear")
-AUGMENTATIONS = ("basic", "crop", "advanced", "advanced_without_crop", "padded_crop", "trivial", "mild")
+AUGMENTATION_NAMES = ("basic", "crop", "advanced", "advanced_without_crop", "padded_crop", "trivial", "mild")
 TYPES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", types.NoneType: "None"}
 FROZEN_MODES = ("eval", "batchnorm", "stochastic_depth", "train")  # "train": BatchNorm and stochastic depth
 CROPS = ("crop", "advanced", "trivial", "mild")  # the augmentations with a random resized crop
@@ -46,7 +46,7 @@ class Experiment:
     frozen_stages: int = 0  # number of first stages that stay frozen while the others are trained
     head: str = "shallow"  # one of HEADS
     stages: tuple[int, ...] = (8,)  # of `features`: the head sees the pooled maps of each
-    augmentation: str = "basic"  # one of AUGMENTATIONS
+    augmentation: str = "basic"  # one of AUGMENTATION_NAMES
     resize: str = "squash"  # one of RESIZE_RULES
     image_size: int = 224  # pixels, square
     crop_size: int | None = None  # pixels of a random crop after its resize, in training; None: image_size
@@ -73,7 +73,7 @@ class Experiment:
             network=NETWORKS,
             head=HEADS,
             frozen_mode=FROZEN_MODES,
-            augmentation=AUGMENTATIONS,
+            augmentation=AUGMENTATION_NAMES,
             resize=RESIZE_RULES,
         )
         check_fields(self, ("subset",), lambda value: 0 < value <= 1, "above 0 and at most 1", of)

@@ -16,7 +16,7 @@ from supervised.dataloader import (
     build_loaders,
     normalize,
 )
-from supervised.settings import AUGMENTATIONS as SETTINGS_AUGMENTATIONS
+from supervised.settings import AUGMENTATION_NAMES, CROPS
 from supervised.settings import Experiment
 
 IN_ORDER = ("val", "test", "train_in_order")
@@ -107,7 +107,9 @@ def test_validation_and_test_images_are_never_augmented(experiment):
 
 
 def test_every_augmentation_that_an_experiment_can_name_is_there(experiment):
-    assert set(SETTINGS_AUGMENTATIONS) - set(AUGMENTATIONS) == {"basic"}
+    assert set(AUGMENTATION_NAMES) - set(AUGMENTATIONS) == {"basic"}
+    cropped = {name for name in AUGMENTATION_NAMES if name != "basic" and AUGMENTATIONS[name].crop_scale[0] < 1}
+    assert cropped == set(CROPS)
     plain = load(experiment).train.dataset
     assert plain.augmentation is None
 
