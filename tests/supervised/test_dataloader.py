@@ -16,8 +16,7 @@ from supervised.dataloader import (
     build_loaders,
     normalize,
 )
-from supervised.settings import AUGMENTATION_NAMES, CROPS
-from supervised.settings import Experiment
+from supervised.settings import AUGMENTATION_NAMES, CROPS, Experiment
 
 IN_ORDER = ("val", "test", "train_in_order")
 
