@@ -62,43 +62,57 @@ def missing_tasks(
     for a result of other settings or other images, naming the field; with `every`, which says that the names are all
     there are, such runs, and those that need them, are left out and counted instead.
     """
-    tasks, seen, refused = {}, {}, {}
-
-    def add(experiment: Experiment, needed: int | str | None) -> bool:
-        """Whether the run is there or will be."""
-        files = files_of(experiment, profile)
-        if files.name in tasks:
-            return True
-        experiment = named.get(files.name, experiment)
-        finished = False
-        if not (overwrite and files.name in named):
-            try:
-                finished = read(experiment, profile, seen) is not None
-            except ValueError as error:
-                if not overwrite:
-                    if not every:
-                        raise
-                    refused[files.name] = error
-                    return False
-            if finished and (needed is None or files.saved(needed).exists()):
-                return True
-        before = prerequisites(experiment, profile)
-        if not all([add(each, epoch) for each, epoch in before]):
-            return False
-        needs = tuple(files_of(each, profile).saved(epoch) for each, epoch in before)
-        after = tuple(files_of(each, profile).name for each, _ in before)
-        again = overwrite or finished and files.checkpoint.exists()
-        tasks[files.name] = Task(experiment, profile, needs, after, files.name in named, again)
-        return True
-
     asked = [configure(find(name), profile, seed=seed, **changes) for name in names for seed in seeds]
     named = {files_of(experiment, profile).name: experiment for experiment in asked}
+    plan = _Plan(profile, named, overwrite, every)
     for experiment in asked:
-        add(experiment, None)
-    if refused:
-        first = next(iter(refused.values()))
-        say_once(f"{len(refused)} run(s) are left out, whose results are of other settings or images: {first}")
-    return list(tasks.values())
+        plan.add(experiment)
+    if plan.refused:
+        first = next(iter(plan.refused.values()))
+        say_once(f"{len(plan.refused)} run(s) are left out, whose results are of other settings or images: {first}")
+    return list(plan.tasks.values())
+
+
+class _Plan:
+    """The tasks that are missing, and results that are of something else, by the names of runs."""
+
+    def __init__(self, profile: str, named: Mapping[str, Experiment], overwrite: bool, every: bool):
+        self.profile, self.named, self.overwrite, self.every = profile, named, overwrite, every
+        self.tasks: dict[str, Task] = {}
+        self.refused: dict[str, ValueError] = {}
+        self._seen: dict = {}  # what folders hold, see `runs.read`
+
+    def add(self, experiment: Experiment, needed: int | str | None = None) -> bool:
+        """Plan a run, after what it starts from; whether the run, with the needed epoch, is there or will be."""
+        files = files_of(experiment, self.profile)
+        if files.name in self.tasks:
+            return True
+        experiment = self.named.get(files.name, experiment)
+        again = self.overwrite and files.name in self.named
+        finished = not again and self._is_finished(experiment, files.name)
+        if files.name in self.refused:
+            return False
+        if finished and (needed is None or files.saved(needed).exists()):
+            return True
+        before = prerequisites(experiment, self.profile)
+        if not all([self.add(each, epoch) for each, epoch in before]):
+            return False
+        needs = tuple(files_of(each, self.profile).saved(epoch) for each, epoch in before)
+        after = tuple(files_of(each, self.profile).name for each, _ in before)
+        again = self.overwrite or finished and files.checkpoint.exists()
+        self.tasks[files.name] = Task(experiment, self.profile, needs, after, files.name in self.named, again)
+        return True
+
+    def _is_finished(self, experiment: Experiment, name: str) -> bool:
+        """Whether a run has its result.  One of something else is refused, or is not the result that is asked for."""
+        try:
+            return read(experiment, self.profile, self._seen) is not None
+        except ValueError as error:
+            if not (self.overwrite or self.every):
+                raise
+            if not self.overwrite:
+                self.refused[name] = error
+            return False
 
 
 def forward_passes(experiment: Experiment, images: Mapping[str, int] = IMAGES) -> float:

@@ -194,7 +194,7 @@ def test_a_pretext_refuses_what_it_does_not_use(fields):
 
 def test_smaller_images_of_a_search_have_smaller_crops(root, monkeypatch):
     searched = []
-    monkeypatch.setattr(hyperparameter_search, "subject_of", lambda experiment, _: searched.append(experiment) or {})
+    monkeypatch.setattr(hyperparameter_search, "subject_of", lambda experiment, *_: searched.append(experiment) or {})
     monkeypatch.setattr(hyperparameter_search, "open_study", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         hyperparameter_search.main(["supervised_short", "--image-size", "176", "--data", "15scene"])
