@@ -340,7 +340,8 @@ def prerequisites(experiment: Experiment, profile: str) -> list[tuple[Experiment
         name, seeds, epoch = experiment.teacher_run, experiment.teacher_seeds, "best"
     else:
         return []
-    same = {"data": experiment.data, "weights": experiment.initial_weights}
+    own = profile == "full" and experiment.initial_weights == "imagenet"  # where nothing was chosen
+    same = {"data": experiment.data, "weights": None if own else experiment.initial_weights}
     needed = [configure(find(name), profile, seed=seed, **same) for seed in seeds]
     for each in needed:
         if epoch not in ("best", *each.save_epochs):
@@ -442,7 +443,7 @@ def _read_finished(job: Job) -> tuple[nn.Module, dict] | None:
         _refuse_to_replace_result(job)
         return None
     saved = load_checkpoint(job.files.checkpoint)
-    difference = _difference_of_identity(job, saved, finished=True)
+    difference = _difference_of_identity(job, saved, any_precision=not job.overwrite)
     if difference is None and job.overwrite and _lacks_epochs(job, saved["result"]):
         return None
     if difference is None:
@@ -877,11 +878,11 @@ def _short(value) -> str:
     return text if len(text) <= 60 else f"{text[:40]}..."
 
 
-def _difference_of_identity(job: Job, saved: dict, finished: bool = False) -> str | None:
-    """What a run differs in.  A finished one may have any precision where "auto" is asked for; others go on in it."""
+def _difference_of_identity(job: Job, saved: dict, any_precision: bool = False) -> str | None:
+    """What a run differs in; with `any_precision` not in that, where "auto" is asked for."""
     settings = _with_defaults(saved["identity"]["settings"], job.experiment)
     asked = {**job.identity, "settings": settings_of(job.experiment)}
-    if finished:
+    if any_precision:
         _take_precision(asked["settings"], settings)
     return first_difference(asked, {**saved["identity"], "settings": settings})
 

@@ -26,7 +26,7 @@ from data.files import expanded, write_table
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.model_inversion import InversionSettings, Objective, filter_mean, invert
 from evaluation.publish import load_run
-from hyperparameter_search import SAMPLERS, SPACES, Search, format_parameters, open_study, read_table, work
+from hyperparameter_search import SAMPLERS, SPACES, Search, format_parameters, open_study, read_trials, work
 from runs import run_command
 
 # What the second report did not vary; its 0.1 clipped the model's gradient, this clips the image's.
@@ -112,7 +112,7 @@ def best_pictures(tables: Mapping[str, Path]) -> dict[str, np.ndarray]:
             Image.open(path.with_suffix(f".{which}.png")).convert("RGB")
         ).transpose(2, 0, 1)
         for sampler, path in tables.items()
-        for which in best_trials(read_table(path))
+        for which in best_trials(read_trials(path))
     }
 
 
@@ -150,12 +150,12 @@ def collect_inversions(
 
 def _is_complete(table: Path, trials: int) -> bool:
     """Whether a search has all its trials, and the curves, which are written last."""
-    return table.with_suffix(".curves.csv").exists() and table.exists() and len(read_table(table)) >= trials
+    return table.with_suffix(".curves.csv").exists() and table.exists() and len(read_trials(table)) >= trials
 
 
 def _remove_search_of_others(table: Path, weights: str):
     """Remove what lies beside the table of a search, if that was of other weights; older tables do not name them."""
-    found = read_table(table).get("weights") if table.exists() else None
+    found = read_trials(table).get("weights") if table.exists() else None
     if found is not None and not found.dropna().eq(weights).all():
         for path in table.parent.glob(f"{glob.escape(table.stem)}.*"):
             path.unlink()
@@ -183,7 +183,7 @@ def search_inversion(
     file.with_suffix(".curves.csv").unlink(missing_ok=True)  # of fewer trials
     study = open_study(search, trials)
     work(search, study, inversion_loss(run.model, objective, filter_number, settings, run.mean, run.std, run.weights))
-    for which, trial in best_trials(read_table(search.table)).items():
+    for which, trial in best_trials(read_trials(search.table)).items():
         parameters = {parameter: trial[parameter] for parameter in SPACES["inversion"].distributions}
         chosen = with_weight_decay(settings, **parameters)
         images = invert(run.model, objective, [filter_number], chosen, run.mean, run.std, progress=False).images

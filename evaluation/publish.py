@@ -25,14 +25,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from data.download import check_checksum, download
-from data.files import CODE, digest_of_file, root_folder, say_once, write_atomically, write_text
+from data.files import CODE, digest_of_file, digest_of_tensors, root_folder, say_once, write_atomically, write_text
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, read_released
 from evaluation.results import folder_of_data
 from evaluation.statistics import accuracy_interval
 from helper_functions import predict
-from runs import EXPERIMENTS, STUDY_DATA, configure, files_of, find, initial_weights_text, load_checkpoint, run_command
+from runs import STUDY_DATA, configure, files_of, find, initial_weights_text, load_checkpoint, run_command
 from self_supervised.dataloader import build_loaders
-from self_supervised.settings import ProbeExperiment
 from supervised.dataloader import MEAN, STD
 from supervised.models import STAGE_WIDTHS
 
@@ -181,7 +180,8 @@ def make(name: str, folder: Path = FOLDER) -> Path:
     digests = _read_digests(folder) | {name: digest_of_file(target)}
     listed = json.dumps(dict(sorted(digests.items())), indent=1) + "\n"
     write_text(folder / DIGESTS, listed)
-    write_card(target, saved["result"])
+    of_data = folder_of_data(root_folder() / "results" / "full", loaders.data["name"])
+    write_card(target, saved["result"], float32_accuracy(target, of_data))
     return target
 
 
@@ -194,16 +194,19 @@ def write_cards(folder: Path = FOLDER) -> list[Path]:
     for path in sorted(folder.glob(f"*{RELEASED}")):
         of_data = folder_of_data(results, read_released(path)["identity"]["data"]["name"])
         result = json.loads((of_data / f"{path.stem}.json").read_text(encoding="utf-8"))
-        cards.append(write_card(path, result, float32_accuracy(of_data, path.stem)))
+        cards.append(write_card(path, result, float32_accuracy(path, of_data)))
     return cards
 
 
-def float32_accuracy(results: Path, name: str) -> float | None:
-    """The test accuracy of a released file in float32, if `evaluation.explain` has measured its probabilities."""
-    path = results / "explanations" / name / "test.npz"
-    if not path.exists():
+def float32_accuracy(path: Path, results: Path) -> float | None:
+    """The test accuracy of a released file in float32, if `evaluation.explain` has measured that of its weights."""
+    folder = results / "explanations" / path.stem
+    if not (folder / "test.npz").exists():
         return None
-    with np.load(path) as saved:
+    stamp = json.loads((folder / "weights.json").read_text(encoding="utf-8"))
+    if stamp["weights"] != digest_of_tensors(read_released(path)["model"]):
+        return None
+    with np.load(folder / "test.npz") as saved:
         return float((saved["probabilities"].argmax(axis=1) == saved["labels"]).mean())
 
 
@@ -247,7 +250,7 @@ def card(result: Mapping, about: Mapping, size: int, digest: str, in_float32: fl
         measured=about["measured"]["test_accuracy"],
         value=in_float32 if shown else about["measured"]["test_accuracy"],
         changed=about["measured"]["changed"],
-        float32=f"; in float32, as on most CPUs, {in_float32:.4f}" if shown else "",
+        float32=f"; in float32, as the commands compute, {in_float32:.4f}" if shown else "",
         worst_classes=", ".join(f"{name} {accuracy:.3f}" for name, accuracy in worst),
         megabytes=size / 1e6,
         digest=digest,
@@ -369,7 +372,7 @@ def _describe_initial_weights(initial_weights: Mapping) -> str:
 
 def _describe_training(settings: Mapping, result: Mapping, teachers: Mapping) -> str:
     epochs = f"epoch {result['epoch']} of {len(result['history']['val_loss'])}"
-    if isinstance(EXPERIMENTS.get(settings["name"]), ProbeExperiment):
+    if "C" in result:  # the strength of a fitted probe
         return "logistic regression on frozen features"
     if settings["freeze_features"]:
         return f"only the head was trained, on frozen features; {epochs}"

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from data.augment import AUGMENTATIONS
 from data.layouts import name_of_images
 from evaluation.statistics import accuracy_interval, compare, compare_with_reported, correctness, mean_accuracy
 from runs import EXPERIMENTS, STUDY_DATA, initial_weights_text
@@ -151,13 +152,15 @@ def machines(runs: Iterable[dict]) -> str:
 
 
 def augmentation_rules(run: dict, results: Mapping[str, dict]) -> set[int]:
-    """The versions of `data.augment` that a run and its pretext's run of the same seed were augmented by.
+    """The versions of `data.augment` that rotated the images of a run and of its pretext's run of the same seed.
 
-    Empty where neither was augmented.  `results` are those in which the pretext is looked for.
+    The versions differ in rotated pixels alone; empty where neither rotated any.  `results` are those in which the
+    pretext is looked for.
     """
     settings = run["settings"]
-    augmented = "views" in settings or settings.get("augmentation", "basic") != "basic"
-    rules = {run.get("augmentation", 1)} if augmented else set()
+    used = [AUGMENTATIONS.get(settings.get(name)) for name in ("augmentation", "views")]
+    rotated = any(each.rotation or each.trivial for each in used if each is not None)
+    rules = {run.get("augmentation", 1)} if rotated else set()
     for pretext in runs_of(results, settings["pretext_run"]) if settings.get("pretext_run") else ():
         if pretext["settings"]["seed"] == settings["seed"]:
             rules |= augmentation_rules(pretext, results)
@@ -278,7 +281,7 @@ def pairs_to_compare(experiments: Mapping[str, Experiment] = EXPERIMENTS) -> lis
         if each.compared_with and frozenset((each.name, each.compared_with)) not in claimed and each.name != PRIMARY
     ]
     primary = [experiments[PRIMARY]] if PRIMARY in experiments else []
-    sizes = Counter(family for family, _ in own) + Counter(DELETED)
+    sizes = Counter(family for family, _ in own) + Counter(DELETED if experiments is EXPERIMENTS else {})
     return [
         *(Pair(c.claim, c.experiment, c.compared_with, EARLIER_CLAIMS, len(claims), c.classes) for c in claims),
         *(Pair(each.question, each.name, each.compared_with, PRIMARY_FAMILY, 1) for each in primary),
@@ -291,7 +294,7 @@ def comparisons(results: Mapping[str, dict], experiments: Mapping[str, Experimen
 
     accuracy, other_accuracy: means over runs and other_runs.  difference: the first minus the second, with its interval
     (low, high), p and verdict in its family of m comparisons (see `evaluation.statistics`).  machines: of all runs;
-    across_machines: they differ.  across_augmentations: versions of the augmentation differ, see `augmentation_rules`.
+    across_machines: they differ.  across_augmentations: see `augmentation_rules`.
     single_run: a side has one run, so that its seed variance is unknown.
     `experiments` define the families, so leave them as they are and select lines of the table instead.
     """

@@ -684,6 +684,16 @@ def test_full_starts_from_imagenet_and_quick_from_random_weights_unless_a_file_i
         assert weights(control, "full", "a.pth") == "random"
 
 
+def test_a_pretext_keeps_its_own_weights_unless_its_classifier_asks_for_others(monkeypatch):
+    monkeypatch.setitem(runs.EXPERIMENTS, "rotation_1", replace(find("rotation_1"), initial_weights="own.pth"))
+    for given, expected in ((None, "own.pth"), ("a.pth", "a.pth")):
+        classifier = configure(find("rotation_classifier_1"), "full", weights=given)
+        [(pretext, _)] = prerequisites(classifier, "full")
+        assert pretext.initial_weights == expected
+    [(pretext, _)] = prerequisites(configure(find("rotation_classifier_1"), "quick", weights="imagenet"), "quick")
+    assert pretext.initial_weights == "imagenet"
+
+
 def test_an_unknown_profile_or_name_is_refused_and_similar_names_are_listed():
     with pytest.raises(ValueError, match="fast"):
         configure(TINY, "fast")

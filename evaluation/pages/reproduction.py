@@ -460,11 +460,12 @@ def contradictions_markdown(numbers: Iterable[EarlierNumber]) -> str:
     return "\n".join(f"- {number.document}, {number.place}: {number.contradiction}" for number in found)
 
 
-def hypotheses_markdown(study: Measured) -> str:
+def hypotheses_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> str:
     """Accuracies of classifiers on frozen features, beside those whose features were left in train mode on purpose.
 
     One line per classifier with such experiments: theirs, ours, and ours with each mistake, under the earlier protocol.
     """
+    differing = {experiment for _, experiment in other_settings(compare_settings(study, numbers))}
     lines = [
         f"| classifier | theirs | ours | {' | '.join(FROZEN_WORDS.values())} |",
         f"|---|---|---|{'---|' * len(FROZEN_WORDS)}",
@@ -474,18 +475,24 @@ def hypotheses_markdown(study: Measured) -> str:
         if not names.values() & REPRODUCTION.keys():
             continue
         asked = [name for name in (experiment.name, *names.values()) if name == experiment.name or name in REPRODUCTION]
-        cells = {name: _beside(experiment.earlier_accuracy, study, name) for name in asked}
+        others = bool({experiment.name, experiment.pretext_run} & differing)
+        cells = {name: _beside(experiment.earlier_accuracy, study, name, others) for name in asked}
         texts = [cells.get(name, "-") for name in (experiment.name, *names.values())]
         lines.append(f"| {experiment.name} | {experiment.earlier_accuracy:.4f} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 
-def _beside(theirs: float, study: Measured, experiment: str) -> str:
-    """Our accuracies under the earlier protocol; with runs enough, whether theirs lies in the prediction interval."""
+def _beside(theirs: float, study: Measured, experiment: str, others: bool) -> str:
+    """Our accuracies under the earlier protocol; with runs enough, whether theirs lies in the prediction interval.
+
+    Not with `others`: then the classifier or its pretext has other settings than the report's.
+    """
     ours = measured(study, experiment, "earlier_protocol_accuracy")
     if not ours:
         return NOT_RUN
     runs = f"{_ours(ours, 'higher')}, {len(ours)} run{'s' if len(ours) > 1 else ''}"
+    if others:
+        return f"{runs}, {OTHER}"
     if len(ours) < RUNS_NEEDED:
         return runs
     low, high = prediction_interval(ours)
@@ -510,7 +517,7 @@ def page(study: Measured, numbers: Sequence[EarlierNumber]) -> str:
         tables="\n\n".join(tables),
         setting_counts=", ".join(f"{word}: {setting_words[word]}" for word in SETTING_WORDS),
         settings=settings_markdown(settings),
-        hypotheses=hypotheses_markdown(study),
+        hypotheses=hypotheses_markdown(study, numbers),
         contradictions=contradictions_markdown(numbers),
     )
 
@@ -600,7 +607,8 @@ otherwise.
 
 The accuracies of frozen features are further from the reports' than others. Did the reports leave "frozen" features in
 train mode? Then no gradient changes them, but BatchNorm normalizes by each training batch and moves its statistics to
-the scenes, and stochastic depth drops blocks. Here that is done on purpose, each part alone and both together.
+the scenes, and stochastic depth drops blocks. Here that is done on purpose: both together, and
+each part alone for one classifier of each pretext.
 Accuracies are under the earlier protocol, with the prediction interval of three runs or more.
 [results.md](results.md) compares each with the experiment without the mistake.
 

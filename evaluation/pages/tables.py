@@ -77,7 +77,7 @@ no epoch is chosen."""
 SECTIONS = (  # data set, title, a note, experiments
     ("15-Scene", "Supervised experiments and controls", "", tuple(SUPERVISED)),
     ("15-Scene", "Classifiers on frozen features of a pretext", "", tuple(CLASSIFIER_EXPERIMENTS)),
-    ("15-Scene", "Mistakes on purpose, which may explain numbers of the reports", "", tuple(REPRODUCTION)),
+    ("15-Scene", "Reproduction: mistakes on purpose, and other epochs", "", tuple(REPRODUCTION)),
     ("15-Scene", "Joint-embedding pretexts, by the primary readout", PROBES_NOTE, tuple(PROBES)),
     ("15-Scene", "Ablations", "", (*ABLATIONS, *DISTILLATION_ABLATIONS)),
     ("15-Scene", "Pretexts", PRETEXTS_NOTE, tuple(PRETEXT_EXPERIMENTS)),
@@ -97,8 +97,8 @@ COMPARING = """Every comparison is over all runs of both experiments, on the sam
 sampling of test images and the variance of the seeds of each side.  The comparisons of a family share the level of
 0.05 (Bonferroni).  The families and their numbers of comparisons, run, not run or deleted before they were run:
 {families}.{primary}  p is below 0.05 exactly when the interval excludes 0.  "Inconclusive" does not say that both are
-equal.  1* is a single run: the seed variance of that side is unknown, so the interval is too narrow.  *Old and new
-augmentation*: runs or their pretexts had other versions of it, see [performance.md](performance.md)."""
+equal.  1* is a single run: the seed variance of that side is unknown, so the interval is too narrow.  "Old and new
+augmentation": images were rotated by two versions of the code, see docs/performance.md."""
 
 
 ENSEMBLES = """Mean class probabilities of several runs, by `evaluation/ensemble.py`; each costs as many networks.

@@ -6,7 +6,7 @@ from evaluation import inversion_search
 from evaluation.checkpoints import load_trained
 from evaluation.inversion_search import best_trials, inversion_loss, loss_curves, with_weight_decay
 from evaluation.model_inversion import InversionSettings, filter_mean, invert
-from hyperparameter_search import SPACES, Search, open_study, read_table, work
+from hyperparameter_search import SPACES, Search, open_study, read_trials, work
 
 HALF = (0.5, 0.5, 0.5)
 SHORT = InversionSettings(image_size=32, steps=20, jitter=2)
@@ -82,13 +82,13 @@ def test_an_interrupted_search_is_not_complete_and_one_of_other_weights_is_remov
     monkeypatch.undo()
     assert not inversion_search._is_complete(table, 1)
     search_again()
-    before = read_table(table)
+    before = read_trials(table)
     saved = torch.load(tiny_run, weights_only=True)
     saved["model"]["classifier.1.bias"] += 1
     (tmp_path / "other").mkdir()
     torch.save(saved, tmp_path / "other" / "tiny.pt")
     search_again(tmp_path / "other" / "tiny.pt")
-    after = read_table(table)
+    after = read_trials(table)
     assert (len(before), len(after)) == (2, 1) and after["weights"][0] != before["weights"][0]
 
 
@@ -106,7 +106,7 @@ def test_the_command_leaves_trials_curves_and_images_and_goes_on_where_it_was(ti
     assert inversion_search.main([*arguments, "--trials", "1"]) == 0
     assert inversion_search.main([*arguments, "--trials", "2"]) == 0
     stem = tmp_path / "out" / "inversion_tiny_filter70_grid_seed0"
-    trials = read_table(f"{stem}.csv")
+    trials = read_trials(f"{stem}.csv")
     assert trials["trial"].tolist() == [0, 1] and trials["image_size"].tolist() == [32, 32]
     curves = pd.read_csv(f"{stem}.curves.csv", index_col="step")
     assert curves["1"].tail(10).median() == pytest.approx(trials["value"][1], rel=1e-3)

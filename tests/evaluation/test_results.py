@@ -28,7 +28,7 @@ from evaluation.results import (
     settings_table,
 )
 from evaluation.statistics import accuracy_interval, compare, mean_accuracy
-from runs import EXPERIMENTS
+from runs import EXPERIMENTS, configure, find, read
 from supervised.settings import Experiment
 from tests.evaluation.synthetic_results import result, seeds, write
 
@@ -46,7 +46,6 @@ OWN = {each.name: each for each in (experiment("one", "two"), experiment("two", 
 @pytest.fixture
 def no_claims(monkeypatch):
     monkeypatch.setattr(module, "read_claims", lambda: [])
-    monkeypatch.setattr(module, "DELETED", {})
 
 
 def test_results_are_read_by_file_stem_and_an_empty_folder_is_refused(tmp_path):
@@ -176,11 +175,14 @@ def test_a_comparison_says_that_its_runs_or_their_pretexts_had_several_versions_
     runs["one"]["augmentation"] = 2
     assert not comparisons(runs, OWN)["across_augmentations"].item()  # no image was augmented
     for name in ("one", "two"):
-        runs[name]["settings"]["augmentation"] = "crop"
+        runs[name]["settings"]["augmentation"] = "crop"  # is not rotated
+    assert not comparisons(runs, OWN)["across_augmentations"].item()
+    for name in ("one", "two"):
+        runs[name]["settings"]["augmentation"] = "advanced"
     assert comparisons(runs, OWN)["across_augmentations"].item()
     runs["two"]["augmentation"] = 2
     assert not comparisons(runs, OWN)["across_augmentations"].item()
-    runs["pretext"]["settings"]["views"] = "byol"
+    runs["pretext"]["settings"]["augmentation"] = "advanced"
     runs["two"]["settings"]["pretext_run"] = "pretext"
     assert comparisons(runs, OWN)["across_augmentations"].item()
 
@@ -250,6 +252,14 @@ def test_every_claim_and_pair_is_of_experiments_that_exist():
 @pytest.fixture(scope="module")
 def study():
     return read_profile(CODE / "results" / "full")
+
+
+def test_every_committed_result_is_one_of_its_experiment(study):
+    """What a report reads: a changed setting needs a new run."""
+    asked = [(result["settings"]["name"], result["settings"]["seed"]) for result in study.values()]
+    assert len(asked) > 150
+    for name, seed in asked:
+        assert read(configure(find(name), "full", seed=seed)) is not None, name
 
 
 def test_every_pair_of_the_study_with_results_of_both_is_compared(study):

@@ -23,7 +23,7 @@ from PIL import Image
 from data.image_cache import load_splits
 from data.prepare import CLASS_NAMES, Request, prepare
 from evaluation.explain import describe_test_images, features_of, open_folder
-from hyperparameter_search import Search, open_study, read_table, work
+from hyperparameter_search import Search, open_study, read_trials, work
 from runs import load_checkpoint
 from supervised.models import SceneClassifier
 from tests import killed_run
@@ -109,7 +109,7 @@ class Searching:
 
     def end(self, folder: Path) -> dict:
         """What was tried and found, in whatever order, and which files there are."""
-        table = read_table(folder / "toy.csv")
+        table = read_trials(folder / "toy.csv")
         trials = sorted(table[["learning_rate", "batch_size", "value"]].to_numpy().tolist())
         return {"trials": trials, "files": sorted(digests(folder))}
 

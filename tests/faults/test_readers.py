@@ -22,7 +22,7 @@ from data.download import unpack
 from data.image_cache import decode
 from data.prepare import verify
 from evaluation.checkpoints import read_released
-from hyperparameter_search import read_table
+from hyperparameter_search import read_trials
 from runs import FORMAT, load_checkpoint
 
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "1500"))  # per kind of file
@@ -165,7 +165,7 @@ READERS = {
     "image": (images, lambda path: decode(path, 16, "imagenet")),
     "checkpoint": (checkpoints, load_checkpoint),
     "released": (released, read_released),
-    "table": (tables, read_table),
+    "table": (tables, read_trials),
 }
 
 

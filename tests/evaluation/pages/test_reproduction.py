@@ -335,14 +335,18 @@ def test_runs_of_several_machines_are_marked():
 def test_features_in_train_mode_stand_beside_the_number_that_they_may_explain():
     name = "perturbation_classifier_3"
     runs = [result(f"{name}_train_mode", seed, accuracy) for seed, accuracy in enumerate((0.64, 0.66, 0.65))]
-    text = hypotheses_markdown(study_of(result(name, accuracy=0.25), *runs))
+    text = hypotheses_markdown(study_of(result(name, accuracy=0.25), *runs), [])
     [line] = [cells for cells in cells_of(text) if cells[0] == name]
     assert line[:4] == [name, "0.6539", "0.2500, 1 run", "not run"]
     assert line[5].startswith("0.6500 (") and line[5].endswith("3 runs: theirs is inside")
     [other] = [cells for cells in cells_of(text) if cells[0] == "rotation_classifier_1"]
     assert other[3:] == ["-", "-", "not run"]  # each part alone is asked of one classifier of a pretext
     far = study_of(*(result(f"{name}_train_mode", seed, 0.1 + seed / 100) for seed in range(3)))
-    assert "3 runs: theirs is outside" in hypotheses_markdown(far)
+    assert "3 runs: theirs is outside" in hypotheses_markdown(far, [])
+    other = number(5, kind="setting", experiment=name, key="settings.train.max_epochs")
+    far.results["run3"] = result(name)
+    text = hypotheses_markdown(far, [other])
+    assert "3 runs, other settings" in text and "outside" not in text  # of these nothing is concluded
 
 
 def cells_of(text: str) -> list[list[str]]:
