@@ -32,7 +32,8 @@ from data.files import CODE, root_folder, run_command, write_text
 from evaluation.metrics import average_precision, classification_report
 from evaluation.nature import LOOKED_AT
 from evaluation.results import machine, read_profile, runs_of
-from self_supervised.settings import CLASSIFIER_EXPERIMENTS, FROZEN_WORDS, REPRODUCTION
+from self_supervised.settings import CLASSIFIER_EXPERIMENTS, FROZEN_WORDS, REPRODUCTION, ClassifierExperiment
+from supervised.settings import Experiment
 
 EARLIER_NUMBERS = Path(__file__).with_name("earlier_numbers.csv")
 LEVEL = 0.95  # of the prediction interval
@@ -461,25 +462,45 @@ def contradictions_markdown(numbers: Iterable[EarlierNumber]) -> str:
 
 
 def hypotheses_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> str:
-    """Accuracies of classifiers on frozen features, beside those whose features were left in train mode on purpose.
+    """Accuracies of classifiers on frozen features, beside those of hypotheses of what the reports did.
 
-    One line per classifier with such experiments: theirs, ours, and ours with each mistake, under the earlier protocol.
+    One line per classifier and change, under the earlier protocol.  A change without a number of its own stands beside
+    that of the classifier, which it may explain.
     """
     differing = {experiment for _, experiment in other_settings(compare_settings(study, numbers))}
-    lines = [
-        f"| classifier | theirs | ours | {' | '.join(FROZEN_WORDS.values())} |",
-        f"|---|---|---|{'---|' * len(FROZEN_WORDS)}",
-    ]
-    for experiment in CLASSIFIER_EXPERIMENTS.values():
-        names = {mode: f"{experiment.name}_{mode}_mode" for mode in FROZEN_WORDS}
-        if not names.values() & REPRODUCTION.keys():
+    lines = ["| classifier | changed | theirs | ours |", "|---|---|---|---|"]
+    changes = [*REPRODUCTION.values(), *(each for each in CLASSIFIER_EXPERIMENTS.values() if _has_another_head(each))]
+    for classifier in CLASSIFIER_EXPERIMENTS.values():
+        of_it = [each for each in changes if each.compared_with == classifier.name]
+        if not any(each.name in REPRODUCTION for each in of_it):
             continue
-        asked = [name for name in (experiment.name, *names.values()) if name == experiment.name or name in REPRODUCTION]
-        others = bool({experiment.name, experiment.pretext_run} & differing)
-        cells = {name: _beside(experiment.earlier_accuracy, study, name, others) for name in asked}
-        texts = [cells.get(name, "-") for name in (experiment.name, *names.values())]
-        lines.append(f"| {experiment.name} | {experiment.earlier_accuracy:.4f} | {' | '.join(texts)} |")
+        others = bool({classifier.name, classifier.pretext_run} & differing)
+        for each in (classifier, *of_it):
+            theirs = each.earlier_accuracy or classifier.earlier_accuracy
+            cells = (
+                classifier.name,
+                _change(each, classifier),
+                f"{theirs:.4f}",
+                _beside(theirs, study, each.name, others),
+            )
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _has_another_head(experiment: Experiment) -> bool:
+    """Whether it is a control of ours that reads the same features by another head."""
+    other = CLASSIFIER_EXPERIMENTS.get(experiment.compared_with)
+    same = other is not None and other.pretext_run == experiment.pretext_run
+    return same and experiment.earlier_accuracy is None and other.head != experiment.head
+
+
+def _change(experiment: ClassifierExperiment, classifier: ClassifierExperiment) -> str:
+    """What an experiment changes in a classifier."""
+    if experiment.frozen_mode != classifier.frozen_mode:
+        return f"train mode: {FROZEN_WORDS[experiment.frozen_mode]}"
+    if experiment.pretext_epoch != classifier.pretext_epoch:
+        return f"after {experiment.pretext_epoch} epochs of the pretext"
+    return "-" if experiment is classifier else f"head: {experiment.head}"
 
 
 def _beside(theirs: float, study: Measured, experiment: str, others: bool) -> str:
@@ -603,14 +624,18 @@ otherwise.
 
 {tables}
 
-## Frozen features in train mode
+## Frozen features: what the reports may have done
 
-The accuracies of frozen features are further from the reports' than others. Did the reports leave "frozen" features in
-train mode? Then no gradient changes them, but BatchNorm normalizes by each training batch and moves its statistics to
-the scenes, and stochastic depth drops blocks. Here that is done on purpose: both together, and
-each part alone for one classifier of each pretext.
+The accuracies of frozen features are further from the reports' than others. Three hypotheses are tested:
+
+- "Frozen" features were left in train mode, a mistake that is made on purpose here. No gradient changes them, but
+  BatchNorm normalizes by each training batch and moves its statistics to the scenes, and stochastic depth drops blocks.
+- The pretext was read after fewer epochs.
+- The features are there, but a plain head hardly learns from them: a pretext can shrink features, and BatchNorm before
+  the head undoes that.
+
 Accuracies are under the earlier protocol, with the prediction interval of three runs or more.
-[results.md](results.md) compares each with the experiment without the mistake.
+[results.md](results.md) compares each experiment with the one that it changes.
 
 {hypotheses}
 
