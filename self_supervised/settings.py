@@ -162,6 +162,14 @@ _PERTURBATION = replace(
     earlier_accuracy=1.0,
     train=TrainSettings(),
 )
+_PERTURBATION_SHORT = replace(
+    _PERTURBATION,
+    name="perturbation_1_short",
+    question="And in the first epochs, after one of which the report's accuracy is perfect already?",
+    save_epochs=(1, 2),
+    earlier_accuracy=None,
+    train=TrainSettings(max_epochs=2),
+)
 _ROTATION_TUNED = replace(
     _ROTATION,
     name="rotation_tuned",
@@ -209,6 +217,7 @@ _PRETEXTS = (
         earlier_accuracy=None,
     ),
     _PERTURBATION,
+    _PERTURBATION_SHORT,
     _PERTURBATION_TUNED,
     replace(
         _PERTURBATION_TUNED,
@@ -334,7 +343,7 @@ def _in_train_mode(classifier: ClassifierExperiment, modes: Sequence[str]) -> tu
     )
 
 
-def _at_other_epochs(classifier: ClassifierExperiment, earlier: dict[int, float | None]):
+def _at_other_epochs(classifier: ClassifierExperiment, earlier: dict[int, float | None], **changes):
     """The same classifier on its pretext after fewer epochs."""
     return tuple(
         replace(
@@ -345,6 +354,7 @@ def _at_other_epochs(classifier: ClassifierExperiment, earlier: dict[int, float 
             family="reproduction",
             pretext_epoch=epoch,
             earlier_accuracy=accuracy,
+            **changes,
         )
         for epoch, accuracy in earlier.items()
     )
@@ -439,6 +449,11 @@ _REPRODUCTION = (
         row
         for each in (_OF_ROTATION[-1], _OF_PERTURBATION[-1])
         for row in _in_train_mode(each, ["batchnorm", "stochastic_depth"])
+    ),
+    *(
+        row
+        for each in _OF_PERTURBATION
+        for row in _at_other_epochs(each, {1: None, 2: None}, pretext_run=_PERTURBATION_SHORT.name)
     ),
     *_at_other_epochs(_OF_PERTURBATION[-1], {3: None, 6: None, 10: None}),
     *_at_other_epochs(_OF_SEARCHED, {2: 0.4114, 5: 0.4379}),

@@ -103,6 +103,7 @@ ADAM = {"train.optimizer", "train.momentum"}
         ("rotation_gentle_classifier_own_batchnorm", {"batchnorm"}),
         ("perturbation_searched_classifier", {"pretext_run", "pretext_epoch"}),
         ("perturbation_searched_classifier_epoch_2", {"pretext_epoch"}),
+        ("perturbation_classifier_3_epoch_1", {"pretext_epoch", "pretext_run"}),
         ("perturbation_classifier_3_epoch_3", {"pretext_epoch"}),
         ("perturbation_searched_classifier_train_mode", {"frozen_mode"}),
         ("nature_resnet18_sgd_1e-3", {"train.learning_rate"}),
