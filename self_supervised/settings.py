@@ -349,7 +349,7 @@ def _at_other_epochs(classifier: ClassifierExperiment, earlier: dict[int, float 
         replace(
             classifier,
             name=f"{classifier.name}_epoch_{epoch}",
-            question=f"Are features after {epoch} epochs of its pretext better?",
+            question=f"Are the features of its pretext better in epoch {epoch}?",
             compared_with=classifier.name,
             family="reproduction",
             pretext_epoch=epoch,

@@ -499,7 +499,7 @@ def _change(experiment: ClassifierExperiment, classifier: ClassifierExperiment) 
     if experiment.frozen_mode != classifier.frozen_mode:
         return f"train mode: {FROZEN_WORDS[experiment.frozen_mode]}"
     if experiment.pretext_epoch != classifier.pretext_epoch:
-        return f"after {experiment.pretext_epoch} epochs of the pretext"
+        return f"pretext: epoch {experiment.pretext_epoch}"
     return "-" if experiment is classifier else f"head: {experiment.head}"
 
 
@@ -630,8 +630,8 @@ The accuracies of frozen features are further from the reports' than others. Thr
 
 - "Frozen" features were left in train mode, a mistake that is made on purpose here. No gradient changes them, but
   BatchNorm normalizes by each training batch and moves its statistics to the scenes, and stochastic depth drops blocks.
-- The pretext was read after fewer epochs. That of document 000 is perfect after its first epoch, so this may be the
-  epoch that was kept; ours goes on to be more accurate, while its features get worse.
+- The pretext was read in an earlier epoch. That of document 000 is perfect after its first one, so this may be the epoch
+  that was kept. Ours goes on to be more accurate, while its features get worse.
 - The features are there, but a plain head hardly learns from them: a pretext can shrink features, and BatchNorm before
   the head undoes that.
 

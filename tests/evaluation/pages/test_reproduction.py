@@ -341,9 +341,9 @@ def test_features_in_train_mode_stand_beside_the_number_that_they_may_explain():
     assert ours["train mode: BatchNorm"] == ours["head: batchnorm_linear"] == ["0.6539", "not run"]
     both = ours["train mode: BatchNorm and stochastic depth"][1]
     assert both.startswith("0.6500 (") and both.endswith("3 runs: theirs is inside")
-    assert ours["after 3 epochs of the pretext"] == ["0.6539", "not run"]
+    assert ours["pretext: epoch 3"] == ["0.6539", "not run"]
     searched = {cells[1]: cells[2] for cells in cells_of(text) if cells[0] == "perturbation_searched_classifier"}
-    assert searched["after 2 epochs of the pretext"] == "0.4114" != searched["-"]  # which the report has itself
+    assert searched["pretext: epoch 2"] == "0.4114" != searched["-"]  # which the report has itself
     far = study_of(*(result(f"{name}_train_mode", seed, 0.1 + seed / 100) for seed in range(3)))
     assert "3 runs: theirs is outside" in hypotheses_markdown(far, [])
     other = number(5, kind="setting", experiment=name, key="settings.train.max_epochs")
