@@ -630,8 +630,8 @@ The accuracies of frozen features are further from the reports' than others. Thr
 
 - "Frozen" features were left in train mode, a mistake that is made on purpose here. No gradient changes them, but
   BatchNorm normalizes by each training batch and moves its statistics to the scenes, and stochastic depth drops blocks.
-- The pretext was read in an earlier epoch. That of document 000 is perfect after its first one, so this may be the epoch
-  that was kept. Ours goes on to be more accurate, while its features get worse.
+- The pretext was read in an earlier epoch. That of document 000 is perfect after its first one, so this may be the
+  epoch that was kept. Ours goes on to be more accurate, while its features get worse.
 - The features are there, but a plain head hardly learns from them: a pretext can shrink features, and BatchNorm before
   the head undoes that.
 
