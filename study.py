@@ -88,8 +88,8 @@ class _Plan:
         if files.name in self.tasks:
             return True
         experiment = self.named.get(files.name, experiment)
-        again = self.overwrite and files.name in self.named
-        finished = not again and self._is_finished(experiment, files.name)
+        anew = self.overwrite and files.name in self.named
+        finished = not anew and self._is_finished(experiment, files.name)
         if files.name in self.refused:
             return False
         if finished and (needed is None or files.saved(needed).exists()):

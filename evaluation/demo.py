@@ -34,7 +34,7 @@ from evaluation.demo_page import SCRIPT, demo_page
 from evaluation.embed import add_model_option
 from evaluation.novelty import mean_and_std, unit
 from evaluation.plots import readable
-from evaluation.predict import Model, class_probabilities, heat_map_of, load, rival_of
+from evaluation.predict import METHOD, Model, class_probabilities, heat_map_of, load, rival_of
 from evaluation.probes import features_of_scenes
 from evaluation.web_page import data_url, picture_of
 from runs import run_command
@@ -82,7 +82,7 @@ class Demo:
         self.folded = model.run.folded()
         self.explained = model.run.ready_to_explain([model.run.last_stage])
 
-    def answer(self, upload: bytes, why_not: int | None = None, method: str = "recipro_cam") -> dict:
+    def answer(self, upload: bytes, why_not: int | None = None, method: str = METHOD) -> dict:
         """What is known of an uploaded photograph, ready for JSON; pictures are data URLs.
 
         `why_not` is the number of a class, or None; `method` is one of `predict.METHODS`.  Raises ValueError,
@@ -200,7 +200,7 @@ class _Answer(_Handler):
         why_not, method = (self.get_query_argument(name, "", strip=False) for name in ("why_not", "method"))
         try:
             number = int(why_not) if why_not else None  # not a name, which can be bytes that a browser does not send
-            self.waiting = self.worker.submit(self.demo.answer, self.request.body, number, method or "recipro_cam")
+            self.waiting = self.worker.submit(self.demo.answer, self.request.body, number, method or METHOD)
             self.write(await asyncio.wrap_future(self.waiting))
         except asyncio.CancelledError:  # nobody waits for it
             return

@@ -42,6 +42,7 @@ from runs import run_command
 
 TOP = 5  # classes shown
 METHODS = {"recipro_cam": "Recipro-CAM", "score_cam": "Score-CAM"}  # of a heat map
+METHOD = "recipro_cam"  # unless another one is asked for: a tenth of the time, and no less faithful
 BATCH = 64  # images
 LONGEST_STEM = 240  # bytes
 
@@ -110,7 +111,7 @@ class Model:
         class_name: str | None = None,
         why_not: str | None = None,
         layer: str | None = None,
-        method: str = "recipro_cam",
+        method: str = METHOD,
     ) -> np.ndarray:
         """Where in an image the network finds a class: a heat map, float32 (S, S) in 0..1.
 
@@ -158,7 +159,7 @@ def heat_map_of(
     target: int,
     rival: int | None = None,
     layer: str | None = None,
-    method: str = "recipro_cam",
+    method: str = METHOD,
 ) -> torch.Tensor:
     """The heat map (S, S) of one image (1, 3, S, S) for a class, or for the difference between it and a rival.
 
@@ -168,7 +169,7 @@ def heat_map_of(
         raise ValueError(f"the method of the heat map is {method!r}; it must be one of {', '.join(METHODS)}")
     layer = run.layer(layer or run.last_stage)
     if rival is None:
-        map_of = {"recipro_cam": recipro_cam, "score_cam": score_cam}[method]
+        map_of = score_cam if method == "score_cam" else recipro_cam
         return map_of(run.model, image, layer, [target]).maps[0]
     if method == "recipro_cam":
         return recipro_contrast(run.model, image, layer, target, rival)
@@ -212,7 +213,7 @@ def main(arguments=None) -> int:
     parser.add_argument(
         "--method",
         choices=METHODS,
-        help="of the heat map (default: recipro_cam, which takes a tenth of the time)",
+        help=f"of the heat map (default: {METHOD}, which takes a tenth of the time)",
     )
     parser.add_argument("--layer", help="of the heat map: a stage or the name of a module (default: the last stage)")
     parser.add_argument("--output", type=expanded, help="folder of the figures (default: predictions)")
@@ -269,7 +270,7 @@ class _Figures:
     def __init__(self, model: Model, options: argparse.Namespace):
         """Refuse a layer, a class or a folder that cannot be, before any image is read."""
         self.model, self.layer = model, options.layer or model.run.last_stage
-        self.method = options.method or "recipro_cam"
+        self.method = options.method or METHOD
         self.explained = model.run.ready_to_explain([self.layer])
         self.explained.layer(self.layer)
         self.rival = None if options.why_not is None else model.run.label(options.why_not)

@@ -180,8 +180,7 @@ def make(name: str, folder: Path = FOLDER) -> Path:
     digests = _read_digests(folder) | {name: digest_of_file(target)}
     listed = json.dumps(dict(sorted(digests.items())), indent=1) + "\n"
     write_text(folder / DIGESTS, listed)
-    of_data = folder_of_data(root_folder() / "results" / "full", loaders.data["name"])
-    write_card(target, saved["result"], float32_accuracy(target, of_data))
+    write_card(target, saved["result"])
     return target
 
 
@@ -194,25 +193,30 @@ def write_cards(folder: Path = FOLDER) -> list[Path]:
     for path in sorted(folder.glob(f"*{RELEASED}")):
         of_data = folder_of_data(results, read_released(path)["identity"]["data"]["name"])
         result = json.loads((of_data / f"{path.stem}.json").read_text(encoding="utf-8"))
-        cards.append(write_card(path, result, float32_accuracy(path, of_data)))
+        cards.append(write_card(path, result))
     return cards
 
 
-def float32_accuracy(path: Path, results: Path) -> float | None:
-    """The test accuracy of a released file in float32, if `evaluation.explain` has measured that of its weights."""
-    folder = results / "explanations" / path.stem
+def float32_accuracy(name: str, about: Mapping) -> float | None:
+    """The test accuracy of a released file in float32, if `evaluation.explain` has measured that of its weights.
+
+    `about` is what `read_released` returns.
+    """
+    of_data = folder_of_data(root_folder() / "results" / "full", about["identity"]["data"]["name"])
+    folder = of_data / "explanations" / name
     if not (folder / "test.npz").exists():
         return None
     stamp = json.loads((folder / "weights.json").read_text(encoding="utf-8"))
-    if stamp["weights"] != digest_of_tensors(read_released(path)["model"]):
+    if stamp["weights"] != digest_of_tensors(about["model"]):
         return None
     with np.load(folder / "test.npz") as saved:
         return float((saved["probabilities"].argmax(axis=1) == saved["labels"]).mean())
 
 
-def write_card(path: Path, result: Mapping, in_float32: float | None = None) -> Path:
+def write_card(path: Path, result: Mapping) -> Path:
     """Write the model card (Mitchell et al. 2019) beside the released file `path`, from its run's result."""
-    text = card(result, read_released(path), path.stat().st_size, digest_of_file(path), in_float32)
+    about = read_released(path)
+    text = card(result, about, path.stat().st_size, digest_of_file(path), float32_accuracy(path.stem, about))
     write_text(path.with_suffix(".md"), text)
     return path.with_suffix(".md")
 

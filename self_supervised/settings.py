@@ -323,35 +323,31 @@ def _classifiers_by_pretext_epoch(
     )
 
 
+def _hypothesis(classifier: ClassifierExperiment, suffix: str, question: str, **changes) -> ClassifierExperiment:
+    """A classifier that differs in what may explain the report's number; it has none of its own unless one is given."""
+    about = {"name": f"{classifier.name}_{suffix}", "question": question, "compared_with": classifier.name}
+    return replace(classifier, **(about | {"family": "reproduction", "earlier_accuracy": None} | changes))
+
+
 def _in_train_mode(classifier: ClassifierExperiment, modes: Sequence[str]) -> tuple[ClassifierExperiment, ...]:
     """Is this how the reports got other numbers: features that take no gradients, but are left in train mode?
 
     A mistake on purpose: BatchNorm's statistics are those of a batch in training and moved ones afterwards, and
     stochastic depth drops blocks.
     """
+    question = "Mistake on purpose: what if the frozen features are in train mode ({})?"
     return tuple(
-        replace(
-            classifier,
-            name=f"{classifier.name}_{mode}_mode",
-            question=f"Mistake on purpose: what if the frozen features are in train mode ({FROZEN_WORDS[mode]})?",
-            compared_with=classifier.name,
-            family="reproduction",
-            frozen_mode=mode,
-            earlier_accuracy=None,  # it stands beside the experiment without the mistake
-        )
-        for mode in modes
+        _hypothesis(classifier, f"{mode}_mode", question.format(FROZEN_WORDS[mode]), frozen_mode=mode) for mode in modes
     )
 
 
 def _at_other_epochs(classifier: ClassifierExperiment, earlier: dict[int, float | None], **changes):
     """The same classifier on its pretext after fewer epochs."""
     return tuple(
-        replace(
+        _hypothesis(
             classifier,
-            name=f"{classifier.name}_epoch_{epoch}",
-            question=f"Are the features of its pretext better in epoch {epoch}?",
-            compared_with=classifier.name,
-            family="reproduction",
+            f"epoch_{epoch}",
+            f"Are the features of its pretext better in epoch {epoch}?",
             pretext_epoch=epoch,
             earlier_accuracy=accuracy,
             **changes,
