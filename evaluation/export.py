@@ -97,13 +97,10 @@ def torchvision_state(run: TrainedRun) -> tuple[dict[str, torch.Tensor], str]:
     """The weights of a run under torchvision's names, and the name of the network there.
 
     The classifier is among them if torchvision's network has the same one, and gives it the same features: not where
-    those of the image and its horizontal flip are averaged.  Raises ValueError for a network that torchvision does not
-    have.
+    those of the image and its horizontal flip are averaged.
     """
     state = run.model.state_dict()
     resnet = "features.stem.conv1.weight" in state
-    if resnet and state["features.stem.conv1.weight"].shape[-1] != 7:
-        raise ValueError(f"{run.name} is a ResNet with a stem for 32x32 images, which torchvision does not have")
     blocks = len(run.model.features.layer3) if resnet else 0
     network = {0: "efficientnet_b0", 2: "resnet18", 6: "resnet34"}[blocks]
     last_alone = run.model.stages == {len(run.model.features) - 1}

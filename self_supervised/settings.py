@@ -146,12 +146,11 @@ def _refuse_class_weights(experiment: Experiment, reason: str):
 
 _ROTATION = PretextExperiment(
     "rotation_1",
-    "How well is rotation predicted (6 epochs; the report has 30)?",
+    "How well is rotation predicted?",
     pretext="rotation",
     augmentation="crop",
     save_epochs=(3, 6, 10, "last"),
     earlier_accuracy=0.9678,
-    train=TrainSettings(max_epochs=6, step_epochs=2),
 )
 _PERTURBATION = replace(
     _ROTATION,
@@ -160,7 +159,6 @@ _PERTURBATION = replace(
     pretext="perturbation",
     augmentation="advanced_without_crop",
     earlier_accuracy=1.0,
-    train=TrainSettings(),
 )
 _PERTURBATION_SHORT = replace(
     _PERTURBATION,

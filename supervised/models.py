@@ -22,8 +22,6 @@ STAGE_WIDTHS = {  # channels after each stage of `features`
     "efficientnet_b0": (32, 16, 24, 40, 80, 112, 192, 320, 1280),
     "resnet18": _RESNET_WIDTHS,
     "resnet34": _RESNET_WIDTHS,
-    "resnet18_cifar": _RESNET_WIDTHS,
-    "resnet34_cifar": _RESNET_WIDTHS,
 }
 TORCHVISION_WEIGHTS = {
     "efficientnet_b0": EfficientNet_B0_Weights.IMAGENET1K_V1,
@@ -148,9 +146,7 @@ class GlobalMean(nn.Module):
 def build_features(network: str) -> nn.Sequential:
     """The stages of a network without its classifier, with random weights.
 
-    EfficientNet-B0's are torchvision's `features`.  A ResNet's are `stem` and torchvision's `layer1` to `layer4`.  For
-    CIFAR the stem is one 3x3 convolution without pooling (He et al. 2016, section 4.2): torchvision's stem would reduce
-    an image of 32x32 to a map of 8x8.
+    EfficientNet-B0's are torchvision's `features`.  A ResNet's are `stem` and torchvision's `layer1` to `layer4`.
     """
     if network == "efficientnet_b0":
         features = torchvision_models.efficientnet_b0(weights=None).features
@@ -160,12 +156,8 @@ def build_features(network: str) -> nn.Sequential:
             if isinstance(module, SqueezeExcitation):
                 module.avgpool = GlobalMean()
         return features
-    resnet = getattr(torchvision_models, network.removesuffix("_cifar"))(weights=None)
+    resnet = getattr(torchvision_models, network)(weights=None)
     stem = OrderedDict(conv1=resnet.conv1, bn1=resnet.bn1, relu=resnet.relu, maxpool=resnet.maxpool)
-    if network.endswith("_cifar"):
-        stem["conv1"] = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
-        nn.init.kaiming_normal_(stem["conv1"].weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
-        del stem["maxpool"]
     layers = {f"layer{number}": getattr(resnet, f"layer{number}") for number in range(1, 5)}
     return nn.Sequential(OrderedDict(stem=nn.Sequential(stem), **layers))
 
@@ -238,14 +230,12 @@ class InitialWeights:
 def load_initial_weights(weights: str, network: str = "efficientnet_b0") -> InitialWeights:
     """Initial weights by name or file: "random", "imagenet" (torchvision's, downloaded once), or a state dict's path.
 
-    Raises FileNotFoundError for a missing file, ValueError for a file without the network's features or for a network
-    without torchvision weights, and ConnectionError if the download fails.  There is no silent fallback.
+    Raises FileNotFoundError for a missing file, ValueError for a file without the network's features, and
+    ConnectionError if the download fails.  There is no silent fallback.
     """
     if weights == "random":
         return InitialWeights(None, {"weights": "random"})
     if weights == "imagenet":
-        if network not in TORCHVISION_WEIGHTS:
-            raise ValueError(f"torchvision has no ImageNet weights for {network}; use --weights random")
         path = _download(TORCHVISION_WEIGHTS[network])
     else:
         path = expanded(weights)

@@ -20,6 +20,7 @@ from supervised import settings as supervised
 
 TABLES = (
     supervised.EXPERIMENTS,
+    supervised.REPRODUCTION,
     supervised.ABLATIONS,
     supervised.DISTILLATION_ABLATIONS,
     supervised.NATURE_EXPERIMENTS,
@@ -89,7 +90,9 @@ ADAM = {"train.optimizer", "train.momentum"}
         ("supervised_3", {"head"}),
         ("supervised_4", {"class_weights"}),
         ("supervised_5", {"train.optimizer"}),
-        ("supervised_6", {"train.learning_rate", "train.max_epochs", "train.step_epochs"}),  # shortened
+        ("supervised_5_momentum", {"train.momentum"}),
+        ("supervised_5_one_rate", {"train.schedule"}),
+        ("supervised_6", {"train.learning_rate"}),
         ("supervised_final", {"augmentation", "class_weights"}),
         ("supervised_long", {"train.max_epochs"}),
         ("distilled", {"teacher_run", "teacher_seeds", "mixup", "train.label_smoothing"}),

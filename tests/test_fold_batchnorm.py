@@ -191,7 +191,7 @@ def test_a_network_that_flattens_by_view_is_trained_and_predicts_in_its_own_prec
 
 
 def test_batches_reach_this_projects_networks_as_they_are(loader):
-    model, seen = SceneClassifier(3, network="resnet18_cifar", stages=(4,)), []
+    model, seen = SceneClassifier(3, network="resnet18", stages=(4,)), []
     model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     batch, _ = next(iter(loader))
     predict(model, [(batch, torch.arange(8))], build_accelerator("cpu"))

@@ -32,7 +32,9 @@ from data.files import CODE, root_folder, run_command, write_text
 from evaluation.metrics import average_precision, classification_report
 from evaluation.nature import LOOKED_AT
 from evaluation.results import machine, read_profile, runs_of
-from self_supervised.settings import CLASSIFIER_EXPERIMENTS, FROZEN_WORDS, REPRODUCTION, ClassifierExperiment
+from runs import EXPERIMENTS
+from self_supervised.settings import CLASSIFIER_EXPERIMENTS, FROZEN_WORDS, REPRODUCTION
+from supervised.settings import REPRODUCTION as SUPERVISED_REPRODUCTION
 from supervised.settings import Experiment
 
 EARLIER_NUMBERS = Path(__file__).with_name("earlier_numbers.csv")
@@ -462,27 +464,21 @@ def contradictions_markdown(numbers: Iterable[EarlierNumber]) -> str:
 
 
 def hypotheses_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> str:
-    """Accuracies of classifiers on frozen features, beside those of hypotheses of what the reports did.
+    """Accuracies of experiments, beside those of hypotheses of what the reports did.
 
-    One line per classifier and change, under the earlier protocol.  A change without a number of its own stands beside
-    that of the classifier, which it may explain.
+    One line per experiment and change, under the earlier protocol.  A change without a number of its own stands beside
+    that of the experiment, which it may explain.
     """
     differing = {experiment for _, experiment in other_settings(compare_settings(study, numbers))}
-    lines = ["| classifier | changed | theirs | ours |", "|---|---|---|---|"]
-    changes = [*REPRODUCTION.values(), *(each for each in CLASSIFIER_EXPERIMENTS.values() if _has_another_head(each))]
-    for classifier in CLASSIFIER_EXPERIMENTS.values():
-        of_it = [each for each in changes if each.compared_with == classifier.name]
-        if not any(each.name in REPRODUCTION for each in of_it):
-            continue
-        others = bool({classifier.name, classifier.pretext_run} & differing)
-        for each in (classifier, *of_it):
-            theirs = each.earlier_accuracy or classifier.earlier_accuracy
-            cells = (
-                classifier.name,
-                _change(each, classifier),
-                f"{theirs:.4f}",
-                _beside(theirs, study, each.name, others),
-            )
+    lines = ["| experiment | changed | theirs | ours |", "|---|---|---|---|"]
+    hypotheses = [*SUPERVISED_REPRODUCTION.values(), *REPRODUCTION.values()]
+    heads = [each for each in CLASSIFIER_EXPERIMENTS.values() if _has_another_head(each)]
+    for name in dict.fromkeys(each.compared_with for each in hypotheses):
+        experiment = EXPERIMENTS[name]
+        others = bool({name, getattr(experiment, "pretext_run", name)} & differing)
+        for each in (experiment, *(each for each in (*hypotheses, *heads) if each.compared_with == name)):
+            theirs = each.earlier_accuracy or experiment.earlier_accuracy
+            cells = name, _change(each, experiment), f"{theirs:.4f}", _beside(theirs, study, each.name, others)
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -494,13 +490,17 @@ def _has_another_head(experiment: Experiment) -> bool:
     return same and experiment.earlier_accuracy is None and other.head != experiment.head
 
 
-def _change(experiment: ClassifierExperiment, classifier: ClassifierExperiment) -> str:
-    """What an experiment changes in a classifier."""
-    if experiment.frozen_mode != classifier.frozen_mode:
+def _change(experiment: Experiment, other: Experiment) -> str:
+    """What an experiment changes in another one."""
+    if experiment.train.momentum != other.train.momentum:
+        return f"momentum: {experiment.train.momentum:g}, Nesterov's"
+    if experiment.train.schedule != other.train.schedule:
+        return f"schedule: {experiment.train.schedule}"
+    if experiment.frozen_mode != other.frozen_mode:
         return f"train mode: {FROZEN_WORDS[experiment.frozen_mode]}"
-    if experiment.pretext_epoch != classifier.pretext_epoch:
-        return f"pretext: epoch {experiment.pretext_epoch}"
-    return "-" if experiment is classifier else f"head: {experiment.head}"
+    if experiment.head != other.head:
+        return f"head: {experiment.head}"
+    return "-" if experiment is other else f"pretext: epoch {experiment.pretext_epoch}"
 
 
 def _beside(theirs: float, study: Measured, experiment: str, others: bool) -> str:
@@ -624,9 +624,10 @@ otherwise.
 
 {tables}
 
-## Frozen features: what the reports may have done
+## What the reports may have done
 
-The accuracies of frozen features are further from the reports' than others. Three hypotheses are tested:
+Our accuracies with SGD and of frozen features are further from the reports' than others. Document 000 names no momentum
+of SGD; one is tried, and so is a learning rate that takes no steps. Three hypotheses are tested on frozen features:
 
 - "Frozen" features were left in train mode, a mistake that is made on purpose here. No gradient changes them, but
   BatchNorm normalizes by each training batch and moves its statistics to the scenes, and stochastic depth drops blocks.

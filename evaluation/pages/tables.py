@@ -39,6 +39,7 @@ from self_supervised.settings import (
 )
 from supervised.settings import ABLATIONS, DISTILLATION_ABLATIONS, NATURE_EXPERIMENTS
 from supervised.settings import EXPERIMENTS as SUPERVISED
+from supervised.settings import REPRODUCTION as SUPERVISED_REPRODUCTION
 
 START, END = "<!-- results: written by make pages -->", "<!-- end of results -->"
 SHORT_TABLE = {  # the experiments of README.md, and what each is
@@ -77,7 +78,7 @@ no epoch is chosen."""
 SECTIONS = (  # data set, title, a note, experiments
     ("15-Scene", "Supervised experiments and controls", "", tuple(SUPERVISED)),
     ("15-Scene", "Classifiers on frozen features of a pretext", "", tuple(CLASSIFIER_EXPERIMENTS)),
-    ("15-Scene", "Reproduction: mistakes on purpose, and other epochs", "", tuple(REPRODUCTION)),
+    ("15-Scene", "Reproduction: what the reports may have done", "", (*SUPERVISED_REPRODUCTION, *REPRODUCTION)),
     ("15-Scene", "Joint-embedding pretexts, by the primary readout", PROBES_NOTE, tuple(PROBES)),
     ("15-Scene", "Ablations", "", (*ABLATIONS, *DISTILLATION_ABLATIONS)),
     ("15-Scene", "Pretexts", PRETEXTS_NOTE, tuple(PRETEXT_EXPERIMENTS)),
@@ -146,13 +147,13 @@ def shown_comparisons(table: pd.DataFrame) -> pd.DataFrame:
     lines = [
         {
             "question or claim": line["question"],
-            "experiment": line["experiment"],
-            "compared with": line["compared_with"],
-            "runs": runs_text(line),
-            "accuracies": f"{line['accuracy']:.4f}, {line['other_accuracy']:.4f}",
+            "verdict": line["verdict"],
             "difference (interval)": difference_text(line["difference"], line["low"], line["high"]),
             "p": p_text(line["p"]),
-            "verdict": line["verdict"],
+            "accuracies": f"{line['accuracy']:.4f}, {line['other_accuracy']:.4f}",
+            "runs": runs_text(line),
+            "experiment": line["experiment"],
+            "compared with": line["compared_with"],
             "family": line["family"],
             "machines": machines_text(line),
         }

@@ -118,8 +118,3 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words, tiny_model,
     assert export.main(arguments) == 2
     (sentence,) = capsys.readouterr().err.strip().splitlines()
     assert sentence.startswith("error: ") and words in sentence
-
-
-def test_a_stem_for_small_images_is_refused():
-    with pytest.raises(ValueError, match="32x32"):
-        export.torchvision_state(run_of(network="resnet18_cifar", stages=(4,)))

@@ -161,7 +161,7 @@ def test_the_code_on_a_card_runs_alone_and_gives_the_logits_of_the_released_mode
 
 
 def test_a_card_has_no_code_for_a_network_without_stages_in_torchvision():
-    assert publish.how_to_use("run", {**SETTINGS, "network": "resnet18_cifar"}, 2) == ""
+    assert publish.how_to_use("run", {**SETTINGS, "network": "resnet18"}, 2) == ""
 
 
 @pytest.fixture

@@ -159,19 +159,6 @@ def test_every_network_has_the_stages_and_widths_in_the_tables():
         assert model(images_of(1)).shape == (1, 3)
 
 
-def test_a_resnet_for_cifar_keeps_the_resolution_of_its_images():
-    def shapes(network):
-        maps, shapes = images_of(2), {}
-        for name, stage in build_features(network).named_children():
-            maps = stage(maps)
-            shapes[name] = tuple(maps.shape[1:])
-        return shapes
-
-    assert shapes("resnet18_cifar")["stem"] == shapes("resnet18_cifar")["layer1"] == (64, 32, 32)
-    assert shapes("resnet18_cifar")["layer4"] == (512, 4, 4)
-    assert shapes("resnet18")["layer4"] == (512, 1, 1)
-
-
 def test_heads_have_the_layers_of_the_first_report():
     deep = build_head("deep", 15)
     widths = [(layer.in_features, layer.out_features) for layer in deep if isinstance(layer, nn.Linear)]
@@ -354,11 +341,6 @@ def test_a_weights_file_that_is_missing_or_no_state_dict_is_refused_by_name(tmp_
     for name in ("text.pth", "list.pth"):
         with pytest.raises(ValueError, match=name):
             load_initial_weights(str(tmp_path / name))
-
-
-def test_imagenet_weights_are_refused_for_a_network_that_has_none():
-    with pytest.raises(ValueError, match="resnet18_cifar"):
-        load_initial_weights("imagenet", "resnet18_cifar")
 
 
 def test_a_failed_download_is_an_error_that_names_the_option_for_a_file(monkeypatch):
