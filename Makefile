@@ -14,7 +14,9 @@ export OMP_WAIT_POLICY = PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 export PROFILE DATA WEIGHTS RESNET18_WEIGHTS COMPUTE SKIP_BAD_IMAGES SCENES_ROOT
 
-.PHONY: report test slow pages data lint bench
+.PHONY: install report test slow pages data lint bench
+install: .venv/installed
+
 report: .venv/installed
 	$(BIN)/python -m evaluation.pages.report
 

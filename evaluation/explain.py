@@ -333,7 +333,7 @@ def activating_images(features: np.ndarray, filters: Sequence[int], names: Seque
 
 def draw_last_maps(explained: Explained, path: Path):
     """Draw the heat maps of all models after the last stage into one picture, for the front page."""
-    last = {name.removesuffix("_classifier"): maps[LAYERS[-1]] for name, maps in explained.maps.items()}
+    last = {name: maps[LAYERS[-1]] for name, maps in explained.maps.items()}
     if not last:
         return
     count = min(map(len, last.values()))

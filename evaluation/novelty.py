@@ -30,7 +30,7 @@ from data.prepare import locate
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, refuse_other_training_images
 from evaluation.embed import embed
 from evaluation.probes import features_of_scenes
-from evaluation.publish import FOLDER, halve, load_run
+from evaluation.publish import FOLDER, NOVELTY, halve, load_run
 from evaluation.results import folder_of_data
 from evaluation.statistics import accuracy_interval
 from runs import run_command
@@ -40,7 +40,6 @@ COMPONENTS = 128
 NEIGHBORS = 5
 FALSE_ALARMS = 0.05
 MOST_IMAGES = 1500  # training images that are kept; of more, evenly spaced ones
-SUFFIX = ".novelty.npz"
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def novelty_of(run: TrainedRun) -> Novelty | None:
     A file that was made with other weights is not used.
     """
     weights = digest_of_features(run)
-    for path in (*(_beside(file) for file in [run.file] if file), FOLDER / f"{run.name}{SUFFIX}"):
+    for path in (*(_beside(file) for file in [run.file] if file), FOLDER / f"{run.name}{NOVELTY}"):
         if path.is_file():
             found = read_novelty(path)
             if found.weights == weights:
@@ -120,7 +119,7 @@ def digest_of_features(run: TrainedRun) -> str:
 
 
 def _beside(file: Path) -> Path:
-    return file.with_name(f"{file.stem}{SUFFIX}")
+    return file.with_name(f"{file.stem}{NOVELTY}")
 
 
 def mean_and_std(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -168,7 +167,7 @@ def _describe(options):
         refuse_other_training_images(run, splits["train"], options.data, "--data")
         features = features_of_scenes(run, splits)
         found = fit_novelty(features, digest_of_features(run))
-        target = FOLDER / f"{run.name}{SUFFIX}" if options.published else _beside(run.file)
+        target = FOLDER / f"{run.name}{NOVELTY}" if options.published else _beside(run.file)
         found.write(target)
         print(f"{target}: {target.stat().st_size / 1e6:.2f} MB, {len(found.images):,} training images")
         if photographs:

@@ -5,14 +5,52 @@
 """
 
 import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, to_rgb
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
+from matplotlib.transforms import ScaledTranslation
 
 EMPTY_MAP = "empty map"  # written over an image whose heat map shows nothing
+MAP_VALUES = "0: lowest, 1: highest value of each map"
 ACCURACY_TICKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 0.99)
+KINDS = {  # of features, by how their names begin: color (after Okabe and Ito 2008), marker and line style
+    "imagenet": ("black", "o", "-"),
+    "byol with neighbours": ("#56B4E9", "D", "-."),
+    "byol": ("#0072B2", "s", "--"),
+    "neighbours": ("#009E73", "^", (0, (4, 1, 1, 1, 1, 1))),
+    "rotation": ("#D55E00", "v", "-"),
+    "perturbation": ("#E69F00", "P", "-."),
+    "random": ("#808080", "X", ":"),
+    "distilled": ("#CC79A7", "*", (0, (6, 1))),
+    "fine-tuned": ("#CC79A7", "*", (0, (6, 1))),
+    "from scratch": ("#882255", "h", "--"),
+}
+VARIANTS = (  # of one kind in a figure, after the first: marker, line style, and what its color is mixed with
+    ("<", (0, (1, 1)), "white"),
+    ("d", (0, (3, 1)), "black"),
+    (">", (0, (8, 2)), "white"),
+    ("p", (0, (1, 2)), "black"),
+)
+OTHERS = (  # names of no kind
+    ("#332288", "o", "-"),
+    ("#999933", "s", "--"),
+    ("#AA4499", "^", "-."),
+    ("#44AA99", "D", ":"),
+    ("#661100", "v", (0, (6, 1))),
+)
+SPLITS = {"train": ("C0", "--"), "val": ("C1", "-"), "test": ("C2", "-.")}  # color and line style
+COLUMNS = {  # of tables and histories, in words
+    "neighbour_purity": "share of 20 nearest images of the same class",
+    "rank_me": "dimensions used (RankMe)",
+    "cka": "similarity to the initial features (CKA)",
+    "loss": "loss (nats per image)",
+    **{f"{split}_loss": f"{split} loss (nats per image)" for split in SPLITS},
+}
 
 
 def readable(name) -> str:
@@ -25,12 +63,37 @@ def plain(name) -> str:
     return readable(name).replace("$", r"\$")
 
 
-def plot_curves(curves: dict[str, list[float]], ylabel: str, ax=None):
-    """One line per name, against the epoch, which counts from 1."""
+def in_words(column: str) -> str:
+    """The name of a column, as the label of an axis."""
+    return COLUMNS.get(column, column.replace("_", " "))
+
+
+def styles_of(names: Iterable[str], kinds: Mapping[str, tuple] = KINDS) -> dict[str, dict]:
+    """Color, marker and line style of each name, as the arguments of `plot`.
+
+    All figures show features of one kind in one color.  Of several names of a kind the first has the style of the
+    kind; the others have shades of its color, other markers and other line styles.
+    """
+    styles, numbers = {}, Counter()
+    for name in names:
+        begins = str(name).lower().removeprefix("cifar10_")
+        kind = next((kind for kind in kinds if begins.startswith(kind)), None)
+        color, marker, line = kinds[kind] if kind else OTHERS[numbers[kind] % len(OTHERS)]
+        if kind and numbers[kind]:
+            marker, line, other = VARIANTS[(numbers[kind] - 1) % len(VARIANTS)]
+            color = tuple(0.65 * np.array(to_rgb(color)) + 0.35 * np.array(to_rgb(other)))
+        numbers[kind] += 1
+        styles[name] = {"color": color, "marker": marker, "linestyle": line}
+    return styles
+
+
+def plot_curves(curves: dict[str, list[float]], ylabel: str, ax=None, styles: dict | None = None):
+    """One line per name, against the epoch, which counts from 1; `styles` are arguments of `plot` by name."""
     ax = ax or plt.gca()
     for name, values in curves.items():
         marker = "o" if len(values) == 1 else None  # a line of one point is not visible
-        ax.plot(range(1, len(values) + 1), values, marker=marker, label=plain(name))
+        style = {"marker": marker, "markersize": 4, "markevery": max(1, len(values) // 8), "label": plain(name)}
+        ax.plot(range(1, len(values) + 1), values, **{**style, **(styles or {}).get(name, {})})
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("epoch")
     ax.set_ylabel(ylabel)
@@ -44,7 +107,8 @@ def plot_history(history: dict[str, list[float]], quantity: str, ax=None):
     curves = {
         split: history[f"{split}_{quantity}"] for split in ("train", "val", "test") if f"{split}_{quantity}" in history
     }
-    return plot_curves({name: values for name, values in curves.items() if values}, quantity, ax)
+    styles = {split: {"color": color, "linestyle": line} for split, (color, line) in SPLITS.items()}
+    return plot_curves({name: values for name, values in curves.items() if values}, in_words(quantity), ax, styles)
 
 
 def plot_accuracies(table, ax=None):
@@ -56,7 +120,8 @@ def plot_accuracies(table, ax=None):
     ax = ax or plt.gca()
     places = np.arange(len(table))[::-1]
     reach = [table["test"] - table["low"], table["high"] - table["test"]]
-    ax.errorbar(table["test"], places, xerr=reach, fmt="o", capsize=3, label="test, 95 % interval")
+    style = {"fmt": "o", "capsize": 3, "color": OTHERS[0][0], "markerfacecolor": "white"}
+    ax.errorbar(table["test"], places, xerr=reach, label="test, 95 % interval", **style)
     ax.plot(table["earlier protocol"], places, "x", color="black", label="earlier protocol (optimistic)")
     ax.plot(table["earlier report"].astype(float), places, "D", color="grey", markersize=4, label="earlier report")
     ax.set_xscale("logit", nonpositive="clip")
@@ -68,7 +133,7 @@ def plot_accuracies(table, ax=None):
     ax.set_xlabel("accuracy (logit axis)")
     ax.grid(alpha=0.3)
     ax.set_ylim(-0.6, len(table) - 0.4)
-    ax.legend(fontsize=8)
+    _legend_above(ax)
     return ax
 
 
@@ -92,7 +157,7 @@ def draw_trials(searches: dict):
         ax.set_xlabel("learning rate")
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel("batch size")
-    figure.colorbar(points, ax=axes, label="val loss")
+    figure.colorbar(points, ax=axes, label=in_words("val_loss"))
     return figure
 
 
@@ -102,16 +167,18 @@ def plot_best_so_far(curves, ax=None):
     `curves` is a table of `search_comparison.best_so_far`.
     """
     ax = ax or plt.gca()
+    styles = styles_of(curves.index.unique("sampler"), kinds={})  # "random" is a sampler here
     for sampler, of_sampler in curves.groupby(level="sampler", sort=False):
-        (line,) = ax.plot(curves.columns, of_sampler.mean(), marker=".", label=f"{sampler} (seeds: {len(of_sampler)})")
+        style = {**styles[sampler], "markersize": 4, "label": f"{sampler} (seeds: {len(of_sampler)})"}
+        (line,) = ax.plot(curves.columns, of_sampler.mean(), **style)
         ax.fill_between(
             curves.columns, of_sampler.min(), of_sampler.max(), color=line.get_color(), alpha=0.15, linewidth=0
         )
     ax.set_xlabel("trials")
-    ax.set_ylabel("lowest val loss so far")
+    ax.set_ylabel("lowest val loss so far\n(nats per image)")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid(alpha=0.3)
-    ax.legend()
+    _legend_above(ax, columns=2)
     return ax
 
 
@@ -119,9 +186,13 @@ def draw_loss_curves(curves, trials):
     """A grid of panels by learning rate and weight decay: the loss of each trial against the step.
 
     `curves` has one column per trial and one row per step.  `trials` has one row per trial, with the columns trial,
-    learning_rate, weight_decay and converged; green trials converged.  The vertical axis is linear near 0, else
-    logarithmic.
+    learning_rate, weight_decay and converged; green trials converged, the others are red and dashed.  The vertical
+    axis is linear near 0, else logarithmic.
     """
+    styles = {
+        True: {"color": "#009E73", "linestyle": "-", "label": "converged"},
+        False: {"color": "#D55E00", "linestyle": "--", "label": "did not converge"},
+    }
     rates, decays = (sorted(trials[name].unique()) for name in ("learning_rate", "weight_decay"))
     size = (1.9 * len(decays) + 0.5, 1.4 * len(rates) + 0.5)
     figure, axes = plt.subplots(
@@ -130,7 +201,7 @@ def draw_loss_curves(curves, trials):
     for trial in trials.to_dict("records"):
         ax = axes[rates.index(trial["learning_rate"]), decays.index(trial["weight_decay"])]
         values = curves[trial["trial"]]
-        ax.plot(values.index, values, color="tab:green" if trial["converged"] else "tab:red")
+        ax.plot(values.index, values, **styles[bool(trial["converged"])])
         ax.set_yscale("symlog", linthresh=1)
         ax.grid(alpha=0.3)
     for ax, decay in zip(axes[0], decays, strict=True):
@@ -138,6 +209,9 @@ def draw_loss_curves(curves, trials):
     for ax, rate in zip(axes[:, 0], rates, strict=True):
         ax.set_ylabel(f"learning rate\n{rate:g}", fontsize=8)
     figure.supxlabel("step", fontsize=9)
+    figure.supylabel("loss: minus the filter's mean", fontsize=9)
+    handles = [Line2D([], [], **style) for style in styles.values()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=2, fontsize=8)
     return figure
 
 
@@ -183,7 +257,7 @@ def plot_heat_map(pixels, heat_map, ax=None, colorbar: bool = True):
         return ax
     overlay = ax.imshow(heat_map, cmap="jet", vmin=0, vmax=1, alpha=0.5)
     if colorbar:
-        ax.figure.colorbar(overlay, ax=ax, fraction=0.046, pad=0.03)
+        ax.figure.colorbar(overlay, ax=ax, fraction=0.046, pad=0.03).set_label(MAP_VALUES, fontsize=7)
     ax.axis("off")
     return ax
 
@@ -192,7 +266,7 @@ def draw_heat_map_sheet(images, titles, maps: dict, images_across: bool = False)
     """One line per image: the image with its title, then its heat map for every name (of a layer, or of a model).
 
     `images` are uint8 (1 or 3, S, S) each, `maps` are (images, S, S) in 0..1 by name.  With `images_across` there is
-    one column per image instead.
+    one column per image instead.  All maps share one color bar.
     """
     lines, columns = (1 + len(maps), len(images)) if images_across else (len(images), 1 + len(maps))
     size = (2.1 * columns, 2.1 * lines + 0.3)
@@ -202,7 +276,11 @@ def draw_heat_map_sheet(images, titles, maps: dict, images_across: bool = False)
     for column, (name, of_images) in zip(axes[:, 1:].T, maps.items(), strict=True):
         column[0].set_title(plain(name), fontsize=8, loc="left" if images_across else "center")
         for ax, image, heat_map in zip(column, images, of_images, strict=True):
-            plot_heat_map(image, heat_map, ax)
+            plot_heat_map(image, heat_map, ax, colorbar=False)
+    overlays = [ax.images[1] for ax in axes.ravel() if len(ax.images) > 1]
+    if overlays:
+        bar = figure.colorbar(overlays[0], ax=axes, fraction=0.03, pad=0.01, aspect=10 * lines)
+        bar.set_label(MAP_VALUES, fontsize=8)
     return figure
 
 
@@ -251,15 +329,17 @@ def draw_few_labels(accuracies, differences):
     features; the oracle, which chooses with more labels, is left out.
     """
     readouts = [each for each in accuracies["readout"].unique() if each != "oracle"]
-    figure, axes = plt.subplots(2, len(readouts), figsize=(5 * len(readouts), 7), squeeze=False, sharey="row")
-    colors = {name: f"C{number}" for number, name in enumerate(accuracies["features"].unique())}
+    figure, axes = plt.subplots(
+        2, len(readouts), figsize=(5 * len(readouts), 7), squeeze=False, sharey="row", layout="constrained"
+    )
+    styles = styles_of(accuracies["features"].unique())
     for column, readout in zip(axes.T, readouts, strict=True):
         column[0].set_title(readout)
         of_readout = accuracies[accuracies["readout"] == readout]
         plot_label_fractions(dict(list(of_readout.groupby("features", sort=False))), column[0])
         for features, lines in differences[differences["readout"] == readout].groupby("features", sort=False):
             low, high = lines["difference"] - lines["low"], lines["high"] - lines["difference"]
-            style = {"fmt": "o-", "markersize": 4, "capsize": 3, "color": colors[features], "label": features}
+            style = {**styles[features], "markersize": 5, "capsize": 3, "label": features}
             column[1].errorbar(lines["images_per_class"], lines["difference"], (low, high), **style)
         column[1].axhline(0, color="black", linewidth=0.8)
         column[1].set_xscale("log")
@@ -268,24 +348,21 @@ def draw_few_labels(accuracies, differences):
         column[1].set_xlabel("labeled images per class")
         column[1].grid(alpha=0.3)
     axes[1, 0].set_ylabel("difference from the control, 95 % interval")
+    _one_legend(figure, axes[0], loc="outside upper center")
     return figure
 
 
 def draw_pretext_features(tables: dict):
     """One panel per measure of `pretext_epochs.features_by_epoch`, one line per pretext."""
-    titles = {
-        "rank_me": "dimensions used (RankMe)",
-        "cka": "similarity to the initial features (CKA)",
-        "neighbour_purity": "share of 20 nearest images of the same class",
-    }
-    figure, axes = plt.subplots(1, len(titles), figsize=(13, 3.5))
-    for ax, (measure, title) in zip(axes, titles.items(), strict=True):
+    measures, styles = ("rank_me", "cka", "neighbour_purity"), styles_of(tables)
+    figure, axes = plt.subplots(1, len(measures), figsize=(13, 3.5), layout="constrained")
+    for ax, measure in zip(axes, measures, strict=True):
         for name, table in tables.items():
-            ax.plot(table["epoch"], table[measure], marker="o", markersize=4, label=plain(name))
-        ax.set_title(title)
+            ax.plot(table["epoch"], table[measure], **styles[name], markersize=5, label=plain(name))
+        ax.set_title(in_words(measure), fontsize=11)
         ax.set_xlabel("epoch of the pretext")
         ax.grid(alpha=0.3)
-    axes[0].legend()
+    _one_legend(figure, axes, loc="outside upper center")
     return figure
 
 
@@ -302,13 +379,13 @@ def draw_views(views, count: int = 6):
 
 
 def _plot_accuracies_with_bands(tables, column, ax):
-    ax = ax or plt.gca()
+    ax, styles = ax or plt.gca(), styles_of(tables)
     for name, table in tables.items():
-        (line,) = ax.plot(table[column], table["test_accuracy"], marker="o", markersize=4, label=plain(name))
+        (line,) = ax.plot(table[column], table["test_accuracy"], **styles[name], markersize=5, label=plain(name))
         ax.fill_between(table[column], table["from"], table["to"], color=line.get_color(), alpha=0.2, linewidth=0)
     ax.set_ylabel("test accuracy, 95 % interval")
     ax.grid(alpha=0.3)
-    ax.legend()
+    _legend_above(ax, columns=2)
     return ax
 
 
@@ -331,25 +408,28 @@ def draw_feature_maps(maps: dict, channels: int = 7):
 
 def plot_spectra(spectra: dict, ax=None):
     """One line per name: eigenvalues, the largest first, on a logarithmic axis; zeros are left out."""
-    ax = ax or plt.gca()
+    ax, styles = ax or plt.gca(), styles_of(spectra)
     for name, eigenvalues in spectra.items():
         above_zero = np.asarray(eigenvalues)[np.asarray(eigenvalues) > 0]
-        ax.plot(range(1, len(above_zero) + 1), above_zero, label=plain(name))
+        style = {**styles[name], "marker": None, "label": plain(name)}
+        ax.plot(range(1, len(above_zero) + 1), above_zero, **style)
     ax.set_yscale("log")
-    ax.set_xlabel("place")
+    ax.set_xlabel("place of the eigenvalue (1: the largest)")
     ax.set_ylabel("eigenvalue of the covariance")
     ax.grid(alpha=0.3)
     ax.legend(fontsize=7)
     return ax
 
 
-def panels(count: int, columns: int, size: tuple[float, float], **options):
-    """A figure and the axes (count,) of a grid of panels of `size` inches each; unused panels are hidden."""
+def panels(count: int, columns: int, size: tuple[float, float], extra: float = 0, **options):
+    """A figure and the axes (count,) of a grid of panels of `size` inches each; unused panels are hidden.
+
+    `extra` inches of height are for a legend.
+    """
     columns = min(columns, max(count, 1))
     lines = max(1, -(-count // columns))
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(size[0] * columns, size[1] * lines), squeeze=False, layout="constrained", **options
-    )
+    size = (size[0] * columns, size[1] * lines + extra)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained", **options)
     for ax in axes.ravel()[count:]:
         ax.axis("off")
     return figure, axes.ravel()[:count]
@@ -360,22 +440,26 @@ def draw_histories(results: dict, columns: int = 3, quantity: str = "accuracy"):
 
     A dotted line marks the chosen epoch.
     """
-    figure, axes = panels(len(results), columns, (4, 2.8))
+    figure, axes = panels(len(results), columns, (4, 2.7), extra=0.3)
     for ax, (name, result) in zip(axes, results.items(), strict=True):
         plot_history(result["history"], quantity, ax)
-        ax.axvline(result["epoch"], color="grey", linestyle=":")
+        ax.axvline(result["epoch"], color="grey", linestyle=":", label="epoch of the weights that are used")
         ax.set_title(plain(name), fontsize=9)
+    _one_legend(figure, axes, loc="outside upper center")
     return figure
 
 
 def draw_curve_groups(groups: dict, results: dict, columns: int = 3, quantity: str = "val_accuracy"):
     """One panel per group of experiments, {title: names}: a list of their history, of those with a result."""
-    figure, axes = panels(len(groups), columns, (4.2, 3))
+    most = max(map(len, groups.values()), default=0)
+    figure, axes = panels(len(groups), columns, (4.2, 2.8 + 0.14 * most))
     for ax, (title, names) in zip(axes, groups.items(), strict=True):
         curves = {name: results[name]["history"][quantity] for name in names if name in results}
         if curves:
-            plot_curves(curves, quantity.replace("_", " "), ax)
-            ax.legend(fontsize=7)
+            plot_curves(curves, in_words(quantity), ax, styles_of(curves))
+            below = ax.transAxes + ScaledTranslation(0, -0.5, figure.dpi_scale_trans)  # of the label of the axis
+            options = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
+            ax.legend(fontsize=7, borderaxespad=0, handlelength=3, **options)
         else:
             ax.text(0.5, 0.5, "not run yet", ha="center", transform=ax.transAxes)
         ax.set_title(plain(title), fontsize=9)
@@ -416,11 +500,12 @@ def draw_pretext_epochs(table, losses: dict, control: float | None = None):
     `table` is one of `results.pretext_epochs_table`; `losses` are the val losses of a pretext's epochs, by its name.
     `control` is the accuracy of the same classifier without a pretext.
     """
-    figure, axes = panels(2, 2, (5.5, 3.6))
+    figure, axes = panels(2, 2, (5.5, 3.6), extra=0.3)
+    styles = styles_of(table["pretext"].unique())
     for name, group in table.groupby("pretext", sort=False):
-        plot_curves({name: losses[name]}, "pretext val loss", axes[0])
+        plot_curves({name: losses[name]}, "val loss of the pretext (nats per image)", axes[0], styles)
         reach = [group["test"] - group["low"], group["high"] - group["test"]]
-        axes[1].errorbar(group["epochs"], group["test"], yerr=reach, marker="o", capsize=3, label=plain(name))
+        axes[1].errorbar(group["epochs"], group["test"], yerr=reach, capsize=3, label=plain(name), **styles[name])
     axes[0].set_yscale("log")
     if control is not None:
         axes[1].axhline(control, color="grey", linestyle=":", label="no pretext")
@@ -428,8 +513,7 @@ def draw_pretext_epochs(table, losses: dict, control: float | None = None):
     axes[1].set_xlabel("epochs of the pretext")
     axes[1].set_ylabel("scene test accuracy, 95 % interval")
     axes[1].grid(alpha=0.3)
-    if len(table):
-        axes[1].legend(fontsize=8)
+    _one_legend(figure, axes[1:], loc="outside upper center")
     return figure
 
 
@@ -438,7 +522,7 @@ def draw_probes(by_stage: dict, groups: dict, probes=("linear", "20 nearest")):
 
     `by_stage` are tables of `probes.probe_stages` by name.
     """
-    size = (6 * len(probes), 3.8 * len(groups))
+    size = (6 * len(probes) + 2.4, 3.8 * len(groups))  # with the legends at the right
     options = {"sharex": True, "sharey": True, "layout": "constrained", "squeeze": False}
     figure, axes = plt.subplots(len(groups), len(probes), figsize=size, **options)
     for line, (title, names) in zip(axes, groups.items(), strict=True):
@@ -446,8 +530,10 @@ def draw_probes(by_stage: dict, groups: dict, probes=("linear", "20 nearest")):
             tables = {name: by_stage[name][by_stage[name]["probe"] == probe] for name in names if name in by_stage}
             if tables:
                 plot_probe_by_stage(tables, ax)
-                ax.legend(fontsize=7)
+                ax.get_legend().remove()
             ax.set_title(f"{title}: {probe}", fontsize=9)
+        if line[-1].lines:
+            line[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), handlelength=4)
     return figure
 
 
@@ -480,14 +566,15 @@ def draw_embeddings(places: dict, labels, class_names, columns: int = 2):
 
 def draw_columns_by_stage(tables: dict, columns):
     """One panel per column: its value against the column stage, one line per table, {name: table}."""
-    figure, axes = panels(len(columns), len(columns), (6, 3.5))
+    figure, axes = panels(len(columns), len(columns), (6, 3.5), extra=0.3)
+    styles = styles_of(tables)
     for ax, column in zip(axes, columns, strict=True):
         for name, table in tables.items():
-            ax.plot(table["stage"], table[column], marker="o", label=plain(name))
+            ax.plot(table["stage"], table[column], **styles[name], label=plain(name))
         ax.set_xlabel("stage of the network")
-        ax.set_ylabel(column)
+        ax.set_ylabel(in_words(column), fontsize=9)
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=7)
+    _one_legend(figure, axes, loc="outside upper center")
     return figure
 
 
@@ -495,10 +582,12 @@ def draw_inversion_losses(losses: dict, columns: int = 2):
     """One panel per entry of {title: losses}, a table with one column per image and one row per step."""
     figure, axes = panels(len(losses), columns, (5.5, 2.8))
     for ax, (title, table) in zip(axes, losses.items(), strict=True):
-        plot_curves(dict(table.items()), "loss", ax)
+        colors = plt.get_cmap("tab10" if table.shape[1] <= 10 else "tab20").colors
+        styles = {name: {"color": colors[number % len(colors)]} for number, name in enumerate(table)}
+        plot_curves(dict(table.items()), "loss: minus the logit,\nor the filter's mean", ax, styles)
         ax.set_xlabel("step")
         ax.set_title(plain(title), fontsize=9)
-        ax.legend(fontsize=6)
+        ax.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return figure
 
 
@@ -541,14 +630,32 @@ def plot_differences(table, marks: dict | None = None, ax=None):
     ax = ax or plt.gca()
     places = np.arange(len(table))[::-1]
     reach = [table["difference"] - table["low"], table["high"] - table["difference"]]
-    ax.errorbar(table["difference"], places, xerr=reach, fmt="D", capsize=4, label="difference and its interval")
+    style = {"fmt": "D", "capsize": 4, "color": OTHERS[0][0], "label": "difference and its interval"}
+    ax.errorbar(table["difference"], places, xerr=reach, **style)
     ax.axvline(0, color="black", linewidth=0.8)
     for label, difference in (marks or {}).items():
-        ax.axvline(difference, color="C1", linestyle=":", label=plain(label))
+        ax.axvline(difference, color="#D55E00", linestyle=":", label=plain(label))
     names = [f"{one}\nminus {other}" for one, other in table[["experiment", "compared_with"]].values]
     ax.set_yticks(places, map(plain, names), fontsize=8)
     ax.set_ylim(-0.6, len(table) - 0.4)
     ax.set_xlabel("difference of the test accuracies")
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=8)
+    _legend_above(ax)
     return ax
+
+
+def _legend_above(ax, columns: int = 3):
+    ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns, handlelength=3)
+
+
+def _one_legend(figure, axes, **options):
+    """A legend of all lines of these axes outside of them, each name once, and none on an axes of the figure."""
+    entries = {}
+    for ax in axes:
+        entries |= {name: handle for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    for ax in figure.axes:
+        if ax.get_legend():
+            ax.get_legend().remove()
+    if entries:
+        columns = max(1, int(figure.get_figwidth() // 2))  # two inches each
+        figure.legend(entries.values(), entries, fontsize=8, ncols=columns, handlelength=4, **options)

@@ -20,23 +20,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from data.download import check_checksum, download
-from data.files import CODE, digest_of_file, digest_of_tensors, root_folder, say_once, write_atomically, write_text
+from data.files import (
+    CODE,
+    digest_of_file,
+    digest_of_tensors,
+    read_table,
+    root_folder,
+    say_once,
+    write_atomically,
+    write_text,
+)
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, read_released
+from evaluation.metrics import confusion_matrix, most_confused, quality_of_probabilities
 from evaluation.results import folder_of_data
 from evaluation.statistics import accuracy_interval
 from helper_functions import predict
-from runs import STUDY_DATA, configure, files_of, find, initial_weights_text, load_checkpoint, run_command
+from runs import EXPERIMENTS, STUDY_DATA, configure, files_of, find, initial_weights_text, load_checkpoint, run_command
 from self_supervised.dataloader import build_loaders
+from self_supervised.settings import JointEmbeddingExperiment
 from supervised.dataloader import MEAN, STD
-from supervised.models import STAGE_WIDTHS
+from supervised.models import IN_TRAIN_MODE, KNOWN_WEIGHTS, STAGE_WIDTHS
 
 FOLDER = CODE / "published"
 DIGESTS = "sha256.json"
+NOVELTY = ".novelty.npz"  # beside a released file, written by evaluation/novelty.py
 FLOAT32_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d)
 FRONT_MATTER = """\
 ---
@@ -68,7 +81,8 @@ model-index:
 CARD = """\
 # {name}
 
-Written by `python -m evaluation.publish --cards` from the result file and the released file; no number is typed.
+Written by `python -m evaluation.publish --cards` from the result file, the released file and what was measured of it
+later.  No measurement is typed.
 
 | | |
 |---|---|
@@ -77,24 +91,32 @@ Written by `python -m evaluation.publish --cards` from the result file and the r
 | output | logits of {classes} classes: {class_names} |
 | data | {data}: {train:,} training images, {val:,} validation images, {test:,} test images |
 | initial weights | {initial_weights} |
+| BatchNorm statistics of the features | {batchnorm} |
 | training | {trained}; seed {seed}, {precision} on {device}, torch {torch} |
 | test accuracy | {accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) |
 | from this file | {measured:.4f} in {precision}: half precision changes {changed} of {test:,} predictions{float32} |
 | worst classes | {worst_classes} |
+| most frequent confusions on the test images | {confusions} |
+| calibration | {calibration} |
+| flagged as unlike the training images | {flagged} |
 | file | {megabytes:.1f} MB, half precision but for BatchNorm, SHA-256 `{digest}` |
 {use}
 ## Limits
 
-{limits}  The weights are under the MIT license, as the code is.
+{limits}
+The weights are under the MIT license, as the code is.
 """
 LIMITS = """\
 The model knows {classes} classes of one data set, and gives any other image one of these labels too.  The images are
 not in this repository."""
 LIMITS_OF_15_SCENE = """\
-The model knows {classes} scenes of one data set, in gray photographs of about 256 pixels, and gives any other image one
-of these labels too.  It confuses similar scenes: open country and coast, bedroom and living room.
-`evaluation/evaluation.ipynb` examines its calibration.  15-Scene is for research use; the photographs are not in this
-repository."""
+The model knows {classes} scenes of one data set, in gray photographs of about 256 pixels a side, and gives any other
+image one of these labels too.  The table says how many images of other kinds are flagged.
+`evaluation/evaluation.ipynb` examines the calibration.  15-Scene is for research use; the
+photographs are not in this repository."""
+IN_PROSE = {  # of what result files call these weights
+    KNOWN_WEIGHTS["4ce8c47e"]: "ImageNet weights whose BatchNorm statistics were re-estimated on ImageNet photographs",
+}
 RESIZE_RULES = {
     "imagenet": "shorter side to 256/224 of that, bicubic, and the center of it",
     "squash": "to the square, whatever the shape of the image",
@@ -189,10 +211,9 @@ def write_cards(folder: Path = FOLDER) -> list[Path]:
 
     Returns the cards.  Raises FileNotFoundError for a model without a result file.
     """
-    results, cards = root_folder() / "results" / "full", []
+    cards = []
     for path in sorted(folder.glob(f"*{RELEASED}")):
-        of_data = folder_of_data(results, read_released(path)["identity"]["data"]["name"])
-        result = json.loads((of_data / f"{path.stem}.json").read_text(encoding="utf-8"))
+        result = json.loads((_results_of(read_released(path)) / f"{path.stem}.json").read_text(encoding="utf-8"))
         cards.append(write_card(path, result))
     return cards
 
@@ -202,36 +223,85 @@ def float32_accuracy(name: str, about: Mapping) -> float | None:
 
     `about` is what `read_released` returns.
     """
-    of_data = folder_of_data(root_folder() / "results" / "full", about["identity"]["data"]["name"])
-    folder = of_data / "explanations" / name
+    quality = measured_quality(name, about)
+    return quality and quality["top 1"]
+
+
+def measured_quality(name: str, about: Mapping) -> dict[str, float] | None:
+    """As `quality_of_probabilities`, of a released file's test images in float32; None if that was not measured.
+
+    `about` is what `read_released` returns.  The probabilities are those that `evaluation.explain` has saved; of other
+    weights they do not count.
+    """
+    folder = _results_of(about) / "explanations" / name
     if not (folder / "test.npz").exists():
         return None
     stamp = json.loads((folder / "weights.json").read_text(encoding="utf-8"))
     if stamp["weights"] != digest_of_tensors(about["model"]):
         return None
     with np.load(folder / "test.npz") as saved:
-        return float((saved["probabilities"].argmax(axis=1) == saved["labels"]).mean())
+        return quality_of_probabilities(saved["labels"], saved["probabilities"])
+
+
+def measured_flags(path: Path, about: Mapping) -> pd.DataFrame | None:
+    """How many images `evaluation.novelty` flags with a released file: its lines of novelty.csv, perhaps none.
+
+    `about` is what `read_released` returns.  None if there is no description of the training images beside the file, or
+    one of other weights: then nothing is flagged.
+    """
+    description = path.with_name(f"{path.stem}{NOVELTY}")
+    if not description.exists():
+        return None
+    features = {name: each.float() for name, each in sorted(about["model"].items()) if name.startswith("features.")}
+    with np.load(description) as saved:
+        if saved["weights"].item() != digest_of_tensors(features):
+            return None
+    table = _results_of(about) / "novelty.csv"
+    lines = read_table(table) if table.exists() else pd.DataFrame(columns=["model"])
+    return lines[lines["model"] == path.stem]
+
+
+def _results_of(about: Mapping) -> Path:
+    return folder_of_data(root_folder() / "results" / "full", about["identity"]["data"]["name"])
 
 
 def write_card(path: Path, result: Mapping) -> Path:
     """Write the model card (Mitchell et al. 2019) beside the released file `path`, from its run's result."""
-    about = read_released(path)
-    text = card(result, about, path.stat().st_size, digest_of_file(path), float32_accuracy(path.stem, about))
-    write_text(path.with_suffix(".md"), text)
+    write_text(path.with_suffix(".md"), card(result, path))
     return path.with_suffix(".md")
 
 
-def card(result: Mapping, about: Mapping, size: int, digest: str, in_float32: float | None = None) -> str:
+def card(result: Mapping, path: Path) -> str:
+    """Return the text of the model card of the released file `path`, in Markdown; `result` is its run's."""
+    about = read_released(path)
+    return card_text(
+        result,
+        about,
+        path.stat().st_size,
+        digest_of_file(path),
+        measured_quality(path.stem, about),
+        measured_flags(path, about),
+    )
+
+
+def card_text(
+    result: Mapping,
+    about: Mapping,
+    size: int,
+    digest: str,
+    quality: Mapping[str, float] | None = None,
+    flags: pd.DataFrame | None = None,
+) -> str:
     """Return the text of a model card, in Markdown.
 
     `result` is the run's result; `about` the description in the released file, which has `size` bytes and this SHA-256.
-    `in_float32` is the test accuracy of the file in that precision, for a run of another one.
+    `quality` and `flags` are what `measured_quality` and `measured_flags` return.
     """
     identity, labels = about["identity"], result["labels"]["test"]
     settings, data = identity["settings"], identity["data"]
     low, high = accuracy_interval(round(result["test_accuracy"] * len(labels)), len(labels))
     limits = LIMITS_OF_15_SCENE if data["name"] == STUDY_DATA else LIMITS
-    shown = in_float32 is not None and result["precision"] != "float32"
+    in_float32 = quality["top 1"] if quality and result["precision"] != "float32" else None
     worst = sorted(result["test_accuracy_by_class"].items(), key=lambda item: item[1])[:3]
     return (FRONT_MATTER + CARD).format(
         **{key: settings[key] for key in ("network", "head", "stages", "image_size", "resize", "seed")},
@@ -246,16 +316,20 @@ def card(result: Mapping, about: Mapping, size: int, digest: str, in_float32: fl
         class_names=", ".join(about["class_names"]),
         data=data["name"],
         initial_weights=_describe_initial_weights(identity["initial_weights"]),
+        batchnorm=_describe_batchnorm(settings, identity["initial_weights"]),
         trained=_describe_training(settings, result, identity.get("teachers", {})),
         torch=result["versions"]["torch"],
         accuracy=result["test_accuracy"],
         low=low,
         high=high,
         measured=about["measured"]["test_accuracy"],
-        value=in_float32 if shown else about["measured"]["test_accuracy"],
+        value=about["measured"]["test_accuracy"] if in_float32 is None else in_float32,
         changed=about["measured"]["changed"],
-        float32=f"; in float32, as the commands compute, {in_float32:.4f}" if shown else "",
+        float32="" if in_float32 is None else f"; in float32, as the commands compute, {in_float32:.4f}",
         worst_classes=", ".join(f"{name} {accuracy:.3f}" for name, accuracy in worst),
+        confusions=_describe_confusions(result),
+        calibration=_describe_calibration(quality),
+        flagged=_describe_flags(flags, data["name"]),
         megabytes=size / 1e6,
         digest=digest,
     )
@@ -370,8 +444,67 @@ def _read_digests(folder: Path) -> dict[str, str]:
 
 def _describe_initial_weights(initial_weights: Mapping) -> str:
     began_with = initial_weights.get("began_with")
-    trained_from = f", trained from {began_with['weights']}" if began_with else ""
-    return f"{initial_weights_text(initial_weights)}{trained_from}"
+    trained_from = f", trained from {_in_prose(began_with['weights'])}" if began_with else ""
+    return f"{_in_prose(initial_weights_text(initial_weights))}{trained_from}"
+
+
+def _in_prose(weights: str) -> str:
+    return IN_PROSE.get(weights, weights)
+
+
+def _describe_batchnorm(settings: Mapping, initial_weights: Mapping) -> str:
+    """Where the running statistics of the features' BatchNorm layers come from."""
+    at_first = _batchnorm_at_first(settings, initial_weights)
+    frozen_learn = nn.BatchNorm2d in IN_TRAIN_MODE[settings.get("frozen_mode", "eval")]
+    if settings["freeze_features"] and not frozen_learn:
+        return at_first
+    if settings["frozen_stages"] and not frozen_learn:
+        return f"those of this training; in the first {settings['frozen_stages']} stages, which were frozen, {at_first}"
+    return "those of this training"
+
+
+def _batchnorm_at_first(settings: Mapping, initial_weights: Mapping) -> str:
+    name, own = settings.get("pretext_run", ""), settings.get("batchnorm", "")
+    began_with = initial_weights.get("began_with", initial_weights)["weights"]
+    initial = f"those of the initial {'ImageNet ' if began_with.startswith('ImageNet') else ''}weights"
+    random_and_frozen = not name and began_with == "random" and settings["freeze_features"]
+    if own == "estimated" or random_and_frozen:
+        return "estimated on the training images"
+    if not name or own == "initial":
+        return initial
+    pretext = EXPERIMENTS.get(name)
+    if isinstance(pretext, JointEmbeddingExperiment) and pretext.batchnorm == "initial":
+        return f"{initial}, which the pretext kept"
+    return f"those of the pretext, {name}"
+
+
+def _describe_confusions(result: Mapping) -> str:
+    names = result["class_names"]
+    matrix = confusion_matrix(result["labels"]["test"], result["predictions"]["test"], len(names))
+    lines = most_confused(matrix, names, 3).itertuples(index=False)
+    return ", ".join(f"{line.true} taken for {line.predicted} ({line.images:,})" for line in lines) or "none"
+
+
+def _describe_calibration(quality: Mapping[str, float] | None) -> str:
+    if quality is None:
+        return "not measured"
+    return (
+        f"expected calibration error {quality['calibration error']:.4f} on the test images in float32: "
+        f"mean confidence {quality['mean confidence']:.4f}, accuracy {quality['top 1']:.4f}"
+    )
+
+
+def _describe_flags(flags: pd.DataFrame | None, data: str) -> str:
+    """The images that are flagged, but for those of val, which have set the threshold."""
+    if flags is None:
+        return "none: the training images of this model are not described, so `evaluation.predict` flags nothing"
+    names = {f"{data}, test": "test images, by mistake"}
+    shares = [
+        f"{names.get(line.images, line.images)}: {line.flagged:,} of {line.number:,} ({line.flagged / line.number:.3f})"
+        for line in flags.itertuples(index=False)
+        if line.images != f"{data}, val"
+    ]
+    return "; ".join(shares) or "not measured"
 
 
 def _describe_training(settings: Mapping, result: Mapping, teachers: Mapping) -> str:

@@ -16,6 +16,8 @@ from scipy.stats import friedmanchisquare
 from evaluation import statistics
 from hyperparameter_search import study_of_table
 
+LOSS = "val loss (nats per image)"
+
 
 def best_so_far(trials: pd.DataFrame) -> pd.DataFrame:
     """The lowest loss that each search (rows: sampler, seed) has found after 1, 2, ... trials (columns).
@@ -94,8 +96,13 @@ def draw_parameters(trials: pd.DataFrame) -> dict[str, float]:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # Optuna's plots with matplotlib are
         study = study_of_table(trials)
         with plt.rc_context():  # Optuna changes the style
-            optuna_plots.plot_parallel_coordinate(study)
+            ax = optuna_plots.plot_parallel_coordinate(study, target_name=LOSS)
+            ax.set_title("All trials")
+            ax.set_xticks(ax.get_xticks(), [label.get_text().replace("_", " ") for label in ax.get_xticklabels()])
             plt.gcf().set_size_inches(7, 3.6)
-            optuna_plots.plot_param_importances(study)
+            ax = optuna_plots.plot_param_importances(study, target_name=LOSS)
+            ax.set(title="", xlabel="share of the variance of the val loss", ylabel="")
+            ax.set_yticks(ax.get_yticks(), [label.get_text().replace("_", " ") for label in ax.get_yticklabels()])
+            ax.get_legend().remove()
             plt.gcf().set_size_inches(7, 1.8)
     return optuna.importance.get_param_importances(study)

@@ -3,7 +3,8 @@
 The difference of two mean accuracies has two sources of variance, and both count: the test images are a sample, and so
 are the seeds.  The interval is Student's, with Satterthwaite's degrees of freedom (1946).  A family of comparisons
 shares the level: each has 1 - 0.05 / comparisons (Bonferroni).  The p value is of the same t, times the number of
-comparisons, so it is below 0.05 exactly when the interval, if there is one, excludes 0.
+comparisons, so it is below 0.05 exactly when the interval, if there is one, excludes 0.  Two experiments always have
+one: where they differ equally in every image, often in none, it is that of Agresti and Min (2005).
 """
 
 from collections.abc import Sequence
@@ -81,17 +82,20 @@ def compare(
     """Compare two experiments by the `correctness` (runs, images) of each on the same images.
 
     `comparisons` is the size of the family.  A side whose result does not depend on its seed is `deterministic` and
-    has no seed variance.  Raises ValueError if the images differ in number or are fewer than two.
+    has no seed variance.  Where both sides differ equally in every image, see `with_pseudo_images`.
+    Raises ValueError if the images differ in number or are fewer than two.
     """
     correct, other = np.atleast_2d(correct), np.atleast_2d(other)
     if correct.shape[1] != other.shape[1]:
         raise ValueError(f"both sides need the same images, got {correct.shape[1]} and {other.shape[1]}")
     differences = correct.mean(axis=0) - other.mean(axis=0)
-    parts = [variance_of_mean(differences)]
+    difference = center = float(differences.mean())
+    of_images = variance_of_mean(differences)
+    if np.ptp(differences) < 1e-12:  # equal but for rounding
+        center, of_images = with_pseudo_images(difference, len(differences))
     sides = list(zip((correct, other), deterministic, strict=True))
-    parts += [variance_of_mean(side.mean(axis=1)) for side, fixed in sides if len(side) > 1 and not fixed]
-    difference = float(differences.mean())
-    low, high, p_value = estimate(difference, parts, comparisons)
+    of_seeds = [variance_of_mean(side.mean(axis=1)) for side, fixed in sides if len(side) > 1 and not fixed]
+    low, high, p_value = estimate(center, [of_images, *of_seeds], comparisons)
     return Comparison(
         accuracy=float(correct.mean()),
         other_accuracy=float(other.mean()),
@@ -101,6 +105,20 @@ def compare(
         p_value=p_value,
         single_run=any(len(side) == 1 and not fixed for side, fixed in sides),
     )
+
+
+def with_pseudo_images(difference: float, images: int) -> tuple[float, tuple[float, int]]:
+    """The center of an interval and its part for `estimate`, where the difference is the same in all images.
+
+    Such images have no variance, and without one an interval has no width, which would claim to know the difference of
+    all other images.  Agresti and Min (2005) add 1/2 to each of the four cells of the two-by-two table of both sides.
+    These are two more images: one without a difference, half an image with +1 and half with -1.  Their interval has
+    the normal distribution; here it is Student's, as everywhere in this file.
+    """
+    together = images + 2
+    center = images * difference / together
+    variance = (images * difference**2 + 1) / together - center**2
+    return center, (variance / together, images - 1)
 
 
 def compare_with_reported(correct: np.ndarray, reported: float, comparisons: int = 1) -> MeanDifference:

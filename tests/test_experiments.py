@@ -109,6 +109,7 @@ ADAM = {"train.optimizer", "train.momentum"}
         ("perturbation_classifier_3_epoch_1", {"pretext_epoch", "pretext_run"}),
         ("perturbation_classifier_3_epoch_3", {"pretext_epoch"}),
         ("perturbation_searched_classifier_train_mode", {"frozen_mode"}),
+        ("perturbation_searched_classifier_epoch_2_rate_1e-3", {"train.learning_rate"}),
         ("nature_resnet18_sgd_1e-3", {"train.learning_rate"}),
         ("nature_resnet18_adam_1e-2", ADAM),
         ("nature_resnet18_adam_1e-3", ADAM | {"train.learning_rate"}),

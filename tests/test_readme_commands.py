@@ -30,6 +30,7 @@ PAGES = ("README.md", "CONTRIBUTING.md", *sorted(path.relative_to(CODE).as_posix
 SECONDS = 600  # at most, for a line
 
 NOT_RUN = {  # a command, without its comment: why it does not run here
+    "make install": "`make report` begins with it",
     "make report": ".ci/run runs it",
     "make report DATA=flowers PROFILE=full": "trains; .ci/run makes the same report in the quick profile",
     "make test": ".ci/run runs it",

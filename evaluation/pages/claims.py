@@ -5,15 +5,23 @@ a claim whose experiments have not been run names those that are missing.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from data.files import root_folder, run_command, write_text
 from evaluation.explained import measured_rows
 from evaluation.map_measures import COMPARED, CONTROL, compare_by_model
-from evaluation.pages.reproduction import Measured, compare_settings, other_settings, read_earlier_numbers
+from evaluation.pages.reproduction import (
+    DOCUMENTS,
+    RUNS_NEEDED,
+    Measured,
+    compare_settings,
+    other_settings,
+    read_earlier_numbers,
+)
 from evaluation.pages.tables import difference_text, machines_text, markdown, p_text, runs_text
 from evaluation.results import (
     BESIDE,
@@ -24,21 +32,33 @@ from evaluation.results import (
     read_claims,
     read_profile,
     runs_of,
+    seeds_table,
 )
 from evaluation.statistics import estimate
+from runs import EXPERIMENTS, STUDY_DATA
 
 EXPLANATIONS = Path("results") / "full" / "explanations"
 OVERFITTING = ("supervised_1", "supervised_2")  # without and with augmentation
 DOCUMENTS_OF = {"Zioło (undated)": ("000",), "Deceuninck 2023": ("001",), "both reports": ("000", "001")}
 PAGE = """# Are the earlier claims true?
 
-Written by `make pages` from the files in `results/full`; no number is typed.  Each claim compares two experiments on
-the same test images; the epoch of each run is selected on val.  The {claims} claims are one family: the interval of
-each difference has a level of 1 - 0.05 / {claims}, and p is multiplied by {claims} (Bonferroni).  p is below 0.05
-exactly when the interval excludes 0; the claim then *holds* or *does not hold*.  Otherwise it is *inconclusive*, which
-does not say that both are equal.  1* is a single run: its seed variance is unknown, so the interval covers the
-sampling of test images only and is too narrow.  *Unlike theirs* names settings that are not those of the report, see
-`docs/reproduction.md`: the verdict is of ours.  `docs/results.md` has this study's own comparisons.
+Written by `make pages` from the files in `results/full`; no number is typed.  The claims are those of {covered} of the
+{reports} earlier reports: {sources}.  `docs/reproduction.md` has the numbers of all {reports}.
+
+Each claim compares two experiments on the same test images; the epoch of each run is selected on val.  The {claims}
+claims are one family: the interval of each difference has a level of 1 - 0.05 / {claims}, and p is multiplied by
+{claims} (Bonferroni).  p is below 0.05 exactly when the interval excludes 0; the claim then *holds* or *does not hold*.
+Otherwise it is *inconclusive*, which does not say that both are equal.
+
+1* is a single run: its seed variance is unknown, so the interval covers the sampling of test images only and is too
+narrow.  A verdict from such an interval says so: *one run each* or *one run on one side*.  Other seeds may change it.
+{spread}
+
+*Unlike theirs* names settings that are not those of the report, see `docs/reproduction.md`: the verdict is of ours.
+*Far from theirs* names experiments whose mean accuracy under the earlier protocol differs from the report's by more
+than the report's own two accuracies differ from each other: ours do not reproduce what the claim is about, see
+`docs/reproduction.md`, and the verdict is again of ours.  Claims about some classes only are left out, and so are those
+of which a report gives no accuracy of one side.  `docs/results.md` has this study's own comparisons.
 
 {table}
 
@@ -53,8 +73,10 @@ others.  Theirs is a single run, whose seed variance is unknown and not covered.
 ## Augmentation stops the overfitting
 
 Zioło (undated).  The gap is the accuracy on training images minus that on test images, in the last epoch.  Training
-images are measured as augmented, which alone makes them harder, so a smaller gap does not show less overfitting.  What
-counts is the accuracy on test images: that is the first claim above.
+images are measured as augmented, which alone makes them harder, so a smaller gap does not show less overfitting.  The
+accuracy on test images, at the epoch selected on val, counts too: it is compared in the first claim above.  The claim
+holds if the gap is smaller and that accuracy is better with augmentation; it does not hold if the gap is larger or the
+accuracy worse.
 
 {overfitting}
 
@@ -64,7 +86,8 @@ Both reports.  The maps are of the last stage, for the class that the model pred
 low score is good) or shown (insertion: a high score is good) in the order of the map; hidden ones are black, have the
 mean color of the image or are blurred, and an image counts with its mean over the three.  Score-CAM is compared, image
 by image, with two maps that know nothing of the model: smooth noise and the edges of the image.  Above 0, Score-CAM is
-better.  The 32 comparisons of a model with such maps, most of them in `evaluation/evaluation.ipynb`, are one family.
+better.  For a model, the claim holds if Score-CAM is better than both by both measures; it does not hold if it is
+worse than one of them by one measure.
 
 {maps}
 
@@ -87,7 +110,7 @@ def claims_table(results: Mapping[str, dict]) -> pd.DataFrame:
         about = {"claim": claim.claim, "source": claim.source}
         if key in measured:
             lines.append({**about, **_measured(claim, measured[key], results)})
-            lines[-1]["measured"] += _unlike_theirs(claim, results, differing)
+            lines[-1]["measured"] += _unlike_theirs(claim, results, differing) + _far_from_theirs(claim, results)
         else:
             pair = f"{claim.experiment} against {claim.compared_with}"
             lines.append({**about, "measured": pair, "verdict": _why_not_measured(claim, results)})
@@ -98,6 +121,7 @@ def claims_table(results: Mapping[str, dict]) -> pd.DataFrame:
 def _measured(claim: Claim, line: Mapping, results: Mapping[str, dict]) -> dict[str, str]:
     images = f", {line['images']:,} images of {', '.join(claim.classes)}" if claim.classes else ""
     found = {claim.direction: "**holds**", "inconclusive": "inconclusive"}.get(line["verdict"], "**does not hold**")
+    found += "" if line["verdict"] == "inconclusive" else _single_runs(line)
     return {
         "measured": f"{claim.experiment} against {claim.compared_with}: {line['accuracy']:.4f}, "
         f"{line['other_accuracy']:.4f}{images}{_lengths(claim, results)}",
@@ -107,6 +131,11 @@ def _measured(claim: Claim, line: Mapping, results: Mapping[str, dict]) -> dict[
         "machines": machines_text(line),
         "verdict": found,
     }
+
+
+def _single_runs(line: Mapping) -> str:
+    """Which sides of a comparison are a single run whose seed variance is unknown, in brackets; "" if neither is."""
+    return ("", " (one run on one side)", " (one run each)")[runs_text(line).count("*")]
 
 
 def _why_not_measured(claim: Claim, results: Mapping[str, dict]) -> str:
@@ -125,6 +154,23 @@ def _unlike_theirs(claim: Claim, results: Mapping[str, dict], differing: Mapping
         if name in names and document in DOCUMENTS_OF.get(claim.source, (document,))
     ]
     return f"; unlike theirs: {'; '.join(dict.fromkeys(found))}" if found else ""
+
+
+def _far_from_theirs(claim: Claim, results: Mapping[str, dict]) -> str:
+    """Which sides are further from their own accuracy in a report than both sides are from each other there.
+
+    Under the earlier protocol, means over runs.  "" for a claim about some classes, or where a side was not reported.
+    """
+    names = claim.experiment, claim.compared_with
+    reported = [EXPERIMENTS[name].earlier_accuracy if name in EXPERIMENTS else None for name in names]
+    if claim.classes or None in reported:
+        return ""
+    found = []
+    for name, theirs in zip(names, reported, strict=True):
+        ours = float(np.mean([run["earlier_protocol_accuracy"] for run in runs_of(results, name)]))
+        if abs(ours - theirs) > abs(reported[0] - reported[1]):
+            found.append(f"{name} is {abs(ours - theirs):.4f} {'higher' if ours > theirs else 'lower'}")
+    return f"; far from theirs: {', '.join(found)}" if found else ""
 
 
 def _lengths(claim: Claim, results: Mapping[str, dict]) -> str:
@@ -147,6 +193,29 @@ def _pretext_epochs(result: dict, results: Mapping[str, dict]) -> int | None:
     return pretext and (pretext["epoch"] if epoch == "best" else pretext["settings"]["train"]["max_epochs"])
 
 
+def spread_of_runs(results: Mapping[str, dict]) -> str:
+    """A sentence: how far the runs of one experiment on frozen features are apart at most.
+
+    It is about test accuracies on 15-Scene and experiments with RUNS_NEEDED runs or more; "" if there is none.
+    """
+    frozen = {
+        stem: each
+        for stem, each in results.items()
+        if each["settings"].get("freeze_features") and each["data"]["name"] == STUDY_DATA
+    }
+    table = seeds_table(frozen)
+    table = table[table["runs"] >= RUNS_NEEDED] if len(table) else table
+    if not len(table):
+        return ""
+    apart = table["test, highest"] - table["test, lowest"]
+    name = apart.idxmax()
+    low, high = table.loc[name, ["test, lowest", "test, highest"]]
+    return (
+        f"Among the {len(table)} classifiers on frozen features that have {RUNS_NEEDED} runs or more, the test "
+        f"accuracies of one classifier's runs are up to {apart[name]:.4f} apart ({name}: {low:.4f} to {high:.4f})."
+    )
+
+
 def beside_table(results: Mapping[str, dict]) -> pd.DataFrame:
     """`results.beside_reported` as text."""
     return pd.DataFrame(
@@ -164,11 +233,14 @@ def beside_table(results: Mapping[str, dict]) -> pd.DataFrame:
 
 
 def overfitting(results: Mapping[str, dict]) -> str:
-    """The gap between training and test accuracy of two experiments as Markdown, and the difference of the gaps.
+    """The gap between training and test accuracy of two experiments as Markdown, the difference of the gaps, a verdict.
 
-    The four accuracies count as independent proportions.  "" if an experiment has not been run.
+    The four accuracies count as independent proportions.  "" if an experiment has not been run, or on other images.
     """
-    if not all(name in results for name in OVERFITTING):
+    compared = comparisons(results)
+    pair = (compared["experiment"] == OVERFITTING[1]) & (compared["compared_with"] == OVERFITTING[0])
+    compared = compared[pair & (compared["classes"] == "")].to_dict("records")
+    if not (compared and all(name in results for name in OVERFITTING)):
         return ""
     lines, gaps, parts = [], [], []
     for name in OVERFITTING:
@@ -180,16 +252,28 @@ def overfitting(results: Mapping[str, dict]) -> str:
         lines.append(dict(zip(("training images, augmented", "test images", "gap"), texts, strict=True)))
     difference = gaps[1] - gaps[0]
     low, high, p_value = estimate(difference, parts)
-    found = "the gap is **smaller**" if high < 0 else "the gap is **larger**" if low > 0 else "it is **inconclusive**"
+    gap = "smaller" if high < 0 else "larger" if low > 0 else "inconclusive"
+    found = f"it is **{gap}**" if gap == "inconclusive" else f"the gap is **{gap}**"
     return (
         f"{markdown(pd.DataFrame(lines, index=OVERFITTING), 'experiment')}\n\nWith augmentation the gap changes by "
-        f"{difference_text(difference, low, high)}, p = {p_text(p_value)}: {found}."
+        f"{difference_text(difference, low, high)}, p = {p_text(p_value)}: {found}.  "
+        f"{_overfitting_verdict(gap, compared[0])}"
     )
 
 
-def maps_table(rows: pd.DataFrame) -> pd.DataFrame:
+def _overfitting_verdict(gap: str, line: Mapping) -> str:
+    """Whether augmentation stops the overfitting, from its gap and the `results.comparisons` of test accuracies."""
+    text = difference_text(line["difference"], line["low"], line["high"])
+    accuracy = f"The accuracy on test images changes by {text}, p = {p_text(line['p'])}: {line['verdict']}."
+    if gap == "larger" or line["verdict"] == "worse":
+        return f"{accuracy}  So the claim **does not hold**{_single_runs(line)}."
+    if gap == "smaller" and line["verdict"] == "better":
+        return f"{accuracy}  So the claim **holds**{_single_runs(line)}."
+    return f"{accuracy}  So the claim is inconclusive."
+
+
+def maps_table(compared: pd.DataFrame) -> pd.DataFrame:
     """Score-CAM against maps that know nothing of a network, as text: lines of `map_measures.compare_by_model`."""
-    compared = compare_by_model(rows)
     shown = compared[(compared["map"] == "Score-CAM") & compared["measure"].isin(["deletion", "insertion"])]
     lines = [
         {
@@ -206,15 +290,47 @@ def maps_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def maps_verdict(table: pd.DataFrame) -> str:
+    """A sentence: for which models the lines of `maps_table` bear out that Score-CAM shows what the model looks at."""
+    models: dict[str, list[str]] = {"**holds**": [], "**does not hold**": [], "is inconclusive": []}
+    for model, verdicts in table.groupby("model", sort=False)["Score-CAM is"]:
+        unsure = "**does not hold**" if "worse" in set(verdicts) else "is inconclusive"
+        models["**holds**" if set(verdicts) == {"better"} else unsure].append(model)
+    return f"The claim {'; it '.join(f'{found} for {_named(names)}' for found, names in models.items())}."
+
+
+def _named(models: Sequence[str]) -> str:
+    """How many models, and which."""
+    count = f"{len(models)} model{'' if len(models) == 1 else 's'}"
+    return f"{count} ({', '.join(models)})" if models else "no model"
+
+
+def maps_part(rows: pd.DataFrame) -> str:
+    """The section on heat maps, from the measured rows of all models."""
+    if not len(rows):
+        return "Not measured yet."
+    compared = compare_by_model(rows)
+    table, sizes = maps_table(compared), sorted(set(compared.groupby("model").size()))
+    return (
+        f"The {' or '.join(map(str, sizes))} comparisons of a model with such maps, most of them in "
+        f"`evaluation/evaluation.ipynb`, are one family.\n\n{markdown(table)}\n\n{maps_verdict(table)}"
+    )
+
+
 def page(results: Mapping[str, dict], measured: pd.DataFrame) -> str:
     """docs/claims.md, from the results of all seeds and the measured heat maps of the compared models."""
+    sources = [source for source, documents in DOCUMENTS_OF.items() if len(documents) == 1]
     return PAGE.format(
+        covered=len(sources),
+        reports=len(DOCUMENTS),
+        sources=" and ".join(sources),
+        spread=spread_of_runs(results),
         claims=len(read_claims()),
         table=markdown(claims_table(results)),
         beside=markdown(beside_table(results)),
         lines=len(BESIDE),
         overfitting=overfitting(results),
-        maps=markdown(maps_table(measured)) if len(measured) else "Not measured yet.",
+        maps=maps_part(measured),
     )
 
 

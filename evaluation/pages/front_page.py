@@ -45,8 +45,16 @@ if (location.hostname.endsWith(".github.io")) {
 </script>"""
 ACCURACIES = (
     "<b>Test</b>: the epoch is selected on val, the accuracy is of the test images.  <b>Earlier protocol</b>: epoch "
-    "selected and reported on val and test together, as the earlier reports did.  The accuracy of a pretext is on its "
-    "own labels, not on scenes."
+    "selected and reported on val and test together, as the earlier reports did.  The accuracy of a rotation, "
+    "perturbation or jigsaw pretext is on its own labels, not on classes; that of a joint-embedding pretext, such as "
+    "byol or simclr, is of a vote of the 20 nearest training images."
+)
+WORDS = (
+    "In a <b>pretext</b> a network learns from photographs without labels: by how much one was rotated, which color a "
+    "small square on it has (perturbation), in which order its quarters are (jigsaw), or the features of another view "
+    "of the same photograph (<b>BYOL</b>, SimCLR, VICReg).  Then a classifier learns from its <b>frozen</b> features.  "
+    "Pretexts start from supervised ImageNet weights unless a line says random.  <b>Gentle</b> pretexts have few "
+    "epochs at a low learning rate.  The <b>earlier protocol</b> is that of the earlier reports, see Results."
 )
 PROFILES = {"full": "the study", "quick": "small and short, to try the code; its numbers mean nothing"}
 
@@ -135,7 +143,7 @@ def page(
     experiments = shown_experiments(experiments_table(results)).reset_index(names="experiment")
     parts = [
         "<p>How good are features learned without labels for recognizing scenes?</p>",
-        f'<p class="soft">{html.escape(about(results, profile))}</p>',
+        f"<p>{WORDS}</p>",
         "<h2>In short</h2>",
         _list(html.escape(each) for each in sentences),
         "<h2>Reports</h2>",
@@ -146,8 +154,9 @@ def page(
         f"<p>{ACCURACIES}</p>",
         table_html(experiments),
         "<h2>Comparisons</h2>",
-        f"<p>{html.escape(comparing_text())}</p>",
+        f"<p>{html.escape(comparing_text(compared))}</p>",
         table_html(shown_comparisons(compared)),
+        f'<p class="soft">{html.escape(about(results, profile))}</p>',
         ON_GITHUB_PAGES,
     ]
     return page_of("Self-supervised scenes", parts)

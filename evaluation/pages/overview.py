@@ -27,7 +27,7 @@ from self_supervised.dataloader import PRETEXTS
 BYOL = EXPERIMENTS["byol"]
 SHOWN = (
     ("rotation", 1, "rotation: {}"),
-    ("perturbation", 0, "perturbation: {} (in the circle)"),
+    ("perturbation", 1, "perturbation: a {} square,\nmagnified in the corner"),
     ("jigsaw_2x2", 7, "jigsaw: quarters {}"),
 )
 EXPLAINED = (0, 1)  # photographs with heat maps; the pretexts show the first
@@ -41,18 +41,21 @@ WORDS = {  # of a model's heat map
 
 def draw_overview(explained: Explained, results: Mapping[str, dict], few: pd.DataFrame) -> plt.Figure:
     """The figure: from the explanations, the results of all experiments, and `few_labels.collect`'s table."""
-    figure = plt.figure(figsize=(11, 8), layout="constrained")
-    above, middle, below = figure.subfigures(3, 1, height_ratios=(1, 2.2, 0.95))
-    above.suptitle("What the pretexts show of a photograph", fontsize=11)
+    figure = plt.figure(figsize=(11, 8.4), layout="constrained")
+    above, middle, below = figure.subfigures(3, 1, height_ratios=(1.2, 2.2, 0.95))
+    above.suptitle("What the pretexts show of a photograph", fontsize=12)
     _show_pretexts(explained.scenes.images[explained.shown[EXPLAINED[0]]], above)
     left, right = middle.subfigures(1, 2, width_ratios=(1.75, 1))
-    left.suptitle("Scenes recognized: test accuracy, mean over runs", fontsize=11)
+    left.suptitle("Scenes recognized: test accuracy, mean over runs", fontsize=12)
     table = experiments_table(of_experiments(results, SHORT_TABLE))
     ax = plots.plot_accuracies(table, left.subplots())
-    ax.set_yticks(ax.get_yticks(), [SHORT_TABLE[name] for name in table.index], fontsize=8)
-    right.suptitle(f"Frozen features with few labels: {few['draw'].nunique()} draws", fontsize=11)
+    ax.set_yticks(ax.get_yticks(), [SHORT_TABLE[name] for name in table.index], fontsize=8.5)
+    ax.legend(fontsize=8, loc="lower left")
+    words = f"mean of {few['draw'].nunique()} random choices of the labeled images\n(bands: its 95 % interval)"
+    right.suptitle(f"Few labels: logistic regression on frozen features,\n{words}", fontsize=11)
     _show_few_labels(few_labels.accuracies(few), right.subplots())
-    below.suptitle("Score-CAM of the true class after the last stage: red is high", fontsize=11)
+    words = "Score-CAM of the true class after the last stage"
+    below.suptitle(f"{words}, from the lowest (blue) to the highest value of each map (red)", fontsize=12)
     _show_maps(explained, below)
     return figure
 
@@ -71,19 +74,32 @@ def _show_pretexts(photograph: np.ndarray, figure):
     plots.plot_images(images, titles, columns=1, axes=axes)
     for ax, image, (name, *_) in zip(axes[1:], images[1:], SHOWN, strict=False):
         if name == "perturbation":  # its square is small
-            rows, columns = np.nonzero((np.asarray(image) != photograph).any(axis=0))
-            ax.add_patch(plt.Circle((columns.mean(), rows.mean()), 0.12 * image.shape[-1], color="red", fill=False))
+            _magnify(np.asarray(image), (np.asarray(image) != photograph).any(axis=0), ax)
+    for ax in axes:
+        ax.title.set_fontsize(9)
+
+
+def _magnify(image: np.ndarray, chosen: np.ndarray, ax):
+    """Show the surroundings of the chosen pixels (H, W) of an image in the corner that is farthest from them."""
+    size, reach = image.shape[-1], 0.08 * image.shape[-1]
+    row, column = (each.mean() for each in np.nonzero(chosen))
+    corner = [0.02 if column > size / 2 else 0.53, 0.53 if row > size / 2 else 0.02]
+    inset = ax.inset_axes([*corner, 0.45, 0.45], xticks=[], yticks=[])
+    inset.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+    inset.set(xlim=(column - reach, column + reach), ylim=(row + reach, row - reach))
+    inset.spines[:].set(color="red")
+    ax.indicate_inset_zoom(inset, edgecolor="red", alpha=1)
 
 
 def _show_few_labels(accuracies: pd.DataFrame, ax):
-    readouts = {few_labels.ALONE: "{}", few_labels.SPREAD: "{} + label spreading"}
+    readouts = {few_labels.ALONE: "{}", few_labels.SPREAD: "{}, labels spread to neighbors"}
     lines = {
         words.format(features): accuracies[(accuracies["features"] == features) & (accuracies["readout"] == readout)]
         for readout, words in readouts.items()
         for features in ("BYOL", few_labels.CONTROL)
     }
-    plots.plot_label_fractions(lines, ax)
-    ax.legend(fontsize=8)
+    plots.plot_label_fractions(lines, ax).set_ylabel("test accuracy")
+    ax.legend(fontsize=8, handlelength=4, loc="lower right")
 
 
 def _show_maps(explained: Explained, figure):
@@ -92,8 +108,9 @@ def _show_maps(explained: Explained, figure):
     axes = iter(figure.subplots(1, len(EXPLAINED) * (1 + len(names))))
     for number in EXPLAINED:
         index = explained.shown[number]
-        photograph = explained.scenes.images[index]
-        plots.plot_images([photograph], [explained.scenes.names[index].split("/")[0]], columns=1, axes=[next(axes)])
+        photograph, ax = explained.scenes.images[index], next(axes)
+        plots.plot_images([photograph], [explained.scenes.names[index].split("/")[0]], columns=1, axes=[ax])
+        ax.title.set_fontsize(9)
         for name in names:
             ax = plots.plot_heat_map(photograph, explained.maps[name][LAYERS[-1]][number], next(axes), colorbar=False)
             ax.set_title(WORDS[name], fontsize=9)

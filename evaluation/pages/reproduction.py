@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,9 @@ from supervised.settings import Experiment
 
 EARLIER_NUMBERS = Path(__file__).with_name("earlier_numbers.csv")
 LEVEL = 0.95  # of the prediction interval
+_SEARCHED = "perturbation_searched_classifier"
 RUNS_NEEDED = 3  # for a prediction interval
+PLATEAU = 0.01  # accuracy below the highest that counts as reached
 KINDS = ("result", "setting", "description")
 REPRODUCED, BETTER, DIFFERS = "reproduced", "better", "differs"
 ONE_RUN, FEWER, OTHER = "one run", "fewer than three runs", "other settings"
@@ -47,13 +50,33 @@ NOT_RUN, CANNOT = "not run", "cannot be run here"
 SAME = "same"
 WORDS = (REPRODUCED, BETTER, DIFFERS, ONE_RUN, FEWER, OTHER, NOT_RUN, CANNOT)
 SETTING_WORDS = (SAME, OTHER, NOT_RUN, CANNOT)
+UNSTATED = (  # what a document leaves open: the experiment and the setting that hold our choice
+    ("000", "factor of a step of the learning rate", "supervised_1", "train.step_factor"),
+    ("000", "epochs between two such steps", "supervised_1", "train.step_epochs"),
+    ("000", "momentum of SGD", "supervised_5", "train.momentum"),
+    ("001", "learning rate of the head after the searched perturbation", _SEARCHED, "train.learning_rate"),
+    ("001", "batch size of that head", _SEARCHED, "batch_size"),
+    ("002", "data", "cifar10_rotation", "data"),
+    ("002", "network", "cifar10_rotation", "network"),
+    ("002", "optimizer", "cifar10_rotation", "train.optimizer"),
+    ("002", "learning rate", "cifar10_rotation", "train.learning_rate"),
+    ("002", "batch size", "cifar10_rotation", "batch_size"),
+    ("002", "epochs of a classifier on frozen features", "cifar10_rotation_classifier", "train.max_epochs"),
+    ("002", "epochs of a classifier that trains them", "cifar10_rotation_finetuned", "train.max_epochs"),
+    ("004", "momentum of SGD", "nature_resnet18_sgd_1e-2", "train.momentum"),
+    ("004", "batch size", "nature_resnet18_sgd_1e-2", "batch_size"),
+    ("004", "augmentation", "nature_resnet18_sgd_1e-2", "augmentation"),
+)
 DOCUMENTS = {
-    "000": "K. Zioło, *Self-Supervised Scene Classification* (undated): EfficientNet-B0 on 15-Scene, fine-tuned with "
-    "labels, and as a frozen network after a rotation and a perturbation pretext, with Score-CAM and model inversion.",
-    "001": "A. Deceuninck, *Artificial Neural Network Project* (2023): the same three models with searched learning "
-    "rates and batch sizes, the perturbation pretext at several epochs, Score-CAM, and images for single filters.",
+    "000": "K. Zioło, *Self-Supervised Scene Classification* (undated), the first report: EfficientNet-B0 on 15-Scene, "
+    "fine-tuned with labels, and as a frozen network after a rotation and a perturbation pretext, with Score-CAM and "
+    "model inversion.",
+    "001": "A. Deceuninck, *Artificial Neural Network Project* (2023), the second report: the same three models with "
+    "searched learning rates and batch sizes, the perturbation pretext at several epochs, Score-CAM, and images for "
+    "single filters.",
     "002": "A. Hernández Ramos, *On the effect of rotation-based self-supervised learning* (undated): a rotation "
-    "pretext on CIFAR-10 with ResNet-18 and ResNet-34, and the classifier with and without it.",
+    "pretext, and the classifier with and without it.  It names neither its data nor its network, but for the "
+    "ResNet-34 of a second trial; we take CIFAR-10 and ResNet-18.",
     "003": "I. Berezin, *Mandatory assignment 1, IN4310* (2023): ResNet-18 from ImageNet weights on six classes of "
     "nature scenes, with a classification report, rankings, feature maps and covariance spectra.",
     "004": "“DF”, *Mandatory assignment 1, IN4310* (undated): the same assignment with ResNet-18 from random and from "
@@ -151,6 +174,8 @@ def _value_of_history(result: dict, series: str, when: str) -> float | None:
     values = series_of(result, series)
     if when in ("lowest", "highest"):
         return min(values) if when == "lowest" else max(values)
+    if when.startswith("from"):
+        return float(np.mean(values[int(when.removeprefix("from")) - 1 :])) if len(values) > 1 else None
     epoch = {"last": len(values), "selected": result["earlier_protocol_epoch"]}.get(when) or int(when)
     return values[epoch - 1] if epoch <= len(values) else None
 
@@ -160,6 +185,8 @@ def _epoch_of_history(result: dict, series: str, when: str) -> float:
     values = series_of(result, series)
     if when in ("lowest", "highest"):
         return 1 + values.index(min(values) if when == "lowest" else max(values))
+    if when == "plateau":
+        return 1 + next(epoch for epoch, value in enumerate(values) if value >= max(values) - PLATEAU)
     if when == "first_perfect":
         return next((epoch for epoch, value in enumerate(values, start=1) if value == 1), math.inf)
     rise = next((epoch for epoch, (last, value) in enumerate(pairwise(values), start=2) if value > last), math.inf)
@@ -254,8 +281,8 @@ def _filter_sum(study: Measured, experiment: str, words: Sequence[str]) -> list[
 
 
 READERS: dict[str, Callable[[Measured, str, Sequence[str]], list[float]]] = {
-    "history": _from_runs(_value_of_history),  # SERIES lowest|highest|last|selected|EPOCH
-    "epoch": _from_runs(_epoch_of_history),  # SERIES lowest|highest|first_perfect|first_rise|before_first_rise
+    "history": _from_runs(_value_of_history),  # SERIES lowest|highest|last|selected|EPOCH|fromEPOCH, which is a mean
+    "epoch": _from_runs(_epoch_of_history),  # SERIES lowest|highest|plateau|first_perfect|first_rise|before_first_rise
     "epoch0": _from_runs(lambda *words: _epoch_of_history(*words) - 1),  # counted from 0
     "epochs_run": _from_runs(lambda result: len(result["history"]["train_loss"])),
     "images": _from_runs(lambda result: sum(result["data"]["images"].values())),  # of all splits
@@ -431,16 +458,28 @@ def results_markdown(compared: pd.DataFrame) -> str:
 
 def settings_markdown(settings: pd.DataFrame) -> str:
     """One line per document, place, quantity, and value of theirs and of ours; experiments that share them together."""
-    lines = ["| document | place | setting | theirs | ours | word | experiments |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| document | place | setting | theirs | ours | word | experiments | remark |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     together: dict[tuple, list[str]] = {}
     for line in settings.to_dict("records"):
         number, ours = line["number"], line["ours"]
         without_ours = {NOT_RUN: "none", CANNOT: "none", SAME: _stated(number)}
         text = without_ours.get(line["word"]) or _in_digits(ours, integer=True)
-        key = (number.document, number.place, number.quantity, _stated(number), text, line["word"])
+        key = (number.document, number.place, number.quantity, _stated(number), text, line["word"], number.note or "-")
         together.setdefault(key, []).append(line["experiment"])
-    for key, experiments in together.items():
-        lines.append(f"| {' | '.join(key)} | {', '.join(f'`{name}`' for name in experiments)} |")
+    for (*cells, remark), experiments in together.items():
+        lines.append(f"| {' | '.join(cells)} | {', '.join(f'`{name}`' for name in experiments)} | {remark} |")
+    return "\n".join(lines)
+
+
+def unstated_markdown() -> str:
+    """What the documents leave open, and what we chose."""
+    lines = ["| document | not stated | ours | experiment |", "|---|---|---|---|"]
+    for document, quantity, name, setting in UNSTATED:
+        value = attrgetter(setting)(EXPERIMENTS[name])
+        lines.append(f"| {document} | {quantity} | {value} | `{name}` |")
     return "\n".join(lines)
 
 
@@ -496,6 +535,8 @@ def _change(experiment: Experiment, other: Experiment) -> str:
         return f"momentum: {experiment.train.momentum:g}, Nesterov's"
     if experiment.train.schedule != other.train.schedule:
         return f"schedule: {experiment.train.schedule}"
+    if experiment.train.learning_rate != other.train.learning_rate:
+        return f"learning rate: {experiment.train.learning_rate:g}"
     if experiment.frozen_mode != other.frozen_mode:
         return f"train mode: {FROZEN_WORDS[experiment.frozen_mode]}"
     if experiment.head != other.head:
@@ -538,6 +579,8 @@ def page(study: Measured, numbers: Sequence[EarlierNumber]) -> str:
         tables="\n\n".join(tables),
         setting_counts=", ".join(f"{word}: {setting_words[word]}" for word in SETTING_WORDS),
         settings=settings_markdown(settings),
+        pairs=len(settings),
+        unstated=unstated_markdown(),
         hypotheses=hypotheses_markdown(study, numbers),
         contradictions=contradictions_markdown(numbers),
     )
@@ -552,8 +595,9 @@ Written by `python -m evaluation.pages.reproduction` (or `make pages`) from the 
 
 {reports}
 
-The CSV holds every number of the five reports: {results} results, {setting_numbers} settings, and {descriptions}
-descriptions of data and code, which have nothing to compare.
+The CSV holds the numbers of the five reports: {results} results, {setting_numbers} settings, and {descriptions}
+descriptions of data and code, with which nothing is compared. A result that a report repeats, or that can be read in
+two ways, has a line for each.
 
 ## The words
 
@@ -568,7 +612,8 @@ descriptions of data and code, which have nothing to compare.
 | cannot be run here | The remark gives the reason. |
 
 The prediction interval of n runs with mean m and standard deviation s is m ± t s √(1 + 1/n). Here t has n - 1 degrees
-of freedom, and n is at least 3. Each number of theirs comes from one training.
+of freedom, and n is at least 3. With three runs it reaches five standard deviations to each side, so *reproduced* then
+says little. We take each number of theirs as that of one training.
 
 *Validation accuracy* is under the earlier protocol: the epoch is selected, and the accuracy reported, on the same
 images (all 2,985 of 15-Scene). This is optimistic. Our own comparisons use separate test images, see
@@ -576,14 +621,15 @@ images (all 2,985 of 15-Scene). This is optimistic. Our own comparisons use sepa
 
 ## The initial weights
 
-Our EfficientNet-B0 starts from the convolution, squeeze-excitation and BatchNorm affine tensors of an ImageNet network,
-which are torchvision's `IMAGENET1K_V1` as far as we can tell. The running means and variances of its BatchNorm layers
-were re-estimated on 1,000 ImageNet photographs, because the published statistics were not available. A run from
-torchvision's download therefore differs from ours in these statistics only, and its accuracies may differ a little.
+Our EfficientNet-B0 starts from a file that holds the convolution, squeeze-excitation and BatchNorm affine tensors of an
+ImageNet network. As far as we can tell these are torchvision's `IMAGENET1K_V1`. The file has no running means and
+variances of BatchNorm, and nothing could be downloaded for this study, so these were re-estimated on 1,000 ImageNet
+photographs. If we are right, a run from torchvision's download differs from ours in these statistics only, and its
+accuracies may differ a little.
 
-The evidence for the first sentence is table 7 of document 001 below: the filters of the last convolution with the three
-highest sums of weights are the same in its models and in ours. Every result file records the file name and the SHA-256
-of its initial weights.
+The evidence is table 7 of document 001 below: the filters of the last convolution with the three highest sums of
+weights are the same in its models and in ours. The other tensors could not be compared. Every result file records the
+file name and the SHA-256 of its initial weights.
 
 ### Comparable numbers from torchvision's download
 
@@ -618,36 +664,47 @@ then `python train.py supervised_long --weights re_estimated.pth`.
 
 ## Results
 
-*ours* is the mean over runs. With three runs or more its prediction interval follows. *mixed* marks runs from several
-machines, torch versions or precisions. Losses are in nats per image, and epochs count from 1 unless the remark says
-otherwise.
+*ours* is the mean over runs. With three runs or more its prediction interval follows. *mixed* marks lines whose runs
+come from several machines, torch versions or precisions. Losses are in nats per image, and epochs count from 1 unless
+the remark says otherwise.
 
 {tables}
 
 ## What the reports may have done
 
-Our accuracies with SGD and of frozen features are further from the reports' than others. Document 000 names no momentum
-of SGD; one is tried, and so is a learning rate that takes no steps. Three hypotheses are tested on frozen features:
+Three kinds of our accuracies are far from the reports': with SGD, those of document 000 on frozen features, and those
+of document 001 on frozen features after the searched perturbation. Document 000 names no momentum of SGD; one is tried,
+and so is a learning rate that takes no steps. Four hypotheses are tested on frozen features:
 
 - "Frozen" features were left in train mode, a mistake that is made on purpose here. No gradient changes them, but
   BatchNorm normalizes by each training batch and moves its statistics to the scenes, and stochastic depth drops blocks.
 - The pretext was read in an earlier epoch. That of document 000 is perfect after its first one, so this may be the
-  epoch that was kept. Ours goes on to be more accurate, while its features get worse.
+  epoch that was kept. Epochs 1 and 2 are of `perturbation_1_short`, the others of `perturbation_1`.
 - The features are there, but a plain head hardly learns from them: a pretext can shrink features, and BatchNorm before
   the head undoes that.
+- The head of document 001 had another learning rate, which was searched and is not stated.
 
-Accuracies are under the earlier protocol, with the prediction interval of three runs or more.
+Accuracies are under the earlier protocol. With three runs or more the prediction interval follows, and whether theirs
+lies in it. Where this interval is wide, *inside* says only that a hypothesis is possible.
 [results.md](results.md) compares each experiment with the one that it changes.
 
 {hypotheses}
 
 ## Settings
 
-What the reports state about their trainings, and what our experiments have ({setting_counts}).
-All results of an experiment with another setting get the words *other settings* above, and so do those of a classifier
+What the reports state in numbers about their trainings, and what our experiments have. A line holds the experiments
+that share a setting; of the {pairs} pairs of a setting and an experiment are {setting_counts}.
+All results of an experiment with another number get the words *other settings* above, and so do those of a classifier
 on the features of such a pretext.  The results above say why an experiment cannot be run here.
 
 {settings}
+
+### What the reports leave open
+
+{unstated}
+
+Early stopping of document 000 looks at all 2,985 validation images, ours at val alone. Its table of settings has other
+transforms for its two pretexts than its text; ours are those of the text.
 
 ## Where the documents contradict themselves or the facts
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from data.files import CODE, root_folder, run_command, write_text
+from evaluation.checkpoints import read_released
+from evaluation.publish import float32_accuracy
 from evaluation.results import (
     DETERMINISTIC,
     EARLIER_CLAIMS,
@@ -31,6 +33,7 @@ from self_supervised.settings import (
     CIFAR10_PRETEXTS,
     CLASSIFIER_EXPERIMENTS,
     JOINT_EMBEDDINGS,
+    LATER_QUESTIONS,
     NATURE_PRETEXTS,
     NATURE_PROBES,
     PRETEXT_EXPERIMENTS,
@@ -55,14 +58,17 @@ SHORT_TABLE = {  # the experiments of README.md, and what each is
     "distilled_long": "distilled from three fine-tuned networks",
 }
 HEADLINES = {  # an experiment with `compared_with`, and both in words
-    "byol_classifier": ("Frozen features after BYOL", "the ImageNet features that it began with"),
-    "rotation_gentle_classifier": ("Frozen features after gentle rotation", "ImageNet features with the same head"),
+    "byol_classifier": (
+        "By logistic regression, frozen features after BYOL",
+        "the ImageNet features that it began with",
+    ),
+    "rotation_gentle_classifier": ("With a trained head, frozen features after gentle rotation", "ImageNet features"),
     "perturbation_gentle_classifier": (
-        "Frozen features after gentle perturbation",
-        "ImageNet features with the same head",
+        "With a trained head, frozen features after gentle perturbation",
+        "ImageNet features",
     ),
     "imagenet_classifier_best": (
-        "Frozen ImageNet features without a pretext",
+        "Frozen ImageNet features with a trained head",
         "fine-tuning for 20 epochs",
     ),
 }
@@ -98,9 +104,10 @@ COMPARING = """Every comparison is over all runs of both experiments, on the sam
 sampling of test images and the variance of the seeds of each side.  The comparisons of a family share the level of
 0.05 (Bonferroni).  The families and their numbers of comparisons, run, not run or deleted before they were run:
 {families}.{primary}  p is below 0.05 exactly when the interval excludes 0.  "Inconclusive" does not say that both are
-equal.  1* is a single run: the seed variance of that side is unknown, so the interval is too narrow.  "Old and new
-augmentation": images were rotated by two versions of the code, see docs/performance.md."""
-
+equal.  1* is a single run: the seed variance of that side is unknown, so the interval is too narrow."""
+EXPLORATORY = """  *Later questions* were asked after other results had been seen; their verdicts are exploratory."""
+ACROSS_AUGMENTATIONS = """  "Old and new augmentation": images were rotated by two versions of the code, see
+docs/performance.md."""
 
 ENSEMBLES = """Mean class probabilities of several runs, by `evaluation/ensemble.py`; each costs as many networks.
 **Earlier protocol** is the accuracy on val and test together, at epochs that were chosen on val alone."""
@@ -181,13 +188,15 @@ def markdown(table: pd.DataFrame, index: str | None = None) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def comparing_text() -> str:
-    """How to read the comparisons, and how many each family has."""
+def comparing_text(table: pd.DataFrame) -> str:
+    """How to read the table of `results.comparisons`, and how many comparisons each family has."""
     families = {pair.family: pair.comparisons for pair in pairs_to_compare()}
     primary = (
         f"  The comparison of {PRIMARY} is primary and a family of its own." if families.pop(PRIMARY_FAMILY, 0) else ""
     )
-    return COMPARING.format(families=", ".join(f"{name} ({many})" for name, many in families.items()), primary=primary)
+    text = COMPARING.format(families=", ".join(f"{name} ({many})" for name, many in families.items()), primary=primary)
+    text += EXPLORATORY if LATER_QUESTIONS in families else ""
+    return text + (ACROSS_AUGMENTATIONS if table["across_augmentations"].any() else "")
 
 
 def headlines(results: Mapping[str, dict], table: pd.DataFrame) -> list[str]:
@@ -218,12 +227,19 @@ def _headline(line: Mapping, experiment: str, other: str) -> str:
 
 
 def short_table(results: Mapping[str, dict], published: Path) -> pd.DataFrame:
-    """The experiments of README.md that have results, as text, with links to released weights."""
+    """The experiments of README.md that have results, as text; the test accuracies of released weights are links."""
     table = shown_experiments(experiments_table(of_experiments(results, SHORT_TABLE)))
     table.insert(0, "what it is", [SHORT_TABLE[name] for name in table.index])
-    links = {name: f"[weights](published/{name}.md)" for name in table.index}
-    table["released"] = [link if (published / f"{name}.md").exists() else "" for name, link in links.items()]
+    table["released"] = [_released(name, results, published / f"{name}.safetensors") for name in table.index]
     return table[["what it is", "runs", "test (95 % interval)", "earlier protocol", "earlier report", "released"]]
+
+
+def _released(name: str, results: Mapping[str, dict], path: Path) -> str:
+    """The test accuracy of a released file, as the commands compute it, as a link to its card; "" if there is none."""
+    if not path.exists():
+        return ""
+    accuracy = float32_accuracy(name, read_released(path))
+    return f"[{results[name]['test_accuracy'] if accuracy is None else accuracy:.4f}](published/{name}.md)"
 
 
 def readme_part(results: Mapping[str, dict], published: Path) -> str:
@@ -266,13 +282,13 @@ def versions(results: Mapping[str, dict]) -> pd.DataFrame:
 
 def results_page(results: Mapping[str, dict], folder: Path) -> str:
     """docs/results.md: all experiments and comparisons, by data set; `folder` holds the tables of ensembles."""
+    compared = comparisons(results)
     parts = [
         "# Results",
         "Written by `make pages` from the files in `results/full`; no number is typed.",
         READING,
-        comparing_text(),
+        comparing_text(compared),
     ]
-    compared = comparisons(results)
     for data in dict.fromkeys(section[0] for section in SECTIONS):
         parts.append(f"## {data}")
         names = []

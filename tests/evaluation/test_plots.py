@@ -49,6 +49,28 @@ def test_accuracies_are_plotted_from_top_to_bottom_with_their_intervals():
     assert interval.lines[2][0].get_segments()[1][:, 0].tolist() == pytest.approx([0.4, 0.6])
 
 
+def test_a_kind_of_features_has_one_color_and_every_name_its_own_style():
+    names = ["BYOL", "BYOL with neighbours", "ImageNet", "rotation, epoch 3", "rotation, epoch 6", "unknown", "other"]
+    styles = plots.styles_of(names)
+    assert len({(style["color"], style["marker"], str(style["linestyle"])) for style in styles.values()}) == len(names)
+    assert len({style["marker"] for style in list(styles.values())[:5]}) == 5
+    alone = plots.styles_of(["neighbours", "byol_classifier", "cifar10_byol"])
+    assert alone["byol_classifier"] == styles["BYOL"] and alone["cifar10_byol"]["marker"] != styles["BYOL"]["marker"]
+    assert plots.styles_of(["random"], kinds={})["random"]["color"] == plots.OTHERS[0][0]
+
+
+def test_names_of_no_kind_and_curves_of_one_kind_can_be_distinguished_without_color():
+    for names in ([f"name {number}" for number in range(5)], [f"rotation {number}" for number in range(5)]):
+        styles = plots.styles_of(names).values()
+        assert len({str(style["linestyle"]) for style in styles}) == len({style["marker"] for style in styles}) == 5
+
+
+def test_measures_and_losses_have_words_and_units():
+    assert plots.in_words("val_loss") == "val loss (nats per image)"
+    assert plots.in_words("val_accuracy") == "val accuracy"
+    assert "_" not in plots.in_words("neighbour_purity") + plots.in_words("rank_me")
+
+
 def searched(*values):
     return pd.DataFrame(
         {"learning_rate": [1e-5, 1e-3, 1e-2][: len(values)], "batch_size": [4, 8, 16][: len(values)], "value": values}
@@ -63,7 +85,7 @@ def test_trials_have_a_panel_per_search_with_shared_colors_and_the_best_ringed()
     assert trials.get_offsets().tolist() == [[1e-5, 4], [1e-3, 8], [1e-2, 16]]
     assert ring.get_offsets().tolist() == [[1e-3, 8]]
     assert trials.get_clim() == random.collections[0].get_clim() == (0.5, 3.0)
-    assert colour_bar.get_ylabel() == "val loss"
+    assert colour_bar.get_ylabel() == plots.in_words("val_loss")
 
 
 def test_best_so_far_is_the_mean_over_seeds_in_the_band_of_all():
@@ -92,7 +114,10 @@ def test_loss_curves_are_in_the_panel_of_their_settings_colored_by_convergence()
     axes = np.reshape(figure.axes, (2, 2))
     losses = [[[line.get_ydata().tolist() for line in ax.lines] for ax in line] for line in axes]
     assert losses == [[[[0.0, -2.0]], []], [[[0.0, -1.0]], [[0.0, -3.0]]]]
-    assert [line.get_color() for ax in axes[1] for line in ax.lines] == ["tab:green", "tab:red"]
+    lines = [line for ax in axes[1] for line in ax.lines]
+    assert [line.get_label() for line in lines] == ["converged", "did not converge"]
+    assert [line.get_linestyle() for line in lines] == ["-", "--"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["converged", "did not converge"]
     assert axes[0, 1].get_title() == "weight decay 10" and axes[1, 0].get_ylabel() == "learning rate\n1"
 
 
@@ -126,13 +151,15 @@ def test_a_heat_map_is_over_the_gray_image_with_a_color_bar():
     gray, overlay = ax.images
     assert gray.get_array()[0, 0] == 80 and gray.get_clim() == (0, 255)
     assert np.array_equal(overlay.get_array(), np.eye(8)) and overlay.get_clim() == (0, 1)
-    assert overlay.get_cmap().name == "jet" and overlay.colorbar is not None
+    assert overlay.get_cmap().name == "jet" and overlay.colorbar.ax.get_ylabel() == plots.MAP_VALUES
 
 
 def test_a_sheet_has_a_line_per_image_and_a_column_per_map():
     images = [np.zeros((channels, 8, 8), dtype=np.uint8) for channels in (1, 3)]
     maps = {"layer 1": np.stack([np.eye(8), 0.5 * np.eye(8)]), "layer 8": np.zeros((2, 8, 8))}
-    axes = [ax for ax in plots.draw_heat_map_sheet(images, ["a", "b"], maps).axes if ax.images]
+    figure = plots.draw_heat_map_sheet(images, ["a", "b"], maps)
+    axes = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_ylabel() for ax in figure.axes if not ax.images] == [plots.MAP_VALUES]
     assert [ax.get_title() for ax in axes[:6]] == ["a", "layer 1", "layer 8", "b", "", ""]
     assert axes[4].images[1].get_array().max() == 0.5
     across = [ax for ax in plots.draw_heat_map_sheet(images, ["a", "b"], maps, images_across=True).axes if ax.images]
@@ -187,7 +214,10 @@ def test_a_spectrum_has_no_zeros():
 
 def test_histories_have_a_panel_per_result_with_the_chosen_epoch_marked():
     results = {name: {"history": {"val_accuracy": [0.2, 0.6, 0.5]}, "epoch": 2} for name in ("a", "b", "c", "d")}
-    axes = plots.draw_histories(results, columns=3).axes
+    figure = plots.draw_histories(results, columns=3)
+    axes = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()][0] == "val"
+    assert len(figure.legends) == 1 and all(ax.get_legend() is None for ax in axes)
     assert [ax.get_title() for ax in axes] == ["a", "b", "c", "d", "", ""]
     val, chosen = axes[3].lines
     assert val.get_ydata().tolist() == [0.2, 0.6, 0.5] and chosen.get_xdata() == [2, 2]
@@ -208,6 +238,7 @@ def test_probes_have_a_line_of_panels_per_group_and_a_column_per_probe():
         for probe, accuracy in (("linear", 0.6), ("20 nearest", 0.4))
     )
     axes = plots.draw_probes({"a": table}, {"first": ["a", "b"], "second": ["b"]}).axes
+    assert [ax.get_legend() is not None for ax in axes] == [False, True, False, False]
     assert [ax.get_title() for ax in axes] == [
         "first: linear",
         "first: 20 nearest",
@@ -248,6 +279,7 @@ def test_lines_of_images_have_their_names_and_titles():
 def test_columns_by_stage_have_a_panel_each():
     table = pd.DataFrame({"stage": [0, 1], "rank_me": [1.0, 2.0], "purity": [0.1, 0.2]})
     axes = plots.draw_columns_by_stage({"a": table, "b": table}, ["rank_me", "purity"]).axes
+    assert [ax.get_ylabel() for ax in axes] == [plots.in_words("rank_me"), "purity"]
     assert [[line.get_ydata().tolist() for line in ax.lines] for ax in axes] == [[[1.0, 2.0]] * 2, [[0.1, 0.2]] * 2]
 
 
@@ -298,7 +330,7 @@ def test_histories_and_groups_plot_the_quantity_that_is_asked_for():
     (ax,) = plots.draw_histories(results, quantity="loss").axes
     assert [line.get_ydata().tolist() for line in ax.lines[:2]] == [[2.0], [3.0]]
     (ax,) = plots.draw_curve_groups({"one": ["a"]}, results, quantity="test_loss").axes
-    assert ax.lines[0].get_ydata().tolist() == [3.0] and ax.get_ylabel() == "test loss"
+    assert ax.lines[0].get_ydata().tolist() == [3.0] and ax.get_ylabel() == plots.in_words("test_loss")
 
 
 def test_spectra_stand_by_source_above_those_of_fewer_images():
@@ -325,3 +357,27 @@ def test_differences_are_plotted_with_their_intervals_and_a_mark():
     assert interval.lines[2][0].get_segments()[0].tolist() == [[0.0, 1.0], [pytest.approx(0.3), 1.0]]
     assert [line.get_xdata()[0] for line in ax.lines[-2:]] == [0, 0.03]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a\nminus c", "b\nminus c"]
+
+
+def covered(legend, figure, lines) -> bool:
+    """Whether the box of a legend has a point of a line in it."""
+    figure.canvas.draw()
+    box = legend.get_window_extent()
+    points = [line.get_transform().transform(line.get_path().interpolated(50).vertices) for line in lines]
+    return any(box.contains(x, y) for x, y in np.concatenate(points))
+
+
+def test_legends_of_training_curves_cover_no_curve():
+    high = {"history": {"val_accuracy": [0.0, 1.0, 0.0, 1.0, 0.5], "val_loss": [0.0, 1.0] * 3}, "epoch": 2}
+    results = {f"a long name of experiment {number}": high for number in range(5)}
+    losses = pd.DataFrame({f"class {number}": [number, 0.0, 4.0] for number in range(15)})
+    figures = [
+        plots.draw_histories(results),
+        plots.draw_curve_groups({"one": list(results), "two": list(results)[:2]}, results),
+        plots.draw_inversion_losses({"one": losses, "two": losses}),
+    ]
+    for figure in figures:
+        legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
+        assert legends
+        lines = [line for ax in figure.axes for line in ax.lines if len(line.get_xdata()) > 2]
+        assert not any(covered(legend, figure, lines) for legend in legends)

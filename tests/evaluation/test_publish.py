@@ -10,14 +10,15 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from data.files import CODE, digest_of_file
-from evaluation import publish
+from data.files import CODE, digest_of_file, digest_of_tensors
+from evaluation import novelty, publish
 from evaluation.checkpoints import load_trained, read_released
 from runs import FORMAT
 from supervised.models import SceneClassifier, estimate_batchnorm
@@ -169,7 +170,7 @@ def result(model, root, monkeypatch):
     """The result of an experiment whose checkpoint lies in the root folder, with eight test images of its own."""
     images, labels = torch.randn(8, 3, 64, 64), torch.tensor([0, 1] * 4)
     with torch.inference_mode():
-        correct = (model(images).argmax(dim=1) == labels).double()
+        predictions = model(images).argmax(dim=1)
     identity = {
         "settings": SETTINGS,
         "data": {"name": "15scene", "images": {"train": 4, "val": 4, "test": 8}},
@@ -178,9 +179,11 @@ def result(model, root, monkeypatch):
     result = {
         "name": NAME,
         "epoch": 3,
-        "test_accuracy": correct.mean().item(),
+        "test_accuracy": (predictions == labels).double().mean().item(),
         "test_accuracy_by_class": {"coast": 0.5, "forest": 0.25},
         "labels": {"test": labels.tolist()},
+        "predictions": {"test": predictions.tolist()},
+        "class_names": ["coast", "forest"],
         "history": {"val_loss": [1.0] * 4},
         **{"precision": "float32", "device": "cpu", "versions": {"torch": "2"}},
     }
@@ -251,10 +254,121 @@ def test_a_card_names_the_ensemble_that_a_network_was_distilled_from(result, tmp
     about = read_released(publish.make(NAME, tmp_path))
     about["identity"]["settings"] = {**SETTINGS, "freeze_features": False, "frozen_stages": 4}
     about["identity"]["teachers"] = {"runs": [{"weights": "one, epoch best"}, {"weights": "other, epoch best"}]}
-    card = publish.card({**result, "precision": "bfloat16"}, about, 1, "abc", 0.4321)
+    quality = {"top 1": 0.4321, "calibration error": 0.1, "mean confidence": 0.5}
+    card = publish.card_text({**result, "precision": "bfloat16"}, about, 1, "abc", quality)
     assert "in float32, as the commands compute, 0.4321" in card
     assert "all but the first 4 stages were trained" in card
     assert "ensemble of 2: one, epoch best; other, epoch best" in card
+
+
+def row_of(card: str, name: str) -> str:
+    """What stands in the table of a card beside a name."""
+    (found,) = re.findall(rf"^\| {re.escape(name)}[^|]* \| (.*) \|$", card, re.MULTILINE)
+    return found
+
+
+def test_the_confusions_on_a_card_are_those_of_the_result(result, tmp_path):
+    about = read_released(publish.make(NAME, tmp_path))
+    predictions = {"test": [0, 0, 0, 0, 1, 0, 0, 1]}  # of 0, 1, 0, 1, ...
+    card = publish.card_text({**result, "predictions": predictions}, about, 1, "abc")
+    assert row_of(card, "most frequent confusions") == "forest taken for coast (3), coast taken for forest (1)"
+    card = publish.card_text({**result, "predictions": result["labels"]}, about, 1, "abc")
+    assert row_of(card, "most frequent confusions") == "none"
+
+
+INITIAL = "those of the initial ImageNet weights"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pretext_run": "byol", "batchnorm": "pretext"}, f"{INITIAL}, which the pretext kept"),
+        (
+            {"pretext_run": "byol_batchnorm_trained", "batchnorm": "pretext"},
+            "those of the pretext, byol_batchnorm_trained",
+        ),
+        ({"pretext_run": "rotation_tuned", "batchnorm": "pretext"}, "those of the pretext, rotation_tuned"),
+        ({"pretext_run": "rotation_tuned", "batchnorm": "initial"}, INITIAL),
+        ({"pretext_run": "byol", "batchnorm": "estimated"}, "estimated on the training images"),
+        ({"pretext_run": "", "batchnorm": "pretext"}, INITIAL),  # a probe of the initial weights
+        ({"frozen_mode": "stochastic_depth"}, INITIAL),
+        ({"frozen_mode": "batchnorm"}, "those of this training"),
+        ({"freeze_features": False}, "those of this training"),
+        (
+            {"freeze_features": False, "frozen_stages": 4},
+            f"those of this training; in the first 4 stages, which were frozen, {INITIAL}",
+        ),
+        ({"weights": "random"}, "estimated on the training images"),
+        ({"weights": "random", "freeze_features": False}, "those of this training"),
+        ({"weights": "a user's file"}, "those of the initial weights"),
+    ],
+)
+def test_a_card_says_where_the_statistics_of_batchnorm_come_from(changes, words, result, tmp_path):
+    about = read_released(publish.make(NAME, tmp_path))
+    settings = {**SETTINGS, **changes}
+    began_with = {"weights": settings.pop("weights", "ImageNet features")}
+    provenance = {"weights": "of a pretext", "began_with": began_with} if settings.get("pretext_run") else began_with
+    about["identity"] |= {"settings": settings, "initial_weights": provenance}
+    assert row_of(publish.card_text(result, about, 1, "abc"), "BatchNorm statistics") == words
+
+
+def test_what_the_committed_cards_say_of_batchnorm_is_true_of_the_files():
+    statistics, words = {}, {}
+    for path in publish.FOLDER.glob("*.safetensors"):
+        model = read_released(path)["model"]
+        statistics[path.stem] = {name: each for name, each in model.items() if re.match(r"features.*running_", name)}
+        words[path.stem] = row_of(path.with_suffix(".md").read_text(), "BatchNorm statistics")
+
+    def share_that_is_kept(name: str, stages: str) -> float:
+        of_stages = [each for each in statistics[name] if re.match(rf"features\.[{stages}]\.", each)]
+        return np.mean([torch.equal(statistics[name][each], initial[each]) for each in of_stages])
+
+    initial = statistics["byol_classifier"]
+    assert words["byol_classifier"] == f"{INITIAL}, which the pretext kept"
+    assert words["distilled_long"].endswith(f"in the first 4 stages, which were frozen, {INITIAL}")
+    assert (share_that_is_kept("distilled_long", "0-3"), share_that_is_kept("distilled_long", "4-8")) == (1, 0)
+    for name in ("rotation_classifier_tuned_10", "perturbation_classifier_tuned_3"):
+        assert words[name].startswith("those of the pretext") and share_that_is_kept(name, "0-8") == 0
+
+
+def test_a_card_says_how_many_images_are_flagged_if_the_description_is_of_these_weights(result, tmp_path, root):
+    path, row = publish.make(NAME, tmp_path / "published"), "flagged as unlike the training images"
+    assert row_of(path.with_suffix(".md").read_text(), row).startswith("none")
+    features = np.random.default_rng(0).normal(size=(20, 4))
+    splits = {"train": (features, None), "val": (features[:8], None)}
+    described = path.with_name(f"{NAME}{publish.NOVELTY}")
+    novelty.fit_novelty(splits, "other weights").write(described)
+    table = pd.DataFrame(
+        [
+            (NAME, "15scene, val", 8, 1),
+            (NAME, "15scene, test", 8, 2),
+            (NAME, "CIFAR-10", 4, 3),
+            ("other", "ImageNet", 4, 4),
+        ],
+        columns=["model", "images", "number", "flagged"],
+    )
+    assert row_of(publish.card(result, path), row).startswith("none")
+    novelty.fit_novelty(splits, novelty.digest_of_features(load_trained(path))).write(described)
+    assert row_of(publish.card(result, path), row) == "not measured"
+    table.to_csv(root / "results" / "full" / "novelty.csv", index=False)
+    assert (
+        row_of(publish.card(result, path), row) == "test images, by mistake: 2 of 8 (0.250); CIFAR-10: 3 of 4 (0.750)"
+    )
+
+
+def test_a_card_has_the_calibration_of_its_own_weights_alone(result, tmp_path, root):
+    path = publish.make(NAME, tmp_path / "published")
+    about, folder = read_released(path), root / "results" / "full" / "explanations" / NAME
+    assert row_of(publish.card(result, path), "calibration") == "not measured"
+    folder.mkdir(parents=True)
+    np.savez(folder / "test.npz", labels=[0, 0, 1, 1], probabilities=[[0.6, 0.4]] * 4)
+    (folder / "weights.json").write_text(json.dumps({"weights": "others"}))
+    assert row_of(publish.card(result, path), "calibration") == "not measured"
+    assert publish.float32_accuracy(NAME, about) is None
+    (folder / "weights.json").write_text(json.dumps({"weights": digest_of_tensors(about["model"])}))
+    assert publish.float32_accuracy(NAME, about) == 0.5
+    words = row_of(publish.card(result, path), "calibration")
+    assert [float(each) for each in re.findall(r"0\.\d+", words)] == [0.1, 0.6, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -280,9 +394,8 @@ def test_each_committed_card_is_made_of_its_file_and_its_result(path):
     assert about["identity"]["settings"] == result["settings"]
     digest = digest_of_file(path)
     assert json.loads((publish.FOLDER / publish.DIGESTS).read_text())[path.stem] == digest
-    in_float32 = publish.float32_accuracy(path.stem, about)
-    assert path.with_suffix(".md").read_text() == publish.card(result, about, path.stat().st_size, digest, in_float32)
-    assert abs(in_float32 - result["test_accuracy"]) < 0.003
+    assert path.with_suffix(".md").read_text() == publish.card(result, path)
+    assert abs(publish.float32_accuracy(path.stem, about) - result["test_accuracy"]) < 0.003
     assert abs(about["measured"]["test_accuracy"] - result["test_accuracy"]) < 0.003
 
 

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chi2_contingency, norm, ttest_1samp, ttest_ind, ttest_rel
+from scipy.stats import t as student_t
 
 from evaluation.statistics import (
     accuracy_interval,
@@ -75,10 +76,8 @@ def two_sides(draw):
 def test_p_is_below_5_percent_exactly_when_the_interval_excludes_0(sides):
     one, other, comparisons = sides
     found = compare(one, other, comparisons)
-    if np.isnan(found.low):  # no variance, no interval
-        assert np.ptp(one.mean(axis=0) - other.mean(axis=0)) == 0
-        return
-    assert -1 <= found.low <= found.difference <= found.high <= 1 and 0 <= found.p_value <= 1
+    assert -1 <= found.low <= found.difference <= found.high <= 1 and found.low < found.high
+    assert 0 <= found.p_value <= 1
     assert (found.p_value < 0.05) == (found.low > 0 or found.high < 0) == (found.verdict != "inconclusive")
     back = compare(other, one, comparisons)
     assert (back.difference, back.low, back.high) == pytest.approx((-found.difference, -found.high, -found.low))
@@ -94,13 +93,13 @@ def test_without_seed_variance_it_is_the_paired_t_test():
     assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
 
 
-def test_where_all_images_are_alike_it_is_welchs_test_of_the_accuracies():
-    # An accuracy of 0.9 in every image leaves no variance over images.
+def test_where_all_of_many_images_are_alike_it_is_welchs_test_of_the_accuracies():
+    # An accuracy of 0.9 in every image leaves no variance over images, and so many images are hardly a sample.
     accuracies = np.array([0.90, 0.92, 0.91]), np.array([0.80, 0.85, 0.82, 0.84])
-    one, other = (np.repeat(each[:, None], 50, axis=1) for each in accuracies)
+    one, other = (np.repeat(each[:, None], 100_000, axis=1) for each in accuracies)
     found, expected = compare(one, other), ttest_ind(*accuracies, equal_var=False)
-    assert found.p_value == pytest.approx(expected.pvalue)
-    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.p_value == pytest.approx(expected.pvalue, rel=1e-2)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)), abs=1e-4)
 
 
 def test_a_family_divides_the_level_and_multiplies_p():
@@ -132,14 +131,50 @@ def test_the_seeds_of_each_side_widen_the_interval():
     assert widths[0] < widths[1] < widths[2]
 
 
-def test_without_variance_there_is_no_interval_and_the_sign_test_gives_the_verdict():
+def agresti_and_min(one, other, freedom, comparisons=1):
+    """Low and high from the table of Agresti and Min 2005, with 1/2 in each cell, by Student's t."""
+    both, first, second, neither = (
+        0.5 + np.sum((one == a) & (other == b)) for a, b in ((1, 1), (1, 0), (0, 1), (0, 0))
+    )
+    images = both + first + second + neither
+    error = np.sqrt(first + second - (first - second) ** 2 / images) / images
+    reach = student_t.isf(0.025 / comparisons, freedom) * error
+    return (first - second) / images - reach, (first - second) / images + reach
+
+
+@pytest.mark.parametrize("comparisons", [1, 22])
+@pytest.mark.parametrize("images", [2, 9, 2000])
+def test_two_runs_that_agree_in_every_image_are_not_known_to_be_equal(images, comparisons):
+    run = (np.arange(images) % 9 > 0).astype(float)
+    found = compare(run, run, comparisons)
+    assert (found.difference, found.p_value, found.verdict) == (0, 1, "inconclusive")
+    low, high = agresti_and_min(run, run, images - 1, comparisons)
+    assert (found.low, found.high) == pytest.approx((max(low, -1), min(high, 1)))
+    assert found.low == -found.high < 0
+    thirds = np.array([[1 / 3, 0.1], [1, 0.2], [1 / 3, 0.3]])  # in another order, their means differ by rounding
+    assert compare(thirds, thirds[[2, 0, 1]]).high > 0.1
+    more = compare(np.tile(run, 4), np.tile(run, 4), comparisons)
+    assert more.high < found.high  # more images that agree show more
+
+
+def test_runs_that_differ_by_the_same_in_every_image_have_an_interval_and_a_verdict():
     right, wrong = np.ones((2, 10)), np.zeros((2, 10))
-    same, apart = compare(right, right), compare(right, wrong)
-    assert (same.difference, same.p_value, same.verdict) == (0, 1, "inconclusive")
-    assert np.isnan([same.low, same.high, apart.low, apart.high]).all()
-    assert apart.p_value == pytest.approx(binomtest(10, 10).pvalue)
-    assert (apart.verdict, compare(wrong, right).verdict) == ("better", "worse")
+    apart, back = compare(right, wrong), compare(wrong, right)
+    low, high = agresti_and_min(right[0], wrong[0], 9)
+    assert apart.difference == 1 and (apart.low, apart.high) == pytest.approx((low, min(high, 1)))
+    assert (apart.verdict, back.verdict) == ("better", "worse") and back.low == -apart.high
     assert compare(right[:, :3], wrong[:, :3]).verdict == "inconclusive"  # three images show little
+
+
+def test_seeds_widen_the_interval_of_sides_that_agree_in_every_image():
+    runs = np.ones((3, 50))
+    runs[1, :5] = 0
+    images_only = compare(runs, runs, deterministic=(True, True))
+    found = compare(runs, runs)
+    assert (images_only.low, images_only.high) == pytest.approx(agresti_and_min(runs[0], runs[0], 49))
+    assert (found.difference, found.p_value) == (0, 1) and found.high > images_only.high
+    of_images, of_seeds = (1 / 52**2, 49), (runs.mean(axis=1).var(ddof=1) / 3, 2)
+    assert (found.low, found.high) == pytest.approx(estimate(0, [of_images, of_seeds, of_seeds])[:2])
 
 
 @pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3, 0.5, -7e5])
@@ -147,6 +182,7 @@ def test_equal_differences_have_no_variance_though_rounding_may_leave_some(value
     three, ten = mean_difference([value] * 3), mean_difference([value] * 10)
     assert np.isnan([three.low, three.high, ten.low, ten.high]).all()
     assert three.verdict == "inconclusive" and ten.verdict == ("better" if value > 0 else "worse")
+    assert ten.p_value == pytest.approx(binomtest(10, 10).pvalue)  # the sign test
     assert not np.isnan(mean_difference([value, value, value * (1 + 1e-6)]).low)
 
 

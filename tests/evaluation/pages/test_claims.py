@@ -13,8 +13,10 @@ from evaluation.pages.claims import (
     beside_table,
     claims_table,
     maps_table,
+    maps_verdict,
     overfitting,
     page,
+    spread_of_runs,
     write_page,
 )
 from evaluation.pages.reproduction import EarlierNumber
@@ -41,12 +43,59 @@ def test_a_claim_holds_does_not_hold_or_is_inconclusive(claims):
     claims(CLAIM, replace(CLAIM, experiment="two", compared_with="one"))
     runs = {**seeds("one", range(5)), **seeds("two", range(40))}
     table = claims_table(runs)
-    assert table["verdict"].tolist() == ["**holds**", "**does not hold**"]
+    assert table["verdict"].tolist() == ["**holds** (one run each)", "**does not hold** (one run each)"]
     assert table["measured"][0] == "one against two: 0.9500, 0.6000" and table["runs"][0] == "1*, 1*"
     assert table["difference (interval)"][0].startswith("+0.3500 (+0.2")
     claims(replace(CLAIM, direction="worse"))
-    assert claims_table(runs)["verdict"].tolist() == ["**does not hold**"]
+    assert claims_table(runs)["verdict"].tolist() == ["**does not hold** (one run each)"]
     assert claims_table({**runs, **seeds("two", range(6))})["verdict"].tolist() == ["inconclusive"]
+
+
+def test_a_verdict_says_which_sides_are_single_runs_of_random_seed(claims):
+    claims(CLAIM, replace(CLAIM, compared_with="imagenet_classifier_probe"))
+    several, other = seeds("one", range(5), range(6)), seeds("two", range(40), range(41))
+    without_seed = seeds("imagenet_classifier_probe", range(40))
+    assert set(claims_table({**several, **other, **without_seed})["verdict"]) == {"**holds**"}
+    table = claims_table({**seeds("one", range(5)), **other, **without_seed})
+    assert set(table["verdict"]) == {"**holds** (one run on one side)"}
+
+
+def test_the_runs_that_are_furthest_apart_are_found_among_frozen_features_with_three_runs():
+    frozen = seeds("head", range(5), range(12), range(9), freeze_features=True)
+    apart = ("0.0700", "head: 0.8800 to 0.9500")
+    others = {
+        **seeds("another", range(5), range(6), range(7), freeze_features=True),
+        **seeds("fine_tuned", [], range(30), range(40)),
+        **seeds("two_runs", [], range(50), freeze_features=True),
+    }
+    of_other_data = seeds("elsewhere", [], range(60), range(70), freeze_features=True)
+    for each in of_other_data.values():
+        each["data"]["name"] = "cifar10"
+    text = spread_of_runs({**others, **frozen, **of_other_data})
+    assert all(part in text for part in apart) and "the 2 classifiers" in text
+    assert spread_of_runs(seeds("two_runs", [], range(50), freeze_features=True)) == ""
+    assert spread_of_runs({}) == ""
+
+
+@pytest.mark.parametrize(("gap", "named"), [(0.01, False), (-0.01, False), (0.04, True), (-0.04, True)])
+def test_ours_that_differ_from_the_report_by_more_than_its_two_sides_are_named(claims, monkeypatch, gap, named):
+    monkeypatch.setattr(module, "read_earlier_numbers", lambda: [])  # results here have few settings
+    names = "rotation_classifier_3", "perturbation_classifier_3"  # 0.6298 and 0.6539, 0.0241 apart
+    claims(replace(CLAIM, experiment=names[0], compared_with=names[1]))
+    one, other = result(names[0]), {**result(names[1]), "earlier_protocol_accuracy": 0.6539}
+    runs = [{**one, "earlier_protocol_accuracy": 0.6298 + gap + seed} for seed in (-0.1, 0.1)]  # the mean counts
+    found = claims_table({"a": runs[0], "b": runs[1], "c": other})["measured"].item()
+    word = f"; far from theirs: {names[0]} is 0.0400 {'higher' if gap > 0 else 'lower'}"
+    assert found.endswith(word) if named else "far from theirs" not in found
+
+
+def test_claims_about_classes_and_of_unreported_accuracies_are_far_from_nothing(claims, monkeypatch):
+    monkeypatch.setattr(module, "read_earlier_numbers", lambda: [])
+    name, without = "perturbation_classifier_3", "imagenet_classifier"
+    one = replace(CLAIM, experiment=name, compared_with="rotation_classifier_3", classes=("coast",))
+    claims(one, replace(one, compared_with=without, classes=()))
+    measured = claims_table({each: result(each) for each in (name, "rotation_classifier_3", without)})["measured"]
+    assert not measured.str.contains("far from theirs").any() and len(measured) == 2
 
 
 def test_a_claim_that_was_not_measured_says_why(claims):
@@ -95,15 +144,31 @@ def test_the_gap_between_training_and_test_images_has_an_interval():
     text = overfitting({"supervised_1": plain, "supervised_2": augmented})
     assert "+0.4000" in text and "+0.0100" in text and "-0.3900" in text and "**smaller**" in text
     augmented["history"]["train_accuracy"] = [0.5, 0.98]
-    assert overfitting({"supervised_1": plain, "supervised_2": augmented}).endswith("**inconclusive**.")
+    assert "**inconclusive**" in overfitting({"supervised_1": plain, "supervised_2": augmented})
     assert overfitting({"supervised_1": plain}) == ""
+
+
+@pytest.mark.parametrize(
+    ("train_accuracy", "wrong", "verdict"),
+    [
+        (0.61, range(40), "is inconclusive"),  # a smaller gap alone
+        (0.91, range(10), "**holds** (one run each)"),  # and better on test images
+        (0.91, range(90), "**does not hold** (one run each)"),
+        (1.00, range(90), "**does not hold** (one run each)"),
+        (0.98, range(40), "is inconclusive"),
+    ],
+)
+def test_less_overfitting_needs_a_smaller_gap_and_a_better_accuracy(train_accuracy, wrong, verdict):
+    plain, augmented = result("supervised_1", range(40)), result("supervised_2", wrong)
+    augmented["history"]["train_accuracy"] = [0.5, train_accuracy]
+    assert overfitting({"supervised_1": plain, "supervised_2": augmented}).endswith(f"the claim {verdict}.")
 
 
 def test_maps_are_those_of_the_one_comparison_of_maps():
     rows = measured_rows(CODE / EXPLANATIONS, (*COMPARED, CONTROL))
     compared = compare_by_model(rows).set_index(["model", "map", "measure", "compared_with"])
     verdicts = summarize(rows).set_index(["model", "map"])
-    table = maps_table(rows)
+    table = maps_table(compare_by_model(rows))
     assert len(table) == 5 * 4
     for line in table.to_dict("records"):
         expected = compared.loc[(line["model"], "Score-CAM", line["measure"], line["Score-CAM against"])]
@@ -111,6 +176,22 @@ def test_maps_are_those_of_the_one_comparison_of_maps():
         assert line["Score-CAM is"] == expected["verdict"]
         column = f"{line['measure']}_against_{line['Score-CAM against']}"
         assert verdicts.loc[(line["model"], "Score-CAM"), column] == expected["verdict"]
+
+
+def test_score_cam_shows_what_a_model_looks_at_where_it_is_better_than_every_control():
+    verdicts = {
+        "one": ["better"] * 4,
+        "two": ["better", "worse"],
+        "three": ["better", "inconclusive"],
+        "four": ["worse"],
+    }
+    lines = [(model, each) for model in verdicts for each in verdicts[model]]
+    text = maps_verdict(pd.DataFrame(lines, columns=["model", "Score-CAM is"]))
+    holds, not_, unsure = text.split(";")
+    assert "**holds**" in holds and "1 model (one)" in holds
+    assert "**does not hold**" in not_ and "2 models (two, four)" in not_
+    assert "inconclusive" in unsure and "1 model (three)" in unsure
+    assert "no model" in maps_verdict(pd.DataFrame(lines[4:], columns=["model", "Score-CAM is"])).split(";")[0]
 
 
 def test_settings_that_are_not_those_of_the_report_are_named(claims, monkeypatch):

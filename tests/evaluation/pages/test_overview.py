@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from data.files import CODE
-from evaluation import few_labels
+from evaluation import few_labels, plots
 from evaluation.pages.overview import SHOWN, digest_of_figure, draw_overview
 from evaluation.pages.tables import SHORT_TABLE
 from evaluation.results import read_profile
@@ -38,19 +38,26 @@ def test_the_figure_shows_the_pretexts_the_models_and_few_labels():
     assert titles[: len(SHOWN) + 3] == [
         "photograph",
         "rotation: 90 degrees",
-        "perturbation: black (in the circle)",
+        "perturbation: a white square,\nmagnified in the corner",
         "jigsaw: quarters 2143",
         "BYOL: view 1",
         "BYOL: view 2",
     ]
+    (inset,) = figure.axes[2].child_axes
+    left, right = map(round, inset.get_xlim())
+    bottom, top = map(round, inset.get_ylim())
+    shown = np.asarray(inset.images[0].get_array())[top:bottom, left:right]
+    assert (shown == 255).mean() > 0.8  # of such small images the magnified part is the square
     assert titles[-6:] == ["c", "distilled", "BYOL", "a", "distilled", "BYOL"]
     (few,) = (ax for ax in figure.axes if ax.get_xlabel() == "labeled images per class")
     assert [line.get_label() for line in few.get_lines()] == [
         "BYOL",
         "ImageNet",
-        "BYOL + label spreading",
-        "ImageNet + label spreading",
+        "BYOL, labels spread to neighbors",
+        "ImageNet, labels spread to neighbors",
     ]
+    byol, imagenet = ({line.get_label(): line for line in few.get_lines()}[name] for name in ("BYOL", "ImageNet"))
+    assert [byol.get_color(), imagenet.get_color()] == [plots.KINDS[name][0] for name in ("byol", "imagenet")]
     plt.close(figure)
 
 

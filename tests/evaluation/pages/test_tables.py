@@ -2,6 +2,7 @@ import pandas as pd
 import pytest
 
 from data.files import CODE
+from evaluation.pages import tables
 from evaluation.pages.tables import (
     BEST,
     END,
@@ -65,7 +66,10 @@ def test_a_comparison_shows_single_runs_and_differing_machines():
 
 def test_the_sizes_of_the_families_are_said():
     counts = {pair.family: pair.comparisons for pair in pairs_to_compare()}
-    assert all(str(count) in comparing_text() for count in counts.values())
+    table = comparisons(RESULTS)
+    assert all(str(count) in comparing_text(table) for count in counts.values())
+    assert "Old and new augmentation" not in comparing_text(table)
+    assert "Old and new augmentation" in comparing_text(table.assign(across_augmentations=True))
 
 
 def test_the_headlines_are_those_of_the_comparisons_that_are_there():
@@ -91,11 +95,15 @@ def test_every_experiment_has_one_place_on_the_results_page():
     assert sorted(shown) == sorted(EXPERIMENTS)
 
 
-def test_released_weights_are_linked(tmp_path):
-    (tmp_path / f"{PRETEXT}.md").touch()
-    table = short_table(RESULTS, tmp_path)
-    assert table.loc[PRETEXT, "released"] == f"[weights](published/{PRETEXT}.md)"
-    assert table.loc[BEST, "released"] == ""
+def test_released_weights_are_linked_with_their_own_accuracy(tmp_path, monkeypatch):
+    for name in (PRETEXT, CONTROL):
+        (tmp_path / f"{name}.safetensors").touch()
+    monkeypatch.setattr(tables, "read_released", lambda path: path.stem)
+    monkeypatch.setattr(tables, "float32_accuracy", lambda name, about: 0.5125 if about == PRETEXT else None)
+    column = short_table(RESULTS, tmp_path)["released"]
+    assert column[PRETEXT] == f"[0.5125](published/{PRETEXT}.md)"
+    assert column[CONTROL] == f"[0.9500](published/{CONTROL}.md)"  # of seed 0, in the precision of the run
+    assert column[BEST] == ""
 
 
 def test_the_part_stands_between_the_comments_and_nothing_else_changes():
