@@ -1,4 +1,4 @@
-"""How far a few labels go on frozen features, with and without the unlabelled training images.
+"""How far a few labels go on frozen features, with and without the unlabeled training images.
 
     python -m evaluation.few_labels [--profile full] [--data DATA] [--weights FILE]
 
@@ -6,7 +6,7 @@ The features are those of the primary readout.  Three readouts learn from sample
 
     labels alone      a linear probe of a strength that is fixed beforehand
     label spreading   the labels are spread over the neighbor graph of all training images (Zhou et al. 2004), and the
-                      same probe learns from all of these; the control for every claim about unlabelled images
+                      same probe learns from all of these; the control for every claim about unlabeled images
     oracle            a linear probe whose strength is chosen with all labels of val: more labels than it claims
 
 Every pretext sees the same samples, so that differences are paired.  The tables are cached as CSV files beside the
@@ -178,33 +178,62 @@ def paired_differences(table: pd.DataFrame) -> pd.DataFrame:
     interval covers draws and seeds of the pretext, and the comparisons of the table share its level (Bonferroni); it
     does not cover the sampling of test images, which all have in common.  One draw of one seed has no interval.
     """
-    of_control = table[table["features"] == CONTROL].set_index(["readout", "images_per_class", "draw"]).sort_index()
-    others = table[table["features"] != CONTROL]
+    control, others = _of_control(table), table[table["features"] != CONTROL]
     groups = others.groupby(["features", "readout", "images_per_class"], sort=False)
-    lines = []
-    for (features, readout, number), group in groups:
-        values = group.pivot_table(index="seed", columns="draw", values="test_accuracy")
-        differences = values - of_control.loc[(readout, number), "test_accuracy"].reindex(values.columns)
-        means = differences.mean(axis=0)
-        parts = [variance_of_mean(each) for each in (means, differences.mean(axis=1)) if len(each) > 1]
-        low, high, p_value = [np.nan] * 3
-        if parts:
-            low, high, p_value = estimate(means.mean(), parts, comparisons=groups.ngroups)
-        lines.append(
-            {
-                "features": features,
-                "readout": readout,
-                "images_per_class": number,
-                "seeds": len(differences),
-                "difference": means.mean(),
-                "low": low,
-                "high": high,
-                "p": p_value,
-                "draws_better": f"{(means > 0).sum()} of {len(means)}",
-                "verdict": verdict(means.mean(), p_value),
-            }
-        )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(
+        {
+            **dict(zip(("features", "readout", "images_per_class"), key, strict=True)),
+            **_measures(_minus(group, control.loc[key[1:]]), groups.ngroups),
+        }
+        for key, group in groups
+    )
+
+
+def spreading_against_pretexts(table: pd.DataFrame) -> pd.DataFrame:
+    """The test accuracy of label spreading on CONTROL's features minus that of labels alone on those of each pretext.
+
+    So it says whether unlabeled images help more by label spreading, which needs no pretext, or by the pretext.
+    Columns and intervals are those of `paired_differences`, but for the readout.
+    """
+    control, others = _of_control(table), table[(table["features"] != CONTROL) & (table["readout"] == ALONE)]
+    groups = others.groupby(["features", "images_per_class"], sort=False)
+    return pd.DataFrame(
+        {
+            "features": features,
+            "images_per_class": number,
+            **_measures(-_minus(group, control.loc[(SPREAD, number)]), groups.ngroups),
+        }
+        for (features, number), group in groups
+        if (SPREAD, number) in control.index
+    )
+
+
+def _of_control(table: pd.DataFrame) -> pd.Series:
+    """CONTROL's test accuracies by readout, images_per_class and draw."""
+    control = table[table["features"] == CONTROL].set_index(["readout", "images_per_class", "draw"])
+    return control.sort_index()["test_accuracy"]
+
+
+def _minus(group: pd.DataFrame, control: pd.Series) -> pd.DataFrame:
+    """Test accuracies of a pretext, one line per seed and one column per draw, minus those of the control."""
+    values = group.pivot_table(index="seed", columns="draw", values="test_accuracy")
+    return values - control.reindex(values.columns)
+
+
+def _measures(differences: pd.DataFrame, comparisons: int) -> dict:
+    """What `paired_differences` says of differences by seed (lines) and draw (columns)."""
+    means = differences.mean(axis=0)
+    parts = [variance_of_mean(each) for each in (means, differences.mean(axis=1)) if len(each) > 1]
+    low, high, p_value = estimate(means.mean(), parts, comparisons) if parts else [np.nan] * 3
+    return {
+        "seeds": len(differences),
+        "difference": means.mean(),
+        "low": low,
+        "high": high,
+        "p": p_value,
+        "draws_better": f"{(means > 0).sum()} of {len(means)}",
+        "verdict": verdict(means.mean(), p_value),
+    }
 
 
 def main(arguments=None) -> int:

@@ -14,6 +14,7 @@ from evaluation.few_labels import (
     few_labels,
     paired_differences,
     spread_labels,
+    spreading_against_pretexts,
     spreading_matrix,
 )
 from runs import configure, find
@@ -174,6 +175,18 @@ def test_all_labels_of_every_class_are_one_draw_which_has_no_interval():
     seeds = [tables[1].assign(seed=seed, test_accuracy=tables[1]["test_accuracy"] + 0.001 * seed) for seed in range(3)]
     table = paired_differences(pd.concat([tables[0], *seeds])).set_index(["images_per_class", "readout"])
     assert table.loc[10, "low"].notna().all()  # of the seeds of the pretext alone
+
+
+def test_label_spreading_is_compared_with_a_pretext_on_the_same_draws():
+    lines = [
+        (features, 0, 1, draw, readout, accuracy + 0.01 * draw)
+        for features, readout, accuracy in (("ImageNet", SPREAD, 0.7), ("ImageNet", ALONE, 0.5), ("BYOL", ALONE, 0.6))
+        for draw in range(4)
+    ]
+    columns = ["features", "seed", "images_per_class", "draw", "readout", "test_accuracy"]
+    (line,) = spreading_against_pretexts(pd.DataFrame(lines, columns=columns)).to_dict("records")
+    assert line["features"] == "BYOL" and line["difference"] == pytest.approx(0.1)
+    assert line["verdict"] == "better" and line["draws_better"] == "4 of 4"
 
 
 def test_a_table_of_older_code_with_draws_that_are_the_same_is_made_again(monkeypatch, tmp_path):
