@@ -105,7 +105,7 @@ sampling of test images and the variance of the seeds of each side.  The compari
 0.05 (Bonferroni).  The families and their numbers of comparisons, run, not run or deleted before they were run:
 {families}.{primary}  p is below 0.05 exactly when the interval excludes 0.  "Inconclusive" does not say that both are
 equal.  1* is a single run: the seed variance of that side is unknown, so the interval is too narrow."""
-EXPLORATORY = """  *Later questions* were asked after other results had been seen; their verdicts are exploratory."""
+EXPLORATORY = """  "Later questions" were asked after other results had been seen; their verdicts are exploratory."""
 ACROSS_AUGMENTATIONS = """  "Old and new augmentation": images were rotated by two versions of the code, see
 docs/performance.md."""
 
