@@ -464,7 +464,11 @@ _REPRODUCTION = (
         for each in _OF_PERTURBATION
         for row in _at_other_epochs(each, {1: None, 2: None}, pretext_run=_PERTURBATION_SHORT.name)
     ),
-    *_at_other_epochs(_OF_PERTURBATION[-1], {3: None, 6: None, 10: None}),
+    *(
+        row
+        for each in (_OF_ROTATION[-1], _OF_PERTURBATION[-1])
+        for row in _at_other_epochs(each, {3: None, 6: None, 10: None})
+    ),
     *_OF_SEARCHED_EARLIER,
     *(
         row

@@ -672,9 +672,10 @@ the remark says otherwise.
 
 ## What the reports may have done
 
-Three kinds of our accuracies are far from the reports': with SGD, those of document 000 on frozen features, and those
-of document 001 on frozen features after the searched perturbation. Document 000 names no momentum of SGD; one is tried,
-and so is a learning rate that takes no steps. Four hypotheses are tested on frozen features:
+Three kinds of our accuracies are far from the reports': with SGD, those of document 000 on frozen features after
+perturbation, and those of document 001 on frozen features after the searched perturbation. Document 000 names no
+momentum of SGD; one is tried, and so is a learning rate that takes no steps. Four hypotheses are tested on frozen
+features:
 
 - "Frozen" features were left in train mode, a mistake that is made on purpose here. No gradient changes them, but
   BatchNorm normalizes by each training batch and moves its statistics to the scenes, and stochastic depth drops blocks.
