@@ -131,9 +131,12 @@ def test_a_classifier_that_does_not_fit_its_pretext_is_refused_before_that_is_tr
         prerequisites(ClassifierExperiment("c", "?", pretext_run="own", stages=(4,)), "full")
 
 
-def test_an_epoch_after_the_last_one_is_refused_before_the_pretext_is_trained():
-    with pytest.raises(ValueError, match="c needs epoch 40 of rotation_1, which ends after 30"):
-        prerequisites(ClassifierExperiment("c", "?", pretext_run="rotation_1", pretext_epoch=40), "full")
+def test_an_epoch_after_the_last_one_is_refused_before_the_pretext_is_trained(monkeypatch):
+    short = replace(find("rotation_1"), name="short", train=TrainSettings(max_epochs=6))
+    monkeypatch.setitem(runs.EXPERIMENTS, "short", short)
+    assert 10 in short.save_epochs
+    with pytest.raises(ValueError, match="c needs epoch 10 of short, which ends after 6"):
+        prerequisites(ClassifierExperiment("c", "?", pretext_run="short", pretext_epoch=10), "full")
 
 
 def test_quick_has_an_epoch_of_a_pretext_that_full_has():

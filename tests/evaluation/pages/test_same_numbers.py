@@ -24,7 +24,7 @@ class Cells(HTMLParser):
         self.lines = [[]]
 
     def handle_starttag(self, tag, attributes):
-        if tag in ("tr", "script"):
+        if tag in ("tr", "p", "script"):
             self.lines.append([])
         self.lines[-1].append("")
 
