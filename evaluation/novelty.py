@@ -23,14 +23,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.files import digest_of_tensors, expanded, root_folder, write_atomically, write_table
+from data.files import expanded, root_folder, write_atomically, write_table
 from data.folders import images_in
 from data.image_cache import load_splits
 from data.prepare import locate
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, refuse_other_training_images
 from evaluation.embed import embed
 from evaluation.probes import features_of_scenes
-from evaluation.publish import FOLDER, NOVELTY, halve, load_run
+from evaluation.publish import FOLDER, NOVELTY, digest_of_released_features, halve, load_run
 from evaluation.results import folder_of_data
 from evaluation.statistics import accuracy_interval
 from runs import run_command
@@ -114,8 +114,7 @@ def novelty_of(run: TrainedRun) -> Novelty | None:
 
 def digest_of_features(run: TrainedRun) -> str:
     """A digest of the features' weights as they are released, so that a run and its released file have the same."""
-    tensors = {name: tensor for name, tensor in sorted(halve(run.model).items()) if name.startswith("features.")}
-    return digest_of_tensors({name: tensor.float().contiguous() for name, tensor in tensors.items()})
+    return digest_of_released_features(halve(run.model))
 
 
 def _beside(file: Path) -> Path:

@@ -252,13 +252,18 @@ def measured_flags(path: Path, about: Mapping) -> pd.DataFrame | None:
     description = path.with_name(f"{path.stem}{NOVELTY}")
     if not description.exists():
         return None
-    features = {name: each.float() for name, each in sorted(about["model"].items()) if name.startswith("features.")}
     with np.load(description) as saved:
-        if saved["weights"].item() != digest_of_tensors(features):
+        if saved["weights"].item() != digest_of_released_features(about["model"]):
             return None
     table = _results_of(about) / "novelty.csv"
     lines = read_table(table) if table.exists() else pd.DataFrame(columns=["model"])
     return lines[lines["model"] == path.stem]
+
+
+def digest_of_released_features(released: Mapping[str, torch.Tensor]) -> str:
+    """A digest of the features' weights among tensors as they are released, see `halve`."""
+    features = {name: tensor for name, tensor in sorted(released.items()) if name.startswith("features.")}
+    return digest_of_tensors({name: tensor.float().contiguous() for name, tensor in features.items()})
 
 
 def _results_of(about: Mapping) -> Path:

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from helper_functions import TrainSettings, check_choices, check_fields
 from supervised import settings as supervised
-from supervised.settings import Experiment
+from supervised.settings import REPRODUCTION_FAMILY, Experiment, hypothesis
 
 QUICK_PRETEXT_EPOCHS = 1
 BATCHNORM_STATISTICS = ("pretext", "initial", "estimated")
@@ -321,12 +321,6 @@ def _classifiers_by_pretext_epoch(
     )
 
 
-def _hypothesis(classifier: ClassifierExperiment, suffix: str, question: str, **changes) -> ClassifierExperiment:
-    """A classifier that differs in what may explain the report's number; it has none of its own unless one is given."""
-    about = {"name": f"{classifier.name}_{suffix}", "question": question, "compared_with": classifier.name}
-    return replace(classifier, **(about | {"family": "reproduction", "earlier_accuracy": None} | changes))
-
-
 def _in_train_mode(classifier: ClassifierExperiment, modes: Sequence[str]) -> tuple[ClassifierExperiment, ...]:
     """Is this how the reports got other numbers: features that take no gradients, but are left in train mode?
 
@@ -335,14 +329,14 @@ def _in_train_mode(classifier: ClassifierExperiment, modes: Sequence[str]) -> tu
     """
     question = "Mistake on purpose: what if the frozen features are in train mode ({})?"
     return tuple(
-        _hypothesis(classifier, f"{mode}_mode", question.format(FROZEN_WORDS[mode]), frozen_mode=mode) for mode in modes
+        hypothesis(classifier, f"{mode}_mode", question.format(FROZEN_WORDS[mode]), frozen_mode=mode) for mode in modes
     )
 
 
 def _at_other_epochs(classifier: ClassifierExperiment, earlier: dict[int, float | None], **changes):
     """The same classifier on its pretext after fewer epochs."""
     return tuple(
-        _hypothesis(
+        hypothesis(
             classifier,
             f"epoch_{epoch}",
             f"Are the features of its pretext better in epoch {epoch}?",
@@ -357,7 +351,7 @@ def _at_other_epochs(classifier: ClassifierExperiment, earlier: dict[int, float 
 def _at_other_rates(classifier: ClassifierExperiment, rates: dict[str, float]) -> tuple[ClassifierExperiment, ...]:
     """The same classifier at other learning rates: the report does not state the one that it searched for this head."""
     return tuple(
-        _hypothesis(
+        hypothesis(
             classifier,
             f"rate_{name}",
             f"Does the head read more from the same features at a learning rate of {name}?",
@@ -475,7 +469,7 @@ _REPRODUCTION = (
         for each in (_OF_SEARCHED, *_OF_SEARCHED_EARLIER)
         for row in _at_other_rates(each, {"1e-3": 1e-3, "1e-2": 1e-2})
     ),
-    replace(_batchnorm_head(_OF_SEARCHED), family="reproduction"),
+    replace(_batchnorm_head(_OF_SEARCHED), family=REPRODUCTION_FAMILY),
 )
 REPRODUCTION = {row.name: row for row in _REPRODUCTION}
 PRETEXT_EXPERIMENTS = {row.name: row for row in _PRETEXTS}

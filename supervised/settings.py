@@ -22,6 +22,7 @@ HEADS = ("shallow", "deep", "batchnorm_linear")
 AUGMENTATION_NAMES = ("basic", "crop", "advanced", "advanced_without_crop", "padded_crop", "trivial", "mild")
 TYPES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", types.NoneType: "None"}
 FROZEN_MODES = ("eval", "batchnorm", "stochastic_depth", "train")  # "train": BatchNorm and stochastic depth
+REPRODUCTION_FAMILY = "reproduction"  # of comparisons that test what a report may have done
 CROPS = ("crop", "advanced", "trivial", "mild")  # the augmentations with a random resized crop
 
 
@@ -337,17 +338,16 @@ _TABLE = (
 )
 EXPERIMENTS = {row.name: row for row in _TABLE}
 
+
+def hypothesis(experiment: Experiment, suffix: str, question: str, **changes) -> Experiment:
+    """An experiment with what may explain the report's number; it has none of its own unless one is given."""
+    about = {"name": f"{experiment.name}_{suffix}", "question": question, "compared_with": experiment.name}
+    return replace(experiment, **(about | {"family": REPRODUCTION_FAMILY, "earlier_accuracy": None} | changes))
+
+
 # The first report's accuracy with SGD is far above ours, and it names no momentum: hypotheses of what it did.
 _REPRODUCTION = tuple(
-    replace(
-        _SGD,
-        name=f"supervised_5_{name}",
-        question=question,
-        compared_with=_SGD.name,
-        family="reproduction",
-        earlier_accuracy=None,
-        train=replace(_SGD.train, **changes),
-    )
+    hypothesis(_SGD, name, question, train=replace(_SGD.train, **changes))
     for name, question, changes in (
         ("momentum", "Does SGD do as well as the report's with a momentum?", {"momentum": 0.9}),
         ("one_rate", "Does it with a learning rate that takes no steps?", {"schedule": "none"}),
