@@ -358,7 +358,7 @@ class _Training:
     ema: torch.optim.swa_utils.AveragedModel | None
     accelerator: Accelerator
     sampler_generator: torch.Generator | None
-    step: "_Step | None" = None  # set when all else is there
+    step: "_Step"
 
     @property
     def evaluated(self) -> nn.Module:
@@ -461,20 +461,19 @@ class _Seen:
 class _Step:
     """The gradients of one batch: forward and backward, each operation launched by itself, or compiled."""
 
-    def __init__(self, training: "_Training", precision: str, compiled: bool = False):
-        self.training, self.precision = training, precision
-        self.network = torch.compile(training.network) if compiled else training.network
+    def __init__(self, network, objective: Objective, accelerator: Accelerator, settings: TrainSettings):
+        self.network = torch.compile(network) if settings.step == "compiled" else network
+        self.objective, self.accelerator, self.precision = objective, accelerator, settings.precision
 
     def __call__(self, images, labels, earlier_weight):
         """Add to the gradients; returns losses (N,), logits (N, classes) or None, and the weight of the step so far.
 
         `earlier_weight` is the sum of the weights of the earlier batches of this optimizer step.
         """
-        accelerator = self.training.accelerator
-        with autocast(self.precision, accelerator.device):
+        with autocast(self.precision, self.accelerator.device):
             images = as_input_of(self.network, images)
-            losses, weights, logits = self.training.objective(self.network, images, labels)
-            loss, weight = sums_over_batch(losses, weights, accelerator)
+            losses, weights, logits = self.objective(self.network, images, labels)
+            loss, weight = sums_over_batch(losses, weights, self.accelerator)
             weight = earlier_weight + weight
             loss = loss / weight
         gradients = [each.grad for each in self.network.parameters() if each.grad is not None]
@@ -490,9 +489,9 @@ class _RecordedStep(_Step):
     Batches must not be accumulated, since a replay overwrites the gradients.
     """
 
-    def __init__(self, training, precision):
-        super().__init__(training, precision)
-        self.parameters = [each for each in training.network.parameters() if each.requires_grad]
+    def __init__(self, network, objective, accelerator, settings):
+        super().__init__(network, objective, accelerator, settings)
+        self.parameters = [each for each in network.parameters() if each.requires_grad]
         self.recorded = {}
 
     def __call__(self, images, labels, earlier_weight):
@@ -534,24 +533,24 @@ class _RecordedStep(_Step):
             parameter.grad = None
 
 
-def _build_step(training: "_Training", settings: TrainSettings) -> _Step:
+def _build_step(network, objective: Objective, accelerator: Accelerator, settings: TrainSettings) -> _Step:
     """The step of the settings: "eager", "compiled" by torch.compile, or recorded once as a CUDA "graph".
 
     On two CPU cores compiling takes minutes for steps 1.2 times as fast.  On a GPU small batches are bound by launches,
     see `python -m benchmarks.gpu`.  Raises ValueError where there can be no graph.
     """
     if settings.step != "graph":
-        return _Step(training, settings.precision, compiled=settings.step == "compiled")
+        return _Step(network, objective, accelerator, settings)
     reasons = {
-        "needs an NVIDIA GPU": training.accelerator.device.type != "cuda",
-        "needs one process": training.accelerator.num_processes > 1,
+        "needs an NVIDIA GPU": accelerator.device.type != "cuda",
+        "needs one process": accelerator.num_processes > 1,
         "needs gradient_accumulation_steps = 1": settings.gradient_accumulation_steps > 1,
-        f"cannot record {type(training.objective).__name__}": not training.objective.recordable,
+        f"cannot record {type(objective).__name__}": not objective.recordable,
     }
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     if reason is not None:
         raise ValueError(f"step is 'graph', which {reason}; use 'eager'")
-    return _RecordedStep(training, settings.precision)
+    return _RecordedStep(network, objective, accelerator, settings)
 
 
 def _numbers(loss: float, accuracy: float | None) -> str:
@@ -718,19 +717,19 @@ def _build_training(model, train_loader, settings, objective, device) -> _Traini
         ema.to(accelerator.device)
     if objective is None:
         objective = CrossEntropy(label_smoothing=settings.label_smoothing)
+    objective = objective.to(accelerator.device)
     network, optimizer = accelerator.prepare(model, optimizer)
-    training = _Training(
+    return _Training(
         model=model,
         network=network,
-        objective=objective.to(accelerator.device),
+        objective=objective,
         optimizer=optimizer,
         scheduler=scheduler,
         ema=ema,
         accelerator=accelerator,
         sampler_generator=getattr(train_loader.sampler, "generator", None),
+        step=_build_step(network, objective, accelerator, settings),
     )
-    training.step = _build_step(training, settings)
-    return training
 
 
 def _evaluate_epoch(training: _Training, held_out: list, precision: str, history: History) -> float:

@@ -7,7 +7,6 @@ soak.png.  Rounds are small, so that there are many.  Linux.
 """
 
 import argparse
-import gc
 import os
 import resource
 import sys
@@ -29,11 +28,7 @@ PIXELS, IMAGES = 32, 32
 
 
 def one_round():
-    """An epoch of training, a map of one image, a picture of one class; then garbage is collected.
-
-    Finished models wait for Python's collector, in cycles.  When it comes depends on all that is imported, so without
-    asking for it memory would rise and fall by hundreds of MiB.
-    """
+    """An epoch of training, a map of one image, a picture of one class."""
     torch.manual_seed(0)
     model, images = SceneClassifier(3), implementations.draw_images(IMAGES, size=PIXELS)
     loader = DataLoader(TensorDataset(images, torch.arange(IMAGES) % 3), 16)
@@ -41,8 +36,6 @@ def one_round():
     score_cam(model, images[:1], model.features[1], [0])
     settings = InversionSettings(image_size=PIXELS, steps=20, jitter=2)
     invert(model, class_logit, [0], settings, (0.5,) * 3, (0.25,) * 3, progress=False)
-    del model
-    gc.collect()
 
 
 def memory_mib() -> float:

@@ -1,7 +1,9 @@
 """The training loop, on a linear layer and separable points."""
 
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -285,6 +287,20 @@ def test_training_stops_early_only_with_a_rule(linear, separable):
 
 
 # ----------------------------------------------------------------------------------------------- optimizer and schedule
+
+
+@pytest.mark.parametrize("settings", [{}, {"schedule": "plateau"}, {"schedule": "cosine", "ema_decay": 0.9}])
+def test_a_trained_model_is_freed_with_its_last_name(linear, separable, settings):
+    gc.collect()
+    gc.disable()  # what waits for it in a cycle keeps its memory, a GPU's too
+    try:
+        model = copy.deepcopy(linear)
+        fit(model, separable, max_epochs=2, **settings)
+        reference = weakref.ref(model)
+        del model
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 def learning_rates(**settings):
