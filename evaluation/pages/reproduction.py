@@ -531,6 +531,8 @@ def _has_another_head(experiment: Experiment) -> bool:
 
 def _change(experiment: Experiment, other: Experiment) -> str:
     """What an experiment changes in another one."""
+    if experiment.augmentation != other.augmentation:
+        return f"transforms: {experiment.augmentation}, {experiment.train.max_epochs} epochs"
     if experiment.train.momentum != other.train.momentum:
         return f"momentum: {experiment.train.momentum:g}, Nesterov's"
     if experiment.train.schedule != other.train.schedule:
@@ -674,8 +676,9 @@ the remark says otherwise.
 
 Three kinds of our accuracies are far from the reports': with SGD, those of document 000 on frozen features after
 perturbation, and those of document 001 on frozen features after the searched perturbation. Document 000 names no
-momentum of SGD; one is tried, and so is a learning rate that takes no steps. Four hypotheses are tested on frozen
-features:
+momentum of SGD; one is tried, and so is a learning rate that takes no steps. Its text and its appendix 12 state
+different transforms for the pretexts. Ours has those of the text; those of the appendix are tried in fewer epochs. Four
+hypotheses are tested on frozen features:
 
 - "Frozen" features were left in train mode, a mistake that is made on purpose here. No gradient changes them, but
   BatchNorm normalizes by each training batch and moves its statistics to the scenes, and stochastic depth drops blocks.

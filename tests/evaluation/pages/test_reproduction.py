@@ -347,6 +347,8 @@ def test_features_in_train_mode_stand_beside_the_number_that_they_may_explain():
     of_sgd = [cells[1:] for cells in cells_of(text) if cells[0] == "supervised_5"]
     assert [cells[0] for cells in of_sgd] == ["-", "momentum: 0.9, Nesterov's", "schedule: none"]
     assert {cells[1] for cells in of_sgd} == {"0.7051"}
+    of_rotation = [cells[1:] for cells in cells_of(text) if cells[0] == "rotation_1"]
+    assert of_rotation == [["-", "0.9678", "not run"], ["transforms: basic, 12 epochs", "0.9678", "not run"]]
     far = study_of(*(result(f"{name}_train_mode", seed, 0.1 + seed / 100) for seed in range(3)))
     assert "3 runs: theirs is outside" in hypotheses_markdown(far, [])
     other = number(5, kind="setting", experiment=name, key="settings.train.max_epochs")
