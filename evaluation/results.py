@@ -25,7 +25,7 @@ from supervised.settings import Experiment
 # The families of comparisons.  All are fixed before their results are seen: the claims by a file, the others by
 # `compared_with` and `family` of experiments.  A pair that is in the claims belongs to them alone.
 EARLIER_CLAIMS, PRIMARY_FAMILY = "earlier claims", "primary"
-# Comparisons that were deleted before they were run: without them a family would be smaller, and known intervals narrower.
+# Comparisons that were deleted before they were run: without them a family and its known intervals would be smaller.
 DELETED = {"this study": 6, "reproduction": 6}
 CLAIMS = Path(__file__).with_name("claims.csv")
 PRIMARY: str | None = "byol_classifier"  # the experiment whose comparison is a family of its own (one comparison)
