@@ -45,21 +45,10 @@ from sqlalchemy.pool import NullPool
 
 from data.files import expanded, locked, read_table, write_atomically, write_table
 from data.layouts import name_of_images
+from experiments import add_common_options, configure, find, refuse_unused_weights
 from helper_functions import OPTIMIZERS, SCHEDULES, TrainSettings, build_accelerator, fold_batchnorm, should_stop, train
-from runs import (
-    add_common_options,
-    advice_on_memory,
-    build_model,
-    build_objective,
-    configure,
-    files_of,
-    find,
-    first_difference,
-    refuse_other_images,
-    refuse_unused_weights,
-    run_command,
-    settings_of,
-)
+from run_files import files_of, first_difference, refuse_other_images, settings_of
+from runs import advice_on_memory, build_model, build_objective, run_command
 from self_supervised.dataloader import build_loaders
 from self_supervised.settings import JointEmbeddingExperiment, ProbeExperiment
 from supervised.settings import CROPS, Experiment

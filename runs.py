@@ -1,18 +1,8 @@
-"""One experiment from its settings to its files: run it, resume it, read back what it left.
+"""One experiment from its settings to its files: build it, train or resume it, write what it leaves.
 
-    models/<profile>/<name>.pt         checkpoint of a finished run: weights at the epoch kept, settings, history
-    models/<profile>/<name>.epoch3.pt  weights after an epoch of save_epochs; <name>.last.pt after the last
-    models/<profile>/<name>.state.pt   what an unfinished run needs to continue; removed when it has finished
-    results/<profile>/<name>.json      settings, metrics, history, predictions: the source of every table and figure
-
-Results on another data set than 15-Scene have a folder of their own below the profile's, so they are never mixed.
-Further seeds are <name>.seed1 and so on.  Writes are atomic.  Checkpoints hold plain types only and are loaded with
-weights_only=True, so a file from a stranger cannot run code.
+run_files.py says which files these are, and reads them.  Writes are atomic.
 """
 
-import argparse
-import difflib
-import json
 import os
 import platform
 import re
@@ -33,21 +23,9 @@ from torch import nn
 
 from data import files as plain_files
 from data.augment import AUGMENTATION_RULES
-from data.files import (
-    digest_of_file,
-    digest_of_tensors,
-    expanded,
-    load_plain,
-    locked,
-    root_folder,
-    say_once,
-    write_atomically,
-    write_text,
-)
-from data.layouts import ALL_BELOW, fingerprints, is_split, list_splits, name_of_images
-from data.prepare import folder_of, locate
+from data.files import locked, write_atomically
+from experiments import prerequisites
 from helper_functions import (
-    DEVICES,
     CrossEntropy,
     Evaluation,
     History,
@@ -59,152 +37,30 @@ from helper_functions import (
     resolve_precision,
     train,
 )
-from self_supervised import settings as self_supervised
+from run_files import (
+    FORMAT,
+    Files,
+    files_of,
+    first_difference,
+    load_checkpoint,
+    load_result,
+    load_weights,
+    read,
+    settings_of,
+    take_precision,
+    with_defaults,
+    write_result,
+)
 from self_supervised.dataloader import build_loaders
 from self_supervised.joint_embedding import SHOWN_NEIGHBORS, OfViews
 from self_supervised.models import build_classifier, build_joint_embedding
 from self_supervised.probes import linear_probe, nearest_images, set_head, vote_of_neighbors
-from self_supervised.settings import ClassifierExperiment, JointEmbeddingExperiment, ProbeExperiment
+from self_supervised.settings import JointEmbeddingExperiment, ProbeExperiment
 from supervised import models as supervised_models
-from supervised import settings as supervised
 from supervised.models import Distillation, classifier_of, estimate_batchnorm
 from supervised.settings import Experiment
 
-EXPERIMENTS = {**supervised.ALL_EXPERIMENTS, **self_supervised.EXPERIMENTS}  # an experiment of your own can be added
-PROFILES = ("quick", "full")
-STUDY_DATA = "15scene"  # the data set whose results stand directly in the profile's folder
-FORMAT = 2  # of checkpoints and results
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow")
-DATA_HELP = "a prepared data set, a folder [<split>/]<class>/<image>, or a table of files and labels (.csv)"
-NOT_IDENTITY = ("question", "compared_with", "family", "earlier_accuracy")  # fields that do not change what is trained
-
-
-def find(name: str) -> Experiment:
-    """The experiment of this name.  Raises ValueError that lists similar names."""
-    if name not in EXPERIMENTS:
-        similar = difflib.get_close_matches(name, EXPERIMENTS, n=5, cutoff=0.5)
-        words = f"; similar names: {', '.join(similar)}" if similar else ""
-        raise ValueError(f"there is no experiment {name!r}{words}; python train.py --list shows all")
-    return EXPERIMENTS[name]
-
-
-def configure(
-    experiment: Experiment,
-    profile: str,
-    *,
-    data: str | None = None,
-    weights: str | None = None,
-    seed: int | None = None,
-    max_epochs: int | None = None,
-) -> Experiment:
-    """The experiment as a profile runs it, on other data or from other weights where they are given.
-
-    Without `weights`, full starts from those of the experiment and quick from random ones: quick needs no download.
-    An experiment that asks for random weights keeps them.  Raises ValueError for an unknown profile.
-    """
-    if profile not in PROFILES:
-        raise ValueError(f"profile is {profile!r}; it must be {' or '.join(PROFILES)}")
-    if data is not None and expanded(data).name == ALL_BELOW:
-        raise ValueError(f"data is {data}; images without labels can be added to those of a pretext, see --unlabelled")
-    if profile == "quick":
-        kinds = self_supervised.PretextExperiment, JointEmbeddingExperiment, ClassifierExperiment
-        of_pretexts = isinstance(experiment, kinds)
-        table = self_supervised if of_pretexts or experiment.name in self_supervised.EXPERIMENTS else supervised
-        experiment = table.quick(experiment)
-    if experiment.initial_weights != "random":
-        own = "random" if profile == "quick" else experiment.initial_weights
-        experiment = replace(experiment, initial_weights=weights or own)
-    if max_epochs is not None and not isinstance(experiment, ProbeExperiment):  # which is fitted, not trained
-        experiment = replace(experiment, train=replace(experiment.train, max_epochs=max_epochs))
-    return replace(experiment, data=data or experiment.data, seed=experiment.seed if seed is None else seed)
-
-
-def with_unlabelled(experiment: Experiment, folder: str, alone: bool = False) -> Experiment:
-    """A joint-embedding pretext, or what starts from one, with more images: a new experiment, which is returned.
-
-    `folder` is the name of a prepared data set or a folder with splits, of which the training images are added, or any
-    other folder, of which all images are added.  With `alone` they take the place of the training images.  The folder's
-    name is in those of the new experiments, which can be found.
-    Raises ValueError for an experiment without views, and FileNotFoundError for a folder that is not there.
-    """
-    root = locate(folder)
-    if not root.is_dir():
-        raise ValueError(f"--unlabelled is {folder}; it must be a folder of images")
-    name = f"{experiment.name}_{'on' if alone else 'with'}_{re.sub(r'[^A-Za-z0-9_-]+', '_', root.name)}"
-    if isinstance(experiment, JointEmbeddingExperiment):
-        if experiment.unlabelled:
-            raise ValueError(f"{experiment.name} has images of {experiment.unlabelled} already; leave out --unlabelled")
-        unlabelled = str(root if is_split(root) else root / ALL_BELOW)
-        added = replace(experiment, name=name, unlabelled=unlabelled, unlabelled_alone=alone)
-        count = len(list_splits(locate(unlabelled))["train"].names)
-        place = "take the place of" if alone else "are added to"
-        say_once(f"{added.name}: {count:,} images of {root} {place} the training images, without labels")
-    elif getattr(experiment, "pretext_run", "") and isinstance(find(experiment.pretext_run), JointEmbeddingExperiment):
-        pretext = with_unlabelled(find(experiment.pretext_run), folder, alone)
-        added = replace(experiment, name=name, pretext_run=pretext.name)
-    else:
-        raise ValueError(
-            f"{experiment.name} learns from labels, so --unlabelled adds nothing; byol and byol_classifier take it"
-        )
-    EXPERIMENTS[added.name] = added
-    return added
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of one run.  Raises ValueError for a name that is not a plain file stem."""
-
-    models: Path
-    results: Path
-    name: str
-
-    def __post_init__(self):
-        """Refuse a name that could lead out of the folders."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
-            raise ValueError(f"{self.name!r} cannot name a file; use letters, digits, '_', '-' and '.'")
-
-    @property
-    def checkpoint(self) -> Path:
-        """Of the finished run."""
-        return self.models / f"{self.name}.pt"
-
-    @property
-    def state(self) -> Path:
-        """Of the unfinished run."""
-        return self.models / f"{self.name}.state.pt"
-
-    @property
-    def lock(self) -> Path:
-        """Held while a process trains the run."""
-        return self.models / f".{self.name}.lock"
-
-    @property
-    def result(self) -> Path:
-        """The source of tables and figures."""
-        return self.results / f"{self.name}.json"
-
-    @property
-    def log(self) -> Path:
-        """The folder that TensorBoard reads."""
-        return self.models / "tensorboard" / self.name
-
-    def saved(self, epoch: int | str) -> Path:
-        """The weights of one epoch: a number, "last", or "best", which is the checkpoint."""
-        if epoch == "best":
-            return self.checkpoint
-        return self.models / f"{self.name}.{epoch if isinstance(epoch, str) else f'epoch{epoch}'}.pt"
-
-
-def files_of(experiment: Experiment, profile: str) -> Files:
-    """The files of an experiment below `data.files.root_folder()`."""
-    below = Path(profile)
-    if experiment.data != STUDY_DATA:
-        below /= name_of_images(experiment.data)
-    name = experiment.name if experiment.seed == 0 else f"{experiment.name}.seed{experiment.seed}"
-    return Files(root_folder() / "models" / below, root_folder() / "results" / below, name)
-
-
-# ------------------------------------------------------------------------------------------------------------- running
 
 
 @dataclass(frozen=True)
@@ -273,6 +129,28 @@ def run(
         )
 
 
+def collect(
+    experiments: Iterable[Experiment], profile: str, *, train_missing: bool = False, progress: bool = True
+) -> dict[str, dict]:
+    """The results of experiments by file stem: read where there are any, trained where `train_missing` is on.
+
+    Quick results of other settings are replaced: they prove that everything runs, and nothing else.
+    """
+    results, seen, overwrite = {}, {}, profile == "quick"
+    for experiment in experiments:
+        try:
+            result = read(experiment, profile, seen)
+        except ValueError:
+            if not overwrite:
+                raise
+            result = None
+        if result is None and train_missing:
+            _, result = run(experiment, profile, overwrite=overwrite, progress=progress, wait=True)
+        if result is not None:
+            results[files_of(experiment, profile).name] = result
+    return results
+
+
 def _must_train(needed: Experiment, profile: str, epoch: int | str, data: dict, overwrite: bool) -> bool | None:
     """None if the epoch of a run that is needed is there; else whether the files of that run must be replaced.
 
@@ -306,9 +184,9 @@ def _read_alone(experiment: Experiment, profile: str, loaders) -> tuple[nn.Modul
     files = files_of(experiment, profile)
     path = files.checkpoint
     saved = load_checkpoint(path)
-    settings = _with_defaults(saved["identity"]["settings"], experiment)
+    settings = with_defaults(saved["identity"]["settings"], experiment)
     asked = {"settings": settings_of(experiment), "data": loaders.data}
-    _take_precision(asked["settings"], settings)
+    take_precision(asked["settings"], settings)
     difference = first_difference(asked, {"settings": settings, "data": saved["identity"]["data"]})
     if difference is not None:
         raise ValueError(f"{path} was trained with {difference}; --overwrite replaces it")
@@ -317,45 +195,6 @@ def _read_alone(experiment: Experiment, profile: str, loaders) -> tuple[nn.Modul
     if not files.result.exists():
         write_result(files.result, saved["result"])
     return model.eval(), saved["result"]
-
-
-def refuse_unused_weights(experiment: Experiment, weights: str | None):
-    """Raise ValueError for weights that were asked for by an option, but that the experiment does not start from."""
-    if weights not in (None, "random") and experiment.initial_weights == "random":
-        raise ValueError(f"{experiment.name} starts from random weights and cannot use {weights}; leave out --weights")
-
-
-def prerequisites(experiment: Experiment, profile: str) -> list[tuple[Experiment, int | str]]:
-    """The runs that an experiment starts from, each with the epoch it needs: a pretext, or teachers.
-
-    Raises ValueError for an epoch that such a run does not keep, for a pretext of another network, for images that it
-    sees by another resize rule, and for a distilled network without teachers.
-    """
-    if getattr(experiment, "pretext_run", ""):
-        name, seeds, epoch = experiment.pretext_run, (experiment.seed,), experiment.pretext_epoch
-    elif experiment.has_teachers:
-        for field in ("teacher_run", "teacher_seeds"):  # may be empty before: saved settings are completed by defaults
-            if not getattr(experiment, field):
-                raise ValueError(f"{experiment.name}: {field} is empty; a distilled network needs teachers")
-        name, seeds, epoch = experiment.teacher_run, experiment.teacher_seeds, "best"
-    else:
-        return []
-    own = profile == "full" and experiment.initial_weights == "imagenet"  # where nothing was chosen
-    same = {"data": experiment.data, "weights": None if own else experiment.initial_weights}
-    needed = [configure(find(name), profile, seed=seed, **same) for seed in seeds]
-    for each in needed:
-        if epoch not in ("best", *each.save_epochs):
-            kept = ", ".join(map(str, ("best", *each.save_epochs)))
-            raise ValueError(f"{experiment.name} needs epoch {epoch} of {name}, which keeps {kept}; see save_epochs")
-        if not isinstance(epoch, str) and epoch > each.train.max_epochs:
-            raise ValueError(
-                f"{experiment.name} needs epoch {epoch} of {name}, which ends after {each.train.max_epochs}"
-            )
-        for field in ("resize",) if experiment.has_teachers else ("network", "resize"):
-            own, other = getattr(experiment, field), getattr(each, field)
-            if own != other:
-                raise ValueError(f"{experiment.name}: {field} is {own!r}, but that of {name} is {other!r}")
-    return [(each, epoch) for each in needed]
 
 
 def build_model(experiment: Experiment, loaders, profile: str = "full") -> tuple[nn.Module, dict]:
@@ -457,6 +296,15 @@ def _read_finished(job: Job) -> tuple[nn.Module, dict] | None:
     return None
 
 
+def _difference_of_identity(job: Job, saved: dict, any_precision: bool = False) -> str | None:
+    """What a run differs in; with `any_precision` not in that, where "auto" is asked for."""
+    settings = with_defaults(saved["identity"]["settings"], job.experiment)
+    asked = {**job.identity, "settings": settings_of(job.experiment)}
+    if any_precision:
+        take_precision(asked["settings"], settings)
+    return first_difference(asked, {**saved["identity"], "settings": settings})
+
+
 def _lacks_epochs(job: Job, result: dict) -> bool:
     """Whether weights of an epoch that the experiment saves were removed.  Training may have ended before others."""
     epochs = len(result["history"]["train_loss"])
@@ -472,7 +320,7 @@ def _refuse_to_replace_result(job: Job):
     path = job.files.result
     if job.overwrite or not path.exists():
         return
-    result = _load_result(path)
+    result = load_result(path)
     asked, saved = (
         {
             "settings": each.get("settings", {}),
@@ -481,8 +329,8 @@ def _refuse_to_replace_result(job: Job):
         }
         for each in (job.identity, result)
     )
-    saved["settings"] = _with_defaults(saved["settings"], job.experiment)
-    _take_precision(asked["settings"], saved["settings"])
+    saved["settings"] = with_defaults(saved["settings"], job.experiment)
+    take_precision(asked["settings"], saved["settings"])
     difference = first_difference(asked, saved)
     if difference is not None:
         raise ValueError(
@@ -688,218 +536,7 @@ def advice_on_memory(experiment: Experiment) -> Iterator[None]:
         ) from error
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-def read(experiment: Experiment, profile: str = "full", seen: dict | None = None) -> dict | None:
-    """The result of a finished run, or None if there is none.  Raises ValueError if its settings or images differ.
-
-    A setting that was added to the code after the run has its default value in it.  The images are compared with those
-    of the folder where it is there: results can also be read without the data.  A dict `seen` keeps what the folders
-    hold, so that many reads look at each folder once.
-    """
-    path = files_of(experiment, profile).result
-    if not path.exists():
-        return None
-    result = _load_result(path)
-    result["settings"] = _with_defaults(result["settings"], experiment)
-    asked, saved = settings_of(experiment), dict(result["settings"])
-    for settings in (asked, saved):  # the result states which weights file was used; it is not part of the question
-        settings["initial_weights"] = "random" if settings["initial_weights"] == "random" else "trained"
-    _take_precision(asked, saved)
-    difference = first_difference(asked, saved)
-    if difference is not None:
-        raise ValueError(f"{path} was made with {difference}; run the experiment again with --overwrite")
-    data = result.get("data", {})
-    refuse_other_images(path, experiment.data, data, seen)
-    if "unlabelled" in data:
-        refuse_other_images(path, experiment.unlabelled, data["unlabelled"], seen)
-    return result
-
-
-def _take_precision(asked: dict, saved: dict):
-    """Let settings that ask for "auto" have what it meant on the machine of the run: it is not part of the question."""
-    if asked["train"]["precision"] == "auto":
-        asked["train"]["precision"] = saved["train"]["precision"]
-
-
-def _load_result(path: Path) -> dict:
-    """What a file of a result holds.  Raises ValueError if it is not complete and of this format."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not complete ({error}); run the experiment again with --overwrite") from error
-    _check_format(path, result)
-    return result
-
-
-def refuse_other_images(path: Path, name: str, data: dict, seen: dict | None = None):
-    """Raise ValueError if the folder of a data set is there and holds other images than those a file was made from.
-
-    `seen` is that of `read`.
-    """
-    seen = {} if seen is None else seen
-    folder, skipped = folder_of(name), tuple(data.get("skipped", ()))
-    if (folder, skipped) not in seen:
-        try:
-            seen[folder, skipped] = fingerprints(folder, skipped)
-        except FileNotFoundError:
-            seen[folder, skipped] = None
-    now = seen[folder, skipped]
-    if now is not None and data.get("fingerprint") not in (None, now, now["train"]):
-        raise ValueError(
-            f"{path} was made from other images than {folder} holds now; "
-            "train again with --overwrite, or search again in another file"
-        )
-
-
-def collect(
-    experiments: Iterable[Experiment], profile: str, *, train_missing: bool = False, progress: bool = True
-) -> dict[str, dict]:
-    """The results of experiments by file stem: read where there are any, trained where `train_missing` is on.
-
-    Quick results of other settings are replaced: they prove that everything runs, and nothing else.
-    """
-    results, seen, overwrite = {}, {}, profile == "quick"
-    for experiment in experiments:
-        try:
-            result = read(experiment, profile, seen)
-        except ValueError:
-            if not overwrite:
-                raise
-            result = None
-        if result is None and train_missing:
-            _, result = run(experiment, profile, overwrite=overwrite, progress=progress, wait=True)
-        if result is not None:
-            results[files_of(experiment, profile).name] = result
-    return results
-
-
-def load_weights(
-    experiment: Experiment,
-    profile: str = "full",
-    epoch: int | str = "best",
-    prefix: str = "",
-    data: dict | None = None,
-) -> tuple[dict[str, torch.Tensor], dict]:
-    """The weights of a run at one epoch (a number, "best" or "last"), and their provenance with a digest.
-
-    `prefix` selects keys and is stripped from them.  `data` describes the images that a network is to learn from that
-    starts with these weights.  Raises FileNotFoundError if there is no such run or the epoch was not saved, and
-    ValueError naming the field if the file has other settings, or if the run has seen other images or began with other
-    weights.
-    """
-    files = files_of(experiment, profile)
-    path = files.saved(epoch)
-    if not path.exists():
-        saved = [str(each) for each in ("best", *experiment.save_epochs) if files.saved(each).exists()]
-        reason = f"saved epochs of {files.name}: {', '.join(saved)}" if saved else f"train {files.name} first"
-        raise FileNotFoundError(f"there is no {path}; {reason}")
-    saved = load_checkpoint(path)
-    settings = _with_defaults(saved["identity"]["settings"], experiment)
-    asked = settings_of(experiment)
-    asked["train"]["precision"] = settings["train"]["precision"]  # an option of the command, not of the question
-    difference = first_difference(asked, settings)
-    if difference is not None:
-        raise ValueError(f"{path} was trained with {difference}; train {experiment.name} again with --overwrite first")
-    if data is not None and data["fingerprint"] != saved["identity"]["data"]["fingerprint"]:
-        raise ValueError(
-            f"{path} was trained on other images than those of {data['name']} now; "
-            f"train {experiment.name} again with --overwrite first"
-        )
-    if data is not None and getattr(experiment, "unlabelled", ""):
-        refuse_other_images(path, experiment.unlabelled, saved["identity"]["data"]["unlabelled"])
-    _refuse_other_weights(path, experiment, saved["identity"]["initial_weights"])
-    weights = {name.removeprefix(prefix): tensor for name, tensor in saved["model"].items() if name.startswith(prefix)}
-    return weights, {
-        "weights": f"{files.name}, epoch {epoch}",
-        "sha256": digest_of_tensors(weights),
-        "began_with": saved["identity"]["initial_weights"],
-        "data": saved["identity"]["data"],
-    }
-
-
-def _refuse_other_weights(path: Path, experiment: Experiment, began_with: Mapping):
-    """Raise ValueError if a run began with another file than the one of that name which its experiment names now."""
-    file = expanded(experiment.initial_weights)
-    if experiment.initial_weights in ("random", "imagenet") or not file.is_file():
-        return
-    if digest_of_file(file) != began_with.get("began_with", began_with)["sha256"]:
-        raise ValueError(
-            f"{path} began with another {file.name} than {file} is now; "
-            f"train {experiment.name} again with --overwrite first"
-        )
-
-
-def load_checkpoint(path: Path) -> dict:
-    """A checkpoint or state file, on the CPU.  Raises ValueError if it is not complete, plain, and of this format."""
-    try:
-        saved = load_plain(path)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be loaded as a checkpoint ({type(error).__name__})") from error
-    if not isinstance(saved, dict) or "format" not in saved or "identity" not in saved:
-        raise ValueError(f"{path} is not a checkpoint of this project")
-    _check_format(path, saved)
-    return saved
-
-
-def _check_format(path: Path, saved: dict):
-    if saved.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {saved.get('format')}; this code reads format {FORMAT}")
-
-
-def settings_of(experiment: Experiment) -> dict:
-    """The settings that define a training, as plain types."""
-    settings = {name: value for name, value in asdict(experiment).items() if name not in NOT_IDENTITY}
-    settings["data"] = name_of_images(settings["data"])
-    settings["initial_weights"] = Path(settings["initial_weights"]).name
-    if settings.get("unlabelled"):
-        settings["unlabelled"] = name_of_images(settings["unlabelled"])
-    settings["train"].pop("step")  # the result states it; it does not change what is trained
-    return json.loads(json.dumps(settings))  # tuples become lists, as they do in a file
-
-
-def first_difference(asked: dict, saved: dict, prefix: str = "") -> str | None:
-    """The first field in which two nested dicts differ, as "field = saved, asked for asked"; None if they are equal."""
-    for key in sorted(asked.keys() | saved.keys()):
-        name, one, other = f"{prefix}{key}", asked.get(key), saved.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            difference = first_difference(one, other, f"{name}.")
-            if difference is not None:
-                return difference
-        elif one != other:
-            return f"{name} = {_short(other)}, but {_short(one)} is asked for"
-    return None
-
-
-def _short(value) -> str:
-    """A value in a message: a digest or a list of images would fill the screen."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:40]}..."
-
-
-def _difference_of_identity(job: Job, saved: dict, any_precision: bool = False) -> str | None:
-    """What a run differs in; with `any_precision` not in that, where "auto" is asked for."""
-    settings = _with_defaults(saved["identity"]["settings"], job.experiment)
-    asked = {**job.identity, "settings": settings_of(job.experiment)}
-    if any_precision:
-        _take_precision(asked["settings"], settings)
-    return first_difference(asked, {**saved["identity"], "settings": settings})
-
-
-def _with_defaults(settings: dict, experiment: Experiment) -> dict:
-    """Saved settings, with the default of every setting that was added to the code after they were saved.
-
-    A probe is fitted: how many epochs were asked for changes nothing, so they are those of the experiment.
-    """
-    defaults = settings_of(type(experiment)(name=experiment.name, question=""))
-    completed = {**defaults, **settings, "train": {**defaults["train"], **settings.get("train", {})}}
-    if isinstance(experiment, ProbeExperiment):
-        completed["train"]["max_epochs"] = experiment.train.max_epochs
-    return completed
-
-
-# ---------------------------------------------------------------------------------------------------------- the result
+# ----------------------------------------------------------------------------------------------------------- the result
 
 
 def summarize(history: History, loaders, chosen: dict[str, Evaluation] | None = None, keep: str = "best") -> dict:
@@ -987,52 +624,11 @@ def describe_machine(device: torch.device, settings: TrainSettings, state: dict 
     return {**machine, "device": f"{before} to epoch {epoch}, then {machine['device']}"}
 
 
-def initial_weights_text(initial_weights: Mapping) -> str:
-    """What a run began with: a description of the weights, or the run and epoch of a pretext.
-
-    A run that keeps its last epoch has it in the place of the best one, where nothing was selected.
-    """
-    name, _, epoch = initial_weights["weights"].partition(", epoch ")
-    pretext = EXPERIMENTS.get(re.sub(r"\.seed\d+$", "", name))
-    keeps_last = epoch == "best" and pretext is not None and pretext.train.keep == "last"
-    return f"{name}, last epoch" if keeps_last else initial_weights["weights"]
-
-
-def write_result(path: Path, result: dict):
-    """Write a result as JSON with one line per key."""
-    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items()]
-    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
-
-
 def _labels(loader) -> np.ndarray:
     return torch.cat([labels for _, labels in loader]).numpy()
-
-
-# ------------------------------------------------------------------------------------------------------------ commands
 
 
 def run_command(command: Callable[[], int | None]) -> int:
     """As `data.files.run_command`, for commands that run networks: sets up the process first."""
     keep_freed_memory()
     return plain_files.run_command(command)
-
-
-def add_data_options(parser: argparse.ArgumentParser):
-    """The options that say which runs of experiments a command is about: --profile, --data, --weights."""
-    parser.add_argument("--profile", choices=PROFILES, default="full", help="quick: small and short, to try the code")
-    parser.add_argument("--data", help=DATA_HELP)
-    parser.add_argument("--weights", help="initial weights: imagenet, random, or the file of a state dict")
-
-
-def add_common_options(parser: argparse.ArgumentParser):
-    """The options of every command that trains: those of data and weights, --skip-bad-images and --device."""
-    add_data_options(parser)
-    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be decoded")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="mps is an Apple GPU")
-
-
-def experiments_of(names: Iterable[str], options: argparse.Namespace) -> dict[str, Experiment]:
-    """Experiments by name, as the options of `add_data_options` say.  Raises what `find` and `locate` raise."""
-    if options.data is not None:
-        locate(options.data)  # a mistyped folder would look like one without results
-    return {name: configure(find(name), options.profile, data=options.data, weights=options.weights) for name in names}

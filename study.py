@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from data.files import CODE, root_folder, say_once
 from data.layouts import list_splits
 from data.prepare import locate
-from runs import EXPERIMENTS, configure, files_of, find, prerequisites, read
+from experiments import EXPERIMENTS, configure, find, prerequisites
+from run_files import files_of, read
 from self_supervised.dataloader import PRETEXTS
 from self_supervised.settings import JointEmbeddingExperiment, PretextExperiment, ProbeExperiment
 from supervised.settings import Experiment

@@ -18,24 +18,19 @@ from accelerate import PartialState
 
 from data.files import root_folder, say_once
 from data.prepare import DATA_SETS, locate
-from helper_functions import PRECISIONS
-from hyperparameter_search import experiment_of_study
-from runs import (
+from experiments import (
     EXPERIMENTS,
     add_common_options,
-    check_tensorboard,
     configure,
-    files_of,
     find,
-    initial_weights_text,
     prerequisites,
-    read,
     refuse_unused_weights,
-    run,
-    run_command,
-    settings_of,
     with_unlabelled,
 )
+from helper_functions import PRECISIONS
+from hyperparameter_search import experiment_of_study
+from run_files import files_of, initial_weights_text, read, settings_of
+from runs import check_tensorboard, run, run_command
 from self_supervised.settings import ProbeExperiment
 from study import say_failed, train_missing
 from supervised.settings import BASE, Experiment

@@ -14,7 +14,7 @@ from data.files import digest_of_tensors, expanded, root_folder
 from data.folders import in_nfc
 from data.image_cache import Scenes, decode
 from helper_functions import fold_batchnorm
-from runs import load_checkpoint
+from run_files import load_checkpoint
 from supervised.dataloader import MEAN, STD, normalize
 from supervised.models import SceneClassifier, classifier_of
 from supervised.settings import Experiment

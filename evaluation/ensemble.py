@@ -19,7 +19,9 @@ from data.files import write_table
 from evaluation.checkpoints import load_trained
 from evaluation.predict import class_probabilities
 from evaluation.statistics import accuracy_interval
-from runs import add_data_options, experiments_of, files_of, load_weights, run_command
+from experiments import add_data_options, experiments_of
+from run_files import files_of, load_weights
+from runs import run_command
 from self_supervised.dataloader import build_loaders
 from supervised.settings import Experiment
 

@@ -58,15 +58,13 @@ from evaluation.inversion_quality import (
 )
 from evaluation.map_measures import COMPARED, CONTROL, measure_run
 from evaluation.metrics import rightly_predicted_by_all
-from evaluation.model_inversion import (
-    class_logit,
-    filter_mean,
-    strongest_filters,
-)
+from evaluation.model_inversion import class_logit, filter_mean, strongest_filters
 from evaluation.probes import features_of
 from evaluation.scorecam import score_cam
 from evaluation.split_images import evenly_spread
-from runs import add_data_options, collect, experiments_of, files_of, run_command
+from experiments import add_data_options, experiments_of
+from run_files import files_of
+from runs import collect, run_command
 from self_supervised.dataloader import build_loaders
 from supervised.settings import Experiment
 

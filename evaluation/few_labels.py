@@ -29,7 +29,9 @@ from tqdm.auto import tqdm
 from data.files import write_table
 from evaluation.probes import features_of_probe, sample_of_each_class
 from evaluation.statistics import estimate, mean_and_interval, variance_of_mean, verdict
-from runs import add_data_options, experiments_of, files_of, prerequisites, run_command
+from experiments import add_data_options, experiments_of, prerequisites
+from run_files import files_of
+from runs import run_command
 from self_supervised.probes import Splits, linear_probe, nearest_images
 from self_supervised.settings import ProbeExperiment
 

@@ -33,7 +33,9 @@ from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.hooks import eval_mode
 from evaluation.predict import class_probabilities
 from evaluation.representation import module_outputs, share_non_positive, spectrum_by_images
-from runs import add_data_options, build_model, collect, configure, files_of, find, run_command
+from experiments import add_data_options, configure, find
+from run_files import files_of
+from runs import build_model, collect, run_command
 from self_supervised.dataloader import build_loaders
 from supervised.settings import EARLIER_NON_POSITIVE, NATURE_EXPERIMENTS, Experiment
 

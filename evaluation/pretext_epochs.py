@@ -19,8 +19,10 @@ from tqdm.auto import tqdm
 from data.files import write_table
 from evaluation.probes import stage_features
 from evaluation.representation import linear_cka, neighbour_purity, rank_me
+from experiments import add_data_options, experiments_of
 from helper_functions import fold_batchnorm
-from runs import add_data_options, build_model, experiments_of, files_of, load_weights, run_command
+from run_files import files_of, load_weights
+from runs import build_model, run_command
 from self_supervised.dataloader import build_loaders
 from self_supervised.settings import JointEmbeddingExperiment, ProbeExperiment
 

@@ -36,17 +36,10 @@ from evaluation.checkpoints import TrainedRun
 from evaluation.hooks import eval_mode
 from evaluation.results import PRETEXTS_BY_EPOCH, pretext_epochs_table
 from evaluation.statistics import accuracy_interval, mean_and_interval
+from experiments import add_data_options, experiments_of, prerequisites
 from helper_functions import fold_batchnorm
-from runs import (
-    add_data_options,
-    build_model,
-    collect,
-    experiments_of,
-    files_of,
-    load_weights,
-    prerequisites,
-    run_command,
-)
+from run_files import files_of, load_weights
+from runs import build_model, collect, run_command
 from self_supervised.dataloader import build_loaders
 from self_supervised.probes import NEIGHBORS, Splits, check_splits, linear_probe, nearest_neighbors
 from self_supervised.settings import CLASSIFIER_EXPERIMENTS, ProbeExperiment

@@ -40,8 +40,10 @@ from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, read_rele
 from evaluation.metrics import confusion_matrix, most_confused, quality_of_probabilities
 from evaluation.results import folder_of_data
 from evaluation.statistics import accuracy_interval
+from experiments import EXPERIMENTS, STUDY_DATA, configure, find
 from helper_functions import predict
-from runs import EXPERIMENTS, STUDY_DATA, configure, files_of, find, initial_weights_text, load_checkpoint, run_command
+from run_files import files_of, initial_weights_text, load_checkpoint
+from runs import run_command
 from self_supervised.dataloader import build_loaders
 from self_supervised.settings import JointEmbeddingExperiment
 from supervised.dataloader import MEAN, STD

@@ -18,7 +18,8 @@ import pandas as pd
 from data.augment import AUGMENTATIONS
 from data.layouts import name_of_images
 from evaluation.statistics import accuracy_interval, compare, compare_with_reported, correctness, mean_accuracy
-from runs import EXPERIMENTS, STUDY_DATA, initial_weights_text
+from experiments import EXPERIMENTS, STUDY_DATA
+from run_files import initial_weights_text
 from self_supervised.settings import ProbeExperiment
 from supervised.settings import Experiment
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from runs import FORMAT
+from run_files import FORMAT
 from supervised.models import SceneClassifier, estimate_batchnorm
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

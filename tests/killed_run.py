@@ -10,7 +10,8 @@ import sys
 import torch
 
 from helper_functions import CrossEntropy, TrainSettings
-from runs import Job, files_of, train_job
+from run_files import files_of
+from runs import Job, train_job
 from supervised.dataloader import build_loaders
 from supervised.settings import Experiment
 from tests.conftest import SmallNetwork

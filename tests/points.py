@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from helper_functions import CrossEntropy, TrainSettings
-from runs import Job, files_of
+from run_files import files_of
+from runs import Job
 from supervised.dataloader import Loaders
 from supervised.settings import Experiment
 

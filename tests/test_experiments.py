@@ -5,7 +5,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from data.augment import AUGMENTATIONS
-from runs import EXPERIMENTS, configure, find, prerequisites, settings_of
+from experiments import EXPERIMENTS, configure, find, prerequisites
+from run_files import settings_of
 from self_supervised import settings as self_supervised
 from self_supervised.dataloader import PRETEXTS
 from self_supervised.joint_embedding import METHODS

@@ -13,6 +13,7 @@ import pytest
 from optuna.trial import TrialState
 
 import hyperparameter_search
+from experiments import configure, find
 from helper_functions import History
 from hyperparameter_search import (
     SAMPLERS,
@@ -29,7 +30,6 @@ from hyperparameter_search import (
     with_parameters,
     work,
 )
-from runs import configure, find
 from supervised.dataloader import Loaders
 from supervised.settings import BASE
 

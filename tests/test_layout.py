@@ -16,6 +16,8 @@ LEVELS = (  # each may import itself and the levels before it
     ("data", "helper_functions"),
     ("supervised",),
     ("self_supervised",),
+    ("experiments",),
+    ("run_files",),
     ("runs",),
     ("hyperparameter_search", "study"),
     ("train", "evaluation"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data.files import CODE
-from runs import load_checkpoint
+from run_files import load_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ from torchvision.models import EfficientNet_B0_Weights
 from data.files import CODE
 from data.prepare import CLASS_NAMES, Request, prepare, read_manifest
 from evaluation.checkpoints import read_released
-from runs import FORMAT
+from run_files import FORMAT
 from tests.make_own_images import make
 from tests.project_copy import copy_project
 

@@ -17,21 +17,14 @@ import pytest
 import torch
 from torch import nn
 
+import experiments
+import run_files
 import runs
 from data.files import CODE, digest_of_tensors, locked
+from experiments import configure, find, prerequisites
 from helper_functions import History, TrainSettings, evaluate, fold_batchnorm
-from runs import (
-    Files,
-    collect,
-    configure,
-    files_of,
-    find,
-    load_checkpoint,
-    load_weights,
-    prerequisites,
-    read,
-    train_job,
-)
+from run_files import Files, files_of, load_checkpoint, load_weights, read
+from runs import collect, train_job
 from self_supervised.dataloader import build_loaders
 from self_supervised.joint_embedding import OfViews
 from self_supervised.probes import vote_of_neighbors
@@ -200,13 +193,15 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(tmp_path):
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "trapped"),))
 
-    torch.save({"format": runs.FORMAT, "identity": {}, "model": Trap()}, tmp_path / "trap.pt")
+    torch.save({"format": run_files.FORMAT, "identity": {}, "model": Trap()}, tmp_path / "trap.pt")
     with pytest.raises(ValueError, match="trap.pt"):
         load_checkpoint(tmp_path / "trap.pt")
     assert not (tmp_path / "trapped").exists()
 
 
-@pytest.mark.parametrize("contents", [{"format": runs.FORMAT + 1, "identity": {}}, {"format": runs.FORMAT}, [1, 2]])
+@pytest.mark.parametrize(
+    "contents", [{"format": run_files.FORMAT + 1, "identity": {}}, {"format": run_files.FORMAT}, [1, 2]]
+)
 def test_a_file_that_is_no_checkpoint_of_this_format_is_refused(tmp_path, contents):
     torch.save(contents, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="other.pt"):
@@ -472,7 +467,7 @@ def small(scene_folder, root):
 def pretext(small, monkeypatch) -> PretextExperiment:
     """A pretext experiment of a user's own."""
     experiment = PretextExperiment("own_1", "?", **small, save_epochs=(1,), pretext="perturbation")
-    monkeypatch.setitem(runs.EXPERIMENTS, "own_1", experiment)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "own_1", experiment)
     return experiment
 
 
@@ -504,7 +499,7 @@ def test_a_pretext_that_began_with_another_file_of_the_same_name_is_refused(smal
     torch.save(features.state_dict(), file)
     small |= {"initial_weights": str(file)}
     pretext = replace(pretext, initial_weights=str(file))
-    monkeypatch.setitem(runs.EXPERIMENTS, "own_1", pretext)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "own_1", pretext)
     run_on_images(ClassifierExperiment("own_classifier", "?", **small, pretext_run="own_1"))
     features[0][0].weight.data += 1
     torch.save(features.state_dict(), file)
@@ -533,7 +528,7 @@ def of_views(small, monkeypatch) -> JointEmbeddingExperiment:
         "batchnorm": "pretext",
     }  # the features of a random network vanish under its initial statistics
     experiment = JointEmbeddingExperiment("views_1", "?", **fields, view_size=32, neighbors=2, save_epochs=(1, "last"))
-    monkeypatch.setitem(runs.EXPERIMENTS, "views_1", experiment)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "views_1", experiment)
     return experiment
 
 
@@ -593,7 +588,7 @@ def test_quick_experiments_of_a_users_own_keep_pretext_and_classifier_together(s
 
 def test_a_distilled_network_learns_from_its_teachers_and_names_them(small, monkeypatch):
     teacher = Experiment("teacher", "?", **small)
-    monkeypatch.setitem(runs.EXPERIMENTS, "teacher", teacher)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "teacher", teacher)
     student = DistilledExperiment("student", "?", **small, teacher_run="teacher", teacher_seeds=(0, 1))
     _, result = run_on_images(student)
     teachers = [replace(teacher, seed=seed) for seed in (0, 1)]
@@ -656,7 +651,7 @@ def test_a_result_of_other_images_than_the_folder_holds_now_is_not_shown(small, 
 
 
 def test_a_pretext_or_teacher_of_other_images_is_refused(small, pretext, monkeypatch):
-    monkeypatch.setitem(runs.EXPERIMENTS, "teacher_1", Experiment("teacher_1", "?", **small))
+    monkeypatch.setitem(experiments.EXPERIMENTS, "teacher_1", Experiment("teacher_1", "?", **small))
     learners = (
         ClassifierExperiment("own_classifier", "?", **small, pretext_run="own_1"),
         DistilledExperiment("student", "?", **small, teacher_run="teacher_1", teacher_seeds=(0,)),
@@ -685,7 +680,7 @@ def test_full_starts_from_imagenet_and_quick_from_random_weights_unless_a_file_i
 
 
 def test_a_pretext_keeps_its_own_weights_unless_its_classifier_asks_for_others(monkeypatch):
-    monkeypatch.setitem(runs.EXPERIMENTS, "rotation_1", replace(find("rotation_1"), initial_weights="own.pth"))
+    monkeypatch.setitem(experiments.EXPERIMENTS, "rotation_1", replace(find("rotation_1"), initial_weights="own.pth"))
     for given, expected in ((None, "own.pth"), ("a.pth", "a.pth")):
         classifier = configure(find("rotation_classifier_1"), "full", weights=given)
         [(pretext, _)] = prerequisites(classifier, "full")
@@ -709,4 +704,4 @@ def test_what_a_run_began_with_names_the_last_epoch_where_nothing_was_selected()
         "byol, epoch 4": "byol, epoch 4",
         "ImageNet features": "ImageNet features",
     }
-    assert {each: runs.initial_weights_text({"weights": each}) for each in words} == words
+    assert {each: run_files.initial_weights_text({"weights": each}) for each in words} == words

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 import study
-from runs import EXPERIMENTS, FORMAT, configure, files_of, settings_of
+from experiments import EXPERIMENTS, configure
+from run_files import FORMAT, files_of, settings_of
 from study import IMAGES, Task, expected_seconds, forward_passes, missing_tasks, train_tasks
 from tests.points import TINY
 

@@ -10,11 +10,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.models import resnet18
 
+import experiments
 import runs
 import train as script
 from data.files import CODE
 from data.layouts import fingerprints
-from runs import EXPERIMENTS, configure, files_of, load_checkpoint, read, settings_of
+from experiments import EXPERIMENTS, configure
+from run_files import files_of, load_checkpoint, read, settings_of
 from supervised.settings import BASE
 from tests.conftest import draw
 
@@ -255,7 +257,7 @@ def photos(root):
 def test_photos_without_labels_are_added_to_those_of_a_pretext_and_the_runs_have_names_of_their_own(
     call, scene_folder, photos, root, monkeypatch
 ):
-    monkeypatch.setattr(runs, "EXPERIMENTS", dict(EXPERIMENTS))
+    monkeypatch.setattr(experiments, "EXPERIMENTS", dict(EXPERIMENTS))
     code, output, error = call("byol_classifier", "--data", scene_folder, "--unlabelled", photos, *QUICK)
     assert code == 0, error
     assert "3 images of" in error and output.startswith("byol_classifier_with_my_photos: ")
@@ -269,7 +271,7 @@ def test_photos_without_labels_are_added_to_those_of_a_pretext_and_the_runs_have
 
 
 def test_photos_without_labels_can_take_the_place_of_the_training_images(call, scene_folder, photos, root, monkeypatch):
-    monkeypatch.setattr(runs, "EXPERIMENTS", dict(EXPERIMENTS))
+    monkeypatch.setattr(experiments, "EXPERIMENTS", dict(EXPERIMENTS))
     shutil.rmtree(photos / "deep")
     for number in range(20):
         draw("dark", np.random.default_rng(number)).save(photos / f"{number}.png")

@@ -35,7 +35,7 @@ from evaluation.results import (
     seeds_table,
 )
 from evaluation.statistics import estimate
-from runs import EXPERIMENTS, STUDY_DATA
+from experiments import EXPERIMENTS, STUDY_DATA
 
 EXPLANATIONS = Path("results") / "full" / "explanations"
 OVERFITTING = ("supervised_1", "supervised_2")  # without and with augmentation

@@ -27,8 +27,10 @@ from data.files import expanded, root_folder
 from data.layouts import list_splits
 from data.prepare import DATA_SETS, locate
 from evaluation.results import comparisons, read_profile
+from experiments import PROFILES, STUDY_DATA, configure
 from helper_functions import keep_freed_memory
-from runs import PROFILES, STUDY_DATA, collect, configure, files_of
+from run_files import files_of
+from runs import collect
 from supervised.settings import Experiment
 
 SYNTHETIC = "synthetic"

@@ -21,7 +21,7 @@ from evaluation.explain import LAYERS, STAMP, collect_explanations
 from evaluation.explained import Explained
 from evaluation.pages.tables import SHORT_TABLE
 from evaluation.results import experiments_table, of_experiments, read_profile
-from runs import EXPERIMENTS, configure
+from experiments import EXPERIMENTS, configure
 from self_supervised.dataloader import PRETEXTS
 
 BYOL = EXPERIMENTS["byol"]

@@ -33,7 +33,7 @@ from data.files import CODE, root_folder, run_command, write_text
 from evaluation.metrics import average_precision, classification_report
 from evaluation.nature import LOOKED_AT
 from evaluation.results import machine, read_profile, runs_of
-from runs import EXPERIMENTS
+from experiments import EXPERIMENTS
 from self_supervised.settings import CLASSIFIER_EXPERIMENTS, FROZEN_WORDS, REPRODUCTION
 from supervised.settings import REPRODUCTION as SUPERVISED_REPRODUCTION
 from supervised.settings import Experiment

@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import experiments
+import run_files
 import runs
 from evaluation import ensemble
 from evaluation.ensemble import ensemble_table, probabilities_of_runs
@@ -27,17 +29,19 @@ def test_the_ensemble_has_the_mean_of_the_probabilities_and_not_of_the_votes():
 @pytest.fixture
 def experiment(scene_folder, root, monkeypatch):
     found = Experiment("tiny_frozen", "?", data=str(scene_folder), initial_weights="random", freeze_features=True)
-    monkeypatch.setitem(runs.EXPERIMENTS, "tiny_frozen", found)
-    return runs.configure(found, "quick")
+    monkeypatch.setitem(experiments.EXPERIMENTS, "tiny_frozen", found)
+    return experiments.configure(found, "quick")
 
 
 def test_the_command_reads_the_runs_and_writes_their_table(experiment, scene_folder, capsys):
     for seed in (0, 1):
-        seeded = runs.configure(runs.find("tiny_frozen"), "quick", seed=seed)
+        seeded = experiments.configure(experiments.find("tiny_frozen"), "quick", seed=seed)
         _, result = runs.run(seeded, "quick", device="cpu", progress=False)
     command = ["tiny_frozen", "--profile", "quick", "--data", str(scene_folder), "--seeds", "0", "1"]
     assert ensemble.main(command) == 0, capsys.readouterr().err
-    table = pd.read_csv(runs.files_of(experiment, "quick").results / "ensemble_tiny_frozen.csv", index_col="network")
+    table = pd.read_csv(
+        run_files.files_of(experiment, "quick").results / "ensemble_tiny_frozen.csv", index_col="network"
+    )
     assert len(table) == 4
     assert table.test_accuracy["tiny_frozen.seed1"] == pytest.approx(result["test_accuracy"], abs=1e-6)
 

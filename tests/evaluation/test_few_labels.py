@@ -17,7 +17,7 @@ from evaluation.few_labels import (
     spreading_against_pretexts,
     spreading_matrix,
 )
-from runs import configure, find
+from experiments import configure, find
 from tests.clouds import splits_of
 
 

@@ -10,7 +10,9 @@ import torch
 from evaluation import nature
 from evaluation.checkpoints import load_trained
 from evaluation.predict import class_probabilities
-from runs import configure, files_of, find, read, run
+from experiments import configure, find
+from run_files import files_of, read
+from runs import run
 from self_supervised.dataloader import build_loaders
 
 RESNET = "nature_resnet18_sgd_1e-2"

@@ -20,7 +20,9 @@ from evaluation.probes import (
     stage_features,
 )
 from evaluation.statistics import accuracy_interval, mean_and_interval
-from runs import build_model, configure, find, load_weights, read, run
+from experiments import configure, find
+from run_files import load_weights, read
+from runs import build_model, run
 from self_supervised.dataloader import build_loaders
 from self_supervised.probes import linear_probe
 from supervised.models import SceneClassifier, estimate_batchnorm

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from data.files import CODE, digest_of_file, digest_of_tensors
 from evaluation import novelty, publish
 from evaluation.checkpoints import load_trained, read_released
-from runs import FORMAT
+from run_files import FORMAT
 from supervised.models import SceneClassifier, estimate_batchnorm
 
 NAME = "rotation_gentle_classifier"

@@ -28,7 +28,8 @@ from evaluation.results import (
     settings_table,
 )
 from evaluation.statistics import accuracy_interval, compare, mean_accuracy
-from runs import EXPERIMENTS, configure, find, read
+from experiments import EXPERIMENTS, configure, find
+from run_files import read
 from supervised.settings import Experiment
 from tests.evaluation.synthetic_results import result, seeds, write
 

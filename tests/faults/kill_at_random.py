@@ -24,7 +24,7 @@ from data.image_cache import load_splits
 from data.prepare import CLASS_NAMES, Request, prepare
 from evaluation.explain import describe_test_images, features_of, open_folder
 from hyperparameter_search import Search, open_study, read_trials, work
-from runs import load_checkpoint
+from run_files import load_checkpoint
 from supervised.models import SceneClassifier
 from tests import killed_run
 

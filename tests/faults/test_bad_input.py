@@ -21,7 +21,7 @@ from PIL import Image
 from torchvision.models import efficientnet_b1
 
 import hyperparameter_search
-import runs
+import run_files
 import train
 from data import prepare
 from data.image_cache import load_splits
@@ -42,7 +42,7 @@ from evaluation import (
     scorecam,
 )
 from evaluation.pages import report
-from runs import configure, find
+from experiments import configure, find
 from supervised.models import SceneClassifier
 from tests.conftest import CLASSES, draw
 
@@ -408,7 +408,7 @@ def test_a_weights_file_that_is_none(refused, place, case):
 CHECKPOINTS = {
     "cut in the middle": cut,
     "empty": lambda path: path.write_bytes(b""),
-    "with code": lambda path: torch.save({"format": runs.FORMAT, "identity": {}, "model": Trap()}, path),
+    "with code": lambda path: torch.save({"format": run_files.FORMAT, "identity": {}, "model": Trap()}, path),
     "a zip bomb": bomb,
     "of a later format": lambda path: torch.save({"format": 99, "identity": {}}, path),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
@@ -450,7 +450,7 @@ def test_a_trained_run_that_holds_no_network_of_ours(refused, place, tiny_run, c
 RESULTS = {
     "cut in the middle": (lambda text: text[: len(text) // 2],),
     "empty": (lambda text: "",),
-    "of a later format": (lambda text: text.replace(f'"format": {runs.FORMAT}', '"format": 99'), "99"),
+    "of a later format": (lambda text: text.replace(f'"format": {run_files.FORMAT}', '"format": 99'), "99"),
     "of other settings": (lambda text: text.replace('"batch_size": 9', '"batch_size": 16'), "batch_size = 16"),
 }
 
@@ -460,10 +460,10 @@ def test_a_result_file_that_is_not_right(finished, place, case):
     change, *named = case
     path = place / "results/quick/scenes/imagenet_classifier.json"
     experiment = configure(find("imagenet_classifier"), "quick", data="scenes", max_epochs=1)
-    assert runs.read(experiment, "quick")
+    assert run_files.read(experiment, "quick")
     path.write_text(change(path.read_text()))
     with pytest.raises(ValueError) as refusal:
-        runs.read(experiment, "quick")
+        run_files.read(experiment, "quick")
     assert all(each in str(refusal.value) for each in (path.name, *named))
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from data.files import CODE
 from helper_functions import TrainSettings, train
-from runs import load_checkpoint
+from run_files import load_checkpoint
 from train import main
 
 # A shell may have Ctrl-C ignored by what it starts in the background, so it is restored.

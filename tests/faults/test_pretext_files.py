@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+import experiments
+import run_files
 import runs
 import train
 from data.files import say_once
-from runs import EXPERIMENTS, collect, configure, files_of, find, prerequisites
+from experiments import EXPERIMENTS, configure, find, prerequisites
+from run_files import files_of
+from runs import collect
 from study import Task, command_of, missing_tasks
 from tests.conftest import draw
 
@@ -46,7 +50,7 @@ def test_a_finished_run_outlives_its_pretext(flowers, capsys):
         path.unlink()
     experiment = configure(find(CLASSIFIER), "quick", data=str(flowers))
     model, result = runs.run(experiment, "quick", progress=False)
-    saved = runs.load_checkpoint(files(flowers, CLASSIFIER).checkpoint)
+    saved = run_files.load_checkpoint(files(flowers, CLASSIFIER).checkpoint)
     assert result == saved["result"] and not model.training
     assert all(torch.equal(value, saved["model"][name]) for name, value in model.state_dict().items())
     assert files(flowers, CLASSIFIER).checkpoint.stat().st_mtime_ns == before
@@ -64,11 +68,11 @@ def test_an_epoch_that_was_removed_is_trained_again_where_it_is_needed(flowers):
     assert trained(flowers, CLASSIFIER) == 0
     [(_, epoch)] = prerequisites(configure(find(CLASSIFIER), "quick"), "quick")
     path = files(flowers, PRETEXT).saved(epoch)
-    weights = runs.load_checkpoint(path)["model"]
+    weights = run_files.load_checkpoint(path)["model"]
     path.unlink()
     files(flowers, CLASSIFIER).checkpoint.unlink()
     assert trained(flowers, CLASSIFIER) == 0
-    again = runs.load_checkpoint(path)["model"]
+    again = run_files.load_checkpoint(path)["model"]
     assert all(torch.equal(value, again[name]) for name, value in weights.items())
 
 
@@ -82,13 +86,13 @@ def test_overwrite_reaches_a_pretext_of_images_that_have_changed(flowers, capsys
     assert "other images" in capsys.readouterr().err
     experiment = configure(find(CLASSIFIER), "quick", data=str(flowers))
     found = collect([experiment], "quick", train_missing=True, progress=False)  # as the quick report does
-    of_pretext = runs.load_checkpoint(files(flowers, PRETEXT).checkpoint)["identity"]["data"]
+    of_pretext = run_files.load_checkpoint(files(flowers, PRETEXT).checkpoint)["identity"]["data"]
     assert found[CLASSIFIER]["data"]["fingerprint"] == of_pretext["fingerprint"]
     assert files(flowers, PRETEXT).checkpoint.stat().st_mtime_ns != unchanged
 
 
 def test_photographs_without_labels_that_have_changed_are_not_ignored(flowers, root, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "EXPERIMENTS", dict(EXPERIMENTS))
+    monkeypatch.setattr(experiments, "EXPERIMENTS", dict(EXPERIMENTS))
     photos = root / "photos"
     shutil.copytree(sorted((flowers / "train").iterdir())[0], photos)
     options = ["--unlabelled", str(photos)]
@@ -97,9 +101,9 @@ def test_photographs_without_labels_that_have_changed_are_not_ignored(flowers, r
     assert trained(flowers, "byol_classifier", options=options) == 2
     assert "other images" in capsys.readouterr().err
     name = "byol_with_photos"
-    before = runs.load_checkpoint(files(flowers, name).checkpoint)["identity"]["data"]["unlabelled"]
+    before = run_files.load_checkpoint(files(flowers, name).checkpoint)["identity"]["data"]["unlabelled"]
     assert trained(flowers, "byol_classifier", options=[*options, "--overwrite"]) == 0
-    after = runs.load_checkpoint(files(flowers, name).checkpoint)["identity"]["data"]["unlabelled"]
+    after = run_files.load_checkpoint(files(flowers, name).checkpoint)["identity"]["data"]["unlabelled"]
     assert before["fingerprint"] != after["fingerprint"]
 
 
@@ -143,7 +147,7 @@ def test_a_probe_of_older_code_with_other_epochs_is_the_same(flowers):
     result["settings"]["train"]["max_epochs"] = 99
     files(flowers, name).result.write_text(json.dumps(result))
     probe = configure(find(name), "quick", data=str(flowers))
-    assert runs.read(probe, "quick")["test_accuracy"] == result["test_accuracy"]
+    assert run_files.read(probe, "quick")["test_accuracy"] == result["test_accuracy"]
 
 
 def test_fewer_epochs_are_of_what_is_trained_alone(flowers, capsys):

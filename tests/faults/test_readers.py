@@ -23,7 +23,7 @@ from data.image_cache import decode
 from data.prepare import verify
 from evaluation.checkpoints import read_released
 from hyperparameter_search import read_trials
-from runs import FORMAT, load_checkpoint
+from run_files import FORMAT, load_checkpoint
 
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "1500"))  # per kind of file
 

@@ -13,22 +13,18 @@ import torch
 from accelerate.state import PartialState
 from torch import nn
 
+import experiments
 import hyperparameter_search
-import runs
+import run_files
 import train
 from data.files import CODE, say_once
 from evaluation import pretext_epochs, probes
 from evaluation.results import experiments_table, pairs_to_compare, read_profile
+from experiments import EXPERIMENTS, configure, find, prerequisites
 from helper_functions import TrainSettings, build_accelerator, build_optimizer, build_scheduler
-from runs import EXPERIMENTS, configure, find, prerequisites
 from self_supervised import dataloader as pretexts
 from self_supervised import settings as self_supervised
-from self_supervised.settings import (
-    ClassifierExperiment,
-    JointEmbeddingExperiment,
-    PretextExperiment,
-    ProbeExperiment,
-)
+from self_supervised.settings import ClassifierExperiment, JointEmbeddingExperiment, PretextExperiment, ProbeExperiment
 from study import missing_tasks
 from supervised import settings as supervised
 from supervised.dataloader import Loaders, build_loaders, whole_batch
@@ -118,7 +114,7 @@ def test_few_images_on_two_processes_are_one_even_batch(scene_folder, root, monk
 
 def test_an_epoch_that_a_pretext_does_not_keep_is_refused_before_it_is_trained(monkeypatch):
     pretext = PretextExperiment("own", "?", pretext="perturbation", save_epochs=(1, 2))
-    monkeypatch.setitem(runs.EXPERIMENTS, "own", pretext)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "own", pretext)
     prerequisites(ClassifierExperiment("c", "?", pretext_run="own", pretext_epoch=2), "full")
     with pytest.raises(ValueError, match="needs epoch 7 of own, which keeps best, 1, 2"):
         prerequisites(ClassifierExperiment("c", "?", pretext_run="own", pretext_epoch=7), "full")
@@ -126,14 +122,14 @@ def test_an_epoch_that_a_pretext_does_not_keep_is_refused_before_it_is_trained(m
 
 @pytest.mark.parametrize("field, own", [("network", "resnet18"), ("resize", "imagenet")])
 def test_a_classifier_that_does_not_fit_its_pretext_is_refused_before_that_is_trained(field, own, monkeypatch):
-    monkeypatch.setitem(runs.EXPERIMENTS, "own", PretextExperiment("own", "?", **{field: own, "stages": (4,)}))
+    monkeypatch.setitem(experiments.EXPERIMENTS, "own", PretextExperiment("own", "?", **{field: own, "stages": (4,)}))
     with pytest.raises(ValueError, match=f"c: {field} is .*, but that of own is '{own}'"):
         prerequisites(ClassifierExperiment("c", "?", pretext_run="own", stages=(4,)), "full")
 
 
 def test_an_epoch_after_the_last_one_is_refused_before_the_pretext_is_trained(monkeypatch):
     short = replace(find("rotation_1"), name="short", train=TrainSettings(max_epochs=6))
-    monkeypatch.setitem(runs.EXPERIMENTS, "short", short)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "short", short)
     assert 10 in short.save_epochs
     with pytest.raises(ValueError, match="c needs epoch 10 of short, which ends after 6"):
         prerequisites(ClassifierExperiment("c", "?", pretext_run="short", pretext_epoch=10), "full")
@@ -180,7 +176,7 @@ def test_every_experiment_of_the_study_needs_epochs_that_are_kept():
 def test_a_study_trains_a_pretext_again_whose_epoch_is_gone(root, monkeypatch):
     name = "rotation_classifier_tuned_10"
     [(pretext, epoch)] = prerequisites(configure(find(name), "full"), "full")
-    files = runs.files_of(pretext, "full")
+    files = run_files.files_of(pretext, "full")
     files.checkpoint.parent.mkdir(parents=True)
     monkeypatch.setattr("study.read", lambda experiment, *_: {} if experiment.name == pretext.name else None)
     for present in (files.checkpoint, files.saved(epoch)):
@@ -217,7 +213,9 @@ def test_a_distilled_network_needs_teachers(fields):
 
 def test_the_settings_of_every_kind_of_experiment_are_completed_with_defaults():
     for experiment in EXPERIMENTS.values():
-        assert runs._with_defaults(runs.settings_of(experiment), experiment) == runs.settings_of(experiment)
+        assert run_files.with_defaults(run_files.settings_of(experiment), experiment) == run_files.settings_of(
+            experiment
+        )
 
 
 def test_a_weights_file_with_one_number_too_many_is_told_in_a_sentence(tmp_path):
@@ -255,7 +253,7 @@ def test_images_without_labels_that_were_left_out_are_named(scene_folder, root):
     byol = replace(byol, unlabelled=str(photos / "**"), unlabelled_alone=True, views="without_blur")
     loaders = pretexts.build_loaders(byol, skip_bad_images=True, progress=False)
     assert loaders.data["unlabelled"]["skipped"] == ["train/bad.jpg"]
-    runs.refuse_other_images(root / "a.json", byol.unlabelled, loaders.data["unlabelled"])
+    run_files.refuse_other_images(root / "a.json", byol.unlabelled, loaders.data["unlabelled"])
     sizes = [len(labels) for _, labels in loaders.views_of_val]
     assert len(loaders.train.dataset) == 20 and min(sizes) > 1  # VICReg has no loss of a single image
 
@@ -263,20 +261,22 @@ def test_images_without_labels_that_were_left_out_are_named(scene_folder, root):
 def test_photos_that_lie_elsewhere_now_are_the_same_and_quick_reads_a_prepared_name_too(
     scene_folder, root, monkeypatch
 ):
-    monkeypatch.setattr(runs, "EXPERIMENTS", dict(EXPERIMENTS))
+    monkeypatch.setattr(experiments, "EXPERIMENTS", dict(EXPERIMENTS))
     with pytest.raises(ValueError, match="has images of nature already"):
-        runs.with_unlabelled(find("byol_with_nature"), str(scene_folder))
+        experiments.with_unlabelled(find("byol_with_nature"), str(scene_folder))
     shutil.copytree(scene_folder, root / "data" / "nature")
-    quick = configure(runs.with_unlabelled(find("byol"), "nature"), "quick", data=str(scene_folder))
+    quick = configure(experiments.with_unlabelled(find("byol"), "nature"), "quick", data=str(scene_folder))
     loaders = pretexts.build_loaders(quick, progress=False)
     assert loaders.data["unlabelled"]["name"] == "nature"
     assert len(loaders.train.dataset) > loaders.data["images"]["train"]
     moved = root / "elsewhere" / "nature"
     shutil.copytree(scene_folder, moved)
     again = replace(quick, unlabelled=str(moved))
-    assert runs.settings_of(again) == runs.settings_of(quick)
+    assert run_files.settings_of(again) == run_files.settings_of(quick)
     assert pretexts.build_loaders(again, progress=False).data == loaders.data
-    alone = configure(runs.with_unlabelled(find("byol"), str(moved), alone=True), "quick", data=str(scene_folder))
+    alone = configure(
+        experiments.with_unlabelled(find("byol"), str(moved), alone=True), "quick", data=str(scene_folder)
+    )
     assert alone.unlabelled_alone
 
 
@@ -289,7 +289,7 @@ def test_a_result_of_other_settings_is_not_replaced_though_its_checkpoint_is_not
     """As in a clone, where results are committed and checkpoints are not."""
     command = ["imagenet_classifier", "--data", str(scene_folder), "--profile", "quick", "--device", "cpu"]
     assert train.main([*command, "--epochs", "2"]) == 0
-    files = runs.files_of(configure(find("imagenet_classifier"), "quick", data=str(scene_folder)), "quick")
+    files = run_files.files_of(configure(find("imagenet_classifier"), "quick", data=str(scene_folder)), "quick")
     files.checkpoint.unlink()
     before = files.result.read_bytes()
     assert train.main([*command, "--epochs", "1"]) == 2
@@ -306,7 +306,7 @@ def test_a_result_of_a_pretext_that_was_trained_again_may_be_made_again(root, sc
     """Another training of a pretext has other weights; what both began with is the same."""
     command = ["imagenet_classifier", "--data", str(scene_folder), "--profile", "quick", "--device", "cpu"]
     assert train.main([*command, "--epochs", "1"]) == 0
-    files = runs.files_of(configure(find("imagenet_classifier"), "quick", data=str(scene_folder)), "quick")
+    files = run_files.files_of(configure(find("imagenet_classifier"), "quick", data=str(scene_folder)), "quick")
     files.checkpoint.unlink()
     result = json.loads(files.result.read_text())
     began_with = result["initial_weights"]
@@ -316,7 +316,7 @@ def test_a_result_of_a_pretext_that_was_trained_again_may_be_made_again(root, sc
         ({"weights": "others"}, 2),
     ):
         files.checkpoint.unlink(missing_ok=True)
-        runs.write_result(files.result, result | {"initial_weights": weights})
+        run_files.write_result(files.result, result | {"initial_weights": weights})
         assert train.main([*command, "--epochs", "1"]) == code
     assert "initial_weights" in capsys.readouterr().err
 

@@ -32,9 +32,10 @@ from evaluation.predict import Model
 from evaluation.recipro_cam import position_masks, probabilities_by_position, recipro_cam
 from evaluation.scorecam import score_cam
 from evaluation.statistics import mean_difference
+from experiments import find
 from helper_functions import TrainSettings, predict, train
 from hyperparameter_search import Search, open_study, with_parameters, work
-from runs import find, run
+from runs import run
 from self_supervised import dataloader as pretexts
 from self_supervised.settings import JOINT_EMBEDDINGS
 from study import Task, _Queue, missing_tasks

@@ -14,6 +14,8 @@ import torch
 from lightly.loss import NegativeCosineSimilarity, NTXentLoss, VICRegLoss
 from torch import nn
 
+import experiments
+import run_files
 import runs
 from data.files import CODE
 from helper_functions import TrainSettings, build_accelerator, build_optimizer
@@ -310,12 +312,12 @@ def test_the_method_of_a_users_own_that_the_module_shows_runs_as_it_is_written(s
     exec(textwrap.dedent(snippet), names)
     assert METHODS["attraction"] is names["Attraction"]
     experiment = JointEmbeddingExperiment("attraction_1", "Does it collapse?", method="attraction")
-    experiment = runs.configure(experiment, "quick", data=str(scene_folder), max_epochs=2)
+    experiment = experiments.configure(experiment, "quick", data=str(scene_folder), max_epochs=2)
     model, result = runs.run(experiment, "quick", device="cpu", progress=False)
     assert type(model) is METHODS["attraction"]
     assert len(result["history"]["train_loss"]) == 2 == result["epoch"]
     assert result["settings"]["method"] == "attraction"
-    features, _ = runs.load_weights(experiment, "quick", prefix="features.")
+    features, _ = run_files.load_weights(experiment, "quick", prefix="features.")
     assert not changed(features, model.features)
 
 

@@ -12,7 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
 import runs
-from runs import configure, find, load_checkpoint, read
+from experiments import configure, find
+from run_files import load_checkpoint, read
 from self_supervised import probes
 from self_supervised.dataloader import build_loaders
 from self_supervised.probes import linear_probe, nearest_images, nearest_neighbors, set_head, vote_of_neighbors

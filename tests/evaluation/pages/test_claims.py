@@ -22,7 +22,7 @@ from evaluation.pages.claims import (
 from evaluation.pages.reproduction import EarlierNumber
 from evaluation.pages.tables import difference_text
 from evaluation.results import BESIDE, Claim, beside_reported, read_profile
-from runs import EXPERIMENTS
+from experiments import EXPERIMENTS
 from tests.evaluation.synthetic_results import result, seeds, write
 
 CLAIM = Claim("One is better", "a report", "one", "two", "better")

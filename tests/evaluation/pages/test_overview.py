@@ -13,7 +13,7 @@ from evaluation import few_labels, plots
 from evaluation.pages.overview import SHOWN, digest_of_figure, draw_overview
 from evaluation.pages.tables import SHORT_TABLE
 from evaluation.results import read_profile
-from runs import EXPERIMENTS, configure
+from experiments import EXPERIMENTS, configure
 from tests.evaluation.synthetic_results import seeds
 
 

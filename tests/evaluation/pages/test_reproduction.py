@@ -35,8 +35,8 @@ from evaluation.pages.reproduction import (
     read_earlier_numbers,
     verdict,
 )
+from experiments import EXPERIMENTS
 from hyperparameter_search import EARLIER_LOSSES
-from runs import EXPERIMENTS
 from supervised.settings import EARLIER_AVERAGE_PRECISION, EARLIER_NON_POSITIVE
 
 SOURCES = CODE.parent / "shared" / "source_documents"

@@ -25,7 +25,7 @@ from evaluation.pages.tables import (
     write_pages,
 )
 from evaluation.results import comparisons, experiments_table, pairs_to_compare, read_profile
-from runs import EXPERIMENTS
+from experiments import EXPERIMENTS
 from tests.evaluation.synthetic_results import seeds, write
 
 CONTROL, PRETEXT = "imagenet_classifier_best", "rotation_gentle_classifier"
