@@ -683,20 +683,8 @@ def train(
         for epoch in range(history.epochs + 1, settings.max_epochs + 1):
             if should_stop(history.val_loss, settings):
                 break
-            started = time.perf_counter()
             bar.set_description(f"{title} epoch {epoch}/{settings.max_epochs}".strip())
-            learning_rate = training.optimizer.param_groups[0]["lr"]
-            train_loss, train_accuracy = train_one_epoch(training, train_loader, bar)
-            history.append(train_loss=train_loss, learning_rate=learning_rate)
-            if train_accuracy is not None:
-                history.append(train_accuracy=train_accuracy)
-            val_loss = _evaluate_epoch(training, held_out, settings.precision, history)
-            if not math.isfinite(train_loss + val_loss + sum(history.test_loss[-1:])):
-                raise FloatingPointError(f"the loss is not finite in epoch {epoch}; try a lower learning rate")
-            history.append(seconds=time.perf_counter() - started)
-            numbers = _numbers(train_loss, train_accuracy)
-            bar.set_postfix_str(f"{numbers}, val accuracy {history.val_accuracy[-1]:.3f}")
-            training.scheduler.step(*([val_loss] if settings.schedule == "plateau" else []))
+            _run_epoch(training, train_loader, held_out, settings, history, bar)
             if settings.keep == "last" or history.best_epoch == epoch:
                 weights = training.evaluated.state_dict()
                 best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
@@ -730,6 +718,22 @@ def _build_training(model, train_loader, settings, objective, device) -> _Traini
         sampler_generator=getattr(train_loader.sampler, "generator", None),
         step=_build_step(network, objective, accelerator, settings),
     )
+
+
+def _run_epoch(training: _Training, train_loader, held_out: list, settings: TrainSettings, history: History, bar: tqdm):
+    """Train, evaluate, append all columns to the history, and step the schedule."""
+    started = time.perf_counter()
+    learning_rate = training.optimizer.param_groups[0]["lr"]
+    train_loss, train_accuracy = train_one_epoch(training, train_loader, bar)
+    history.append(train_loss=train_loss, learning_rate=learning_rate)
+    if train_accuracy is not None:
+        history.append(train_accuracy=train_accuracy)
+    val_loss = _evaluate_epoch(training, held_out, settings.precision, history)
+    if not math.isfinite(train_loss + val_loss + sum(history.test_loss[-1:])):
+        raise FloatingPointError(f"the loss is not finite in epoch {history.epochs}; try a lower learning rate")
+    history.append(seconds=time.perf_counter() - started)
+    bar.set_postfix_str(f"{_numbers(train_loss, train_accuracy)}, val accuracy {history.val_accuracy[-1]:.3f}")
+    training.scheduler.step(*([val_loss] if settings.schedule == "plateau" else []))
 
 
 def _evaluate_epoch(training: _Training, held_out: list, precision: str, history: History) -> float:

@@ -302,13 +302,11 @@ def invert(
         raise ValueError(f"there are {len(targets)} targets and {starts} starts; there must be at least 1 of each")
     if len(mean) != 3 or len(std) != 3:
         raise ValueError(f"mean and std have {len(mean)} and {len(std)} values; red, green and blue need one each")
-    weight = next(model.parameters())
-    if weight.is_inference():
-        raise ValueError("the model was built within torch.inference_mode, which rules out gradients; build it outside")
     if settings.parameters == "phase" and amplitudes is None:
         raise ValueError("parameters is 'phase', which needs the amplitudes of training images")
-    targets = label_numbers(targets).to(weight.device).repeat_interleave(starts)
-    pixels = starting_pixels(settings, starts).repeat(len(targets) // starts, 1, 1, 1).to(weight.device)
+    device = _device_of_gradients(model)
+    targets = label_numbers(targets).to(device).repeat_interleave(starts)
+    pixels = starting_pixels(settings, starts).repeat(len(targets) // starts, 1, 1, 1).to(device)
     generators = [
         generator_of(settings.seed, number % starts, target) for number, target in enumerate(targets.tolist())
     ]
@@ -331,14 +329,19 @@ def invert(
         for size in settings.sizes:
             if size != pixels.shape[-1]:
                 pixels = _resized(pixels, size, settings)
-            convert = conversion(settings.parameters, _at_size(amplitudes, size, settings, weight.device))
+            convert = conversion(settings.parameters, _at_size(amplitudes, size, settings, device))
             pixels, stopped = _optimize(pixels, value_of, convert, settings, curves, bar)
-    losses = torch.full((len(curves), settings.steps), torch.nan)
-    for row, curve in zip(losses, curves, strict=True):
-        row[: len(curve)] = torch.tensor(curve)
     images = _images(pixels).clamp(0, 1)  # rounding of the spectrum may exceed the range by 1e-7
-    losses = losses[:, : max(map(len, curves))]
+    losses = nn.utils.rnn.pad_sequence(list(map(torch.tensor, curves)), batch_first=True, padding_value=torch.nan)
     return Inversion(images.cpu(), targets.cpu(), losses, stopped if settings.patience else None)
+
+
+def _device_of_gradients(model: nn.Module) -> torch.device:
+    """Where the model is.  Raises ValueError if no gradient can pass through it."""
+    weight = next(model.parameters())
+    if weight.is_inference():
+        raise ValueError("the model was built within torch.inference_mode, which rules out gradients; build it outside")
+    return weight.device
 
 
 def _optimize(
