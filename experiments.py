@@ -1,4 +1,4 @@
-"""Every experiment by name: on which data, from which weights, in which profile, and after which other runs.
+"""Find an experiment by name, set its profile, data, initial weights and seed, and list the runs that it starts from.
 
 An experiment of your own is found like the others once it is in `EXPERIMENTS`.
 """
@@ -6,7 +6,7 @@ An experiment of your own is found like the others once it is in `EXPERIMENTS`.
 import argparse
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from data.files import expanded, say_once
@@ -20,7 +20,6 @@ from supervised.settings import Experiment
 
 EXPERIMENTS = {**supervised.ALL_EXPERIMENTS, **self_supervised.EXPERIMENTS}  # an experiment of your own can be added
 PROFILES = ("quick", "full")
-STUDY_DATA = "15scene"  # the data set whose results stand directly in the profile's folder
 DATA_HELP = "a prepared data set, a folder [<split>/]<class>/<image>, or a table of files and labels (.csv)"
 
 
@@ -45,7 +44,8 @@ def configure(
     """The experiment as a profile runs it, on other data or from other weights where they are given.
 
     Without `weights`, full starts from those of the experiment and quick from random ones: quick needs no download.
-    An experiment that asks for random weights keeps them.  Raises ValueError for an unknown profile.
+    An experiment that asks for random weights keeps them; a probe, which is fitted, keeps its one epoch.
+    Raises ValueError for an unknown profile, and for data that are images without labels.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}; it must be {' or '.join(PROFILES)}")
@@ -68,9 +68,10 @@ def with_unlabelled(experiment: Experiment, folder: str, alone: bool = False) ->
     """A joint-embedding pretext, or what starts from one, with more images: a new experiment, which is returned.
 
     `folder` is the name of a prepared data set or a folder with splits, of which the training images are added, or any
-    other folder, of which all images are added.  With `alone` they take the place of the training images.  The folder's
-    name is in those of the new experiments, which can be found.
-    Raises ValueError for an experiment without views, and FileNotFoundError for a folder that is not there.
+    other folder, of which all images are added.  With `alone` they take the place of the training images.  The names of
+    the new experiments end in that of the folder; they are added to `EXPERIMENTS`.
+    Raises ValueError for an experiment without views or with such images already, and for what is no folder, and
+    FileNotFoundError for a folder that is not there.
     """
     root = locate(folder)
     if not root.is_dir():
@@ -104,14 +105,14 @@ def prerequisites(experiment: Experiment, profile: str) -> list[tuple[Experiment
     if getattr(experiment, "pretext_run", ""):
         name, seeds, epoch = experiment.pretext_run, (experiment.seed,), experiment.pretext_epoch
     elif experiment.has_teachers:
-        for field in ("teacher_run", "teacher_seeds"):  # may be empty before: saved settings are completed by defaults
+        for field in ("teacher_run", "teacher_seeds"):  # not refused before: defaults complete saved settings
             if not getattr(experiment, field):
                 raise ValueError(f"{experiment.name}: {field} is empty; a distilled network needs teachers")
         name, seeds, epoch = experiment.teacher_run, experiment.teacher_seeds, "best"
     else:
         return []
-    own = profile == "full" and experiment.initial_weights == "imagenet"  # where nothing was chosen
-    same = {"data": experiment.data, "weights": None if own else experiment.initial_weights}
+    unchosen = profile == "full" and experiment.initial_weights == "imagenet"
+    same = {"data": experiment.data, "weights": None if unchosen else experiment.initial_weights}
     needed = [configure(find(name), profile, seed=seed, **same) for seed in seeds]
     for each in needed:
         if epoch not in ("best", *each.save_epochs):
@@ -132,6 +133,17 @@ def refuse_unused_weights(experiment: Experiment, weights: str | None):
     """Raise ValueError for weights that were asked for by an option, but that the experiment does not start from."""
     if weights not in (None, "random") and experiment.initial_weights == "random":
         raise ValueError(f"{experiment.name} starts from random weights and cannot use {weights}; leave out --weights")
+
+
+def initial_weights_text(initial_weights: Mapping) -> str:
+    """What a run began with: a description of the weights, or the run and epoch of a pretext.
+
+    Of a pretext that keeps its last epoch, "epoch best" is written as "last epoch": nothing was selected.
+    """
+    name, _, epoch = initial_weights["weights"].partition(", epoch ")
+    pretext = EXPERIMENTS.get(re.sub(r"\.seed\d+$", "", name))
+    keeps_last = epoch == "best" and pretext is not None and pretext.train.keep == "last"
+    return f"{name}, last epoch" if keeps_last else initial_weights["weights"]
 
 
 def add_data_options(parser: argparse.ArgumentParser):

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
-from data.files import digest_of_file, digest_of_tensors, expanded, load_plain, root_folder, write_text
+from data.files import digest_of_file, digest_of_tensors, expanded, load_plain, root_folder
 from data.layouts import fingerprints, name_of_images
 from data.prepare import folder_of
-from experiments import EXPERIMENTS, STUDY_DATA
 from self_supervised.settings import ProbeExperiment
 from supervised.settings import Experiment
 
+STUDY_DATA = "15scene"  # the data set whose results stand directly in the profile's folder
 FORMAT = 2  # of checkpoints and results
 NOT_IDENTITY = ("question", "compared_with", "family", "earlier_accuracy")  # fields that do not change what is trained
 
@@ -76,11 +76,14 @@ class Files:
 
 def files_of(experiment: Experiment, profile: str) -> Files:
     """The files of an experiment below `data.files.root_folder()`."""
-    below = Path(profile)
-    if experiment.data != STUDY_DATA:
-        below /= name_of_images(experiment.data)
     name = experiment.name if experiment.seed == 0 else f"{experiment.name}.seed{experiment.seed}"
-    return Files(root_folder() / "models" / below, root_folder() / "results" / below, name)
+    folders = (folder_of_data(root_folder() / kind / profile, experiment.data) for kind in ("models", "results"))
+    return Files(*folders, name)
+
+
+def folder_of_data(folder: Path, data: str) -> Path:
+    """Where the files of runs on a data set, and what is computed from them, lie below the folder of a profile."""
+    return folder if data == STUDY_DATA else folder / name_of_images(data)
 
 
 def read(experiment: Experiment, profile: str = "full", seen: dict | None = None) -> dict | None:
@@ -94,12 +97,11 @@ def read(experiment: Experiment, profile: str = "full", seen: dict | None = None
     if not path.exists():
         return None
     result = load_result(path)
-    result["settings"] = with_defaults(result["settings"], experiment)
+    result["settings"] = _with_defaults(result["settings"], experiment)
     asked, saved = settings_of(experiment), dict(result["settings"])
     for settings in (asked, saved):  # the result states which weights file was used; it is not part of the question
         settings["initial_weights"] = "random" if settings["initial_weights"] == "random" else "trained"
-    take_precision(asked, saved)
-    difference = first_difference(asked, saved)
+    difference = difference_of(experiment, {"settings": asked}, {"settings": saved})
     if difference is not None:
         raise ValueError(f"{path} was made with {difference}; run the experiment again with --overwrite")
     data = result.get("data", {})
@@ -118,10 +120,10 @@ def load_weights(
 ) -> tuple[dict[str, torch.Tensor], dict]:
     """The weights of a run at one epoch (a number, "best" or "last"), and their provenance with a digest.
 
-    `prefix` selects keys and is stripped from them.  `data` describes the images that a network is to learn from that
-    starts with these weights.  Raises FileNotFoundError if there is no such run or the epoch was not saved, and
-    ValueError naming the field if the file has other settings, or if the run has seen other images or began with other
-    weights.
+    `prefix` selects keys and is stripped from them.  `data` describes the images that the next network learns from; the
+    run must have been trained on the same ones.
+    Raises FileNotFoundError if there is no such run or the epoch was not saved, and ValueError naming the field if the
+    file has other settings, or if the run has seen other images or began with other weights.
     """
     files = files_of(experiment, profile)
     path = files.saved(epoch)
@@ -130,7 +132,7 @@ def load_weights(
         reason = f"saved epochs of {files.name}: {', '.join(saved)}" if saved else f"train {files.name} first"
         raise FileNotFoundError(f"there is no {path}; {reason}")
     saved = load_checkpoint(path)
-    settings = with_defaults(saved["identity"]["settings"], experiment)
+    settings = _with_defaults(saved["identity"]["settings"], experiment)
     asked = settings_of(experiment)
     asked["train"]["precision"] = settings["train"]["precision"]  # an option of the command, not of the question
     difference = first_difference(asked, settings)
@@ -196,6 +198,20 @@ def settings_of(experiment: Experiment) -> dict:
     return json.loads(json.dumps(settings))  # tuples become lists, as they do in a file
 
 
+def difference_of(experiment: Experiment, asked: dict, saved: dict, any_precision: bool = True) -> str | None:
+    """As `first_difference`, for two dicts that have the settings of a run of this experiment under "settings".
+
+    A setting that was added to the code after the run was saved has its default value.  With `any_precision` a
+    precision "auto" that is asked for agrees with that of the saved run.
+    """
+    settings = _with_defaults(saved["settings"], experiment)
+    train = dict(asked["settings"]["train"])
+    if any_precision and train["precision"] == "auto":
+        train["precision"] = settings["train"]["precision"]
+    asked = {**asked, "settings": {**asked["settings"], "train": train}}
+    return first_difference(asked, {**saved, "settings": settings})
+
+
 def first_difference(asked: dict, saved: dict, prefix: str = "") -> str | None:
     """The first field in which two nested dicts differ, as "field = saved, asked for asked"; None if they are equal."""
     for key in sorted(asked.keys() | saved.keys()):
@@ -209,23 +225,6 @@ def first_difference(asked: dict, saved: dict, prefix: str = "") -> str | None:
     return None
 
 
-def initial_weights_text(initial_weights: Mapping) -> str:
-    """What a run began with: a description of the weights, or the run and epoch of a pretext.
-
-    A run that keeps its last epoch has it in the place of the best one, where nothing was selected.
-    """
-    name, _, epoch = initial_weights["weights"].partition(", epoch ")
-    pretext = EXPERIMENTS.get(re.sub(r"\.seed\d+$", "", name))
-    keeps_last = epoch == "best" and pretext is not None and pretext.train.keep == "last"
-    return f"{name}, last epoch" if keeps_last else initial_weights["weights"]
-
-
-def write_result(path: Path, result: dict):
-    """Write a result as JSON with one line per key."""
-    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items()]
-    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
-
-
 def load_result(path: Path) -> dict:
     """What a file of a result holds.  Raises ValueError if it is not complete and of this format."""
     try:
@@ -236,13 +235,7 @@ def load_result(path: Path) -> dict:
     return result
 
 
-def take_precision(asked: dict, saved: dict):
-    """Let settings that ask for "auto" have what it meant on the machine of the run: it is not part of the question."""
-    if asked["train"]["precision"] == "auto":
-        asked["train"]["precision"] = saved["train"]["precision"]
-
-
-def with_defaults(settings: dict, experiment: Experiment) -> dict:
+def _with_defaults(settings: dict, experiment: Experiment) -> dict:
     """Saved settings, with the default of every setting that was added to the code after they were saved.
 
     A probe is fitted: how many epochs were asked for changes nothing, so they are those of the experiment.

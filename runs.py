@@ -1,8 +1,9 @@
 """One experiment from its settings to its files: build it, train or resume it, write what it leaves.
 
-run_files.py says which files these are, and reads them.  Writes are atomic.
+run_files.py names these files and reads them.  They are written atomically.
 """
 
+import json
 import os
 import platform
 import re
@@ -23,7 +24,7 @@ from torch import nn
 
 from data import files as plain_files
 from data.augment import AUGMENTATION_RULES
-from data.files import locked, write_atomically
+from data.files import locked, write_atomically, write_text
 from experiments import prerequisites
 from helper_functions import (
     CrossEntropy,
@@ -40,16 +41,13 @@ from helper_functions import (
 from run_files import (
     FORMAT,
     Files,
+    difference_of,
     files_of,
-    first_difference,
     load_checkpoint,
     load_result,
     load_weights,
     read,
     settings_of,
-    take_precision,
-    with_defaults,
-    write_result,
 )
 from self_supervised.dataloader import build_loaders
 from self_supervised.joint_embedding import SHOWN_NEIGHBORS, OfViews
@@ -184,10 +182,8 @@ def _read_alone(experiment: Experiment, profile: str, loaders) -> tuple[nn.Modul
     files = files_of(experiment, profile)
     path = files.checkpoint
     saved = load_checkpoint(path)
-    settings = with_defaults(saved["identity"]["settings"], experiment)
     asked = {"settings": settings_of(experiment), "data": loaders.data}
-    take_precision(asked["settings"], settings)
-    difference = first_difference(asked, {"settings": settings, "data": saved["identity"]["data"]})
+    difference = difference_of(experiment, asked, {name: saved["identity"][name] for name in asked})
     if difference is not None:
         raise ValueError(f"{path} was trained with {difference}; --overwrite replaces it")
     model = classifier_of(experiment, len(loaders.class_names))
@@ -255,7 +251,7 @@ def train_job(job: Job) -> tuple[nn.Module, dict]:
         if job.experiment.flip_tta and not job.experiment.select_with_flip:
             chosen = _evaluate_chosen(job, accelerator)
         if isinstance(job.experiment, JointEmbeddingExperiment):
-            result |= summarize_views(history, job, accelerator)
+            result |= _summarize_views(history, job, accelerator)
         else:
             result |= summarize(history, job.loaders, chosen, job.experiment.train.keep)
         result |= {"name": job.files.name, "seconds": round(clock.seconds, 1), **machine, **job.identity}
@@ -282,7 +278,7 @@ def _read_finished(job: Job) -> tuple[nn.Module, dict] | None:
         _refuse_to_replace_result(job)
         return None
     saved = load_checkpoint(job.files.checkpoint)
-    difference = _difference_of_identity(job, saved, any_precision=not job.overwrite)
+    difference = difference_of(job.experiment, job.identity, saved["identity"], any_precision=not job.overwrite)
     if difference is None and job.overwrite and _lacks_epochs(job, saved["result"]):
         return None
     if difference is None:
@@ -294,15 +290,6 @@ def _read_finished(job: Job) -> tuple[nn.Module, dict] | None:
     if not job.overwrite:
         raise ValueError(f"{job.files.checkpoint} was trained with {difference}; --overwrite replaces it")
     return None
-
-
-def _difference_of_identity(job: Job, saved: dict, any_precision: bool = False) -> str | None:
-    """What a run differs in; with `any_precision` not in that, where "auto" is asked for."""
-    settings = with_defaults(saved["identity"]["settings"], job.experiment)
-    asked = {**job.identity, "settings": settings_of(job.experiment)}
-    if any_precision:
-        take_precision(asked["settings"], settings)
-    return first_difference(asked, {**saved["identity"], "settings": settings})
 
 
 def _lacks_epochs(job: Job, result: dict) -> bool:
@@ -329,9 +316,7 @@ def _refuse_to_replace_result(job: Job):
         }
         for each in (job.identity, result)
     )
-    saved["settings"] = with_defaults(saved["settings"], job.experiment)
-    take_precision(asked["settings"], saved["settings"])
-    difference = first_difference(asked, saved)
+    difference = difference_of(job.experiment, asked, saved)
     if difference is not None:
         raise ValueError(
             f"{path} was made with {difference}; SCENES_ROOT=FOLDER trains beside it, and --overwrite replaces it"
@@ -349,7 +334,7 @@ def _read_state(job: Job) -> dict | None:
     if not job.files.state.exists():
         return None
     state = load_checkpoint(job.files.state)
-    difference = _difference_of_identity(job, state)
+    difference = difference_of(job.experiment, job.identity, state["identity"], any_precision=False)
     rules = state["machine"].get("augmentation", 1)
     if difference is None and rules != AUGMENTATION_RULES:
         difference = f"augmentation rules {rules}, but {AUGMENTATION_RULES} are those of this code"
@@ -375,7 +360,7 @@ def _train(job: Job, accelerator, state: dict | None, machine: dict, clock: _Clo
     def save_state(training):
         epoch = len(training["history"]["val_loss"])
         if logged is not None:
-            logged.log(last_of(training["history"]), step=epoch)
+            logged.log(_last_of(training["history"]), step=epoch)
         if epoch in experiment.save_epochs:
             _save_epoch(files.saved(epoch), job, training)
         contents = {"format": FORMAT, "identity": job.identity, "training": training}
@@ -413,7 +398,7 @@ def _tensorboard(files: Files) -> TensorBoardTracker:
     return tracker
 
 
-def last_of(history: dict) -> dict[str, float]:
+def _last_of(history: dict) -> dict[str, float]:
     """The numbers of the last epoch, those of the splits as loss/train, loss/val: TensorBoard draws these together."""
     found = {}
     for name, column in History(**history).columns.items():
@@ -580,7 +565,7 @@ def summarize(history: History, loaders, chosen: dict[str, Evaluation] | None = 
     }
 
 
-def summarize_views(history: History, job: Job, accelerator) -> dict:
+def _summarize_views(history: History, job: Job, accelerator) -> dict:
     """As `summarize`, for a joint-embedding pretext: the last epoch, and classes by the vote of nearest neighbors.
 
     The neighbors are training images, by the features of the last epoch; nothing is chosen.
@@ -598,7 +583,7 @@ def summarize_views(history: History, job: Job, accelerator) -> dict:
     return {**summarize(found, job.loaders), **last}
 
 
-def name_of(device: torch.device) -> str:
+def _name_of(device: torch.device) -> str:
     """A GPU's own name, or the kind of device and of machine."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
@@ -606,7 +591,7 @@ def name_of(device: torch.device) -> str:
 def describe_machine(device: torch.device, settings: TrainSettings, state: dict | None = None) -> dict:
     """What could change the numbers besides the settings; both machines of a run that continued on another one."""
     machine = {
-        "device": name_of(device),
+        "device": _name_of(device),
         "cpu_threads": torch.get_num_threads(),
         "precision": resolve_precision(settings.precision, device),
         "step": settings.step,
@@ -624,8 +609,17 @@ def describe_machine(device: torch.device, settings: TrainSettings, state: dict 
     return {**machine, "device": f"{before} to epoch {epoch}, then {machine['device']}"}
 
 
+def write_result(path: Path, result: dict):
+    """Write a result as JSON with one line per key."""
+    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items()]
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def _labels(loader) -> np.ndarray:
     return torch.cat([labels for _, labels in loader]).numpy()
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
 
 
 def run_command(command: Callable[[], int | None]) -> int:

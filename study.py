@@ -81,7 +81,7 @@ class _Plan:
         self.profile, self.named, self.overwrite, self.every = profile, named, overwrite, every
         self.tasks: dict[str, Task] = {}
         self.refused: dict[str, ValueError] = {}
-        self._seen: dict = {}  # what folders hold, see `runs.read`
+        self._seen: dict = {}  # what folders hold, see `run_files.read`
 
     def add(self, experiment: Experiment, needed: int | str | None = None) -> bool:
         """Plan a run, after what it starts from; whether the run, with the needed epoch, is there or will be."""

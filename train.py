@@ -23,13 +23,14 @@ from experiments import (
     add_common_options,
     configure,
     find,
+    initial_weights_text,
     prerequisites,
     refuse_unused_weights,
     with_unlabelled,
 )
 from helper_functions import PRECISIONS
 from hyperparameter_search import experiment_of_study
-from run_files import files_of, initial_weights_text, read, settings_of
+from run_files import files_of, read, settings_of
 from runs import check_tensorboard, run, run_command
 from self_supervised.settings import ProbeExperiment
 from study import say_failed, train_missing
@@ -67,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 def list_experiments(profile: str, **changes) -> str:
     """One line per experiment: name, test accuracy of a finished run of seed 0 or "-", question.
 
-    `changes` are those of `runs.configure`, also in `show`.
+    `changes` are those of `experiments.configure`, also in `show`.
     """
     lines, seen = [], {}
     for name, experiment in EXPERIMENTS.items():

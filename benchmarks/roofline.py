@@ -29,7 +29,8 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu import CASES, Options, loaders_for, step_on_one_batch
 from benchmarks.implementations import FOLDER
-from experiments import EXPERIMENTS, STUDY_DATA, configure
+from experiments import EXPERIMENTS, configure
+from run_files import STUDY_DATA
 from self_supervised.settings import JointEmbeddingExperiment
 from study import BACKWARD, IMAGES, forward_passes
 

@@ -304,7 +304,7 @@ def invert(
         raise ValueError(f"mean and std have {len(mean)} and {len(std)} values; red, green and blue need one each")
     if settings.parameters == "phase" and amplitudes is None:
         raise ValueError("parameters is 'phase', which needs the amplitudes of training images")
-    device = _device_of_gradients(model)
+    device = _device_of(model)
     targets = label_numbers(targets).to(device).repeat_interleave(starts)
     pixels = starting_pixels(settings, starts).repeat(len(targets) // starts, 1, 1, 1).to(device)
     generators = [
@@ -336,8 +336,8 @@ def invert(
     return Inversion(images.cpu(), targets.cpu(), losses, stopped if settings.patience else None)
 
 
-def _device_of_gradients(model: nn.Module) -> torch.device:
-    """Where the model is.  Raises ValueError if no gradient can pass through it."""
+def _device_of(model: nn.Module) -> torch.device:
+    """The device of a model.  Raises ValueError if no gradient can pass through it."""
     weight = next(model.parameters())
     if weight.is_inference():
         raise ValueError("the model was built within torch.inference_mode, which rules out gradients; build it outside")

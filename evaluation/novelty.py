@@ -31,8 +31,8 @@ from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, refuse_ot
 from evaluation.embed import embed
 from evaluation.probes import features_of_scenes
 from evaluation.publish import FOLDER, NOVELTY, digest_of_released_features, halve, load_run
-from evaluation.results import folder_of_data
 from evaluation.statistics import accuracy_interval
+from run_files import folder_of_data
 from runs import run_command
 from self_supervised.probes import Splits
 

@@ -38,11 +38,10 @@ from data.files import (
 )
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, read_released
 from evaluation.metrics import confusion_matrix, most_confused, quality_of_probabilities
-from evaluation.results import folder_of_data
 from evaluation.statistics import accuracy_interval
-from experiments import EXPERIMENTS, STUDY_DATA, configure, find
+from experiments import EXPERIMENTS, configure, find, initial_weights_text
 from helper_functions import predict
-from run_files import files_of, initial_weights_text, load_checkpoint
+from run_files import STUDY_DATA, files_of, folder_of_data, load_checkpoint
 from runs import run_command
 from self_supervised.dataloader import build_loaders
 from self_supervised.settings import JointEmbeddingExperiment

@@ -16,17 +16,16 @@ import numpy as np
 import pandas as pd
 
 from data.augment import AUGMENTATIONS
-from data.layouts import name_of_images
 from evaluation.statistics import accuracy_interval, compare, compare_with_reported, correctness, mean_accuracy
-from experiments import EXPERIMENTS, STUDY_DATA
-from run_files import initial_weights_text
+from experiments import EXPERIMENTS, initial_weights_text
+from run_files import STUDY_DATA, folder_of_data
 from self_supervised.settings import ProbeExperiment
 from supervised.settings import Experiment
 
 # The families of comparisons.  All are fixed before their results are seen: the claims by a file, the others by
 # `compared_with` and `family` of experiments.  A pair that is in the claims belongs to them alone.
 EARLIER_CLAIMS, PRIMARY_FAMILY = "earlier claims", "primary"
-# Comparisons that were deleted before they were run: without them a family and its known intervals would be smaller.
+# Comparisons that were deleted before they were run still count; otherwise intervals that are known would narrow.
 DELETED = {"this study": 6, "reproduction": 6}
 CLAIMS = Path(__file__).with_name("claims.csv")
 PRIMARY: str | None = "byol_classifier"  # the experiment whose comparison is a family of its own (one comparison)
@@ -83,11 +82,6 @@ def read_results(folder: Path) -> dict[str, dict]:
     if not found:
         raise FileNotFoundError(f"{folder} holds no results; python train.py NAME writes one")
     return found
-
-
-def folder_of_data(folder: Path, data: str) -> Path:
-    """Where results on a data set, and what is computed from them, lie below the folder of a profile."""
-    return folder if data == STUDY_DATA else folder / name_of_images(data)
 
 
 def read_profile(folder: Path, data: str = STUDY_DATA) -> dict[str, dict]:

@@ -11,6 +11,7 @@ A pretext of your own is one class: its label names, and how an image looks unde
     PRETEXTS["flipped"] = FlippedDataset
 
 `runs.run(PretextExperiment("flipped_1", "How well is a flip predicted?", pretext="flipped"))` then trains on it.
+A classifier finds the pretext by its name in `experiments.EXPERIMENTS`.
 """
 
 import itertools

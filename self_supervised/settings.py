@@ -445,14 +445,14 @@ _CLASSIFIERS = (
 # The reports' numbers of frozen features are far from ours: hypotheses of what they did.  In train mode: BatchNorm and
 # stochastic depth together for one classifier of each pretext, and each alone for one of them.  After fewer epochs, as
 # the second report did too.  At other learning rates, where it does not state its own.  And with the transforms of the
-# first report's appendix, which are not those of its text, in epochs enough to compare.
+# first report's appendix, which are not those of its text, for enough epochs to compare.
 _OF_SEARCHED_EARLIER = _at_other_epochs(_OF_SEARCHED, {2: 0.4114, 5: 0.4379})
 _REPRODUCTION = (
     *(
         hypothesis(
             pretext,
             "basic",
-            f"Is the pretext predicted as in the report without augmentation, in {epochs} epochs?",
+            f"Without augmentation, is the pretext predicted as well as in the report, in {epochs} epochs?",
             augmentation="basic",
             save_epochs=(),
             train=TrainSettings(max_epochs=epochs),

@@ -286,9 +286,6 @@ def test_training_stops_early_only_with_a_rule(linear, separable):
     assert fit(linear, unlearnable, max_epochs=9).epochs == 9
 
 
-# ----------------------------------------------------------------------------------------------- optimizer and schedule
-
-
 @pytest.mark.parametrize("settings", [{}, {"schedule": "plateau"}, {"schedule": "cosine", "ema_decay": 0.9}])
 def test_a_trained_model_is_freed_with_its_last_name(linear, separable, settings):
     gc.collect()
@@ -301,6 +298,9 @@ def test_a_trained_model_is_freed_with_its_last_name(linear, separable, settings
         assert reference() is None
     finally:
         gc.enable()
+
+
+# ----------------------------------------------------------------------------------------------- optimizer and schedule
 
 
 def learning_rates(**settings):

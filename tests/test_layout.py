@@ -118,7 +118,7 @@ def test_there_is_no_drawer():
 
 
 def test_the_code_can_be_imported_in_any_folder(tmp_path):
-    for name in ("data/splits", "runs", "evaluation", "study", "supervised"):  # a user's own must not hide ours
+    for name in ("data/splits", "experiments", "runs", "evaluation", "study", "supervised"):  # must not hide ours
         (tmp_path / name).mkdir(parents=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-m", "evaluation.predict", "--help"]

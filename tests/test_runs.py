@@ -704,4 +704,4 @@ def test_what_a_run_began_with_names_the_last_epoch_where_nothing_was_selected()
         "byol, epoch 4": "byol, epoch 4",
         "ImageNet features": "ImageNet features",
     }
-    assert {each: run_files.initial_weights_text({"weights": each}) for each in words} == words
+    assert {each: experiments.initial_weights_text({"weights": each}) for each in words} == words

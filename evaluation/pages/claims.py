@@ -35,7 +35,8 @@ from evaluation.results import (
     seeds_table,
 )
 from evaluation.statistics import estimate
-from experiments import EXPERIMENTS, STUDY_DATA
+from experiments import EXPERIMENTS
+from run_files import STUDY_DATA
 
 EXPLANATIONS = Path("results") / "full" / "explanations"
 OVERFITTING = ("supervised_1", "supervised_2")  # without and with augmentation

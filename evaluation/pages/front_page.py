@@ -18,8 +18,9 @@ from data.prepare import DATA_SETS
 from evaluation.model_inversion import picture_file
 from evaluation.pages.notebook import REPORTS, data_of, profile_of
 from evaluation.pages.tables import comparing_text, headlines, shown_comparisons, shown_experiments
-from evaluation.results import comparisons, experiments_table, folder_of_data, machines, read_profile
+from evaluation.results import comparisons, experiments_table, machines, read_profile
 from evaluation.web_page import page_of, table_html
+from run_files import folder_of_data
 
 PAGES = {
     "docs/results.md": "All results of the study",

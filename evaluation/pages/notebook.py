@@ -27,9 +27,9 @@ from data.files import expanded, root_folder
 from data.layouts import list_splits
 from data.prepare import DATA_SETS, locate
 from evaluation.results import comparisons, read_profile
-from experiments import PROFILES, STUDY_DATA, configure
+from experiments import PROFILES, configure
 from helper_functions import keep_freed_memory
-from run_files import files_of
+from run_files import STUDY_DATA, files_of
 from runs import collect
 from supervised.settings import Experiment
 

@@ -517,7 +517,8 @@ def hypotheses_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> st
         others = bool({name, getattr(experiment, "pretext_run", name)} & differing)
         for each in (experiment, *(each for each in (*hypotheses, *heads) if each.compared_with == name)):
             theirs = each.earlier_accuracy or experiment.earlier_accuracy
-            cells = name, _change(each, experiment), f"{theirs:.4f}", _beside(theirs, study, each.name, others)
+            ours = _beside(theirs, study, each.name, others or each.train.max_epochs != experiment.train.max_epochs)
+            cells = name, _change(each, experiment), f"{theirs:.4f}", ours
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -677,8 +678,8 @@ the remark says otherwise.
 Three kinds of our accuracies are far from the reports': with SGD, those of document 000 on frozen features after
 perturbation, and those of document 001 on frozen features after the searched perturbation. Document 000 names no
 momentum of SGD; one is tried, and so is a learning rate that takes no steps. Its text and its appendix 12 state
-different transforms for the pretexts. Ours has those of the text; those of the appendix are tried in fewer epochs. Four
-hypotheses are tested on frozen features:
+different transforms for the pretexts. Our pretexts use those of the text; those of the appendix are tried in fewer
+epochs. Four hypotheses are tested on frozen features:
 
 - "Frozen" features were left in train mode, a mistake that is made on purpose here. No gradient changes them, but
   BatchNorm normalizes by each training batch and moves its statistics to the scenes, and stochastic depth drops blocks.

@@ -22,6 +22,7 @@ from evaluation import pretext_epochs, probes
 from evaluation.results import experiments_table, pairs_to_compare, read_profile
 from experiments import EXPERIMENTS, configure, find, prerequisites
 from helper_functions import TrainSettings, build_accelerator, build_optimizer, build_scheduler
+from runs import write_result
 from self_supervised import dataloader as pretexts
 from self_supervised import settings as self_supervised
 from self_supervised.settings import ClassifierExperiment, JointEmbeddingExperiment, PretextExperiment, ProbeExperiment
@@ -213,7 +214,7 @@ def test_a_distilled_network_needs_teachers(fields):
 
 def test_the_settings_of_every_kind_of_experiment_are_completed_with_defaults():
     for experiment in EXPERIMENTS.values():
-        assert run_files.with_defaults(run_files.settings_of(experiment), experiment) == run_files.settings_of(
+        assert run_files._with_defaults(run_files.settings_of(experiment), experiment) == run_files.settings_of(
             experiment
         )
 
@@ -316,7 +317,7 @@ def test_a_result_of_a_pretext_that_was_trained_again_may_be_made_again(root, sc
         ({"weights": "others"}, 2),
     ):
         files.checkpoint.unlink(missing_ok=True)
-        run_files.write_result(files.result, result | {"initial_weights": weights})
+        write_result(files.result, result | {"initial_weights": weights})
         assert train.main([*command, "--epochs", "1"]) == code
     assert "initial_weights" in capsys.readouterr().err
 
