@@ -97,7 +97,7 @@ def read(experiment: Experiment, profile: str = "full", seen: dict | None = None
     if not path.exists():
         return None
     result = load_result(path)
-    result["settings"] = _with_defaults(result["settings"], experiment)
+    result["settings"] = with_defaults(result["settings"], experiment)
     asked, saved = settings_of(experiment), dict(result["settings"])
     for settings in (asked, saved):  # the result states which weights file was used; it is not part of the question
         settings["initial_weights"] = "random" if settings["initial_weights"] == "random" else "trained"
@@ -132,7 +132,7 @@ def load_weights(
         reason = f"saved epochs of {files.name}: {', '.join(saved)}" if saved else f"train {files.name} first"
         raise FileNotFoundError(f"there is no {path}; {reason}")
     saved = load_checkpoint(path)
-    settings = _with_defaults(saved["identity"]["settings"], experiment)
+    settings = with_defaults(saved["identity"]["settings"], experiment)
     asked = settings_of(experiment)
     asked["train"]["precision"] = settings["train"]["precision"]  # an option of the command, not of the question
     difference = first_difference(asked, settings)
@@ -204,7 +204,7 @@ def difference_of(experiment: Experiment, asked: dict, saved: dict, any_precisio
     A setting that was added to the code after the run was saved has its default value.  With `any_precision` a
     precision "auto" that is asked for agrees with that of the saved run.
     """
-    settings = _with_defaults(saved["settings"], experiment)
+    settings = with_defaults(saved["settings"], experiment)
     train = dict(asked["settings"]["train"])
     if any_precision and train["precision"] == "auto":
         train["precision"] = settings["train"]["precision"]
@@ -235,7 +235,7 @@ def load_result(path: Path) -> dict:
     return result
 
 
-def _with_defaults(settings: dict, experiment: Experiment) -> dict:
+def with_defaults(settings: dict, experiment: Experiment) -> dict:
     """Saved settings, with the default of every setting that was added to the code after they were saved.
 
     A probe is fitted: how many epochs were asked for changes nothing, so they are those of the experiment.

@@ -18,7 +18,7 @@ import pandas as pd
 from data.augment import AUGMENTATIONS
 from evaluation.statistics import accuracy_interval, compare, compare_with_reported, correctness, mean_accuracy
 from experiments import EXPERIMENTS, initial_weights_text
-from run_files import STUDY_DATA, folder_of_data
+from run_files import STUDY_DATA, folder_of_data, with_defaults
 from self_supervised.settings import ProbeExperiment
 from supervised.settings import Experiment
 
@@ -77,10 +77,16 @@ class Pair:
 
 
 def read_results(folder: Path) -> dict[str, dict]:
-    """The results in a folder by file stem.  Raises FileNotFoundError if there are none."""
+    """The results in a folder by file stem, with defaults for settings that were added to the code after a run.
+
+    Raises FileNotFoundError if there are none.
+    """
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     if not found:
         raise FileNotFoundError(f"{folder} holds no results; python train.py NAME writes one")
+    for result in found.values():
+        if result["settings"]["name"] in EXPERIMENTS:
+            result["settings"] = with_defaults(result["settings"], EXPERIMENTS[result["settings"]["name"]])
     return found
 
 

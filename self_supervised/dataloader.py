@@ -157,6 +157,12 @@ class PerturbationDataset(PretextDataset):
         return images
 
 
+class LargePerturbationDataset(PerturbationDataset):
+    """With a square of 20x20 pixels: the second report does not state the size of its own."""
+
+    square = 20  # pixels
+
+
 class JigsawDataset(PretextDataset):
     """Its four quadrants in one of their 24 orders (after Noroozi and Favaro 2016, who use nine tiles with gaps).
 
@@ -218,7 +224,12 @@ class ViewsDataset(DeviceDataset):
         return views, torch.from_numpy(self.labels[indices])
 
 
-PRETEXTS = {"rotation": RotatedDataset, "perturbation": PerturbationDataset, "jigsaw_2x2": JigsawDataset}
+PRETEXTS = {
+    "rotation": RotatedDataset,
+    "perturbation": PerturbationDataset,
+    "perturbation_20": LargePerturbationDataset,
+    "jigsaw_2x2": JigsawDataset,
+}
 
 
 def build_loaders(experiment, skip_bad_images: bool = False, progress: bool = True) -> Loaders:

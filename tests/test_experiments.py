@@ -60,10 +60,10 @@ def test_names_are_unique_and_experiments_frozen_and_each_asks_a_question():
             experiment.seed = 1
 
 
-def labels_of(experiment) -> str:
+def labels_of(experiment) -> str | tuple[str, ...]:
     if isinstance(experiment, JointEmbeddingExperiment):
         return "views"
-    return experiment.pretext if isinstance(experiment, PretextExperiment) else "classes"
+    return PRETEXTS[experiment.pretext].label_names if isinstance(experiment, PretextExperiment) else "classes"
 
 
 def test_experiments_are_compared_with_others_on_the_same_data_and_labels_and_never_in_a_circle():

@@ -34,12 +34,14 @@ from evaluation.metrics import average_precision, classification_report
 from evaluation.nature import LOOKED_AT
 from evaluation.results import machine, read_profile, runs_of
 from experiments import EXPERIMENTS
+from self_supervised.dataloader import PRETEXTS
 from self_supervised.settings import CLASSIFIER_EXPERIMENTS, FROZEN_WORDS, REPRODUCTION
 from supervised.settings import REPRODUCTION as SUPERVISED_REPRODUCTION
 from supervised.settings import Experiment
 
 EARLIER_NUMBERS = Path(__file__).with_name("earlier_numbers.csv")
 LEVEL = 0.95  # of the prediction interval
+HYPOTHESES = (*SUPERVISED_REPRODUCTION.values(), *REPRODUCTION.values())  # of what the reports did
 _SEARCHED = "perturbation_searched_classifier"
 RUNS_NEEDED = 3  # for a prediction interval
 PLATEAU = 0.01  # accuracy below the highest that counts as reached
@@ -54,6 +56,7 @@ UNSTATED = (  # what a document leaves open: the experiment and the setting that
     ("000", "factor of a step of the learning rate", "supervised_1", "train.step_factor"),
     ("000", "epochs between two such steps", "supervised_1", "train.step_epochs"),
     ("000", "momentum of SGD", "supervised_5", "train.momentum"),
+    ("001", "width of the pretext's square, in pixels", "perturbation_tuned", "square"),
     ("001", "learning rate of the head after the searched perturbation", _SEARCHED, "train.learning_rate"),
     ("001", "batch size of that head", _SEARCHED, "batch_size"),
     ("002", "data", "cifar10_rotation", "data"),
@@ -392,14 +395,17 @@ def compare_results(study: Measured, numbers: Iterable[EarlierNumber]) -> pd.Dat
             pretext = runs[0]["settings"].get("pretext_run")
             others += differing.get((number.document, number.experiment), [])
             others += [f"{quantity} of {pretext}" for quantity in differing.get((number.document, pretext), [])]
+        word = verdict(number, ours, other_settings=bool(others or number.differs_by))
+        tested = word == DIFFERS and number.experiment in {each.compared_with for each in HYPOTHESES}
         remarks = [f"other {', '.join(others)}" if others else "", number.differs_by if ours else ""]
+        remarks += [number.reason, number.note, "hypotheses are tested below" if tested else ""]
         lines.append(
             {
                 "number": number,
                 "ours": ours,
-                "word": verdict(number, ours, other_settings=bool(others or number.differs_by)),
+                "word": word,
                 "machines": len({machine(run) for run in runs}),
-                "remark": "; ".join(filter(None, [*remarks, number.reason, number.note])),
+                "remark": "; ".join(filter(None, remarks)),
             }
         )
     return pd.DataFrame(lines, columns=["number", "ours", "word", "machines", "remark"])
@@ -478,7 +484,8 @@ def unstated_markdown() -> str:
     """What the documents leave open, and what we chose."""
     lines = ["| document | not stated | ours | experiment |", "|---|---|---|---|"]
     for document, quantity, name, setting in UNSTATED:
-        value = attrgetter(setting)(EXPERIMENTS[name])
+        experiment = EXPERIMENTS[name]
+        value = PRETEXTS[experiment.pretext].square if setting == "square" else attrgetter(setting)(experiment)
         lines.append(f"| {document} | {quantity} | {value} | `{name}` |")
     return "\n".join(lines)
 
@@ -510,12 +517,11 @@ def hypotheses_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> st
     """
     differing = {experiment for _, experiment in other_settings(compare_settings(study, numbers))}
     lines = ["| experiment | changed | theirs | ours |", "|---|---|---|---|"]
-    hypotheses = [*SUPERVISED_REPRODUCTION.values(), *REPRODUCTION.values()]
     heads = [each for each in CLASSIFIER_EXPERIMENTS.values() if _has_another_head(each)]
-    for name in dict.fromkeys(each.compared_with for each in hypotheses):
+    for name in dict.fromkeys(each.compared_with for each in HYPOTHESES):
         experiment = EXPERIMENTS[name]
         others = bool({name, getattr(experiment, "pretext_run", name)} & differing)
-        for each in (experiment, *(each for each in (*hypotheses, *heads) if each.compared_with == name)):
+        for each in (experiment, *(each for each in (*HYPOTHESES, *heads) if each.compared_with == name)):
             theirs = each.earlier_accuracy or experiment.earlier_accuracy
             ours = _beside(theirs, study, each.name, others or each.train.max_epochs != experiment.train.max_epochs)
             cells = name, _change(each, experiment), f"{theirs:.4f}", ours
@@ -532,6 +538,8 @@ def _has_another_head(experiment: Experiment) -> bool:
 
 def _change(experiment: Experiment, other: Experiment) -> str:
     """What an experiment changes in another one."""
+    if getattr(experiment, "pretext", "") != getattr(other, "pretext", ""):
+        return f"pretext: {experiment.pretext}"
     if experiment.augmentation != other.augmentation:
         return f"transforms: {experiment.augmentation}, {experiment.train.max_epochs} epochs"
     if experiment.train.momentum != other.train.momentum:

@@ -29,7 +29,7 @@ from evaluation.results import (
 )
 from evaluation.statistics import accuracy_interval, compare, mean_accuracy
 from experiments import EXPERIMENTS, configure, find
-from run_files import read
+from run_files import read, settings_of
 from supervised.settings import Experiment
 from tests.evaluation.synthetic_results import result, seeds, write
 
@@ -54,6 +54,17 @@ def test_results_are_read_by_file_stem_and_an_empty_folder_is_refused(tmp_path):
     assert list(read_results(tmp_path)) == ["one", "one.seed1"]
     with pytest.raises(FileNotFoundError, match="no results"):
         read_results(tmp_path / "nothing")
+
+
+def test_runs_from_before_and_after_a_setting_was_added_are_runs_of_one_experiment(tmp_path):
+    settings = settings_of(find("supervised_1"))
+    runs = seeds("supervised_1", [0], [1], [2])
+    for seed, each in enumerate(runs.values()):
+        each["settings"] = settings | {"seed": seed}
+    del runs["supervised_1"]["settings"]["stages"]
+    runs["supervised_1.seed2"]["settings"]["batch_size"] = 7
+    write(tmp_path, runs)
+    assert [run["settings"]["seed"] for run in runs_of(read_results(tmp_path), "supervised_1")] == [0, 1]
 
 
 def test_results_on_15_scene_come_with_the_side_studies_and_those_on_other_data_alone(tmp_path):

@@ -89,12 +89,13 @@ def place_of_square(dataset, images, index):
     return np.argwhere((dataset.item(index)[0] != torch.as_tensor(images[index // 2]))[0].numpy())
 
 
-def test_a_perturbation_changes_exactly_10_by_10_pixels_to_black_or_white(images):
-    dataset = PerturbationDataset(images)
+@pytest.mark.parametrize(("name", "width"), [("perturbation", 10), ("perturbation_20", 20)])
+def test_a_perturbation_changes_exactly_the_pixels_of_its_square_to_black_or_white(images, name, width):
+    dataset = PRETEXTS[name](images)
     for index in range(len(dataset)):
         image, label = dataset.item(index)
         pixels = place_of_square(dataset, images, index)
-        assert len(pixels) == 100 and np.ptp(pixels, axis=0).tolist() == [9, 9]
+        assert len(pixels) == width**2 and np.ptp(pixels, axis=0).tolist() == [width - 1, width - 1]
         assert set(image[0, *pixels.T].tolist()) == {255 * label}
 
 
