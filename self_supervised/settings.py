@@ -204,6 +204,14 @@ _PERTURBATION_GENTLE = replace(
     earlier_accuracy=None,
     train=TrainSettings(max_epochs=3, learning_rate=2.0e-6, schedule="none"),
 )
+_PERTURBATION_SEARCHED = replace(
+    _PERTURBATION_TUNED,
+    name="perturbation_searched",
+    question="How well is the color predicted with the learning rate of the lowest pretext loss in a search?",
+    save_epochs=(2, 5, 7),  # at which the second report reads it
+    earlier_accuracy=1.0,
+    train=TrainSettings(max_epochs=10, learning_rate=1.830e-3, schedule="none"),
+)
 _PRETEXTS = (
     _ROTATION,
     _ROTATION_TUNED,
@@ -217,14 +225,7 @@ _PRETEXTS = (
     _PERTURBATION,
     _PERTURBATION_SHORT,
     _PERTURBATION_TUNED,
-    replace(
-        _PERTURBATION_TUNED,
-        name="perturbation_searched",
-        question="How well is the color predicted with the learning rate of the lowest pretext loss in a search?",
-        save_epochs=(2, 5, 7),  # at which the second report reads it
-        earlier_accuracy=1.0,
-        train=TrainSettings(max_epochs=10, learning_rate=1.830e-3, schedule="none"),
-    ),
+    _PERTURBATION_SEARCHED,
     replace(
         _PERTURBATION_TUNED,
         name="perturbation_scratch",
@@ -401,7 +402,7 @@ _OF_SEARCHED = replace(
     name="perturbation_searched_classifier",
     question="Does the pretext with the lowest loss give better features?",
     compared_with="perturbation_classifier_tuned_10",
-    pretext_run="perturbation_searched",
+    pretext_run=_PERTURBATION_SEARCHED.name,
     pretext_epoch=7,
     earlier_accuracy=0.4355,
 )
@@ -461,12 +462,20 @@ _REPRODUCTION = (
         )
         for pretext, epochs in ((_ROTATION, 12), (_PERTURBATION, 2))
     ),
+    *(
+        hypothesis(
+            pretext,
+            "square_20",
+            "Is the color of a square of 20 pixels predicted as well as in the report?",
+            pretext="perturbation_20",
+        )
+        for pretext in (_PERTURBATION_TUNED, _PERTURBATION_SEARCHED)
+    ),
     hypothesis(
-        _PERTURBATION_TUNED,
+        _OF_SEARCHED,
         "square_20",
-        "Is the color of a square of 20 pixels predicted as well as in the report?",
-        pretext="perturbation_20",
-        save_epochs=(),
+        "Are features better after the color of a larger square, which is easier to predict?",
+        pretext_run=f"{_PERTURBATION_SEARCHED.name}_square_20",
     ),
     *(row for each in (_OF_ROTATION[-1], _OF_SEARCHED) for row in _in_train_mode(each, ["train"])),
     *_in_train_mode(_OF_PERTURBATION[-1], ["train", "batchnorm", "stochastic_depth"]),

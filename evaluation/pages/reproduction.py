@@ -552,7 +552,9 @@ def _change(experiment: Experiment, other: Experiment) -> str:
         return f"train mode: {FROZEN_WORDS[experiment.frozen_mode]}"
     if experiment.head != other.head:
         return f"head: {experiment.head}"
-    return "-" if experiment is other else f"pretext: epoch {experiment.pretext_epoch}"
+    if getattr(experiment, "pretext_epoch", "") != getattr(other, "pretext_epoch", ""):
+        return f"pretext: epoch {experiment.pretext_epoch}"
+    return "-" if experiment is other else f"pretext: {experiment.pretext_run}"
 
 
 def _beside(theirs: float, study: Measured, experiment: str, others: bool) -> str:
