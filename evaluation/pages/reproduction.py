@@ -16,6 +16,7 @@ line per number of the five reports:
 
 import csv
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -510,10 +511,10 @@ def contradictions_markdown(numbers: Iterable[EarlierNumber]) -> str:
 
 
 def hypotheses_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> str:
-    """Accuracies of experiments, beside those of hypotheses of what the reports did.
+    """Accuracies of experiments, and losses that the reports state, beside those of hypotheses of what they did.
 
-    One line per experiment and change, under the earlier protocol.  A change without a number of its own stands beside
-    that of the experiment, which it may explain.
+    One line per experiment and change, accuracies under the earlier protocol.  A change without a number of its own
+    stands beside that of the experiment, which it may explain.
     """
     differing = {experiment for _, experiment in other_settings(compare_settings(study, numbers))}
     lines = ["| experiment | changed | theirs | ours |", "|---|---|---|---|"]
@@ -521,11 +522,18 @@ def hypotheses_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> st
     for name in dict.fromkeys(each.compared_with for each in HYPOTHESES):
         experiment = EXPERIMENTS[name]
         others = bool({name, getattr(experiment, "pretext_run", name)} & differing)
-        for each in (experiment, *(each for each in (*HYPOTHESES, *heads) if each.compared_with == name)):
+        changed = [each for each in (*HYPOTHESES, *heads) if each.compared_with == name]
+        for each in (experiment, *changed):
             theirs = each.earlier_accuracy or experiment.earlier_accuracy
             ours = _beside(theirs, study, each.name, others or each.train.max_epochs != experiment.train.max_epochs)
             cells = name, _change(each, experiment), f"{theirs:.4f}", ours
             lines.append(f"| {' | '.join(cells)} |")
+        for number in numbers:
+            if number.experiment == name and re.fullmatch(r"history \w+_loss \d+", number.key):
+                for each in (experiment, *changed):
+                    ours = _beside(number.value, study, each.name, others, number.key)
+                    change = f"{_change(each, experiment)} ({number.quantity})"
+                    lines.append(f"| {name} | {change} | {_in_digits(number.value)} | {ours} |")
     return "\n".join(lines)
 
 
@@ -557,12 +565,14 @@ def _change(experiment: Experiment, other: Experiment) -> str:
     return "-" if experiment is other else f"pretext: {experiment.pretext_run}"
 
 
-def _beside(theirs: float, study: Measured, experiment: str, others: bool) -> str:
-    """Our accuracies under the earlier protocol; with runs enough, whether theirs lies in the prediction interval.
+def _beside(
+    theirs: float, study: Measured, experiment: str, others: bool, key: str = "earlier_protocol_accuracy"
+) -> str:
+    """Our values of one key; with runs enough, whether theirs lies in the prediction interval.
 
     Not with `others`: then the classifier or its pretext has other settings than the report's.
     """
-    ours = measured(study, experiment, "earlier_protocol_accuracy")
+    ours = measured(study, experiment, key)
     if not ours:
         return NOT_RUN
     runs = f"{_ours(ours, 'higher')}, {len(ours)} run{'s' if len(ours) > 1 else ''}"

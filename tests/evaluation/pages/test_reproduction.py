@@ -349,6 +349,14 @@ def test_features_in_train_mode_stand_beside_the_number_that_they_may_explain():
     assert {cells[1] for cells in of_sgd} == {"0.7051"}
     of_rotation = [cells[1:] for cells in cells_of(text) if cells[0] == "rotation_1"]
     assert of_rotation == [["-", "0.9678", "not run"], ["transforms: basic, 12 epochs", "0.9678", "not run"]]
+    loss = number(0.47, experiment="perturbation_tuned", key="history validation_loss 2", quantity="the loss")
+    larger = result("perturbation_tuned_square_20")
+    larger["history"] |= {"val_loss": [0.7, 0.46], "test_loss": [0.7, 0.46]}
+    [without, with_square] = [
+        cells[1:] for cells in cells_of(hypotheses_markdown(study_of(larger), [loss])) if "the loss" in cells[1]
+    ]
+    assert without == ["- (the loss)", "0.4700", "not run"]
+    assert with_square == ["pretext: perturbation_20 (the loss)", "0.4700", "0.4600, 1 run"]
     far = study_of(*(result(f"{name}_train_mode", seed, 0.1 + seed / 100) for seed in range(3)))
     assert "3 runs: theirs is outside" in hypotheses_markdown(far, [])
     other = number(5, kind="setting", experiment=name, key="settings.train.max_epochs")
