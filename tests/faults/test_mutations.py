@@ -98,7 +98,7 @@ MUTATIONS = {  # what breaks: file, line as it is, as it is broken, test that mu
         "self_supervised/dataloader.py",
         "= 255 * label",
         "= 250 * label",
-        "tests/self_supervised/test_dataloader.py::test_a_perturbation_changes_exactly_10_by_10_pixels_to_black_or_white",
+        "tests/self_supervised/test_dataloader.py::test_a_perturbation_changes_exactly_the_pixels_of_its_square_to_black_or_white",
     ),
     "the trial of a killed worker is lost": (
         "hyperparameter_search.py",
@@ -146,9 +146,11 @@ def project(tmp_path_factory):
     return folder, run
 
 
-@pytest.mark.parametrize(("file", "line"), [case[:2] for case in MUTATIONS.values()], ids=MUTATIONS)
-def test_a_line_to_break_is_there_once(file, line):
+@pytest.mark.parametrize(("file", "line", "_", "test"), MUTATIONS.values(), ids=MUTATIONS)
+def test_a_line_to_break_is_there_once_and_so_is_its_test(file, line, _, test):
     assert (CODE / file).read_text().count(line) == 1
+    path, _, name = test.partition("::")
+    assert (CODE / path).read_text().count(f"\ndef {name.partition('[')[0]}(") == 1
 
 
 @pytest.mark.slow
