@@ -15,6 +15,7 @@ line per number of the five reports:
 """
 
 import csv
+import itertools
 import math
 import re
 import sys
@@ -43,6 +44,7 @@ from supervised.settings import Experiment
 EARLIER_NUMBERS = Path(__file__).with_name("earlier_numbers.csv")
 LEVEL = 0.95  # of the prediction interval
 HYPOTHESES = (*SUPERVISED_REPRODUCTION.values(), *REPRODUCTION.values())  # of what the reports did
+LOSS_AFTER_EPOCHS = r"history \w+_loss \d+"  # a key
 _SEARCHED = "perturbation_searched_classifier"
 RUNS_NEEDED = 3  # for a prediction interval
 PLATEAU = 0.01  # accuracy below the highest that counts as reached
@@ -386,6 +388,7 @@ def compare_results(study: Measured, numbers: Iterable[EarlierNumber]) -> pd.Dat
     """One line per result of a report: number, ours (values, one per run), word, machines of the runs, and remark."""
     numbers = list(numbers)
     differing = other_settings(compare_settings(study, numbers))
+    tested = {each.compared_with for each in HYPOTHESES}
     lines = []
     for number in numbers:
         if number.kind != "result":
@@ -397,9 +400,10 @@ def compare_results(study: Measured, numbers: Iterable[EarlierNumber]) -> pd.Dat
             others += differing.get((number.document, number.experiment), [])
             others += [f"{quantity} of {pretext}" for quantity in differing.get((number.document, pretext), [])]
         word = verdict(number, ours, other_settings=bool(others or number.differs_by))
-        tested = word == DIFFERS and number.experiment in {each.compared_with for each in HYPOTHESES}
         remarks = [f"other {', '.join(others)}" if others else "", number.differs_by if ours else ""]
-        remarks += [number.reason, number.note, "hypotheses are tested below" if tested else ""]
+        remarks += [number.reason, number.note]
+        if word == DIFFERS and number.experiment in tested:
+            remarks.append("hypotheses are tested below")
         lines.append(
             {
                 "number": number,
@@ -522,18 +526,17 @@ def hypotheses_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> st
     for name in dict.fromkeys(each.compared_with for each in HYPOTHESES):
         experiment = EXPERIMENTS[name]
         others = bool({name, getattr(experiment, "pretext_run", name)} & differing)
-        changed = [each for each in (*HYPOTHESES, *heads) if each.compared_with == name]
-        for each in (experiment, *changed):
+        rows = [experiment, *(each for each in (*HYPOTHESES, *heads) if each.compared_with == name)]
+        losses = [each for each in numbers if each.experiment == name and re.fullmatch(LOSS_AFTER_EPOCHS, each.key)]
+        for each in rows:
             theirs = each.earlier_accuracy or experiment.earlier_accuracy
             ours = _beside(theirs, study, each.name, others or each.train.max_epochs != experiment.train.max_epochs)
             cells = name, _change(each, experiment), f"{theirs:.4f}", ours
             lines.append(f"| {' | '.join(cells)} |")
-        for number in numbers:
-            if number.experiment == name and re.fullmatch(r"history \w+_loss \d+", number.key):
-                for each in (experiment, *changed):
-                    ours = _beside(number.value, study, each.name, others, number.key)
-                    change = f"{_change(each, experiment)} ({number.quantity})"
-                    lines.append(f"| {name} | {change} | {_in_digits(number.value)} | {ours} |")
+        for number, each in itertools.product(losses, rows):
+            ours = _beside(number.value, study, each.name, others, number.key)
+            change = f"{_change(each, experiment)} ({number.quantity})"
+            lines.append(f"| {name} | {change} | {_in_digits(number.value)} | {ours} |")
     return "\n".join(lines)
 
 

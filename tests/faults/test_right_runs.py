@@ -212,7 +212,7 @@ def test_a_distilled_network_needs_teachers(fields):
         prerequisites(DistilledExperiment("d", "?", **fields), "full")
 
 
-def test_the_settings_of_every_kind_of_experiment_are_completedwith_defaults():
+def test_the_settings_of_every_kind_of_experiment_are_completed_with_defaults():
     for experiment in EXPERIMENTS.values():
         assert run_files.with_defaults(run_files.settings_of(experiment), experiment) == run_files.settings_of(
             experiment
