@@ -28,7 +28,7 @@ STOPPING_RULES = ("none", "patience", "two_worse")
 KEPT_EPOCHS = ("best", "last")
 LAUNCHER = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets for each process
 PRECISIONS = ("auto", "float32", "bfloat16")
-STEPS = ("eager", "compiled", "graph")
+STEPS = ("auto", "eager", "compiled", "graph")
 WARM_UP = 3  # steps before one is recorded, as CUDA asks for
 SHOWN_EVERY = 0.5  # seconds between two looks at the running loss, which make a GPU wait
 
@@ -67,7 +67,7 @@ class TrainSettings:
     gradient_accumulation_steps: int = 1  # batches per optimizer step, see `train_one_epoch`
     ema_decay: float = 0.0  # decay per step of the exponential moving average of the weights; 0: none
     precision: str = "auto"  # see `resolve_precision`
-    step: str = "eager"  # how a step is launched, see `_build_step`
+    step: str = "auto"  # how a step is launched, see `resolve_step`
 
     def __post_init__(self):
         """Refuse what cannot be trained."""
@@ -534,13 +534,19 @@ class _RecordedStep(_Step):
 
 
 def _build_step(network, objective: Objective, accelerator: Accelerator, settings: TrainSettings) -> _Step:
-    """The step of the settings: "eager", "compiled" by torch.compile, or recorded once as a CUDA "graph".
+    recorded = resolve_step(settings, network, objective, accelerator) == "graph"
+    return (_RecordedStep if recorded else _Step)(network, objective, accelerator, settings)
 
-    On two CPU cores compiling takes minutes for steps 1.2 times as fast.  On a GPU small batches are bound by launches,
-    see `python -m benchmarks.gpu`.  Raises ValueError where there can be no graph.
+
+def resolve_step(settings: TrainSettings, network: nn.Module, objective: Objective, accelerator: Accelerator) -> str:
+    """How a step is launched: "eager", "compiled" by torch.compile, or recorded once as a CUDA "graph".
+
+    "auto" is a graph where there can be one and the class of the network says `recordable`, for on a GPU small batches
+    are bound by launches.  Else it is eager: on two CPU cores compiling takes minutes for steps 1.2 times as fast.
+    Raises ValueError for a graph where there can be none.
     """
-    if settings.step != "graph":
-        return _Step(network, objective, accelerator, settings)
+    if settings.step not in ("auto", "graph"):
+        return settings.step
     reasons = {
         "needs an NVIDIA GPU": accelerator.device.type != "cuda",
         "needs one process": accelerator.num_processes > 1,
@@ -548,9 +554,10 @@ def _build_step(network, objective: Objective, accelerator: Accelerator, setting
         f"cannot record {type(objective).__name__}": not objective.recordable,
     }
     reason = next((reason for reason, holds in reasons.items() if holds), None)
-    if reason is not None:
-        raise ValueError(f"step is 'graph', which {reason}; use 'eager'")
-    return _RecordedStep(network, objective, accelerator, settings)
+    if settings.step == "graph" and reason is not None:
+        raise ValueError(f"step is 'graph', which {reason}; use 'auto'")
+    wanted = settings.step == "graph" or getattr(network, "recordable", False)
+    return "graph" if wanted and reason is None else "eager"
 
 
 def _numbers(loss: float, accuracy: float | None) -> str:

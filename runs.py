@@ -36,6 +36,7 @@ from helper_functions import (
     fold_batchnorm,
     keep_freed_memory,
     resolve_precision,
+    resolve_step,
     train,
 )
 from run_files import (
@@ -76,6 +77,11 @@ class Job:
     progress: bool = True
     wait: bool = False
     log: bool = False
+
+    @property
+    def trained(self) -> nn.Module:
+        """What takes the batches of the training: the head alone where features are computed once."""
+        return self.model.classifier if self.experiment.features_once else self.model
 
     @property
     def identity(self) -> dict:
@@ -240,7 +246,8 @@ def train_job(job: Job) -> tuple[nn.Module, dict]:
         if finished is not None:
             return finished
         state = _read_state(job)
-        machine = describe_machine(accelerator.device, job.experiment.train, state)
+        step = resolve_step(job.experiment.train, job.trained, job.objective, accelerator)
+        machine = describe_machine(accelerator.device, job.experiment.train, step, state)
         clock = _Clock(0.0 if state is None else state["seconds"])
         if isinstance(job.experiment, ProbeExperiment):
             history, result = _fit(job, accelerator)
@@ -346,10 +353,9 @@ def _read_state(job: Job) -> dict | None:
 def _train(job: Job, accelerator, state: dict | None, machine: dict, clock: _Clock) -> History:
     """Train to the end, saving the state after each epoch."""
     experiment, files = job.experiment, job.files
-    network, batches = job.model, job.loaders
+    network, batches = job.trained, job.loaders
     if experiment.held_out_features_once:
         folded = fold_batchnorm(job.model.to(accelerator.device))
-        network = job.model.classifier if experiment.features_once else job.model  # takes images or features
         batches = job.loaders.of_features(folded.pooled_features, accelerator.device, train=experiment.features_once)
     if getattr(experiment, "neighbors", 0):
         job.loaders.train.dataset.neighbors = _neighbors(job, accelerator)
@@ -588,13 +594,16 @@ def _name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 
-def describe_machine(device: torch.device, settings: TrainSettings, state: dict | None = None) -> dict:
-    """What could change the numbers besides the settings; both machines of a run that continued on another one."""
+def describe_machine(device: torch.device, settings: TrainSettings, step: str, state: dict | None = None) -> dict:
+    """What could change the numbers besides the settings; both machines of a run that continued on another one.
+
+    `step` is what `resolve_step` gives.
+    """
     machine = {
         "device": _name_of(device),
         "cpu_threads": torch.get_num_threads(),
         "precision": resolve_precision(settings.precision, device),
-        "step": settings.step,
+        "step": step,
         "augmentation": AUGMENTATION_RULES,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }

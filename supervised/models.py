@@ -51,6 +51,7 @@ class SceneClassifier(nn.Module):
     """
 
     foldable = True  # `train` evaluates it with BatchNorm folded
+    recordable = True  # `train` may record its step as a CUDA graph: it never waits for the GPU
 
     def __init__(
         self,

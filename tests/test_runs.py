@@ -297,7 +297,7 @@ def test_a_run_that_continues_on_another_machine_names_both(root, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 run(model=Interrupted(passes))
     _, result = run()
-    name = describe(here, TINY.train)["device"]
+    name = describe(here, TINY.train, "eager")["device"]
     assert result["device"] == f"H200 in bfloat16 to epoch 1, then {name}"
     assert result["precision"] == "float32"
 
@@ -305,7 +305,7 @@ def test_a_run_that_continues_on_another_machine_names_both(root, monkeypatch):
 def test_a_run_that_continues_with_another_torch_names_both_and_by_other_rules_of_augmentation_is_refused(
     root, monkeypatch
 ):
-    describe, name = runs.describe_machine, runs.describe_machine(torch.device("cpu"), TINY.train)["device"]
+    describe, name = runs.describe_machine, runs.describe_machine(torch.device("cpu"), TINY.train, "eager")["device"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         older = {"versions": {"torch": "1.0"}, "augmentation": 1}
         patch.setattr(runs, "describe_machine", lambda *given: describe(*given) | older)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from helper_functions import CrossEntropy, Objective, TrainSettings, train
+from helper_functions import CrossEntropy, Objective, TrainSettings, build_accelerator, resolve_step, train
+from supervised.models import SceneClassifier
 from tests.conftest import SmallNetwork
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -64,6 +65,23 @@ def test_what_cannot_be_recorded_is_refused_by_name():
 
     with pytest.raises(ValueError, match="cannot record Other"):
         fit("graph", "cuda", objective=Other())
+
+
+@needs_gpu
+def test_by_default_a_network_that_says_so_is_recorded_and_what_cannot_be_is_not():
+    class Other(CrossEntropy):
+        recordable = False
+
+    settings, accelerator = TrainSettings(), build_accelerator("cuda")
+    network = SceneClassifier(3)
+    assert resolve_step(settings, network, CrossEntropy(), accelerator) == "graph"
+    assert resolve_step(settings, network, Other(), accelerator) == "eager"
+    assert resolve_step(settings, network.classifier, CrossEntropy(), accelerator) == "eager"
+
+
+def test_by_default_steps_are_eager_on_a_cpu():
+    found = resolve_step(TrainSettings(), SceneClassifier(3), CrossEntropy(), build_accelerator("cpu"))
+    assert found == "eager"
 
 
 def test_a_graph_is_refused_on_a_cpu():
