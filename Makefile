@@ -44,7 +44,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 # Twenty minutes on two cores that do nothing else; WEIGHTS=FILE for trained features.  One table each, then the chart.
-BENCHMARKS = training_step evaluation augmentation data frozen_classifier scorecam inversion image_cache_size profile roofline chart
+BENCHMARKS = training_step evaluation augmentation data frozen_classifier scorecam inversion image_cache_size profile chart
 bench: .venv/installed
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 

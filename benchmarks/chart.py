@@ -131,20 +131,24 @@ def clusters_markdown(rows: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def roofline_markdown(table: pd.DataFrame, measured: pd.DataFrame, study: pd.DataFrame) -> str:
-    """What was measured on a GPU, what follows for the loop, and how long the study would take."""
-    lines = ["| measured | batch | images per second |", "|---|---|---|"]
-    lines += [f"| {row.what} | {row.batch_size} | {row.images_per_second:,} |" for row in measured.itertuples()]
-    lines += ["", f"{measured['machine'].iloc[0]}.", ""]
-    columns = [name.replace("_", " ").replace("images per", "at most, images per") for name in table]
-    lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+def gpu_markdown(alone: pd.DataFrame, side_by_side: pd.DataFrame) -> str:
+    """What was measured on a GPU: one training alone, with its share of the limit, and several side by side."""
+    lines = ["| case | batch | implementation | images per second | of the limit |", "|---|---|---|---|---|"]
+    limits = alone[alone["implementation"] == "limit"].set_index(["case", "batch_size"])["images_per_second"]
+    for row in alone.itertuples():
+        share = row.images_per_second / limits.get((row.case, row.batch_size), float("nan"))
+        text = "" if pd.isna(share) or row.implementation == "limit" else f"{share:.2f}"
+        lines.append(
+            f"| {row.case} | {row.batch_size} | {row.implementation} | {row.images_per_second:,.0f} | {text} |"
+        )
+    lines += ["", "| trainings side by side | MPS | step | images per second, all together |", "|---|---|---|---|"]
     lines += [
-        f"| {' | '.join(f'{value:,}' if isinstance(value, int) else str(value) for value in row)} |"
-        for row in table.astype(object).itertuples(index=False)
+        f"| {row.processes} | {'yes' if row.mps else 'no'} | {row.step} | {row.images_per_second:,.0f} |"
+        for row in side_by_side.itertuples()
     ]
-    least = ", ".join(f'{row.minutes:.0f} minutes with step="{row.step}"' for row in study.itertuples())
-    lines += ["", f"The {study['experiments'][0]} experiments on 15-Scene, each once, take at least {least}."]
-    return "\n".join(lines)
+    where = pd.concat([alone, side_by_side])[["device", "torch", "precision"]].drop_duplicates().itertuples(index=False)
+    machines = "; ".join(f"{row.device}, torch {row.torch}, {row.precision}" for row in where)
+    return "\n".join([*lines, "", f"{machines}."])
 
 
 def duration(seconds: float) -> str:
@@ -190,8 +194,8 @@ def main() -> int:
         written = with_table(written, "scaling", scaling_markdown(tables))
         for name, markdown_of in (("profile", profile_markdown), ("scorecam_clusters", clusters_markdown)):
             written = with_table(written, name, markdown_of(pd.read_csv(FOLDER / f"{name}.csv")))
-        on_paper = (pd.read_csv(FOLDER / f"{name}.csv") for name in ("roofline", "h100", "roofline_study"))
-        written = with_table(written, "roofline", roofline_markdown(*on_paper))
+        on_gpu = (pd.read_csv(FOLDER / f"{name}.csv") for name in ("gpu", "side_by_side"))
+        written = with_table(written, "gpu", gpu_markdown(*on_gpu))
         write_text(readme, written)
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -87,6 +87,7 @@ def loaders_for(case: str, batch_size: int, options: Options) -> Loaders:
         dataset = ViewsDataset(scenes.images, scenes.labels, experiment)
     elif case == "pretext":
         dataset = RotatedDataset(scenes.images[: max(1, len(scenes) // 4)], "squash", AUGMENTATIONS["crop"])
+        few = RotatedDataset(scenes.images[: max(1, batch_size // 4)], "squash")
     else:
         dataset = SceneDataset(scenes, "squash", AUGMENTATIONS.get(case))
     in_order = {"train": few, "val": few, "test": few}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from packaging.version import Version
 
 from data.augment import AUGMENTATIONS
 from evaluation.statistics import accuracy_interval, compare, compare_with_reported, correctness, mean_accuracy
@@ -35,10 +36,11 @@ DETERMINISTIC = frozenset(  # experiments whose result does not depend on the se
     if isinstance(each, ProbeExperiment) and not each.pretext_run and each.initial_weights != "random"
 )
 
+ENOUGH = 3  # runs whose variance says something
 COLUMNS = (  # of `comparisons`
     *("question", "experiment", "compared_with", "classes", "family", "m", "images", "runs", "other_runs"),
     *("accuracy", "other_accuracy", "difference", "low", "high", "p", "verdict"),
-    *("machines", "across_machines", "across_augmentations", "single_run"),
+    *("machines", "across_machines", "across_precisions", "across_augmentations", "single_run"),
 )
 BESIDE = {  # ours, and the experiment whose earlier number is the highest of that kind
     "supervised_short": "supervised_tuned",
@@ -113,9 +115,46 @@ def _belongs_to(result: dict, data: str) -> bool:
 
 
 def runs_of(results: Mapping[str, dict], experiment: str) -> list[dict]:
-    """The results of all runs of an experiment, one per seed: of those that have the settings of the first one."""
+    """The results of an experiment that stand for it, one per seed: those of the first of its `runs_by_platform`."""
+    return next(iter(runs_by_platform(results, experiment).values()), [])
+
+
+def runs_by_platform(results: Mapping[str, dict], experiment: str) -> dict[str, list[dict]]:
+    """The results of an experiment on each `platform`, of the runs that have the settings of the first one.
+
+    No table pools platforms.  The first one stands for the experiment: one with ENOUGH runs rather than one with fewer,
+    then one with a newer torch, then one with more runs.
+    """
     runs = [result for result in results.values() if result["settings"]["name"] == experiment]
-    return [run for run in runs if _kind_of_run(run) == _kind_of_run(runs[0])]
+    found = {}
+    for run in runs:
+        if _kind_of_run(run) == _kind_of_run(runs[0]):
+            found.setdefault(platform(run), []).append(run)
+    return dict(sorted(found.items(), key=lambda each: _rank(each[1]), reverse=True))
+
+
+def runs_to_compare(results: Mapping[str, dict], one: str, other: str) -> tuple[list[dict], list[dict]]:
+    """The runs of two experiments on the platform that suits both best, by the order of `runs_by_platform`.
+
+    Where no platform has runs of both, those that stand for each: `comparisons` marks such a line.
+    """
+    ones, others = runs_by_platform(results, one), runs_by_platform(results, other)
+    shared = [name for name in ones if name in others]
+    if not shared:
+        return runs_of(results, one), runs_of(results, other)
+    best = max(shared, key=lambda name: _rank(ones[name], others[name]))
+    return ones[best], others[best]
+
+
+def _rank(*sides: list[dict]) -> tuple:
+    """What orders platforms: runs on the side that has fewest, at most ENOUGH; the version of torch; runs in all."""
+    version = Version(sides[0][0]["versions"]["torch"])
+    return min(map(_enough, sides)), version, sum(map(len, sides))
+
+
+def _enough(runs: list[dict]) -> int:
+    """How many runs there are, at most ENOUGH, where more say little more; one says all if seeds change nothing."""
+    return ENOUGH if runs[0]["settings"]["name"] in DETERMINISTIC else min(len(runs), ENOUGH)
 
 
 def _kind_of_run(result: dict) -> dict:
@@ -142,10 +181,15 @@ def correct_on_test(runs: list[dict], classes: Collection[str] = ()) -> np.ndarr
     return correct[:, np.isin(labels, numbers)] if numbers else correct
 
 
+def platform(result: dict) -> str:
+    """Device and torch version of a run."""
+    device = re.sub(r" \(.*?\)", "", result["device"])
+    return f"{device}, torch {result['versions']['torch']}"
+
+
 def machine(result: dict) -> str:
     """Device, torch version and precision of a run."""
-    device = re.sub(r" \(.*?\)", "", result["device"])
-    return f"{device}, torch {result['versions']['torch']}, {result['precision']}"
+    return f"{platform(result)}, {result['precision']}"
 
 
 def machines(runs: Iterable[dict]) -> str:
@@ -163,10 +207,15 @@ def augmentation_rules(run: dict, results: Mapping[str, dict]) -> set[int]:
     used = [AUGMENTATIONS.get(settings.get(name)) for name in ("augmentation", "views")]
     rotated = any(each.rotation or each.trivial for each in used if each is not None)
     rules = {run.get("augmentation", 1)} if rotated else set()
-    for pretext in runs_of(results, settings["pretext_run"]) if settings.get("pretext_run") else ():
-        if pretext["settings"]["seed"] == settings["seed"]:
+    for pretext in results.values() if settings.get("pretext_run") else ():
+        if all(pretext["settings"][key] == value for key, value in _run_of_pretext(settings).items()):
             rules |= augmentation_rules(pretext, results)
     return rules
+
+
+def _run_of_pretext(settings: Mapping) -> dict:
+    """The name and seed of the run that a classifier's features come from."""
+    return {"name": settings["pretext_run"], "seed": settings["seed"]}
 
 
 def results_table(results: Mapping[str, dict], experiments: Mapping[str, Experiment] = EXPERIMENTS) -> pd.DataFrame:
@@ -199,7 +248,7 @@ def results_table(results: Mapping[str, dict], experiments: Mapping[str, Experim
 
 
 def experiments_table(results: Mapping[str, dict], experiments: Mapping[str, Experiment] = EXPERIMENTS) -> pd.DataFrame:
-    """One line an experiment, over all its runs: mean accuracies, the interval of the test accuracy, machines.
+    """One line an experiment, over its `runs_of`: mean accuracies, the interval of the test accuracy, machines.
 
     The interval covers images and seeds; that of a single run covers images only.  lowest and highest are the test
     accuracies of single runs.
@@ -294,18 +343,68 @@ def pairs_to_compare(experiments: Mapping[str, Experiment] = EXPERIMENTS) -> lis
 def comparisons(results: Mapping[str, dict], experiments: Mapping[str, Experiment] = EXPERIMENTS) -> pd.DataFrame:
     """One line a comparison whose runs are all on the same test images: the table that every page and notebook shows.
 
+    The runs are `runs_to_compare`.
+
     accuracy, other_accuracy: means over runs and other_runs.  difference: the first minus the second, with its interval
     (low, high), p and verdict in its family of m comparisons (see `evaluation.statistics`).  machines: of all runs;
-    across_machines: they differ.  across_augmentations: see `augmentation_rules`.
+    across_machines: they are of several platforms; across_precisions: of several precisions on one platform.
+    across_augmentations: see `augmentation_rules`.
     single_run: a side has one run, so that its seed variance is unknown.
     `experiments` define the families, so leave them as they are and select lines of the table instead.
     """
     lines = []
     for pair in pairs_to_compare(experiments):
-        runs, other_runs = runs_of(results, pair.experiment), runs_of(results, pair.compared_with)
+        runs, other_runs = runs_to_compare(results, pair.experiment, pair.compared_with)
         if runs and other_runs and _comparable([*runs, *other_runs], pair.classes):
             lines.append(_line_of_comparison(pair, runs, other_runs, results))
     return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def comparisons_elsewhere(
+    results: Mapping[str, dict], experiments: Mapping[str, Experiment] = EXPERIMENTS
+) -> pd.DataFrame:
+    """The lines of `comparisons` again, with the runs of another platform where both sides have ENOUGH runs there.
+
+    They repeat a measurement and decide nothing: the verdict of a comparison is that of `comparisons`.
+    """
+    lines = []
+    for pair in pairs_to_compare(experiments):
+        chosen, _ = runs_to_compare(results, pair.experiment, pair.compared_with)
+        others = runs_by_platform(results, pair.compared_with)
+        for name, runs in runs_by_platform(results, pair.experiment).items():
+            sides = runs, others.get(name, [])
+            if runs == chosen or not sides[1] or min(map(_enough, sides)) < ENOUGH:
+                continue
+            if _comparable([*runs, *others[name]], pair.classes):
+                lines.append(_line_of_comparison(pair, *sides, results))
+    return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def platforms_table(results: Mapping[str, dict]) -> pd.DataFrame:
+    """One line an experiment with runs on several platforms, and platform: runs, mean and deviation of test accuracies.
+
+    The first platform is the one that stands for the experiment; difference: the mean minus that of the first one.
+    """
+    lines = []
+    for name in dict.fromkeys(result["settings"]["name"] for result in results.values()):
+        found = runs_by_platform(results, name)
+        first = None
+        for where, runs in found.items() if len(found) > 1 else ():
+            values = [run["test_accuracy"] for run in runs]
+            mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+            first = mean if first is None else first
+            lines.append(
+                {
+                    "experiment": name,
+                    "platform": where,
+                    "runs": len(runs),
+                    "test": mean,
+                    "standard deviation": deviation,
+                    "difference": mean - first,
+                }
+            )
+    columns = ["experiment", "platform", "runs", "test", "standard deviation", "difference"]
+    return pd.DataFrame(lines, columns=columns)
 
 
 def _comparable(runs: list[dict], classes: tuple[str, ...]) -> bool:
@@ -318,6 +417,7 @@ def _line_of_comparison(pair: Pair, runs: list[dict], other_runs: list[dict], re
     correct, other = correct_on_test(runs, pair.classes), correct_on_test(other_runs, pair.classes)
     deterministic = pair.experiment in DETERMINISTIC, pair.compared_with in DETERMINISTIC
     found = compare(correct, other, pair.comparisons, deterministic)
+    platforms, precisions = ({of(run) for run in (*runs, *other_runs)} for of in (platform, machine))
     rules = set().union(*(augmentation_rules(run, results) for run in (*runs, *other_runs)))
     return {
         "question": pair.question,
@@ -337,7 +437,8 @@ def _line_of_comparison(pair: Pair, runs: list[dict], other_runs: list[dict], re
         "p": found.p_value,
         "verdict": found.verdict,
         "machines": machines([*runs, *other_runs]),
-        "across_machines": len({machine(run) for run in (*runs, *other_runs)}) > 1,
+        "across_machines": len(platforms) > 1,
+        "across_precisions": len(platforms) == 1 and len(precisions) > 1,
         "across_augmentations": len(rules) > 1,
         "single_run": found.single_run,
     }

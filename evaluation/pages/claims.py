@@ -16,7 +16,6 @@ from evaluation.explained import measured_rows
 from evaluation.map_measures import COMPARED, CONTROL, compare_by_model
 from evaluation.pages.reproduction import (
     DOCUMENTS,
-    RUNS_NEEDED,
     Measured,
     compare_settings,
     other_settings,
@@ -26,12 +25,14 @@ from evaluation.pages.tables import difference_text, machines_text, markdown, p_
 from evaluation.results import (
     BESIDE,
     EARLIER_CLAIMS,
+    ENOUGH,
     Claim,
     beside_reported,
     comparisons,
     read_claims,
     read_profile,
     runs_of,
+    runs_to_compare,
     seeds_table,
 )
 from evaluation.statistics import estimate
@@ -163,12 +164,13 @@ def _far_from_theirs(claim: Claim, results: Mapping[str, dict]) -> str:
     Under the earlier protocol, means over runs.  "" for a claim about some classes, or where a side was not reported.
     """
     names = claim.experiment, claim.compared_with
+    sides = runs_to_compare(results, *names)
     reported = [EXPERIMENTS[name].earlier_accuracy if name in EXPERIMENTS else None for name in names]
     if claim.classes or None in reported:
         return ""
     found = []
-    for name, theirs in zip(names, reported, strict=True):
-        ours = float(np.mean([run["earlier_protocol_accuracy"] for run in runs_of(results, name)]))
+    for name, theirs, runs in zip(names, reported, sides, strict=True):
+        ours = float(np.mean([run["earlier_protocol_accuracy"] for run in runs]))
         if abs(ours - theirs) > abs(reported[0] - reported[1]):
             found.append(f"{name} is {abs(ours - theirs):.4f} {'higher' if ours > theirs else 'lower'}")
     return f"; far from theirs: {', '.join(found)}" if found else ""
@@ -197,7 +199,7 @@ def _pretext_epochs(result: dict, results: Mapping[str, dict]) -> int | None:
 def spread_of_runs(results: Mapping[str, dict]) -> str:
     """A sentence: how far the runs of one experiment on frozen features are apart at most.
 
-    It is about test accuracies on 15-Scene and experiments with RUNS_NEEDED runs or more; "" if there is none.
+    It is about test accuracies on 15-Scene and experiments with ENOUGH runs or more; "" if there is none.
     """
     frozen = {
         stem: each
@@ -205,14 +207,14 @@ def spread_of_runs(results: Mapping[str, dict]) -> str:
         if each["settings"].get("freeze_features") and each["data"]["name"] == STUDY_DATA
     }
     table = seeds_table(frozen)
-    table = table[table["runs"] >= RUNS_NEEDED] if len(table) else table
+    table = table[table["runs"] >= ENOUGH] if len(table) else table
     if not len(table):
         return ""
     apart = table["test, highest"] - table["test, lowest"]
     name = apart.idxmax()
     low, high = table.loc[name, ["test, lowest", "test, highest"]]
     return (
-        f"Among the {len(table)} classifiers on frozen features that have {RUNS_NEEDED} runs or more, the test "
+        f"Among the {len(table)} classifiers on frozen features that have {ENOUGH} runs or more, the test "
         f"accuracies of one classifier's runs are up to {apart[name]:.4f} apart ({name}: {low:.4f} to {high:.4f})."
     )
 

@@ -22,7 +22,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from operator import attrgetter
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from scipy.stats import t as student_t
 from data.files import CODE, root_folder, run_command, write_text
 from evaluation.metrics import average_precision, classification_report
 from evaluation.nature import LOOKED_AT
-from evaluation.results import machine, read_profile, runs_of
+from evaluation.results import ENOUGH, machine, read_profile, runs_by_platform
 from experiments import EXPERIMENTS
 from self_supervised.dataloader import PRETEXTS
 from self_supervised.settings import CLASSIFIER_EXPERIMENTS, FROZEN_WORDS, REPRODUCTION
@@ -46,7 +46,6 @@ LEVEL = 0.95  # of the prediction interval
 HYPOTHESES = (*SUPERVISED_REPRODUCTION.values(), *REPRODUCTION.values())  # of what the reports did
 LOSS_AFTER_EPOCHS = r"history \w+_loss \d+"  # a key
 _SEARCHED = "perturbation_searched_classifier"
-RUNS_NEEDED = 3  # for a prediction interval
 PLATEAU = 0.01  # accuracy below the highest that counts as reached
 KINDS = ("result", "setting", "description")
 REPRODUCED, BETTER, DIFFERS = "reproduced", "better", "differs"
@@ -133,8 +132,13 @@ class Measured:
     released: Path
 
     def runs(self, experiment: str) -> list[dict]:
-        """The results of an experiment, one per seed, the lowest seed first."""
-        return sorted(runs_of(self.results, experiment), key=lambda run: run["settings"]["seed"])
+        """The results of an experiment, one per seed, the lowest seed first.
+
+        Those that stand for it; where these are too few for an interval, those of all platforms, which is marked.
+        """
+        platforms = list(runs_by_platform(self.results, experiment).values())
+        chosen = platforms[:1] if platforms and len(platforms[0]) >= ENOUGH else platforms
+        return sorted(chain.from_iterable(chosen), key=lambda run: run["settings"]["seed"])
 
 
 def read_earlier_numbers(path: Path = EARLIER_NUMBERS) -> list[EarlierNumber]:
@@ -334,8 +338,8 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
     Raises ValueError for fewer than three values.
     """
     n = len(values)
-    if n < RUNS_NEEDED:
-        raise ValueError(f"there are {n} values; a prediction interval needs at least {RUNS_NEEDED}")
+    if n < ENOUGH:
+        raise ValueError(f"there are {n} values; a prediction interval needs at least {ENOUGH}")
     reach = float(student_t.ppf((1 + LEVEL) / 2, n - 1)) * float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / n)
     return float(np.mean(values)) - reach, float(np.mean(values)) + reach
 
@@ -346,7 +350,7 @@ def verdict(number: EarlierNumber, ours: Sequence[float], other_settings: bool =
         return CANNOT if number.reason else NOT_RUN
     if other_settings:
         return OTHER
-    if len(ours) < RUNS_NEEDED:
+    if len(ours) < ENOUGH:
         return ONE_RUN if len(ours) == 1 else FEWER
     if not all(map(math.isfinite, ours)):  # an event of theirs that did not happen in every run of ours
         return DIFFERS
@@ -440,7 +444,7 @@ def _ours(values: Sequence[float], better: str) -> str:
     if not values:
         return "none"
     mean = _in_digits(float(np.mean(values)), integer=better == "")
-    if len(values) < RUNS_NEEDED or mean == "never":
+    if len(values) < ENOUGH or mean == "never":
         return mean
     low, high = prediction_interval(values)
     return f"{mean} ({_in_digits(low)} to {_in_digits(high)})"
@@ -581,7 +585,7 @@ def _beside(
     runs = f"{_ours(ours, 'higher')}, {len(ours)} run{'s' if len(ours) > 1 else ''}"
     if others:
         return f"{runs}, {OTHER}"
-    if len(ours) < RUNS_NEEDED:
+    if len(ours) < ENOUGH:
         return runs
     low, high = prediction_interval(ours)
     return f"{runs}: theirs is {'inside' if low <= theirs <= high else 'outside'}"

@@ -22,9 +22,11 @@ from evaluation.results import (
     PRIMARY_FAMILY,
     beside_reported,
     comparisons,
+    comparisons_elsewhere,
     experiments_table,
     of_experiments,
     pairs_to_compare,
+    platforms_table,
     read_profile,
     runs_of,
 )
@@ -97,11 +99,13 @@ SECTIONS = (  # data set, title, a note, experiments
 )
 READING = """**Test** is the accuracy on the test images; the epoch is selected on val.  **Earlier protocol** is the
 accuracy of the epoch selected and reported on val and test together, as the earlier reports did.  It is optimistic;
-compare it with **earlier report**.  Both are means over the runs of an experiment, one run per seed.  The 95 % interval
-of the test accuracy covers the sampling of test images and the variance of seeds.  That of a single run (Wilson 1927)
+compare it with **earlier report**.  Both are means over the runs of an experiment, one run per seed, on one kind of
+machine with one version of torch (a platform); runs on a second platform are listed at the end.  The 95 % interval of
+the test accuracy covers the sampling of test images and the variance of seeds.  That of a single run (Wilson 1927)
 covers the images only.  **Mean per class** is the mean over classes of the test accuracy of a class."""
-COMPARING = """Every comparison is over all runs of both experiments, on the same test images.  Its interval covers the
-sampling of test images and the variance of the seeds of each side.  The comparisons of a family share the level of
+COMPARING = """Every comparison is over the runs of both experiments on one platform, and on the same test images; where
+no platform has runs of both, the line says so.  Its interval covers the sampling of test images and the variance of the
+seeds of each side.  The comparisons of a family share the level of
 0.05 (Bonferroni).  The families and their numbers of comparisons, run, not run or deleted before they were run:
 {families}.{primary}  p is below 0.05 exactly when the interval excludes 0.  "Inconclusive" does not say that both are
 equal.  1* is a single run: the seed variance of that side is unknown, so the interval is too narrow."""
@@ -111,8 +115,13 @@ docs/performance.md."""
 
 ENSEMBLES = """Mean class probabilities of several runs, by `evaluation/ensemble.py`; each costs as many networks.
 **Earlier protocol** is the accuracy on val and test together, at epochs that were chosen on val alone."""
+ELSEWHERE = (
+    """Where a comparison has enough runs on a second platform, it is repeated there.  The verdicts above stand."""
+)
+PLATFORMS = """Experiments with runs on several platforms; no table above pools them.  The first one of each stands for
+it.  The difference is from the first one; with few runs on each side it says little."""
 VERSIONS = """The torch versions that the results of each data set were made with.  Every result file names its own.
-`requirements.txt` pins torch {pinned}; comparisons between runs of different machines say so."""
+`requirements.txt` pins torch {pinned}."""
 
 
 def accuracy_text(mean: float, low: float, high: float) -> str:
@@ -176,8 +185,9 @@ def runs_text(line: Mapping) -> str:
 
 
 def machines_text(line: Mapping) -> str:
-    """The machines of a comparison; it says so where they, or versions of the augmentation, differ."""
-    text = f"across machines: {line['machines']}" if line["across_machines"] else line["machines"]
+    """The machines of a comparison; it says so where they, precisions or versions of the augmentation differ."""
+    differ = "across machines" if line["across_machines"] else "across precisions" if line["across_precisions"] else ""
+    text = f"{differ}: {line['machines']}" if differ else line["machines"]
     return f"{text}; old and new augmentation" if line["across_augmentations"] else text
 
 
@@ -202,11 +212,17 @@ def comparing_text(table: pd.DataFrame) -> str:
 def headlines(results: Mapping[str, dict], table: pd.DataFrame) -> list[str]:
     """The study in short: a sentence for each comparison of HEADLINES that is in the table of `results.comparisons`.
 
+    That of the primary comparison says what its repetition on another platform found.
     Then BEST under the earlier protocol beside the highest number of the earlier reports.
     """
     lines = table[(table["classes"] == "") & (table["family"] != EARLIER_CLAIMS)].to_dict("records")
     there = {line["experiment"]: line for line in lines}
-    sentences = [_headline(there[name], *words) for name, words in HEADLINES.items() if name in there]
+    again = {line["experiment"]: line for line in comparisons_elsewhere(results).to_dict("records")}
+    sentences = [
+        _headline(there[name], *words) + (_repeated(again[name]) if name == PRIMARY and name in again else "")
+        for name, words in HEADLINES.items()
+        if name in there
+    ]
     beside = beside_reported(results)
     if BEST in beside.index:
         line = beside.loc[BEST]
@@ -224,6 +240,12 @@ def _headline(line: Mapping, experiment: str, other: str) -> str:
         f"{experiment} reach a test accuracy of {line['accuracy']:.4f}, {other} {line['other_accuracy']:.4f}.  "
         f"The difference is {difference}, p = {p_text(line['p'])}: {line['verdict']}."
     )
+
+
+def _repeated(line: Mapping) -> str:
+    """The end of a headline: the same comparison on another platform."""
+    difference = difference_text(line["difference"], line["low"], line["high"])
+    return f"  Repeated with {line['runs']} other runs ({line['machines']}): {difference}, p = {p_text(line['p'])}."
 
 
 def short_table(results: Mapping[str, dict], published: Path) -> pd.DataFrame:
@@ -298,12 +320,29 @@ def results_page(results: Mapping[str, dict], folder: Path) -> str:
         lines = compared[compared["experiment"].isin(names)]
         if len(lines):
             parts += ["### Comparisons", markdown(shown_comparisons(lines))]
+    parts += _platforms_section(results)
     together = ensembles(folder)
     pinned = re.search(r"^torch==(\S+)", (CODE / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
     if len(together):
         parts += ["## Ensembles", ENSEMBLES, markdown(together, "ensemble")]
     parts += ["## Versions", VERSIONS.format(pinned=pinned), markdown(versions(results), "data")]
     return "\n\n".join(parts) + "\n"
+
+
+def _platforms_section(results: Mapping[str, dict]) -> list[str]:
+    repeated, platforms = comparisons_elsewhere(results), platforms_table(results)
+    if platforms.empty:
+        return []
+    shown = platforms.assign(
+        runs=platforms["runs"].map(str),
+        test=platforms["test"].map("{:.4f}".format),
+        difference=platforms["difference"].map("{:+.4f}".format).where(platforms.duplicated("experiment"), ""),
+    )
+    shown["standard deviation"] = ["" if pd.isna(each) else f"{each:.4f}" for each in platforms["standard deviation"]]
+    again = []
+    if len(repeated):
+        again = [ELSEWHERE, markdown(shown_comparisons(repeated).drop(columns=["verdict", "family"]))]
+    return ["## The same on another platform", *again, PLATFORMS, markdown(shown)]
 
 
 def _section(results: Mapping[str, dict], experiments: Iterable[str]) -> list[str]:

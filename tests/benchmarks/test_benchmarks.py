@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,9 +20,9 @@ from benchmarks import (  # noqa: F401
     implementations,
     inversion,
     profile,
-    roofline,
     scorecam,
     scorecam_clusters,
+    side_by_side,
     soak,
     training_step,
 )
@@ -31,6 +32,7 @@ from benchmarks.chart import (
     clusters_markdown,
     draw_ratios,
     duration,
+    gpu_markdown,
     profile_markdown,
     ratios_markdown,
     scaling_markdown,
@@ -225,7 +227,7 @@ def test_the_gpu_script_measures_every_case_and_writes_after_each_line(tmp_path,
     monkeypatch.setattr(
         pd.DataFrame, "to_csv", lambda table, *given, **more: (tables.append(table), write(table, *given, **more))
     )
-    size = ["--device", "cpu", "--batches", "4", "--size", "32", "--batches-per-epoch", "2", "--output", str(path)]
+    size = ["--device", "cpu", "--batches", "8", "--size", "32", "--batches-per-epoch", "2", "--output", str(path)]
     assert gpu.main(size) == 0
     table = pd.read_csv(path)
     assert len(tables) == len(table) == 2 * len(gpu.CASES) + 1
@@ -290,40 +292,50 @@ def test_both_ways_to_augment_give_network_input_of_the_same_statistics(name):
     assert abs(one.mean() - other.mean()) < 0.3
 
 
-def test_what_computes_is_counted_with_its_bytes_and_a_view_is_not():
-    numbers = torch.zeros(10)
-
-    def action():
-        numbers.view(2, 5).t()  # views
-        numbers + 1  # reads 40 bytes and writes 40
-        numbers.add_(1)  # reads and writes the same 40, once each
-
-    assert roofline.work_of(action) == roofline.Work(operations=2, bytes=160)
-
-
-def test_a_batch_takes_as_long_as_the_slower_of_host_and_device():
-    making, step, limit = roofline.Work(100, 1_000_000, draws=2), roofline.Work(900), {32: 320.0, 256: 3200.0}
-    few, recorded, many, _ = roofline.at_most("plain", making, step, 1e-4, 1e-5, limit)
-    assert (few["step"], recorded["step"]) == ("eager", "graph")
-    host = 0.1 + 32 * 2e-5
-    assert few["host, ms"] == round(1000 * host, 2) and few["images_per_second"] == round(32 / host)
-    assert few["share_of_limit"] == pytest.approx(0.09 / host, abs=0.01)  # of a step alone, on a batch that is there
-    assert recorded["images_per_second"] == round(32 / (0.0101 + 32 * 2e-5))
-    assert many["device, ms"] == pytest.approx(1000 * (256 / 3200 + 256e6 / roofline.BANDWIDTH), abs=0.01)
-    assert many["images_per_second"] == round(256 / (0.1 + 256 * 2e-5))  # the device takes 80 ms
-    assert len(roofline.at_most("two views", making, step, 1e-4, 1e-5, limit)) == 2  # cannot be recorded
+def test_a_counted_training_counts_the_images_of_its_steps_and_ends_when_its_phase_is_over():
+    images, phase = SimpleNamespace(value=0), SimpleNamespace(value=0)
+    objective = side_by_side.Counted(images, phase, own=0)
+    objective.after_step(None)
+    objective.after_step(None)
+    assert images.value == 2 * side_by_side.BATCH_SIZE
+    phase.value = 1
+    with pytest.raises(side_by_side.EndedError):
+        objective.after_step(None)
+    assert objective.recordable  # as the cross-entropy that it stands for
 
 
-def test_what_is_drawn_image_by_image_grows_with_the_batch_and_the_rest_does_not():
-    making, step = roofline.work_of_case("advanced", size=32)
-    assert making.draws == 2 and 100 < making.operations < 200 and step.operations > 500
-    plain, _ = roofline.work_of_case("plain", size=32)
-    assert plain.draws == 0 and plain.operations < making.operations
-    assert 32 * 32 * 12 < plain.bytes < making.bytes
+@pytest.mark.slow
+def test_trainings_side_by_side_are_counted_together_and_lines_are_added(tmp_path):
+    path = tmp_path / "side_by_side.csv"
+    size = ["--device", "cpu", "--processes", "2", "--size", "32", "--seconds", "2", "--output", str(path)]
+    assert side_by_side.main(size) == 0 and side_by_side.main(size) == 0
+    table = pd.read_csv(path)
+    assert table["step"].tolist() == ["eager", "eager"] and set(table["processes"]) == {2}
+    assert (table["images_per_second"] > 0).all()
 
 
-def test_the_projection_of_the_study_is_that_of_its_table():
-    table, study = pd.read_csv(roofline.TABLE), pd.read_csv(roofline.STUDY)
-    projected = roofline.projected(table, roofline.limits(pd.read_csv(roofline.MEASURED)))
-    pd.testing.assert_frame_equal(projected, study)
-    assert study["minutes"][0] > study["minutes"][1]  # eager, and recorded where that can be
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_trainings_side_by_side_need_a_gpu_or_a_number_of_processes(tmp_path, capsys):
+    output = ["--output", str(tmp_path / "side_by_side.csv")]
+    assert side_by_side.main(output) == 2 and "no GPU" in capsys.readouterr().err
+    assert side_by_side.main([*output, "--device", "cpu", "--processes", "0"]) == 2
+    assert "--processes is 0" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_the_table_of_a_gpu_has_shares_of_the_limit_of_the_same_case_and_batch():
+    alone = pd.DataFrame(
+        [("plain", 32, "limit", 1000.0), ("plain", 32, "loop, graph", 2500.0), ("plain", 256, "loop, graph", 4000.0)],
+        columns=["case", "batch_size", "implementation", "images_per_second"],
+    ).assign(device="GPU", torch="2.11", precision="bfloat16")
+    together = pd.DataFrame(
+        [("graph", 14, False, 2600.0), ("graph", 14, True, 4400.0)],
+        columns=["step", "processes", "mps", "images_per_second"],
+    ).assign(device="GPU", torch="2.11", precision="bfloat16")
+    lines = gpu_markdown(alone, together).splitlines()
+    assert lines[2:5] == [
+        "| plain | 32 | limit | 1,000 |  |",
+        "| plain | 32 | loop, graph | 2,500 | 2.50 |",
+        "| plain | 256 | loop, graph | 4,000 |  |",
+    ]
+    assert lines[8:10] == ["| 14 | no | graph | 2,600 |", "| 14 | yes | graph | 4,400 |"]
+    assert lines[-1] == "GPU, torch 2.11, bfloat16."

@@ -177,9 +177,71 @@ def test_a_comparison_says_that_its_runs_are_of_several_machines_or_that_a_side_
     runs = {**seeds("one", range(4), range(6)), **seeds("two", range(20), machine=H200)}
     (line,) = comparisons(runs, OWN).to_dict("records")
     assert line["across_machines"] and line["single_run"]
-    assert line["machines"] == machines(runs.values())
+    assert line["machines"] == machines(runs.values()) and not line["across_precisions"]
     other_precision = seeds("two", range(20), machine=("cpu (x86_64)", "2.15.0", "bfloat16"))
-    assert comparisons({**runs, **other_precision}, OWN)["across_machines"].item()
+    (line,) = comparisons({**runs, **other_precision}, OWN).to_dict("records")
+    assert line["across_precisions"] and not line["across_machines"]
+
+
+def on_two_platforms(name, here=(), there=()):
+    """Runs on a CPU and on a GPU with an older torch, one for each number of wrong predictions."""
+    return numbered([*seeds(name, *map(range, here)).values(), *seeds(name, *map(range, there), machine=H200).values()])
+
+
+def numbered(runs):
+    for seed, run in enumerate(runs):
+        run["settings"]["seed"] = seed
+    return {f"{run['settings']['name']}.seed{run['settings']['seed']}": run for run in runs}
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "first"),
+    [
+        ((1, 2, 3), (4, 5, 6, 7, 8), "cpu"),  # the newer torch, where both have enough
+        ((1, 2), (4, 5, 6), "gpu"),
+        ((1, 2), (4, 5), "cpu"),
+        ((1,), (4, 5), "gpu"),
+        ((), (4,), "gpu"),
+    ],
+)
+def test_the_runs_of_one_platform_stand_for_an_experiment(here, there, first):
+    runs = on_two_platforms("one", here, there)
+    platforms = {"cpu": "cpu, torch 2.15.0", "gpu": "NVIDIA H200, torch 2.11.0"}
+    found = module.runs_by_platform(runs, "one")
+    assert next(iter(found)) == platforms[first] and sum(map(len, found.values())) == len(here) + len(there)
+    assert runs_of(runs, "one") == found[platforms[first]]
+    wrong = here if first == "cpu" else there
+    assert experiments_table(runs, {}).loc["one", "test"] == pytest.approx(1 - np.mean(wrong) / 100)
+
+
+def test_a_comparison_takes_the_platform_on_which_both_have_runs(no_claims):
+    runs = on_two_platforms("one", here=(1, 1, 1), there=(4, 4)) | on_two_platforms("two", there=(8, 8, 8))
+    (line,) = comparisons(runs, OWN).to_dict("records")
+    assert (line["runs"], line["other_runs"], line["across_machines"]) == (2, 3, False)
+    assert (line["accuracy"], line["other_accuracy"]) == pytest.approx((0.96, 0.92))
+    assert runs_of(runs, "one")[0]["test_accuracy"] == 0.99  # which stands in the table of experiments
+
+
+def test_a_comparison_is_repeated_on_another_platform_with_enough_runs_of_both(no_claims, monkeypatch):
+    ones, few = on_two_platforms("one", (1, 2, 3), (4, 5, 6)), on_two_platforms("two", (8, 9, 10), (11, 12))
+    assert comparisons({**ones, **few}, OWN)["accuracy"].item() == pytest.approx(0.98)
+    assert module.comparisons_elsewhere({**ones, **few}, OWN).empty
+    enough = on_two_platforms("two", (8, 9, 10), (11, 12, 13))
+    (line,) = module.comparisons_elsewhere({**ones, **enough}, OWN).to_dict("records")
+    assert (line["accuracy"], line["other_accuracy"], line["m"]) == pytest.approx((0.95, 0.88, 2))
+    monkeypatch.setattr(module, "DETERMINISTIC", frozenset({"two"}))
+    one_each = on_two_platforms("two", (8,), (11,))
+    assert module.comparisons_elsewhere({**ones, **one_each}, OWN)["other_runs"].tolist() == [1]
+
+
+def test_the_table_of_platforms_has_the_experiments_of_several_with_their_difference():
+    runs = on_two_platforms("one", (1, 2, 3), (4,)) | seeds("two", [1])
+    table = module.platforms_table(runs)
+    assert table["experiment"].tolist() == ["one", "one"] and table["runs"].tolist() == [3, 1]
+    assert table["test"].tolist() == pytest.approx([0.98, 0.96])
+    assert table["difference"].tolist() == pytest.approx([0, -0.02])
+    assert table["standard deviation"].tolist() == pytest.approx([0.01, np.nan], nan_ok=True)
+    assert module.platforms_table(seeds("two", [1])).empty
 
 
 def test_a_comparison_says_that_its_runs_or_their_pretexts_had_several_versions_of_the_augmentation(no_claims):

@@ -12,6 +12,7 @@ from evaluation.pages.tables import (
     START,
     accuracy_text,
     comparing_text,
+    difference_text,
     headlines,
     markdown,
     p_text,
@@ -24,7 +25,14 @@ from evaluation.pages.tables import (
     with_part,
     write_pages,
 )
-from evaluation.results import comparisons, experiments_table, pairs_to_compare, read_profile
+from evaluation.results import (
+    PRIMARY,
+    comparisons,
+    comparisons_elsewhere,
+    experiments_table,
+    pairs_to_compare,
+    read_profile,
+)
 from experiments import EXPERIMENTS
 from tests.evaluation.synthetic_results import seeds, write
 
@@ -83,6 +91,36 @@ def test_the_headlines_are_those_of_the_comparisons_that_are_there():
     highest = max(each.earlier_accuracy or 0 for each in scenes)
     assert "0.9600" in sentences[-1] and f"{highest:.4f}" in sentences[-1]
     assert headlines({}, comparisons({})) == []
+
+
+def on_two_platforms():
+    """A comparison of the primary experiment, with three runs of each side on two platforms."""
+    gpu, runs = ("NVIDIA H200", "2.11.0", "bfloat16"), {}
+    for name, wrong, more in ((PRIMARY, 2, 4), (EXPERIMENTS[PRIMARY].compared_with, 30, 6)):
+        runs |= seeds(name, *(range(wrong + each) for each in range(3)))
+        elsewhere = seeds(name, *(range(wrong + more + each) for each in range(3)), machine=gpu)
+        runs |= {f"{stem}.elsewhere": run for stem, run in elsewhere.items()}
+    return runs
+
+
+def test_the_headline_of_the_primary_comparison_says_what_its_repetition_on_another_platform_found():
+    runs = on_two_platforms()
+    table, (repeated,) = comparisons(runs), comparisons_elsewhere(runs).to_dict("records")
+    (sentence,) = headlines(runs, table)
+    start, _, end = sentence.partition("  Repeated with 3 other runs (NVIDIA H200, torch 2.11.0, bfloat16): ")
+    assert start.endswith(": better.") and difference_text(*table[["difference", "low", "high"]].values[0]) in start
+    assert end == (
+        f"{difference_text(repeated['difference'], repeated['low'], repeated['high'])}, p = {p_text(repeated['p'])}."
+    )
+    assert table["difference"].item() != repeated["difference"]
+
+
+def test_the_results_page_lists_what_was_repeated_on_another_platform_without_a_second_verdict(tmp_path):
+    page = results_page(on_two_platforms(), tmp_path)
+    before, _, after = page.partition("## The same on another platform")
+    assert f"| {PRIMARY} | NVIDIA H200, torch 2.11.0 | 3 | 0.9300 | 0.0100 | -0.0400 |" in after
+    assert "| better |" in before and "| better |" not in after
+    assert "another platform" not in results_page(RESULTS, tmp_path).split("## 15-Scene")[1]
 
 
 def test_every_headline_and_every_experiment_of_the_readme_is_known_and_the_table_is_short():
