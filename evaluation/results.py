@@ -115,15 +115,19 @@ def _belongs_to(result: dict, data: str) -> bool:
 
 
 def runs_of(results: Mapping[str, dict], experiment: str) -> list[dict]:
-    """The results of an experiment that stand for it, one per seed: those of the first of its `runs_by_platform`."""
-    return next(iter(runs_by_platform(results, experiment).values()), [])
+    """The results of an experiment that stand for it, one per seed.
+
+    Those of the first of its `runs_by_platform`; where these are fewer than ENOUGH, those of all platforms.
+    """
+    platforms = runs_by_platform(results, experiment)
+    first, runs = next(iter(platforms.values()), []), _all(platforms)
+    return first if not runs or _enough(first) == _enough(runs) else runs
 
 
 def runs_by_platform(results: Mapping[str, dict], experiment: str) -> dict[str, list[dict]]:
     """The results of an experiment on each `platform`, of the runs that have the settings of the first one.
 
-    No table pools platforms.  The first one stands for the experiment: one with ENOUGH runs rather than one with fewer,
-    then one with a newer torch, then one with more runs.
+    Their order: one with ENOUGH runs before one with fewer, then one with a newer torch, then one with more runs.
     """
     runs = [result for result in results.values() if result["settings"]["name"] == experiment]
     found = {}
@@ -136,14 +140,22 @@ def runs_by_platform(results: Mapping[str, dict], experiment: str) -> dict[str, 
 def runs_to_compare(results: Mapping[str, dict], one: str, other: str) -> tuple[list[dict], list[dict]]:
     """The runs of two experiments on the platform that suits both best, by the order of `runs_by_platform`.
 
-    Where no platform has runs of both, those that stand for each: `comparisons` marks such a line.
+    Where all platforms together have more runs of the side that has fewest, up to ENOUGH, they are all taken:
+    `comparisons` marks such a line.
     """
     ones, others = runs_by_platform(results, one), runs_by_platform(results, other)
-    shared = [name for name in ones if name in others]
-    if not shared:
-        return runs_of(results, one), runs_of(results, other)
-    best = max(shared, key=lambda name: _rank(ones[name], others[name]))
-    return ones[best], others[best]
+    pooled = _all(ones), _all(others)
+    shared = [(ones[name], others[name]) for name in ones if name in others]
+    best = max(shared, key=lambda sides: _rank(*sides), default=None)
+    if best is None or min(map(_enough, best)) < min(map(_enough, pooled)):
+        return pooled
+    return best
+
+
+def _all(platforms: Mapping[str, list[dict]]) -> list[dict]:
+    """The runs of all platforms, in the order of their seeds."""
+    runs = [run for of_platform in platforms.values() for run in of_platform]
+    return sorted(runs, key=lambda run: run["settings"]["seed"])
 
 
 def _rank(*sides: list[dict]) -> tuple:
@@ -383,7 +395,7 @@ def comparisons_elsewhere(
 def platforms_table(results: Mapping[str, dict]) -> pd.DataFrame:
     """One line an experiment with runs on several platforms, and platform: runs, mean and deviation of test accuracies.
 
-    The first platform is the one that stands for the experiment; difference: the mean minus that of the first one.
+    Platforms are in the order of `runs_by_platform`; difference: the mean minus that of the first one.
     """
     lines = []
     for name in dict.fromkeys(result["settings"]["name"] for result in results.values()):

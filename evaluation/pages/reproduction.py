@@ -22,7 +22,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from scipy.stats import t as student_t
 from data.files import CODE, root_folder, run_command, write_text
 from evaluation.metrics import average_precision, classification_report
 from evaluation.nature import LOOKED_AT
-from evaluation.results import ENOUGH, machine, read_profile, runs_by_platform
+from evaluation.results import ENOUGH, machine, read_profile, runs_of
 from experiments import EXPERIMENTS
 from self_supervised.dataloader import PRETEXTS
 from self_supervised.settings import CLASSIFIER_EXPERIMENTS, FROZEN_WORDS, REPRODUCTION
@@ -132,13 +132,8 @@ class Measured:
     released: Path
 
     def runs(self, experiment: str) -> list[dict]:
-        """The results of an experiment, one per seed, the lowest seed first.
-
-        Those that stand for it; where these are too few for an interval, those of all platforms, which is marked.
-        """
-        platforms = list(runs_by_platform(self.results, experiment).values())
-        chosen = platforms[:1] if platforms and len(platforms[0]) >= ENOUGH else platforms
-        return sorted(chain.from_iterable(chosen), key=lambda run: run["settings"]["seed"])
+        """The results of an experiment, one per seed, the lowest seed first."""
+        return sorted(runs_of(self.results, experiment), key=lambda run: run["settings"]["seed"])
 
 
 def read_earlier_numbers(path: Path = EARLIER_NUMBERS) -> list[EarlierNumber]:

@@ -195,31 +195,43 @@ def numbered(runs):
 
 
 @pytest.mark.parametrize(
-    ("here", "there", "first"),
+    ("here", "there", "first", "standing"),
     [
-        ((1, 2, 3), (4, 5, 6, 7, 8), "cpu"),  # the newer torch, where both have enough
-        ((1, 2), (4, 5, 6), "gpu"),
-        ((1, 2), (4, 5), "cpu"),
-        ((1,), (4, 5), "gpu"),
-        ((), (4,), "gpu"),
+        ((1, 2, 3), (4, 5, 6, 7, 8), "cpu", (1, 2, 3)),  # the newer torch, where both have enough
+        ((1, 2), (4, 5, 6), "gpu", (4, 5, 6)),
+        ((1, 2), (4, 5), "cpu", (1, 2, 4, 5)),  # none has enough
+        ((1,), (4, 5), "gpu", (1, 4, 5)),
+        ((), (4,), "gpu", (4,)),
     ],
 )
-def test_the_runs_of_one_platform_stand_for_an_experiment(here, there, first):
+def test_the_runs_of_one_platform_that_has_enough_stand_for_an_experiment(here, there, first, standing):
     runs = on_two_platforms("one", here, there)
     platforms = {"cpu": "cpu, torch 2.15.0", "gpu": "NVIDIA H200, torch 2.11.0"}
     found = module.runs_by_platform(runs, "one")
     assert next(iter(found)) == platforms[first] and sum(map(len, found.values())) == len(here) + len(there)
-    assert runs_of(runs, "one") == found[platforms[first]]
-    wrong = here if first == "cpu" else there
-    assert experiments_table(runs, {}).loc["one", "test"] == pytest.approx(1 - np.mean(wrong) / 100)
+    assert [round(100 - 100 * run["test_accuracy"]) for run in runs_of(runs, "one")] == list(standing)
+    assert experiments_table(runs, {}).loc["one", "test"] == pytest.approx(1 - np.mean(standing) / 100)
 
 
 def test_a_comparison_takes_the_platform_on_which_both_have_runs(no_claims):
-    runs = on_two_platforms("one", here=(1, 1, 1), there=(4, 4)) | on_two_platforms("two", there=(8, 8, 8))
+    runs = on_two_platforms("one", (1, 1, 1), (4, 4, 4)) | on_two_platforms("two", there=(8, 8, 8))
     (line,) = comparisons(runs, OWN).to_dict("records")
-    assert (line["runs"], line["other_runs"], line["across_machines"]) == (2, 3, False)
+    assert (line["runs"], line["other_runs"], line["across_machines"]) == (3, 3, False)
     assert (line["accuracy"], line["other_accuracy"]) == pytest.approx((0.96, 0.92))
     assert runs_of(runs, "one")[0]["test_accuracy"] == 0.99  # which stands in the table of experiments
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "runs", "pooled"),
+    [
+        (((1, 1), (4,)), ((8, 8), (9,)), (3, 3), True),  # two of each here, three in all
+        (((1, 1), ()), ((8, 8), (9,)), (2, 2), False),  # more of one side would not help
+        (((1,), ()), ((), (9, 9)), (1, 2), True),  # on no platform both
+    ],
+)
+def test_a_comparison_takes_all_platforms_where_that_gives_the_smaller_side_more(one, two, runs, pooled, no_claims):
+    (line,) = comparisons(on_two_platforms("one", *one) | on_two_platforms("two", *two), OWN).to_dict("records")
+    assert (line["runs"], line["other_runs"]) == runs and line["across_machines"] == pooled
 
 
 def test_a_comparison_is_repeated_on_another_platform_with_enough_runs_of_both(no_claims, monkeypatch):
