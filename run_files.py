@@ -13,7 +13,7 @@ file from a stranger cannot run code.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -79,6 +79,14 @@ def files_of(experiment: Experiment, profile: str) -> Files:
     name = experiment.name if experiment.seed == 0 else f"{experiment.name}.seed{experiment.seed}"
     folders = (folder_of_data(root_folder() / kind / profile, experiment.data) for kind in ("models", "results"))
     return Files(*folders, name)
+
+
+def further_seeds(experiment: Experiment, profile: str) -> list[int]:
+    """The seeds other than 0 of which an experiment has results, in order."""
+    first = files_of(replace(experiment, seed=0), profile)
+    names = [path.name for path in first.results.glob(f"{first.name}.seed*.json")]
+    numbers = [re.fullmatch(re.escape(first.name) + r"\.seed(\d+)\.json", name) for name in names]
+    return sorted(int(number[1]) for number in numbers if number)
 
 
 def folder_of_data(folder: Path, data: str) -> Path:

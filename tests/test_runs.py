@@ -23,7 +23,7 @@ import runs
 from data.files import CODE, digest_of_tensors, locked
 from experiments import configure, find, prerequisites
 from helper_functions import History, TrainSettings, evaluate, fold_batchnorm
-from run_files import Files, files_of, load_checkpoint, load_weights, read
+from run_files import Files, files_of, further_seeds, load_checkpoint, load_weights, read
 from runs import collect, train_job
 from self_supervised.dataloader import build_loaders
 from self_supervised.joint_embedding import OfViews
@@ -89,6 +89,15 @@ def test_a_seed_repeats_its_numbers_and_another_has_files_and_numbers_of_its_own
     assert (root / "results/full/tiny.seed1.json").exists()
     monkeypatch.setenv("SCENES_ROOT", str(root / "again"))
     assert run()[1]["history"]["train_loss"] == losses[0]
+
+
+def test_the_seeds_of_an_experiment_are_those_of_its_own_results(root):
+    folder = files_of(TINY, "full").results
+    folder.mkdir(parents=True)
+    assert further_seeds(TINY, "full") == []
+    for name in ("tiny", "tiny.seed10", "tiny.seed2", "tiny_other.seed4", "tiny.seed3.old", "tiny.seedling"):
+        (folder / f"{name}.json").touch()
+    assert further_seeds(replace(TINY, seed=2), "full") == [2, 10]
 
 
 def test_results_on_other_data_have_a_folder_of_their_own(root):

@@ -29,7 +29,7 @@ from data.prepare import DATA_SETS, locate
 from evaluation.results import comparisons, read_profile
 from experiments import PROFILES, configure
 from helper_functions import keep_freed_memory
-from run_files import STUDY_DATA, files_of
+from run_files import STUDY_DATA, files_of, further_seeds
 from runs import collect
 from supervised.settings import Experiment
 
@@ -157,18 +157,16 @@ class Study:
             if self.class_names.issuperset(name for name, _ in each.class_weights)
         }
 
-    def results(
-        self, table: Mapping[str, Experiment], seeds: Iterable[int] = (0,), train: bool = True
-    ) -> dict[str, dict]:
-        """The results of a table's experiments by file stem.
+    def results(self, table: Mapping[str, Experiment], all_seeds: bool = False, train: bool = True) -> dict[str, dict]:
+        """The results of a table's experiments by file stem, of seed 0 or of all seeds that there are.
 
         Missing runs of seed 0 are trained where `train` and `compute` are on; runs of other seeds are only read.
         """
-        experiments, found = self.configured(table).values(), {}
-        for seed in seeds:
-            of_seed = [replace(each, seed=seed) for each in experiments]
-            train_missing = train and self.compute and seed == 0
-            found |= collect(of_seed, self.profile, train_missing=train_missing, progress=False)
+        experiments = list(self.configured(table).values())
+        found = collect(experiments, self.profile, train_missing=train and self.compute, progress=False)
+        if all_seeds:
+            further = [replace(each, seed=seed) for each in experiments for seed in further_seeds(each, self.profile)]
+            found |= collect(further, self.profile, progress=False)
         return found
 
     def say_what_is_missing(self, table: Mapping[str, Experiment], results: Mapping[str, dict]):

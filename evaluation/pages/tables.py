@@ -81,6 +81,8 @@ PROBES_NOTE = """The primary readout is logistic regression on pooled features o
 flip averaged, standardized, with its strength chosen on val.  On untouched features it has no seed.  Its own
 ablations are compared with `byol_classifier`.  The hyper-parameters of BYOL come from an exploratory run, where they
 were chosen by this readout on val.  A trained head and fine-tuning stand beside it."""
+NATURE_NOTE = """`nature_resnet18_imagenet_*` start from torchvision's ResNet-18, which could not be downloaded for this
+study; `--weights FILE` names it."""
 NEIGHBORS_NOTE = """Accuracy of a vote of the 20 nearest training images, by the features of the last epoch:
 no epoch is chosen."""
 SECTIONS = (  # data set, title, a note, experiments
@@ -91,7 +93,7 @@ SECTIONS = (  # data set, title, a note, experiments
     ("15-Scene", "Ablations", "", (*ABLATIONS, *DISTILLATION_ABLATIONS)),
     ("15-Scene", "Pretexts", PRETEXTS_NOTE, tuple(PRETEXT_EXPERIMENTS)),
     ("15-Scene", "Joint-embedding pretexts", NEIGHBORS_NOTE, tuple(JOINT_EMBEDDINGS)),
-    ("Nature scenes", "Experiments", "", tuple(NATURE_EXPERIMENTS)),
+    ("Nature scenes", "Experiments", NATURE_NOTE, tuple(NATURE_EXPERIMENTS)),
     ("Nature scenes", "Joint-embedding pretexts, by the primary readout", PROBES_NOTE, tuple(NATURE_PROBES)),
     ("Nature scenes", "Joint-embedding pretexts", NEIGHBORS_NOTE, tuple(NATURE_PRETEXTS)),
     ("CIFAR-10", "Classifiers", "", tuple(CIFAR10_CLASSIFIERS)),
