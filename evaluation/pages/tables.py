@@ -102,15 +102,15 @@ SECTIONS = (  # data set, title, a note, experiments
 READING = """**Test** is the accuracy on the test images; the epoch is selected on val.  **Earlier protocol** is the
 accuracy of the epoch selected and reported on val and test together, as the earlier reports did.  It is optimistic;
 compare it with **earlier report**.  Both are means over the runs of an experiment, one run per seed: those on one kind
-of machine with one version of torch (a platform) where it has three there, else those on all.  The 95 % interval of the
-test accuracy covers the sampling of test images and the variance of seeds.  That of a single run (Wilson 1927) covers
-the images only.  **Mean per class** is the mean over classes of the test accuracy of a class."""
+of machine with one version of torch (a platform) where it has three there, else those on all.  The 95 % interval of
+the test accuracy covers the sampling of test images and the variance of seeds.  That of a single run (Wilson 1927)
+covers the images only.  **Mean per class** is the mean over classes of the test accuracy of a class."""
 COMPARING = """Every comparison is over runs of both experiments on one platform, and on the same test images; where no
-platform has as many of both as all together, up to three, they are all taken, and the line says so.  Its interval covers
-the sampling of test images and the variance of the seeds of each side.  The comparisons of a family share the level of
-0.05 (Bonferroni).  The families and their numbers of comparisons, run, not run or deleted before they were run:
-{families}.{primary}  p is below 0.05 exactly when the interval excludes 0.  "Inconclusive" does not say that both are
-equal.  1* is a single run: the seed variance of that side is unknown, so the interval is too narrow."""
+platform has as many of both as all together, up to three, they are all taken, and the line says so.  Its interval
+covers the sampling of test images and the variance of the seeds of each side.  The comparisons of a family share the
+level of 0.05 (Bonferroni).  The families and their numbers of comparisons, run, not run or deleted before they were
+run: {families}.{primary}  p is below 0.05 exactly when the interval excludes 0.  "Inconclusive" does not say that both
+are equal.  1* is a single run: the seed variance of that side is unknown, so the interval is too narrow."""
 EXPLORATORY = """  "Later questions" were asked after other results had been seen; their verdicts are exploratory."""
 ACROSS_AUGMENTATIONS = """  "Old and new augmentation": images were rotated by two versions of the code, see
 docs/performance.md."""
