@@ -132,12 +132,12 @@ def clusters_markdown(rows: pd.DataFrame) -> str:
 
 
 def gpu_markdown(alone: pd.DataFrame, side_by_side: pd.DataFrame) -> str:
-    """What was measured on a GPU: one training alone, with its share of the limit, and several side by side."""
-    lines = ["| case | batch | implementation | images per second | of the limit |", "|---|---|---|---|---|"]
-    limits = alone[alone["implementation"] == "limit"].set_index(["case", "batch_size"])["images_per_second"]
+    """What was measured on a GPU: one training alone, with its share of a step alone, and several side by side."""
+    lines = ["| case | batch | implementation | images per second | of the step alone |", "|---|---|---|---|---|"]
+    steps = alone[alone["implementation"] == "step alone"].set_index(["case", "batch_size"])["images_per_second"]
     for row in alone.itertuples():
-        share = row.images_per_second / limits.get((row.case, row.batch_size), float("nan"))
-        text = "" if pd.isna(share) or row.implementation == "limit" else f"{share:.2f}"
+        share = row.images_per_second / steps.get((row.case, row.batch_size), float("nan"))
+        text = "" if pd.isna(share) or row.implementation == "step alone" else f"{share:.2f}"
         lines.append(
             f"| {row.case} | {row.batch_size} | {row.implementation} | {row.images_per_second:,.0f} | {text} |"
         )

@@ -1,8 +1,9 @@
-"""What a GPU gives: the loop against its own limit, evaluation, Score-CAM and inversion, in at most four minutes.
+"""What a GPU gives: the loop beside a step alone, evaluation, Score-CAM and inversion, in about four minutes.
 
     python -m benchmarks.gpu [--device cuda] [--batches 32 256] [--size 224]
 
-The limit is forward, backward and the optimizer on one batch that stays on the device.  The loop is
+A step alone is forward, backward and the optimizer on one batch that stays on the device, each operation launched by
+itself.  The loop is
 `helper_functions.train` on noise images, which takes as long as on others: its fastest epoch after the first.  Each is
 measured with every way to launch a step that the device has.  The table benchmarks/gpu.csv is written after every
 line, so that an interrupted call leaves what it has measured.
@@ -136,7 +137,7 @@ def step_on_one_batch(case: str, loaders: Loaders, device: torch.device) -> tupl
     return step, len(labels)
 
 
-def rate_of_limit(case: str, batch_size: int, options: Options) -> float:
+def rate_of_step_alone(case: str, batch_size: int, options: Options) -> float:
     """Images per second of `step_on_one_batch`."""
     device = torch.device(options.device)
     loaders = loaders_for(case, batch_size, replace(options, batches_per_epoch=1))
@@ -197,7 +198,10 @@ def measure_all(batch_sizes: list[int], options: Options):
     for batch_size in batch_sizes:
         for case in CASES:
             same = {"case": case, "batch_size": batch_size}
-            yield same | {"implementation": "limit", "images_per_second": rate_of_limit(case, batch_size, options)}
+            yield same | {
+                "implementation": "step alone",
+                "images_per_second": rate_of_step_alone(case, batch_size, options),
+            }
             for step in options.steps:
                 if step == "eager" or case != "two views":  # a graph cannot record OfViews
                     rate = rate_of_loop(case, batch_size, step, options)

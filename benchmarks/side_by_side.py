@@ -23,9 +23,10 @@ from benchmarks.implementations import FOLDER, machine
 from helper_functions import CrossEntropy, TrainSettings, resolve_precision, train
 from runs import run_command
 
-CASE, BATCH_SIZE, BATCHES_PER_EPOCH = "advanced", 32, 8
-WINDOW = 6.0  # seconds that are counted, once each process has trained an epoch
-PATIENCE = 120.0  # seconds for the first epoch
+CASE, BATCH_SIZE = "advanced", 32
+FIRST_STEPS = 8  # of each process, before anything is counted
+WINDOW = 6.0  # seconds that are counted
+PATIENCE = 120.0  # seconds for the first steps
 ENDLESS = 10**6  # epochs
 MPS = "nvidia-cuda-mps-server"
 
@@ -49,19 +50,15 @@ class Counted(CrossEntropy):
             raise EndedError
 
 
-def train_on(options: Options, images, phase, epochs):
+def train_on(options: Options, images, phase):
     """In a process of its own: train with each kind of step, until the phase that it belongs to is over."""
     torch.set_num_threads(1)
     for own, step in enumerate(options.steps):
         loaders = loaders_for(CASE, BATCH_SIZE, options)
         model, _ = network_for(CASE, loaders)
-
-        def count_epoch(_, own=own):
-            epochs[own] += 1
-
         settings = TrainSettings(max_epochs=ENDLESS, step=step, schedule="none")
-        objective = Counted(images, phase, own)
-        same = {"device": options.device, "progress": False, "save_state": count_epoch, "objective": objective}
+        objective = Counted(images[own], phase, own)
+        same = {"device": options.device, "progress": False, "objective": objective}
         try:
             train(model, loaders.train, loaders.val, settings, **same)
         except EndedError:
@@ -71,28 +68,25 @@ def train_on(options: Options, images, phase, epochs):
 def rates(processes: int, options: Options, window: float = WINDOW) -> dict[str, float]:
     """Images per second of all processes together, for each kind of step.
 
-    Raises RuntimeError if a process has ended, or has not trained an epoch after PATIENCE seconds.
+    Raises ValueError if a process has ended, or has not made FIRST_STEPS after PATIENCE seconds.
     """
     context = multiprocessing.get_context("spawn")
     phase = context.Value("i", 0)
-    shared = [(context.Value("q", 0), context.Array("i", len(options.steps))) for _ in range(processes)]
-    children = [
-        context.Process(target=train_on, args=(options, images, phase, epochs), daemon=True)
-        for images, epochs in shared
-    ]
+    counts = [[context.Value("q", 0) for _ in options.steps] for _ in range(processes)]
+    children = [context.Process(target=train_on, args=(options, images, phase), daemon=True) for images in counts]
     for each in children:
         each.start()
     found = {}
     try:
         for number, step in enumerate(options.steps):
             started = time.perf_counter()
-            while not all(epochs[number] for _, epochs in shared):
+            while any(images[number].value < FIRST_STEPS * BATCH_SIZE for images in counts):
                 if not all(each.is_alive() for each in children) or time.perf_counter() - started > PATIENCE:
-                    raise RuntimeError(f"a process has not trained an epoch ({step}); see its message above")
+                    raise ValueError(f"a process has not made {FIRST_STEPS} steps ({step}); see its message above")
                 time.sleep(0.1)
-            before, started = sum(images.value for images, _ in shared), time.perf_counter()
+            before, started = sum(images[number].value for images in counts), time.perf_counter()
             time.sleep(window)
-            after = sum(images.value for images, _ in shared)
+            after = sum(images[number].value for images in counts)
             found[step] = (after - before) / (time.perf_counter() - started)
             phase.value = number + 1
     finally:
@@ -120,7 +114,7 @@ def main(arguments=None) -> int:
             raise ValueError("torch finds no GPU here; --device cpu measures the same on the CPU")
         if options.processes < 1:
             raise ValueError(f"--processes is {options.processes}; it must be at least 1")
-        asked = Options(options.device, options.size, BATCHES_PER_EPOCH)
+        asked = Options(options.device, options.size)
         facts = {
             "processes": options.processes,
             "mps": any(each.info["name"] == MPS for each in psutil.process_iter(["name"])),

@@ -36,11 +36,12 @@ DETERMINISTIC = frozenset(  # experiments whose result does not depend on the se
     if isinstance(each, ProbeExperiment) and not each.pretext_run and each.initial_weights != "random"
 )
 
-ENOUGH = 3  # runs whose variance says something
+MIN_RUNS = 3  # that a variance of seeds needs
 COLUMNS = (  # of `comparisons`
     *("question", "experiment", "compared_with", "classes", "family", "m", "images", "runs", "other_runs"),
     *("accuracy", "other_accuracy", "difference", "low", "high", "p", "verdict"),
-    *("machines", "across_machines", "across_precisions", "across_augmentations", "single_run"),
+    *("machines", "across_machines", "across_precisions", "across_augmentations"),
+    *("across_teachers", "single_run"),
 )
 BESIDE = {  # ours, and the experiment whose earlier number is the highest of that kind
     "supervised_short": "supervised_tuned",
@@ -115,19 +116,19 @@ def _belongs_to(result: dict, data: str) -> bool:
 
 
 def runs_of(results: Mapping[str, dict], experiment: str) -> list[dict]:
-    """The results of an experiment that stand for it, one per seed.
+    """The results that represent an experiment, one per seed.
 
-    Those of the first of its `runs_by_platform`; where these are fewer than ENOUGH, those of all platforms.
+    Those of the first of its `runs_by_platform`; where these are fewer than MIN_RUNS, those of all platforms.
     """
     platforms = runs_by_platform(results, experiment)
     first, runs = next(iter(platforms.values()), []), _all(platforms)
-    return first if not runs or _enough(first) == _enough(runs) else runs
+    return first if not runs or _runs_that_count(first) == _runs_that_count(runs) else runs
 
 
 def runs_by_platform(results: Mapping[str, dict], experiment: str) -> dict[str, list[dict]]:
     """The results of an experiment on each `platform`, of the runs that have the settings of the first one.
 
-    Their order: one with ENOUGH runs before one with fewer, then one with a newer torch, then one with more runs.
+    Their order: one with MIN_RUNS runs before one with fewer, then one with a newer torch, then one with more runs.
     """
     runs = [result for result in results.values() if result["settings"]["name"] == experiment]
     found = {}
@@ -140,14 +141,14 @@ def runs_by_platform(results: Mapping[str, dict], experiment: str) -> dict[str, 
 def runs_to_compare(results: Mapping[str, dict], one: str, other: str) -> tuple[list[dict], list[dict]]:
     """The runs of two experiments on the platform that suits both best, by the order of `runs_by_platform`.
 
-    Where all platforms together have more runs of the side that has fewest, up to ENOUGH, they are all taken:
+    If that leaves a side with fewer runs than all platforms have, up to MIN_RUNS, they are those of all platforms:
     `comparisons` marks such a line.
     """
     ones, others = runs_by_platform(results, one), runs_by_platform(results, other)
     pooled = _all(ones), _all(others)
     shared = [(ones[name], others[name]) for name in ones if name in others]
     best = max(shared, key=lambda sides: _rank(*sides), default=None)
-    if best is None or min(map(_enough, best)) < min(map(_enough, pooled)):
+    if best is None or list(map(_runs_that_count, best)) != list(map(_runs_that_count, pooled)):
         return pooled
     return best
 
@@ -159,14 +160,16 @@ def _all(platforms: Mapping[str, list[dict]]) -> list[dict]:
 
 
 def _rank(*sides: list[dict]) -> tuple:
-    """What orders platforms: runs on the side that has fewest, at most ENOUGH; the version of torch; runs in all."""
+    """What orders platforms: runs on the side that has fewest, at most MIN_RUNS; the version of torch; runs in all."""
     version = Version(sides[0][0]["versions"]["torch"])
-    return min(map(_enough, sides)), version, sum(map(len, sides))
+    return min(map(_runs_that_count, sides)), version, sum(map(len, sides))
 
 
-def _enough(runs: list[dict]) -> int:
-    """How many runs there are, at most ENOUGH, where more say little more; one says all if seeds change nothing."""
-    return ENOUGH if runs[0]["settings"]["name"] in DETERMINISTIC else min(len(runs), ENOUGH)
+def _runs_that_count(runs: list[dict]) -> int:
+    """How many runs there are, at most MIN_RUNS, which are enough; so is one where seeds change nothing."""
+    if not runs:
+        return 0
+    return MIN_RUNS if runs[0]["settings"]["name"] in DETERMINISTIC else min(len(runs), MIN_RUNS)
 
 
 def _kind_of_run(result: dict) -> dict:
@@ -219,15 +222,15 @@ def augmentation_rules(run: dict, results: Mapping[str, dict]) -> set[int]:
     used = [AUGMENTATIONS.get(settings.get(name)) for name in ("augmentation", "views")]
     rotated = any(each.rotation or each.trivial for each in used if each is not None)
     rules = {run.get("augmentation", 1)} if rotated else set()
-    for pretext in results.values() if settings.get("pretext_run") else ():
-        if all(pretext["settings"][key] == value for key, value in _run_of_pretext(settings).items()):
-            rules |= augmentation_rules(pretext, results)
+    for pretext in runs_of_pretext([run], results):
+        rules |= augmentation_rules(pretext, results)
     return rules
 
 
-def _run_of_pretext(settings: Mapping) -> dict:
-    """The name and seed of the run that a classifier's features come from."""
-    return {"name": settings["pretext_run"], "seed": settings["seed"]}
+def runs_of_pretext(runs: Iterable[dict], results: Mapping[str, dict]) -> list[dict]:
+    """The results of the pretext that the features of these runs come from, where they are there: of the same seeds."""
+    asked = {(run["settings"].get("pretext_run"), run["settings"]["seed"]) for run in runs}
+    return [each for each in results.values() if (each["settings"]["name"], each["settings"]["seed"]) in asked]
 
 
 def results_table(results: Mapping[str, dict], experiments: Mapping[str, Experiment] = EXPERIMENTS) -> pd.DataFrame:
@@ -280,10 +283,14 @@ def experiments_table(results: Mapping[str, dict], experiments: Mapping[str, Exp
             "mean per class": float(np.mean([mean_per_class(run) for run in runs])),
             "lowest": min(accuracies),
             "highest": max(accuracies),
-            "initial weights": initial_weights_text(runs[0]["initial_weights"]),
+            "initial weights": "; ".join(dict.fromkeys(_initial_weights_of_any_seed(run) for run in runs)),
             "machines": machines(runs),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def _initial_weights_of_any_seed(run: dict) -> str:
+    return re.sub(r"\.seed\d+,", ",", initial_weights_text(run["initial_weights"]))
 
 
 def mean_per_class(result: dict) -> float:
@@ -360,7 +367,7 @@ def comparisons(results: Mapping[str, dict], experiments: Mapping[str, Experimen
     accuracy, other_accuracy: means over runs and other_runs.  difference: the first minus the second, with its interval
     (low, high), p and verdict in its family of m comparisons (see `evaluation.statistics`).  machines: of all runs;
     across_machines: they are of several platforms; across_precisions: of several precisions on one platform.
-    across_augmentations: see `augmentation_rules`.
+    across_augmentations: see `augmentation_rules`.  across_teachers: distilled networks had other teachers.
     single_run: a side has one run, so that its seed variance is unknown.
     `experiments` define the families, so leave them as they are and select lines of the table instead.
     """
@@ -375,9 +382,9 @@ def comparisons(results: Mapping[str, dict], experiments: Mapping[str, Experimen
 def comparisons_elsewhere(
     results: Mapping[str, dict], experiments: Mapping[str, Experiment] = EXPERIMENTS
 ) -> pd.DataFrame:
-    """The lines of `comparisons` again, with the runs of another platform where both sides have ENOUGH runs there.
+    """The lines of `comparisons` again, with the runs of another platform where both sides have MIN_RUNS runs there.
 
-    They repeat a measurement and decide nothing: the verdict of a comparison is that of `comparisons`.
+    They repeat a measurement; the verdict of a comparison is that of `comparisons`.
     """
     lines = []
     for pair in pairs_to_compare(experiments):
@@ -385,9 +392,8 @@ def comparisons_elsewhere(
         others = runs_by_platform(results, pair.compared_with)
         for name, runs in runs_by_platform(results, pair.experiment).items():
             sides = runs, others.get(name, [])
-            if runs == chosen or not sides[1] or min(map(_enough, sides)) < ENOUGH:
-                continue
-            if _comparable([*runs, *others[name]], pair.classes):
+            again = {name} != set(map(platform, chosen)) and min(map(_runs_that_count, sides)) == MIN_RUNS
+            if again and _comparable([*sides[0], *sides[1]], pair.classes):
                 lines.append(_line_of_comparison(pair, *sides, results))
     return pd.DataFrame(lines, columns=COLUMNS)
 
@@ -395,13 +401,14 @@ def comparisons_elsewhere(
 def platforms_table(results: Mapping[str, dict]) -> pd.DataFrame:
     """One line an experiment with runs on several platforms, and platform: runs, mean and deviation of test accuracies.
 
-    Platforms are in the order of `runs_by_platform`; difference: the mean minus that of the first one.
+    Newer versions of torch come first; difference: the mean minus that of the first platform.
     """
     lines = []
     for name in dict.fromkeys(result["settings"]["name"] for result in results.values()):
-        found = runs_by_platform(results, name)
+        found = runs_by_platform(results, name).items()
+        newest_first = sorted(found, key=lambda each: Version(each[1][0]["versions"]["torch"]), reverse=True)
         first = None
-        for where, runs in found.items() if len(found) > 1 else ():
+        for where, runs in newest_first if len(found) > 1 else ():
             values = [run["test_accuracy"] for run in runs]
             mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
             first = mean if first is None else first
@@ -429,6 +436,7 @@ def _line_of_comparison(pair: Pair, runs: list[dict], other_runs: list[dict], re
     correct, other = correct_on_test(runs, pair.classes), correct_on_test(other_runs, pair.classes)
     deterministic = pair.experiment in DETERMINISTIC, pair.compared_with in DETERMINISTIC
     found = compare(correct, other, pair.comparisons, deterministic)
+    teachers = {_teachers(run) for run in (*runs, *other_runs) if run["settings"].get("teacher_run")}
     platforms, precisions = ({of(run) for run in (*runs, *other_runs)} for of in (platform, machine))
     rules = set().union(*(augmentation_rules(run, results) for run in (*runs, *other_runs)))
     return {
@@ -452,8 +460,14 @@ def _line_of_comparison(pair: Pair, runs: list[dict], other_runs: list[dict], re
         "across_machines": len(platforms) > 1,
         "across_precisions": len(platforms) == 1 and len(precisions) > 1,
         "across_augmentations": len(rules) > 1,
+        "across_teachers": len(teachers) > 1,
         "single_run": found.single_run,
     }
+
+
+def _teachers(run: dict) -> tuple[str, ...]:
+    """What tells the weights of a distilled network's teachers."""
+    return tuple(each["sha256"] for each in run["teachers"]["runs"])
 
 
 def pretext_epochs_table(classifiers: Mapping[str, dict], pretexts: Mapping[str, dict]) -> pd.DataFrame:

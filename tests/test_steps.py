@@ -1,6 +1,7 @@
 """Three ways to launch a training step have the same results.  A CUDA graph is tested where there is a GPU."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,16 +68,37 @@ def test_what_cannot_be_recorded_is_refused_by_name():
         fit("graph", "cuda", objective=Other())
 
 
-@needs_gpu
 def test_by_default_a_network_that_says_so_is_recorded_and_what_cannot_be_is_not():
     class Other(CrossEntropy):
         recordable = False
 
-    settings, accelerator = TrainSettings(), build_accelerator("cuda")
-    network = SceneClassifier(3)
-    assert resolve_step(settings, network, CrossEntropy(), accelerator) == "graph"
-    assert resolve_step(settings, network, Other(), accelerator) == "eager"
-    assert resolve_step(settings, network.classifier, CrossEntropy(), accelerator) == "eager"
+    gpu, two = (SimpleNamespace(device=torch.device("cuda"), num_processes=count) for count in (1, 2))
+    settings, network, objective = TrainSettings(), SceneClassifier(3), CrossEntropy()
+    accumulated = TrainSettings(gradient_accumulation_steps=2)
+    assert resolve_step(settings, network, objective, gpu) == "graph"
+    assert resolve_step(TrainSettings(step="graph"), network.classifier, objective, gpu) == "graph"
+    assert resolve_step(TrainSettings(step="eager"), network, objective, gpu) == "eager"
+    for given in (
+        (settings, network, Other(), gpu),
+        (settings, network.classifier, objective, gpu),
+        (settings, network, objective, two),
+        (accumulated, network, objective, gpu),
+    ):
+        assert resolve_step(*given) == "eager"
+
+
+@needs_gpu
+@pytest.mark.parametrize("frozen_stages", [0, 4])
+def test_a_recorded_step_of_the_network_of_this_project_is_an_eager_one(frozen_stages):
+    histories = []
+    for step in ("eager", "graph"):
+        torch.manual_seed(0)
+        model = SceneClassifier(3, frozen_stages=frozen_stages)  # with dropout and stochastic depth
+        settings = TrainSettings(max_epochs=2, schedule="none", step=step, precision="float32")
+        images, labels = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
+        loader = DataLoader(TensorDataset(images, labels), 8)
+        histories.append(train(model, loader, loader, settings, device="cuda", progress=False))
+    assert histories[0].train_loss == pytest.approx(histories[1].train_loss, rel=1e-3)
 
 
 def test_by_default_steps_are_eager_on_a_cpu():

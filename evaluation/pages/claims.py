@@ -25,13 +25,14 @@ from evaluation.pages.tables import difference_text, machines_text, markdown, p_
 from evaluation.results import (
     BESIDE,
     EARLIER_CLAIMS,
-    ENOUGH,
+    MIN_RUNS,
     Claim,
     beside_reported,
     comparisons,
     read_claims,
     read_profile,
     runs_of,
+    runs_of_pretext,
     runs_to_compare,
     seeds_table,
 )
@@ -178,28 +179,30 @@ def _far_from_theirs(claim: Claim, results: Mapping[str, dict]) -> str:
 
 def _lengths(claim: Claim, results: Mapping[str, dict]) -> str:
     """The epochs of both experiments and of their pretexts, where they differ."""
-    pair = [runs_of(results, name)[0] for name in (claim.experiment, claim.compared_with)]
-    epochs = [result["settings"]["train"]["max_epochs"] for result in pair]
+    pair = runs_to_compare(results, claim.experiment, claim.compared_with)
+    epochs = [runs[0]["settings"]["train"]["max_epochs"] for runs in pair]
     text = f", in {epochs[0]} and {epochs[1]} epochs" if epochs[0] != epochs[1] else ""
-    pretexts = [_pretext_epochs(result, results) for result in pair]
+    pretexts = [_pretext_epochs(runs, results) for runs in pair]
     if None not in pretexts and pretexts[0] != pretexts[1]:
         text += f", after {pretexts[0]} and {pretexts[1]} epochs of the pretext"
     return text
 
 
-def _pretext_epochs(result: dict, results: Mapping[str, dict]) -> int | None:
-    """The epochs of the pretext whose features a result has; None without a pretext."""
-    epoch = result["settings"].get("pretext_epoch")
-    if not isinstance(epoch, str):
-        return epoch
-    pretext = results.get(result["settings"]["pretext_run"])
-    return pretext and (pretext["epoch"] if epoch == "best" else pretext["settings"]["train"]["max_epochs"])
+def _pretext_epochs(runs: list[dict], results: Mapping[str, dict]) -> str | None:
+    """The epochs of the pretext whose features runs have, "LEAST to MOST" if they differ; None without a pretext."""
+    epoch = runs[0]["settings"].get("pretext_epoch")
+    if epoch in ("best", "last"):
+        pretexts = runs_of_pretext(runs, results)
+        found = {each["epoch"] if epoch == "best" else each["settings"]["train"]["max_epochs"] for each in pretexts}
+    else:
+        found = {epoch} - {None}
+    return " to ".join(map(str, sorted({min(found), max(found)}))) if found else None
 
 
 def spread_of_runs(results: Mapping[str, dict]) -> str:
     """A sentence: how far the runs of one experiment on frozen features are apart at most.
 
-    It is about test accuracies on 15-Scene and experiments with ENOUGH runs or more; "" if there is none.
+    It is about test accuracies on 15-Scene and experiments with MIN_RUNS runs or more; "" if there is none.
     """
     frozen = {
         stem: each
@@ -207,14 +210,14 @@ def spread_of_runs(results: Mapping[str, dict]) -> str:
         if each["settings"].get("freeze_features") and each["data"]["name"] == STUDY_DATA
     }
     table = seeds_table(frozen)
-    table = table[table["runs"] >= ENOUGH] if len(table) else table
+    table = table[table["runs"] >= MIN_RUNS] if len(table) else table
     if not len(table):
         return ""
     apart = table["test, highest"] - table["test, lowest"]
     name = apart.idxmax()
     low, high = table.loc[name, ["test, lowest", "test, highest"]]
     return (
-        f"Among the {len(table)} classifiers on frozen features that have {ENOUGH} runs or more, the test "
+        f"Among the {len(table)} classifiers on frozen features that have {MIN_RUNS} runs or more, the test "
         f"accuracies of one classifier's runs are up to {apart[name]:.4f} apart ({name}: {low:.4f} to {high:.4f})."
     )
 
@@ -258,8 +261,8 @@ def overfitting(results: Mapping[str, dict]) -> str:
     gap = "smaller" if high < 0 else "larger" if low > 0 else "inconclusive"
     found = f"it is **{gap}**" if gap == "inconclusive" else f"the gap is **{gap}**"
     return (
-        f"{markdown(pd.DataFrame(lines, index=OVERFITTING), 'experiment')}\n\nWith augmentation the gap changes by "
-        f"{difference_text(difference, low, high)}, p = {p_text(p_value)}: {found}.  "
+        f"{markdown(pd.DataFrame(lines, index=OVERFITTING), 'experiment, seed 0')}\n\nWith augmentation the gap "
+        f"changes by {difference_text(difference, low, high)}, p = {p_text(p_value)}: {found}.  "
         f"{_overfitting_verdict(gap, compared[0])}"
     )
 
@@ -267,7 +270,9 @@ def overfitting(results: Mapping[str, dict]) -> str:
 def _overfitting_verdict(gap: str, line: Mapping) -> str:
     """Whether augmentation stops the overfitting, from its gap and the `results.comparisons` of test accuracies."""
     text = difference_text(line["difference"], line["low"], line["high"])
-    accuracy = f"The accuracy on test images changes by {text}, p = {p_text(line['p'])}: {line['verdict']}."
+    accuracy = (
+        f"Over all runs the accuracy on test images changes by {text}, p = {p_text(line['p'])}: {line['verdict']}."
+    )
     if gap == "larger" or line["verdict"] == "worse":
         return f"{accuracy}  So the claim **does not hold**{_single_runs(line)}."
     if gap == "smaller" and line["verdict"] == "better":

@@ -178,7 +178,7 @@ class Study:
         say(f"Not run yet: {missing}.{unfit}")
 
     def comparisons(self, names: Iterable[str]) -> pd.DataFrame:
-        """The lines of `results.comparisons` on these experiments, over all runs of the profile."""
+        """The lines of `results.comparisons` on these experiments, over the runs of the profile."""
         table = comparisons(read_profile(root_folder() / "results" / self.profile, self.data))
         return table[table["experiment"].isin(list(names))]
 

@@ -21,7 +21,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
@@ -34,7 +34,7 @@ from scipy.stats import t as student_t
 from data.files import CODE, root_folder, run_command, write_text
 from evaluation.metrics import average_precision, classification_report
 from evaluation.nature import LOOKED_AT
-from evaluation.results import ENOUGH, machine, read_profile, runs_of
+from evaluation.results import MIN_RUNS, machine, platform, read_profile, runs_of
 from experiments import EXPERIMENTS
 from self_supervised.dataloader import PRETEXTS
 from self_supervised.settings import CLASSIFIER_EXPERIMENTS, FROZEN_WORDS, REPRODUCTION
@@ -44,6 +44,7 @@ from supervised.settings import Experiment
 EARLIER_NUMBERS = Path(__file__).with_name("earlier_numbers.csv")
 LEVEL = 0.95  # of the prediction interval
 HYPOTHESES = (*SUPERVISED_REPRODUCTION.values(), *REPRODUCTION.values())  # of what the reports did
+ACCURACY = "earlier_protocol_accuracy"  # a key
 LOSS_AFTER_EPOCHS = r"history \w+_loss \d+"  # a key
 _SEARCHED = "perturbation_searched_classifier"
 PLATEAU = 0.01  # accuracy below the highest that counts as reached
@@ -333,8 +334,8 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
     Raises ValueError for fewer than three values.
     """
     n = len(values)
-    if n < ENOUGH:
-        raise ValueError(f"there are {n} values; a prediction interval needs at least {ENOUGH}")
+    if n < MIN_RUNS:
+        raise ValueError(f"there are {n} values; a prediction interval needs at least {MIN_RUNS}")
     reach = float(student_t.ppf((1 + LEVEL) / 2, n - 1)) * float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / n)
     return float(np.mean(values)) - reach, float(np.mean(values)) + reach
 
@@ -345,7 +346,7 @@ def verdict(number: EarlierNumber, ours: Sequence[float], other_settings: bool =
         return CANNOT if number.reason else NOT_RUN
     if other_settings:
         return OTHER
-    if len(ours) < ENOUGH:
+    if len(ours) < MIN_RUNS:
         return ONE_RUN if len(ours) == 1 else FEWER
     if not all(map(math.isfinite, ours)):  # an event of theirs that did not happen in every run of ours
         return DIFFERS
@@ -439,7 +440,7 @@ def _ours(values: Sequence[float], better: str) -> str:
     if not values:
         return "none"
     mean = _in_digits(float(np.mean(values)), integer=better == "")
-    if len(values) < ENOUGH or mean == "never":
+    if len(values) < MIN_RUNS or mean == "never":
         return mean
     low, high = prediction_interval(values)
     return f"{mean} ({_in_digits(low)} to {_in_digits(high)})"
@@ -517,10 +518,11 @@ def hypotheses_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> st
     """Accuracies of experiments, and losses that the reports state, beside those of hypotheses of what they did.
 
     One line per experiment and change, accuracies under the earlier protocol.  A change without a number of its own
-    stands beside that of the experiment, which it may explain.
+    stands beside that of the experiment, which it may explain.  *unchanged* is ours of the experiment itself, on the
+    platforms of the runs with the change.
     """
     differing = {experiment for _, experiment in other_settings(compare_settings(study, numbers))}
-    lines = ["| experiment | changed | theirs | ours |", "|---|---|---|---|"]
+    lines = ["| experiment | changed | theirs | ours | unchanged |", "|---|---|---|---|---|"]
     heads = [each for each in CLASSIFIER_EXPERIMENTS.values() if _has_another_head(each)]
     for name in dict.fromkeys(each.compared_with for each in HYPOTHESES):
         experiment = EXPERIMENTS[name]
@@ -530,13 +532,26 @@ def hypotheses_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> st
         for each in rows:
             theirs = each.earlier_accuracy or experiment.earlier_accuracy
             ours = _beside(theirs, study, each.name, others or each.train.max_epochs != experiment.train.max_epochs)
-            cells = name, _change(each, experiment), f"{theirs:.4f}", ours
+            cells = name, _change(each, experiment), f"{theirs:.4f}", ours, _unchanged(study, each, experiment)
             lines.append(f"| {' | '.join(cells)} |")
         for number, each in itertools.product(losses, rows):
             ours = _beside(number.value, study, each.name, others, number.key)
             change = f"{_change(each, experiment)} ({number.quantity})"
-            lines.append(f"| {name} | {change} | {_in_digits(number.value)} | {ours} |")
+            unchanged = _unchanged(study, each, experiment, number.key)
+            lines.append(f"| {name} | {change} | {_in_digits(number.value)} | {ours} | {unchanged} |")
     return "\n".join(lines)
+
+
+def _unchanged(study: Measured, changed: Experiment, experiment: Experiment, key: str = ACCURACY) -> str:
+    """The mean over the runs of an experiment on the platforms of those of a changed one; "-" if there are none."""
+    platforms = {platform(run) for run in study.runs(changed.name)}
+    there = {stem: result for stem, result in study.results.items() if platform(result) in platforms}
+    ours = measured(replace(study, results=there), experiment.name, key) if changed is not experiment else []
+    return f"{_in_digits(float(np.mean(ours)))}, {_count(ours)}" if ours else "-"
+
+
+def _count(runs: Sequence) -> str:
+    return f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
 
 
 def _has_another_head(experiment: Experiment) -> bool:
@@ -567,9 +582,7 @@ def _change(experiment: Experiment, other: Experiment) -> str:
     return "-" if experiment is other else f"pretext: {experiment.pretext_run}"
 
 
-def _beside(
-    theirs: float, study: Measured, experiment: str, others: bool, key: str = "earlier_protocol_accuracy"
-) -> str:
+def _beside(theirs: float, study: Measured, experiment: str, others: bool, key: str = ACCURACY) -> str:
     """Our values of one key; with runs enough, whether theirs lies in the prediction interval.
 
     Not with `others`: then the classifier or its pretext has other settings than the report's.
@@ -577,10 +590,10 @@ def _beside(
     ours = measured(study, experiment, key)
     if not ours:
         return NOT_RUN
-    runs = f"{_ours(ours, 'higher')}, {len(ours)} run{'s' if len(ours) > 1 else ''}"
+    runs = f"{_ours(ours, 'higher')}, {_count(ours)}"
     if others:
         return f"{runs}, {OTHER}"
-    if len(ours) < ENOUGH:
+    if len(ours) < MIN_RUNS:
         return runs
     low, high = prediction_interval(ours)
     return f"{runs}: theirs is {'inside' if low <= theirs <= high else 'outside'}"
@@ -716,9 +729,9 @@ Where ours is far from a report's number, we test what may explain it:
     before the head undoes that.
   - The head of document 001 had another learning rate, which was searched and is not stated.
 
-Accuracies are under the earlier protocol. With three runs or more the prediction interval follows, and whether theirs
-lies in it. Where this interval is wide, *inside* says only that a hypothesis is possible.
-[results.md](results.md) compares each experiment with the one that it changes.
+Accuracies are under the earlier protocol. *Unchanged* is ours without the change, on the same platforms. With three
+runs or more the prediction interval follows, and whether theirs lies in it. Where this interval is wide, *inside* says
+only that a hypothesis is possible. [results.md](results.md) compares each experiment with the one that it changes.
 
 {hypotheses}
 

@@ -101,27 +101,27 @@ SECTIONS = (  # data set, title, a note, experiments
 )
 READING = """**Test** is the accuracy on the test images; the epoch is selected on val.  **Earlier protocol** is the
 accuracy of the epoch selected and reported on val and test together, as the earlier reports did.  It is optimistic;
-compare it with **earlier report**.  Both are means over the runs of an experiment, one run per seed: those on one kind
-of machine with one version of torch (a platform) where it has three there, else those on all.  The 95 % interval of
-the test accuracy covers the sampling of test images and the variance of seeds.  That of a single run (Wilson 1927)
-covers the images only.  **Mean per class** is the mean over classes of the test accuracy of a class."""
-COMPARING = """Every comparison is over runs of both experiments on one platform, and on the same test images; where no
-platform has as many of both as all together, up to three, they are all taken, and the line says so.  Its interval
-covers the sampling of test images and the variance of the seeds of each side.  The comparisons of a family share the
-level of 0.05 (Bonferroni).  The families and their numbers of comparisons, run, not run or deleted before they were
-run: {families}.{primary}  p is below 0.05 exactly when the interval excludes 0.  "Inconclusive" does not say that both
-are equal.  1* is a single run: the seed variance of that side is unknown, so the interval is too narrow."""
+compare it with **earlier report**.  Both are means over the runs of an experiment, one run per seed.  A *platform* is a
+kind of machine with one version of torch.  If one has three runs, the means are over its runs, else over all.  The 95 %
+interval of the test accuracy covers the sampling of test images and the variance of seeds.  That of a single run
+(Wilson 1927) covers the images only.  **Mean per class** is the mean over classes of the test accuracy of a class."""
+COMPARING = """Every comparison is over runs of both experiments on the same test images and on one platform.  If no
+platform has three runs of both sides, or as many as there are, it uses the runs of all, and its line says *across
+machines*.  Its interval covers the sampling of test images and the variance of the seeds of each side.  The comparisons
+of a family share the level of 0.05 (Bonferroni).  The families and their numbers of comparisons, run, not run or
+deleted before they were run: {families}.{primary}  p is below 0.05 exactly when the interval excludes 0.
+"Inconclusive" does not say that both are equal.  1* is a single run: the seed variance of that side is unknown, so the
+interval is too narrow."""
 EXPLORATORY = """  "Later questions" were asked after other results had been seen; their verdicts are exploratory."""
 ACROSS_AUGMENTATIONS = """  "Old and new augmentation": images were rotated by two versions of the code, see
 docs/performance.md."""
 
 ENSEMBLES = """Mean class probabilities of several runs, by `evaluation/ensemble.py`; each costs as many networks.
 **Earlier protocol** is the accuracy on val and test together, at epochs that were chosen on val alone."""
-ELSEWHERE = (
-    """Where a comparison has enough runs on a second platform, it is repeated there.  The verdicts above stand."""
-)
-PLATFORMS = """Experiments with runs on several platforms.  The difference is from the first one; with few runs on each
-side it says little."""
+ELSEWHERE = """Where a comparison has three runs of both sides on a second platform, it is repeated there, with other
+seeds.  The one with the newer torch is in the tables above.  This rule was made when both had been run."""
+PLATFORMS = """Experiments with runs on several platforms.  A difference is of the platform and of the seeds, which are
+others on each; with few runs it says little."""
 VERSIONS = """The torch versions that the results of each data set were made with.  Every result file names its own.
 `requirements.txt` pins torch {pinned}."""
 
@@ -187,10 +187,11 @@ def runs_text(line: Mapping) -> str:
 
 
 def machines_text(line: Mapping) -> str:
-    """The machines of a comparison; it says so where they, precisions or versions of the augmentation differ."""
+    """The machines of a comparison; it says so where they, precisions, augmentation or teachers differ."""
     differ = "across machines" if line["across_machines"] else "across precisions" if line["across_precisions"] else ""
     text = f"{differ}: {line['machines']}" if differ else line["machines"]
-    return f"{text}; old and new augmentation" if line["across_augmentations"] else text
+    text += "; old and new augmentation" if line["across_augmentations"] else ""
+    return f"{text}; other teachers" if line["across_teachers"] else text
 
 
 def markdown(table: pd.DataFrame, index: str | None = None) -> str:
@@ -214,17 +215,18 @@ def comparing_text(table: pd.DataFrame) -> str:
 def headlines(results: Mapping[str, dict], table: pd.DataFrame) -> list[str]:
     """The study in short: a sentence for each comparison of HEADLINES that is in the table of `results.comparisons`.
 
-    That of the primary comparison says what its repetition on another platform found.
+    It says what its repetition on another platform found.
     Then BEST under the earlier protocol beside the highest number of the earlier reports.
     """
     lines = table[(table["classes"] == "") & (table["family"] != EARLIER_CLAIMS)].to_dict("records")
     there = {line["experiment"]: line for line in lines}
-    again = {line["experiment"]: line for line in comparisons_elsewhere(results).to_dict("records")}
-    sentences = [
-        _headline(there[name], *words) + (_repeated(again[name]) if name == PRIMARY and name in again else "")
-        for name, words in HEADLINES.items()
-        if name in there
-    ]
+    again = comparisons_elsewhere(results)
+    again = again[(again["classes"] == "") & (again["family"] != EARLIER_CLAIMS)].to_dict("records")
+    sentences = []
+    for name, words in HEADLINES.items():
+        if name in there:
+            repeated = [_repeated(line) for line in again if line["experiment"] == name]
+            sentences.append("".join([_headline(there[name], *words), *repeated]))
     beside = beside_reported(results)
     if BEST in beside.index:
         line = beside.loc[BEST]
@@ -247,7 +249,8 @@ def _headline(line: Mapping, experiment: str, other: str) -> str:
 def _repeated(line: Mapping) -> str:
     """The end of a headline: the same comparison on another platform."""
     difference = difference_text(line["difference"], line["low"], line["high"])
-    return f"  Repeated with {line['runs']} other runs ({line['machines']}): {difference}, p = {p_text(line['p'])}."
+    found = f"{difference}, p = {p_text(line['p'])}: {line['verdict']}"
+    return f"  Repeated with other seeds ({line['machines']}): {found}."
 
 
 def short_table(results: Mapping[str, dict], published: Path) -> pd.DataFrame:
@@ -343,7 +346,9 @@ def _platforms_section(results: Mapping[str, dict]) -> list[str]:
     shown["standard deviation"] = ["" if pd.isna(each) else f"{each:.4f}" for each in platforms["standard deviation"]]
     again = []
     if len(repeated):
-        again = [ELSEWHERE, markdown(shown_comparisons(repeated).drop(columns=["verdict", "family"]))]
+        lines = shown_comparisons(repeated).rename(columns={"verdict": "verdict there"})
+        columns = ["experiment", "compared with", "verdict there", "difference (interval)", "p", "accuracies", "runs"]
+        again = [ELSEWHERE, markdown(lines[[*columns, "machines"]])]
     return ["## The same on another platform", *again, PLATFORMS, markdown(shown)]
 
 

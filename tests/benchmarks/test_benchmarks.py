@@ -236,7 +236,7 @@ def test_the_gpu_script_measures_every_case_and_writes_after_each_line(tmp_path,
         and (table.images_per_second > 0).all()
         and set(table.case) == {*gpu.CASES, "evaluation"}
     )
-    assert set(table.implementation) == {"limit", "loop, eager", "ours"} and set(table.precision) == {"float32"}
+    assert set(table.implementation) == {"step alone", "loop, eager", "ours"} and set(table.precision) == {"float32"}
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,11 @@ def test_trainings_side_by_side_need_a_gpu_or_a_number_of_processes(tmp_path, ca
 
 def test_the_table_of_a_gpu_has_shares_of_the_limit_of_the_same_case_and_batch():
     alone = pd.DataFrame(
-        [("plain", 32, "limit", 1000.0), ("plain", 32, "loop, graph", 2500.0), ("plain", 256, "loop, graph", 4000.0)],
+        [
+            ("plain", 32, "step alone", 1000.0),
+            ("plain", 32, "loop, graph", 2500.0),
+            ("plain", 256, "loop, graph", 4000.0),
+        ],
         columns=["case", "batch_size", "implementation", "images_per_second"],
     ).assign(device="GPU", torch="2.11", precision="bfloat16")
     together = pd.DataFrame(
@@ -333,7 +337,7 @@ def test_the_table_of_a_gpu_has_shares_of_the_limit_of_the_same_case_and_batch()
     ).assign(device="GPU", torch="2.11", precision="bfloat16")
     lines = gpu_markdown(alone, together).splitlines()
     assert lines[2:5] == [
-        "| plain | 32 | limit | 1,000 |  |",
+        "| plain | 32 | step alone | 1,000 |  |",
         "| plain | 32 | loop, graph | 2,500 | 2.50 |",
         "| plain | 256 | loop, graph | 4,000 |  |",
     ]

@@ -34,6 +34,22 @@ def test_a_mistake_is_told_at_once(environment, names, words, root, monkeypatch,
     assert sentence.startswith("error: ") and words in sentence and len(sentence) < 320
 
 
+def test_all_seeds_that_there_are_are_read_and_none_but_the_first_is_trained(monkeypatch, scene_folder):
+    monkeypatch.setattr(notebook, "further_seeds", lambda experiment, profile: [7])
+    asked = []
+
+    def collect(experiments, profile, train_missing=False, progress=True):
+        asked.extend((each.seed, train_missing) for each in experiments)
+        return {f"{each.name}.{each.seed}": {} for each in experiments}
+
+    monkeypatch.setattr(notebook, "collect", collect)
+    study = notebook.Study("full", str(scene_folder), {}, compute=True)
+    table = {"supervised_1": EXPERIMENTS["supervised_1"]}
+    assert list(study.results(table)) == ["supervised_1.0"]
+    assert list(study.results(table, all_seeds=True)) == ["supervised_1.0", "supervised_1.7"]
+    assert asked == [(0, True), (0, True), (7, False)]
+
+
 def test_on_data_without_the_weighed_classes_the_other_experiments_remain(scene_folder):
     study = notebook.Study("quick", str(scene_folder), {}, compute=False)
     left_out = EXPERIMENTS.keys() - study.configured(EXPERIMENTS).keys()

@@ -225,11 +225,13 @@ def test_a_comparison_takes_the_platform_on_which_both_have_runs(no_claims):
     ("one", "two", "runs", "pooled"),
     [
         (((1, 1), (4,)), ((8, 8), (9,)), (3, 3), True),  # two of each here, three in all
-        (((1, 1), ()), ((8, 8), (9,)), (2, 2), False),  # more of one side would not help
+        (((1, 1), ()), ((8, 8), (9,)), (2, 3), True),  # two and two here, three of one side in all
+        (((1, 1), ()), ((8, 8, 8), (9,)), (2, 3), False),  # more than three of one side would not help
+        (((1,), ()), ((8,), (9, 9, 9)), (1, 4), True),  # else the single one here would hide a variance that is known
         (((1,), ()), ((), (9, 9)), (1, 2), True),  # on no platform both
     ],
 )
-def test_a_comparison_takes_all_platforms_where_that_gives_the_smaller_side_more(one, two, runs, pooled, no_claims):
+def test_a_comparison_takes_all_platforms_where_that_gives_a_side_more_runs(one, two, runs, pooled, no_claims):
     (line,) = comparisons(on_two_platforms("one", *one) | on_two_platforms("two", *two), OWN).to_dict("records")
     assert (line["runs"], line["other_runs"]) == runs and line["across_machines"] == pooled
 
@@ -246,13 +248,30 @@ def test_a_comparison_is_repeated_on_another_platform_with_enough_runs_of_both(n
     assert module.comparisons_elsewhere({**ones, **one_each}, OWN)["other_runs"].tolist() == [1]
 
 
+def test_a_comparison_says_that_distilled_networks_had_other_teachers(no_claims):
+    runs = seeds("one", range(4), teacher_run="teacher") | seeds("two", range(20), teacher_run="teacher")
+    for run, digest in zip(runs.values(), ("a", "b"), strict=True):
+        run["teachers"] = {"runs": [{"sha256": digest}]}
+    assert comparisons(runs, OWN)["across_teachers"].item()
+    runs["two"]["teachers"] = runs["one"]["teachers"]
+    assert not comparisons(runs, OWN)["across_teachers"].item()
+    assert not comparisons({**runs, **seeds("two", range(20))}, OWN)["across_teachers"].item()  # without any
+
+
+def test_the_weights_that_several_seeds_began_with_are_named_once():
+    runs = seeds("one", [1], [2])
+    runs["one"]["initial_weights"] = {"weights": "pretext, epoch 3"}
+    runs["one.seed1"]["initial_weights"] = {"weights": "pretext.seed1, epoch 3"}
+    assert experiments_table(runs, {}).loc["one", "initial weights"] == "pretext, epoch 3"
+
+
 def test_the_table_of_platforms_has_the_experiments_of_several_with_their_difference():
-    runs = on_two_platforms("one", (1, 2, 3), (4,)) | seeds("two", [1])
+    runs = on_two_platforms("one", (1, 2, 3), (4, 4, 4, 4)) | seeds("two", [1])
     table = module.platforms_table(runs)
-    assert table["experiment"].tolist() == ["one", "one"] and table["runs"].tolist() == [3, 1]
+    assert table["experiment"].tolist() == ["one", "one"] and table["runs"].tolist() == [3, 4]  # newest first
     assert table["test"].tolist() == pytest.approx([0.98, 0.96])
     assert table["difference"].tolist() == pytest.approx([0, -0.02])
-    assert table["standard deviation"].tolist() == pytest.approx([0.01, np.nan], nan_ok=True)
+    assert table["standard deviation"].tolist() == pytest.approx([0.01, 0])
     assert module.platforms_table(seeds("two", [1])).empty
 
 
