@@ -5,7 +5,6 @@ runs, one per seed.  Accuracies are 0 to 1.
 """
 
 import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -19,7 +18,7 @@ from packaging.version import Version
 from data.augment import AUGMENTATIONS
 from evaluation.statistics import accuracy_interval, compare, compare_with_reported, correctness, mean_accuracy
 from experiments import EXPERIMENTS, initial_weights_text
-from run_files import STUDY_DATA, folder_of_data, with_defaults
+from run_files import STUDY_DATA, folder_of_data, load_result, with_defaults
 from self_supervised.settings import ProbeExperiment
 from supervised.settings import Experiment
 
@@ -82,9 +81,9 @@ class Pair:
 def read_results(folder: Path) -> dict[str, dict]:
     """The results in a folder by file stem, with defaults for settings that were added to the code after a run.
 
-    Raises FileNotFoundError if there are none.
+    Raises FileNotFoundError if there are none, and what `run_files.load_result` raises for a file.
     """
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    found = {path.stem: load_result(path) for path in sorted(folder.glob("*.json"))}
     if not found:
         raise FileNotFoundError(f"{folder} holds no results; python train.py NAME writes one")
     for result in found.values():

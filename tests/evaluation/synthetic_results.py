@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from run_files import FORMAT
+
 CLASSES = ["coast", "forest"]
 
 
@@ -18,6 +20,7 @@ def result(
     accuracy = float((predictions == labels).mean())
     device, torch, precision = machine
     return {
+        "format": FORMAT,
         "class_names": CLASSES,
         "labels": {"test": labels.tolist()},
         "predictions": {"test": predictions.tolist()},

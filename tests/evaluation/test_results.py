@@ -54,6 +54,9 @@ def test_results_are_read_by_file_stem_and_an_empty_folder_is_refused(tmp_path):
     assert list(read_results(tmp_path)) == ["one", "one.seed1"]
     with pytest.raises(FileNotFoundError, match="no results"):
         read_results(tmp_path / "nothing")
+    (tmp_path / "one.seed1.json").write_text('{"settings": ')
+    with pytest.raises(ValueError, match="one.seed1.json is not complete"):
+        read_results(tmp_path)
 
 
 def test_runs_from_before_and_after_a_setting_was_added_are_runs_of_one_experiment(tmp_path):
