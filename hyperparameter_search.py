@@ -48,7 +48,7 @@ from data.layouts import name_of_images
 from experiments import add_common_options, configure, find, refuse_unused_weights
 from helper_functions import OPTIMIZERS, SCHEDULES, TrainSettings, build_accelerator, fold_batchnorm, should_stop, train
 from run_files import files_of, first_difference, refuse_other_images, settings_of
-from runs import advice_on_memory, build_model, build_objective, run_command
+from runs import advice_on_memory, build_model, build_objective, run_command, trained_part
 from self_supervised.dataloader import build_loaders
 from self_supervised.settings import JointEmbeddingExperiment, ProbeExperiment
 from supervised.settings import CROPS, Experiment
@@ -452,7 +452,7 @@ def validation_loss(
         images, batches = shared_loaders(replace(variant, batch_size=experiment.batch_size, train=experiment.train))
         batches = batches.in_batches_of(variant.batch_size)
         model, _ = _build_model(variant, images, profile)
-        model = model.classifier if variant.features_once else model
+        model = trained_part(variant, model)
         loss, _ = build_objective(variant, images, profile)
         options = {"objective": loss, "device": device, "progress": False}
         with advice_on_memory(variant):

@@ -79,11 +79,6 @@ class Job:
     log: bool = False
 
     @property
-    def trained(self) -> nn.Module:
-        """What takes the batches of the training: the head alone where features are computed once."""
-        return self.model.classifier if self.experiment.features_once else self.model
-
-    @property
     def identity(self) -> dict:
         """What the files of the run must agree with."""
         return {"settings": settings_of(self.experiment), "data": self.loaders.data, **self.provenance}
@@ -220,6 +215,11 @@ def build_model(experiment: Experiment, loaders, profile: str = "full") -> tuple
     return model, provenance
 
 
+def trained_part(experiment: Experiment, model: nn.Module) -> nn.Module:
+    """What takes the batches of the training: the head alone where features are computed once."""
+    return model.classifier if experiment.features_once else model
+
+
 def build_objective(experiment: Experiment, loaders, profile: str = "full") -> tuple[nn.Module, dict]:
     """What the experiment minimizes, and the provenance of its teachers, which is empty without any."""
     if isinstance(experiment, JointEmbeddingExperiment):
@@ -246,7 +246,8 @@ def train_job(job: Job) -> tuple[nn.Module, dict]:
         if finished is not None:
             return finished
         state = _read_state(job)
-        step = resolve_step(job.experiment.train, job.trained, job.objective, accelerator)
+        trained = trained_part(job.experiment, job.model)
+        step = resolve_step(job.experiment.train, trained, job.objective, accelerator)
         machine = describe_machine(accelerator.device, job.experiment.train, step, state)
         clock = _Clock(0.0 if state is None else state["seconds"])
         if isinstance(job.experiment, ProbeExperiment):
@@ -353,7 +354,7 @@ def _read_state(job: Job) -> dict | None:
 def _train(job: Job, accelerator, state: dict | None, machine: dict, clock: _Clock) -> History:
     """Train to the end, saving the state after each epoch."""
     experiment, files = job.experiment, job.files
-    network, batches = job.trained, job.loaders
+    network, batches = trained_part(experiment, job.model), job.loaders
     if experiment.held_out_features_once:
         folded = fold_batchnorm(job.model.to(accelerator.device))
         batches = job.loaders.of_features(folded.pooled_features, accelerator.device, train=experiment.features_once)

@@ -3,9 +3,8 @@
     python -m benchmarks.gpu [--device cuda] [--batches 32 256] [--size 224]
 
 A step alone is forward, backward and the optimizer on one batch that stays on the device, each operation launched by
-itself.  The loop is
-`helper_functions.train` on noise images, which takes as long as on others: its fastest epoch after the first.  Each is
-measured with every way to launch a step that the device has.  The table benchmarks/gpu.csv is written after every
+itself.  The loop is `helper_functions.train` on noise images, which takes as long as on others: its fastest epoch after
+the first, with every way to launch a step that the device has.  The table benchmarks/gpu.csv is written after every
 line, so that an interrupted call leaves what it has measured.
 """
 
@@ -215,16 +214,29 @@ def measure_all(batch_sizes: list[int], options: Options):
     yield from explanations(options)
 
 
+def check_device(device: str):
+    """Raise ValueError for a GPU that is not there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("torch finds no GPU here; --device cpu measures the same on the CPU")
+
+
+def with_facts(line: dict, options: Options) -> dict:
+    """A line with its images per second in four digits, and what they are of."""
+    return line | {
+        "images_per_second": float(f"{line['images_per_second']:.4g}"),
+        "size": options.size,
+        "precision": resolve_precision("auto", torch.device(options.device)),
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else machine(),
+        "torch": torch.__version__,
+    }
+
+
 def write_table(path: Path, batch_sizes: list[int], options: Options):
     """Measure everything and write the table after every line; print each."""
     lines = []
-    precision = resolve_precision("auto", torch.device(options.device))
-    name = torch.cuda.get_device_name() if options.device == "cuda" else machine()
     for line in measure_all(batch_sizes, options):
-        line["images_per_second"] = float(f"{line['images_per_second']:.4g}")
-        facts = {"size": options.size, "precision": precision, "device": name, "torch": torch.__version__}
-        lines.append(line | facts)
-        print(line, flush=True)
+        lines.append(with_facts(line, options))
+        print(lines[-1], flush=True)
         pd.DataFrame(lines).to_csv(path, index=False)
 
 
@@ -241,8 +253,7 @@ def main(arguments=None) -> int:
     options = parser.parse_args(arguments)
 
     def measure():
-        if options.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("torch finds no GPU here; --device cpu measures the same on the CPU")
+        check_device(options.device)
         asked = Options(options.device, options.size, options.batches_per_epoch)
         write_table(options.output, options.batches, asked)
 

@@ -18,9 +18,9 @@ import pandas as pd
 import psutil
 import torch
 
-from benchmarks.gpu import Options, loaders_for, network_for
-from benchmarks.implementations import FOLDER, machine
-from helper_functions import CrossEntropy, TrainSettings, resolve_precision, train
+from benchmarks.gpu import Options, check_device, loaders_for, network_for, with_facts
+from benchmarks.implementations import FOLDER
+from helper_functions import CrossEntropy, TrainSettings, train
 from runs import run_command
 
 CASE, BATCH_SIZE = "advanced", 32
@@ -110,21 +110,14 @@ def main(arguments=None) -> int:
     options = parser.parse_args(arguments)
 
     def measure():
-        if options.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("torch finds no GPU here; --device cpu measures the same on the CPU")
+        check_device(options.device)
         if options.processes < 1:
             raise ValueError(f"--processes is {options.processes}; it must be at least 1")
         asked = Options(options.device, options.size)
-        facts = {
-            "processes": options.processes,
-            "mps": any(each.info["name"] == MPS for each in psutil.process_iter(["name"])),
-            "size": options.size,
-            "precision": resolve_precision("auto", torch.device(options.device)),
-            "device": torch.cuda.get_device_name() if options.device == "cuda" else machine(),
-            "torch": torch.__version__,
-        }
+        mps = any(each.info["name"] == MPS for each in psutil.process_iter(["name"]))
+        same = {"processes": options.processes, "mps": mps}
         lines = [
-            {"step": step, "images_per_second": float(f"{rate:.4g}")} | facts
+            with_facts({"step": step, "images_per_second": rate} | same, asked)
             for step, rate in rates(options.processes, asked, options.seconds).items()
         ]
         earlier = [pd.read_csv(options.output)] if options.output.exists() else []

@@ -160,8 +160,12 @@ def _all(platforms: Mapping[str, list[dict]]) -> list[dict]:
 
 def _rank(*sides: list[dict]) -> tuple:
     """What orders platforms: runs on the side that has fewest, at most MIN_RUNS; the version of torch; runs in all."""
-    version = Version(sides[0][0]["versions"]["torch"])
-    return min(map(_runs_that_count, sides)), version, sum(map(len, sides))
+    return min(map(_runs_that_count, sides)), _torch(sides[0]), sum(map(len, sides))
+
+
+def _torch(runs: list[dict]) -> Version:
+    """The version of torch that all runs of a platform have."""
+    return Version(runs[0]["versions"]["torch"])
 
 
 def _runs_that_count(runs: list[dict]) -> int:
@@ -404,23 +408,12 @@ def platforms_table(results: Mapping[str, dict]) -> pd.DataFrame:
     """
     lines = []
     for name in dict.fromkeys(result["settings"]["name"] for result in results.values()):
-        found = runs_by_platform(results, name).items()
-        newest_first = sorted(found, key=lambda each: Version(each[1][0]["versions"]["torch"]), reverse=True)
-        first = None
-        for where, runs in newest_first if len(found) > 1 else ():
-            values = [run["test_accuracy"] for run in runs]
-            mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
-            first = mean if first is None else first
-            lines.append(
-                {
-                    "experiment": name,
-                    "platform": where,
-                    "runs": len(runs),
-                    "test": mean,
-                    "standard deviation": deviation,
-                    "difference": mean - first,
-                }
-            )
+        newest_first = sorted(runs_by_platform(results, name).values(), key=_torch, reverse=True)
+        accuracies = [[run["test_accuracy"] for run in runs] for runs in newest_first]
+        for runs, values in zip(newest_first, accuracies, strict=True) if len(newest_first) > 1 else ():
+            deviation = np.std(values, ddof=1) if len(values) > 1 else np.nan
+            difference = np.mean(values) - np.mean(accuracies[0])
+            lines.append((name, platform(runs[0]), len(runs), np.mean(values), deviation, difference))
     columns = ["experiment", "platform", "runs", "test", "standard deviation", "difference"]
     return pd.DataFrame(lines, columns=columns)
 

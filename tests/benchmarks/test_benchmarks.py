@@ -322,7 +322,7 @@ def test_trainings_side_by_side_need_a_gpu_or_a_number_of_processes(tmp_path, ca
     assert "--processes is 0" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_the_table_of_a_gpu_has_shares_of_the_limit_of_the_same_case_and_batch():
+def test_the_table_of_a_gpu_has_shares_of_the_step_alone_of_the_same_case_and_batch():
     alone = pd.DataFrame(
         [
             ("plain", 32, "step alone", 1000.0),
