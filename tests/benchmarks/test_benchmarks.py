@@ -35,6 +35,7 @@ from benchmarks.chart import (
     gpu_markdown,
     profile_markdown,
     ratios_markdown,
+    read_tables,
     scaling_markdown,
     with_table,
 )
@@ -343,3 +344,14 @@ def test_the_table_of_a_gpu_has_shares_of_the_step_alone_of_the_same_case_and_ba
     ]
     assert lines[8:10] == ["| 14 | no | graph | 2,600 |", "| 14 | yes | graph | 4,400 |"]
     assert lines[-1] == "GPU, torch 2.11, bfloat16."
+
+
+def test_the_committed_page_holds_the_committed_tables():
+    page, tables = (implementations.FOLDER / "README.md").read_text(encoding="utf-8"), read_tables()
+    of_file = {
+        name: pd.read_csv(implementations.FOLDER / f"{name}.csv")
+        for name in ("profile", "scorecam_clusters", "gpu", "side_by_side")
+    }
+    assert ratios_markdown(tables) in page and scaling_markdown(tables) in page
+    assert profile_markdown(of_file["profile"]) in page and clusters_markdown(of_file["scorecam_clusters"]) in page
+    assert gpu_markdown(of_file["gpu"], of_file["side_by_side"]) in page
