@@ -42,6 +42,14 @@ def test_features_that_vary_otherwise_than_those_of_the_training_are_far():
     assert (table["from"] <= table["share"]).all() and (table["share"] <= table["to"]).all()
 
 
+def test_the_directions_are_those_in_which_training_images_vary_most(splits, monkeypatch):
+    monkeypatch.setattr(novelty, "COMPONENTS", 4)
+    found, (train, _) = fit_novelty(splits, "abc"), splits["train"]
+    variances = ((train - found.mean) / found.std @ found.components).var(axis=0)
+    np.testing.assert_allclose(variances, np.linalg.eigvalsh(np.corrcoef(train.T))[:-5:-1], rtol=0.01)
+    assert found.images.shape == (90, 4)
+
+
 def test_the_distance_is_that_of_the_fifth_neighbor(splits):
     found = dataclasses.replace(fit_novelty(splits, "abc"), threshold=1.0)
     directions = found._directions(splits["test"][0])
