@@ -10,6 +10,7 @@ import torch
 from evaluation import nature
 from evaluation.checkpoints import load_trained
 from evaluation.predict import class_probabilities
+from evaluation.representation import share_non_positive
 from experiments import configure, find
 from run_files import files_of, read
 from runs import run
@@ -31,7 +32,7 @@ def experiments(scene_folder, root, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # maps of a network that has learned nothing
-def test_everything_is_computed_once_and_again_for_another_checkpoint(experiments):
+def test_everything_is_computed_once_and_again_for_another_checkpoint(experiments, monkeypatch):
     found = nature.collect_nature(experiments, "quick", compute=True)
     assert (found.missing, found.stale) == ([], [])
     best = experiments[nature.BEST]
@@ -42,9 +43,15 @@ def test_everything_is_computed_once_and_again_for_another_checkpoint(experiment
     at_own_size = found.other_sizes.query("`trained at` == `evaluated at`").set_index("experiment")["val accuracy"]
     assert at_own_size[nature.BEST] == pytest.approx(read(best, "quick")["val_accuracy"])
     assert sorted(found.feature_maps) == [(label, number) for label in sorted(nature.LOOKED_AT) for number in (0, 2)]
-    assert found.non_positive["features"].nunique() == 3
+    shares = {features: part["share"].tolist() for features, part in found.non_positive.groupby("features")}
+    val, points = build_loaders(best, progress=False).val, nature.HOOK_POINTS[best.network]
+    after = share_non_positive(load_trained(checkpoint).model, val, points)["share"]
+    assert len(shares) == 3 and shares[nature.AFTER] == pytest.approx(after.tolist(), abs=1e-4)
+    assert shares[nature.BEFORE] != pytest.approx(after.tolist(), abs=1e-4)
     sizes = found.spectra.groupby(["features", "images"]).size()
     assert sizes.tolist() == [4, 19] * 2  # N images have at most N - 1 eigenvalues above zero
+    before, after = (part["eigenvalue"].to_numpy() for _, part in found.spectra.groupby("features"))
+    assert not np.allclose(before, after, rtol=0.01, atol=0)
 
     tables = [files_of(best, "quick").results / f"{name}.csv" for name in ("other_sizes", "non_positive", "spectra")]
     before = [table.read_bytes() for table in tables]
@@ -62,6 +69,13 @@ def test_everything_is_computed_once_and_again_for_another_checkpoint(experiment
     again = nature.collect_nature(experiments, "quick", compute=True)
     assert again.stale == []
     assert len(again.other_sizes) == len(found.other_sizes) and len(again.spectra) == len(found.spectra)
+
+    def right_at_32_pixels(model, loader):
+        return np.roll(np.eye(3)[loader.dataset.scenes.labels], loader.dataset[0][0].shape[-1] != 32, axis=1)
+
+    monkeypatch.setattr(nature, "class_probabilities", right_at_32_pixels)
+    by_size = nature.NatureStudy(experiments, "quick").evaluate_at_all_sizes(nature.BEST)
+    assert by_size.values.tolist() == [[best.image_size, 32, 1], [best.image_size, best.image_size, 0]]
 
 
 def replace_scores(path, digest):
