@@ -111,7 +111,7 @@ def test_results_on_other_data_have_a_folder_of_their_own(root):
 
 @pytest.mark.parametrize("name", ["../tiny", "a/b", "", ".hidden", "a b", "tiny\n"])
 def test_a_name_that_is_no_plain_file_stem_is_refused(name, tmp_path):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="cannot name a file"):
         Files(tmp_path, tmp_path, name)
 
 
@@ -119,24 +119,27 @@ def test_a_name_that_is_no_plain_file_stem_is_refused(name, tmp_path):
 
 
 def test_the_epoch_is_chosen_on_val_and_under_the_earlier_protocol_on_all_images():
-    """Worked by hand: 2 val and 4 test images; val is best in epoch 1, all six together in epoch 2."""
+    """Worked by hand: 2 val and 4 test images; val is best in epoch 1, all six together in epochs 2 and 3.
+
+    The lower loss of both together is that of epoch 3.
+    """
 
     def loader(labels):
         return [(None, torch.tensor(labels))]
 
     loaders = SimpleNamespace(val=loader([0, 1]), test=loader([0, 0, 1, 1]), class_names=("a", "b"))
     history = History(
-        train_accuracy=[0.6, 0.7],
-        val_accuracy=[1.0, 0.5],
-        val_loss=[0.1, 0.2],
-        test_accuracy=[0.25, 1.0],
-        test_loss=[0.9, 0.1],
-        val_predictions=[[0, 1], [0, 0]],
-        test_predictions=[[1, 1, 1, 0], [0, 0, 1, 1]],
+        train_accuracy=[0.6, 0.7, 0.8],
+        val_accuracy=[1.0, 0.5, 0.5],
+        val_loss=[0.1, 0.2, 0.3],
+        test_accuracy=[0.25, 1.0, 1.0],
+        test_loss=[0.9, 0.3, 0.1],
+        val_predictions=[[0, 1], [1, 1], [0, 0]],
+        test_predictions=[[1, 1, 1, 0], [0, 0, 1, 1], [0, 0, 1, 1]],
     )
     result = runs.summarize(history, loaders)
     assert (result["epoch"], result["val_accuracy"], result["test_accuracy"]) == (1, 1.0, 0.25)
-    assert (result["earlier_protocol_epoch"], result["earlier_protocol_accuracy"]) == (2, 5 / 6)
+    assert (result["earlier_protocol_epoch"], result["earlier_protocol_accuracy"]) == (3, 5 / 6)
     assert result["predictions"] == {"val": [0, 1], "test": [1, 1, 1, 0]}
     assert result["earlier_protocol_predictions"] == {"val": [0, 0], "test": [0, 0, 1, 1]}
     assert result["test_accuracy_by_class"] == {"a": 0.0, "b": 0.5}
