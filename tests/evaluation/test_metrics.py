@@ -6,6 +6,7 @@ from evaluation.metrics import (
     by_confidence,
     classification_report,
     confident_mistakes,
+    confusion_matrices,
     confusion_matrix,
     ends_of_ranking,
     expected_calibration_error,
@@ -20,6 +21,14 @@ from evaluation.metrics import (
 def test_confusion_matrix_has_true_classes_in_rows():
     matrix = confusion_matrix([0, 0, 0, 1], [0, 1, 1, 1], num_classes=3)
     assert matrix.tolist() == [[1, 2, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_matrices_of_results_are_of_their_test_images_under_a_title_with_the_accuracy():
+    labels = {"labels": {"test": [0, 0, 1, 1]}, "predictions": {"test": [0, 1, 1, 1]}}
+    found = confusion_matrices({"one": {"test_accuracy": 0.75, "class_names": ["a", "b", "c"], **labels}})
+    ((title, (matrix, class_names)),) = found.items()
+    assert title == "one: 0.7500" and class_names == ["a", "b", "c"]
+    assert matrix.tolist() == [[1, 1, 0], [0, 2, 0], [0, 0, 0]]
 
 
 def test_the_most_confused_pairs_leave_out_what_is_right():

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from torch import nn
 
 from evaluation import probes, representation
@@ -27,6 +28,7 @@ from self_supervised.dataloader import build_loaders
 from self_supervised.probes import linear_probe
 from supervised.models import SceneClassifier, estimate_batchnorm
 from tests.clouds import splits_of, spoiled
+from tests.evaluation.synthetic_results import result
 
 
 class TwoStages(nn.Module):
@@ -231,6 +233,63 @@ def test_the_best_stage_is_chosen_on_val_by_the_linear_probe():
     nearest = linear.assign(probe="20 nearest", val_accuracy=1.0)
     table = probes.best_stages({"a": pd.concat([nearest, linear])})
     assert table.values.tolist() == [["a", 1, 0.6, 0.4]]
+
+
+def test_accuracies_by_stage_have_a_line_per_features_and_probe():
+    linear = pd.DataFrame({"stage": [0, 1], "probe": "linear", "val_accuracy": 1.0, "test_accuracy": [0.5, 0.7]})
+    both = pd.concat([linear, linear.assign(probe="20 nearest", test_accuracy=[0.4, 0.6])])
+    table = probes.accuracies_by_stage({"b": both, "a": linear})
+    assert table.columns.tolist() == [0, 1]
+    assert table.T.to_dict("list") == {
+        ("b", "linear"): [0.5, 0.7],
+        ("b", "20 nearest"): [0.4, 0.6],
+        ("a", "linear"): [0.5, 0.7],
+    }
+    assert probes.accuracies_by_stage({}).empty
+
+
+@pytest.fixture
+def after_a_pretext(monkeypatch):
+    """Two classifiers on a pretext's features, and their control, with results."""
+    names = ("rotation_classifier_tuned_3", "rotation_classifier_tuned_6", "imagenet_classifier_tuned")
+    experiments = {name: configure(find(name), "full") for name in names}
+    results = {name: result(name, range(number), pretext_run="rotation_tuned") for number, name in enumerate(names)}
+    for name, epoch in zip(names, (3, 6), strict=False):
+        results[name]["settings"]["pretext_epoch"] = epoch
+    history = {"val_accuracy": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], "val_loss": [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]}
+    results["rotation_tuned"] = {"history": history}
+
+    def collect(asked, _):
+        return {each.name: results[each.name] for each in asked if each.name in results}
+
+    monkeypatch.setattr(probes, "collect", collect)
+    return experiments, results
+
+
+def test_what_was_tried_has_the_pretext_at_the_epoch_of_the_features_and_its_linear_probes(after_a_pretext):
+    experiments, _ = after_a_pretext
+    stages = pd.DataFrame({"stage": range(9), "val_accuracy": np.arange(9) / 10, "last_four_val": 0.95})
+    both = pd.concat([stages.assign(probe="20 nearest", val_accuracy=0.0), stages.assign(probe="linear")])
+    probed = {"six": experiments["rotation_classifier_tuned_6"], "none": experiments["imagenet_classifier_tuned"]}
+    six, none = probes.pretexts_tried(dict.fromkeys(probed, both), probed, "full").to_dict("records")
+    rate = find("rotation_tuned").train.learning_rate
+    assert list(six.values()) == ["six", rate, 6, 0.6, "pretext", 0.5, 0.6, 0.7, 0.8, 0.95]
+    assert [none[column] for column in ("features", "BatchNorm of", "stage 5")] == ["none", "initial", 0.5]
+    assert pd.isna([none[f"pretext {column}"] for column in ("learning rate", "epochs", "accuracy")]).all()
+
+
+def test_the_picture_of_pretext_epochs_is_of_their_results_and_needs_some(after_a_pretext, tmp_path, monkeypatch):
+    experiments, results = after_a_pretext
+    drawn = []
+    monkeypatch.setattr(probes.plots, "draw_pretext_epochs", lambda *shown: drawn.append(shown) or plt.figure())
+    probes.write_pretext_epochs(experiments, "full", tmp_path / "epochs.png")
+    ((table, losses, control),) = drawn
+    assert table[["epochs", "pretext accuracy", "test"]].values.tolist() == [[3, 0.3, 1.0], [6, 0.6, 0.99]]
+    assert losses == {"rotation_tuned": results["rotation_tuned"]["history"]["val_loss"]} and control == 0.98
+    assert (tmp_path / "epochs.png").stat().st_size > 0 and not plt.get_fignums()
+    del results["rotation_tuned"]
+    probes.write_pretext_epochs(experiments, "full", tmp_path / "none.png")
+    assert len(drawn) == 1 and not (tmp_path / "none.png").exists()
 
 
 def test_a_pretext_on_cifar10_is_probed_on_the_images_of_its_control(scene_folder, root, monkeypatch):
