@@ -289,7 +289,8 @@ def test_frozen_features_are_computed_once_for_all_trials_and_never_of_test_imag
 
 
 def test_a_training_that_diverges_is_pruned(file, scene_folder, monkeypatch):
-    def diverges(*arguments, **more):
+    def diverges(model, train_loader, val_loader, settings, **more):
+        assert settings.max_epochs == 8  # those of the experiment, which has fewer than MAX_EPOCHS
         raise FloatingPointError
 
     monkeypatch.setattr(hyperparameter_search, "train", diverges)
@@ -298,12 +299,16 @@ def test_a_training_that_diverges_is_pruned(file, scene_folder, monkeypatch):
 
 def test_a_trial_stores_the_loss_as_the_second_report_took_it(scene_folder, file, monkeypatch):
     curves = iter(([1.0, 0.5, 0.7, 0.6], [1.0, 0.7, 0.8, 0.6]))  # ended by the rule, and not
-    monkeypatch.setattr(
-        hyperparameter_search,
-        "train",
-        lambda *arguments, **more: History(val_loss=(curve := next(curves)), val_accuracy=[0.5] * len(curve)),
-    )
-    study = search(file, trials=2, objective=validation_loss(configured(scene_folder), "quick", "cpu"))
+
+    def train(model, train_loader, val_loader, settings, **more):
+        assert (settings.max_epochs, settings.stopping) == (25, "two_worse")
+        curve = next(curves)
+        return History(val_loss=curve, val_accuracy=[0.5] * len(curve))
+
+    monkeypatch.setattr(hyperparameter_search, "train", train)
+    experiment = configured(scene_folder)
+    experiment = replace(experiment, train=replace(experiment.train, max_epochs=50))
+    study = search(file, trials=2, objective=validation_loss(experiment, "quick", "cpu"))
     assert [trial.value for trial in study.trials] == [0.5, 0.6]
     assert [trial.user_attrs["report_loss"] for trial in study.trials] == [0.7, 0.6]
 

@@ -4,13 +4,14 @@ import json
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 import study
 from experiments import EXPERIMENTS, configure
 from run_files import FORMAT, files_of, settings_of
-from study import IMAGES, Task, expected_seconds, forward_passes, missing_tasks, train_tasks
+from study import IMAGES, Task, expected_seconds, finished_runs, forward_passes, missing_tasks, train_tasks
 from tests.points import TINY
 
 WRITES = "import sys, time; time.sleep(0.3); open(sys.argv[1], 'w').write(f'{time.time()}')"
@@ -121,3 +122,34 @@ def test_expected_seconds_grow_with_epochs_images_and_pixels_and_come_from_finis
     (seconds,) = expected_seconds([Task(longer, "full")], results, few).values()
     assert seconds == pytest.approx(2, rel=0.02)
     assert expected_seconds([Task(longer, "full")], []) == {}
+
+
+@pytest.mark.parametrize(
+    ("cores", "gib", "gib_of_gpu", "expected"),
+    [(4, 100, None, 4), (8, 22, None, 3), (8, 1, None, 1), (8, 1, 100, 4), (8, 100, 15, 2)],
+)
+def test_as_many_runs_go_side_by_side_as_cores_and_memory_allow(cores, gib, gib_of_gpu, expected, monkeypatch):
+    monkeypatch.setattr(study.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(study.psutil, "virtual_memory", lambda: SimpleNamespace(available=gib * 2**30))
+    monkeypatch.setattr(study.torch.cuda, "is_available", lambda: gib_of_gpu is not None)
+    monkeypatch.setattr(study.torch.cuda, "mem_get_info", lambda: (gib_of_gpu * 2**30, 141 * 2**30))
+    assert study.runs_at_a_time() == expected
+
+
+def test_a_time_is_told_from_finished_runs_of_this_machine_and_these_settings_by_their_epochs(root, monkeypatch):
+    for name, device, changes in (
+        ("supervised_1", "cpu (x86_64)", {}),
+        ("supervised_2", "NVIDIA H200", {}),
+        ("supervised_3", "cpu (x86_64)", {"batch_size": 3}),
+    ):
+        experiment = configure(EXPERIMENTS[name], "full")
+        result = {"device": device, "history": {"val_loss": [2.0, 1.0]}}
+        file = files_of(experiment, "full").result
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"format": FORMAT, "settings": settings_of(experiment) | changes, **result}))
+    names = [f"supervised_{number}" for number in (1, 2, 3, 4)]
+    monkeypatch.setattr(study.torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    for gpu, expected in ((False, "supervised_1"), (True, "supervised_2")):
+        monkeypatch.setattr(study.torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        ((found, result),) = finished_runs(names, "full")
+        assert (found.name, found.train.max_epochs) == (expected, 2) and result["history"]["val_loss"] == [2.0, 1.0]
