@@ -1,8 +1,17 @@
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation.search_comparison import best_losses, best_so_far, compare_samplers, rank_test, winners
+from evaluation.search_comparison import (
+    best_losses,
+    best_so_far,
+    compare_samplers,
+    draw_parameters,
+    rank_test,
+    summary,
+    winners,
+)
 from evaluation.statistics import mean_difference
 
 
@@ -81,3 +90,24 @@ def test_winners_are_counted_and_ranks_tested():
     assert winners(losses).to_dict() == {"grid": 1, "random": 0, "tpe": 3}
     always = pd.DataFrame({"grid": [3.0] * 8, "random": [2.0] * 8, "tpe": [1.0] * 8})
     assert rank_test(always) < 0.001 < rank_test(losses)
+
+
+def test_the_summary_has_a_line_per_sampler_with_its_ranks_among_the_samplers():
+    losses = pd.DataFrame({"grid": [3.0, 3.0, 1.0, 5.0], "random": [2.0] * 4, "tpe": [1.0, 1.0, 3.0, 1.0]})
+    trials = pd.DataFrame({"sampler": ["tpe", "grid", "tpe", "random", "tpe"], "seconds": [1.0, 7.0, 2.0, 5.0, 9.0]})
+    lines = summary(losses, trials).to_dict("index")
+    assert list(lines["grid"].values()) == pytest.approx([3, (8 / 3) ** 0.5, 1, 5, 1, 2.5, 7])
+    assert list(lines["random"].values()) == [2, 0, 2, 2, 0, 2, 5]
+    assert list(lines["tpe"].values()) == pytest.approx([1.5, 1, 1, 3, 3, 1.5, 2])
+
+
+def test_the_parameter_that_the_loss_depends_on_is_drawn_as_the_important_one():
+    generator = np.random.default_rng(0)
+    rates, sizes = 10 ** generator.uniform(-6, -2, 30), generator.integers(4, 17, 30)
+    trials = pd.DataFrame({"learning_rate": rates, "batch_size": sizes, "value": np.log10(rates) ** 2})
+    shares = draw_parameters(trials.assign(state="COMPLETE", started=0.0, seconds=1.0))
+    assert shares["learning_rate"] > 0.9 and sum(shares.values()) == pytest.approx(1)
+    coordinates, importances = (plt.figure(number).axes[0] for number in plt.get_fignums())
+    assert [label.get_text() for label in coordinates.get_xticklabels()][1:] == ["batch size", "learning rate"]
+    assert [label.get_text() for label in importances.get_yticklabels()] == ["batch size", "learning rate"]
+    plt.close("all")
