@@ -1,4 +1,4 @@
-"""What the tests of the commands need: a trained run where they look for it."""
+"""A trained run where the commands look for it, a running demo, and the committed results."""
 
 import asyncio
 import shutil
@@ -6,12 +6,27 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
+from data.files import CODE
 from evaluation.demo import ADDRESS, MOST_BYTES, Demo, application
 from evaluation.predict import load
+from evaluation.results import comparisons, read_profile
+
+
+@pytest.fixture(scope="session")
+def study() -> dict[str, dict]:
+    """The committed results, which take seconds to read; leave them as they are."""
+    return read_profile(CODE / "results" / "full")
+
+
+@pytest.fixture(scope="session")
+def compared(study) -> pd.DataFrame:
+    """The comparisons of the committed results; leave them as they are."""
+    return comparisons(study)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data.files import CODE
 from evaluation import results as module
 from evaluation.results import (
     COLUMNS,
@@ -357,11 +356,6 @@ def test_every_claim_and_pair_is_of_experiments_that_exist():
     assert {each.compared_with for each in EXPERIMENTS.values()} - {""} <= set(EXPERIMENTS)
 
 
-@pytest.fixture(scope="module")
-def study():
-    return read_profile(CODE / "results" / "full")
-
-
 def test_every_committed_result_is_one_of_its_experiment(study):
     """What a report reads: a changed setting needs a new run."""
     asked = {(result["settings"]["name"], result["settings"]["seed"]) for result in study.values()}
@@ -371,23 +365,22 @@ def test_every_committed_result_is_one_of_its_experiment(study):
         assert read(configure(find(name), "full", seed=seed)) is not None, name
 
 
-def test_every_pair_of_the_study_with_results_of_both_is_compared(study):
+def test_every_pair_of_the_study_with_results_of_both_is_compared(study, compared):
     there = {run["settings"]["name"] for run in study.values()}
     expected = [
         (pair.experiment, pair.compared_with, ", ".join(pair.classes))
         for pair in pairs_to_compare()
         if {pair.experiment, pair.compared_with} <= there
     ]
-    table = comparisons(study)
-    assert list(table[["experiment", "compared_with", "classes"]].itertuples(index=False, name=None)) == expected
+    assert list(compared[["experiment", "compared_with", "classes"]].itertuples(index=False, name=None)) == expected
     assert len(expected) > 50
 
 
-def test_the_study_has_three_verdicts_that_agree_with_p_and_interval(study):
-    table = comparisons(study)
-    excludes_0 = (table["low"] > 0) | (table["high"] < 0)
-    assert ((table["p"] < 0.05) == excludes_0).all() and ((table["verdict"] != "inconclusive") == excludes_0).all()
-    assert set(table["verdict"]) == {"better", "worse", "inconclusive"}
+def test_the_study_has_three_verdicts_that_agree_with_p_and_interval(compared):
+    excludes_0 = (compared["low"] > 0) | (compared["high"] < 0)
+    assert ((compared["p"] < 0.05) == excludes_0).all()
+    assert ((compared["verdict"] != "inconclusive") == excludes_0).all()
+    assert set(compared["verdict"]) == {"better", "worse", "inconclusive"}
 
 
 def test_the_accuracies_of_the_study_are_those_of_its_predictions(study):

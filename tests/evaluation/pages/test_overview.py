@@ -12,7 +12,6 @@ from data.files import CODE
 from evaluation import few_labels, plots
 from evaluation.pages.overview import SHOWN, digest_of_figure, draw_overview
 from evaluation.pages.tables import SHORT_TABLE
-from evaluation.results import read_profile
 from experiments import EXPERIMENTS, configure
 from tests.evaluation.synthetic_results import seeds
 
@@ -61,10 +60,10 @@ def test_the_figure_shows_the_pretexts_the_models_and_few_labels():
     plt.close(figure)
 
 
-def test_the_committed_figure_shows_the_committed_numbers():
+def test_the_committed_figure_shows_the_committed_numbers(study):
     experiments = {name: configure(each, "full") for name, each in EXPERIMENTS.items()}
-    results, few = read_profile(CODE / "results" / "full"), few_labels.collect(experiments, "full")
+    few = few_labels.collect(experiments, "full")
     with Image.open(CODE / "docs" / "overview.jpg") as figure:
         assert figure.info["comment"].decode() == digest_of_figure(
-            results, few, CODE / "results" / "full" / "explanations"
+            study, few, CODE / "results" / "full" / "explanations"
         )

@@ -10,7 +10,7 @@ import pytest
 from data.files import CODE
 from evaluation.pages.notebook import REPORTS
 from evaluation.pages.tables import HEADLINES, difference_text, p_text
-from evaluation.results import PRIMARY, comparisons, read_profile
+from evaluation.results import PRIMARY
 
 MARKDOWN = {name: CODE / name for name in ("README.md", "docs/results.md", "docs/claims.md")}
 FRONT_PAGE = CODE / "results" / "full" / "index.html"
@@ -33,16 +33,15 @@ class Cells(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def expected():
+def expected(compared):
     """By pair and classes: what every page must show of it."""
-    table = comparisons(read_profile(CODE / "results" / "full")).to_dict("records")
     return {
         (line["experiment"], line["compared_with"], line["classes"]): (
             difference_text(line["difference"], line["low"], line["high"]),
             p_text(line["p"]),
             line["verdict"],
         )
-        for line in table
+        for line in compared.to_dict("records")
     }
 
 
@@ -75,15 +74,19 @@ def test_results_page_and_front_page_show_every_comparison_with_its_numbers(expe
         assert sorted(shown) == sorted((*key[:2], *numbers) for key, numbers in expected.items())
 
 
-@pytest.mark.parametrize("report", REPORTS.values(), ids=lambda report: report.path)
-def test_executed_notebooks_show_the_same_numbers(expected, report):
+# The other two notebooks compare samplers, and experiments on one's own images.
+@pytest.mark.parametrize(
+    ("report", "least"),
+    [("supervised", 20), ("self_supervised", 30), ("evaluation", 5), ("nature", 9), ("cifar10", 10)],
+)
+def test_executed_notebooks_show_the_same_numbers(expected, report, least):
     known, found = {(*key[:2], *numbers) for key, numbers in expected.items()}, set()
-    for cell in json.loads((CODE / report.path).read_text())["cells"]:
+    for cell in json.loads((CODE / REPORTS[report].path).read_text())["cells"]:
         for output in cell.get("outputs", ()):
             lines = in_html("".join(output.get("data", {}).get("text/html", "")))
             found |= set(shown_in(lines, expected))
-    assert found <= known
-    if report.path == "self_supervised/report.ipynb":
+    assert found <= known and len(found) >= least
+    if report == "self_supervised":
         assert {PRIMARY, "rotation_gentle_classifier"} <= {line[0] for line in found}
 
 
