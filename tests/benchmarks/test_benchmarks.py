@@ -192,8 +192,8 @@ def test_a_profile_has_a_column_per_implementation_and_sums_them():
 def test_operations_are_timed_by_kind():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.SiLU())
     found = profile.seconds_by_kind(lambda: network(torch.rand(2, 3, 16, 16)).sum().backward())
-    assert {"BatchNorm", "SiLU", "BatchNorm, backward", "SiLU, backward", "all else"} <= set(found)  # and convolutions
-    assert all(seconds >= 0 for seconds in found.values())
+    kinds = ("BatchNorm", "SiLU", "BatchNorm, backward", "SiLU, backward", "all else")  # and convolutions
+    assert all(0 < found[kind] < 1 for kind in kinds)
 
 
 def test_maps_with_clusters_are_summarised_a_network_and_a_number_of_clusters():
@@ -291,6 +291,10 @@ def test_both_ways_to_augment_give_network_input_of_the_same_statistics(name):
     one, other = (each(name, batch, 0) for each in (augmentation.one_by_one, augmentation.whole_batch))
     assert one.shape == other.shape == (8, 3, 224, 224)
     assert abs(one.mean() - other.mean()) < 0.3
+    assert one.std().item() == pytest.approx(other.std().item(), rel=0.05)
+    # Noise has larger steps between neighbors the less it is magnified.
+    steps, other_steps = (images.diff().abs().mean().item() for images in (one, other))
+    assert steps == pytest.approx(other_steps, rel=0.2)
 
 
 def test_a_counted_training_counts_the_images_of_its_steps_and_ends_when_its_phase_is_over():
