@@ -12,6 +12,7 @@ from torchvision import models
 from evaluation import export
 from evaluation.checkpoints import TrainedRun, load_trained
 from supervised.models import SceneClassifier, estimate_batchnorm
+from tests.small_runs import small_run
 
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in export.PACKAGES), reason="the extra export is not installed"
@@ -26,11 +27,13 @@ def run_of(**options):
 
 
 @needs_onnx
-def test_onnxruntime_gives_the_logits_of_the_run_at_any_batch_size(tiny_model, tmp_path):
+def test_onnxruntime_gives_the_logits_of_the_run_at_any_batch_size(tmp_path, monkeypatch):
+    run = small_run("tiny")
+    monkeypatch.setattr(export, "load_run", lambda _: run)
     target = tmp_path / "new" / "tiny.onnx"
     assert export.main(["tiny", "--to", "onnx", "--output", str(target)]) == 0
     assert [path.name for path in target.parent.iterdir()] == ["tiny.onnx"]
-    run, session = load_trained("tiny"), export.onnxruntime.InferenceSession(target)
+    session = export.onnxruntime.InferenceSession(target)
     for count in (1, 2, 5):
         images = torch.randn(count, 3, 32, 32)
         (found,) = session.run(["logits"], {"images": images.numpy()})
@@ -44,9 +47,11 @@ def test_onnxruntime_gives_the_logits_of_the_run_at_any_batch_size(tiny_model, t
 
 @needs_onnx
 @pytest.mark.slow
-def test_flips_and_several_stages_are_exported_too(tmp_path):
-    run = run_of(network="resnet18", head="batchnorm_linear", stages=(3, 4), flip_tta=True)
-    assert export.to_onnx(run, tmp_path / "any.onnx") < 1e-3
+@pytest.mark.parametrize(
+    "options", [{}, {"network": "resnet18", "head": "batchnorm_linear", "stages": (3, 4), "flip_tta": True}]
+)
+def test_both_networks_with_flips_and_several_stages_are_exported(options, tmp_path):
+    assert export.to_onnx(run_of(**options), tmp_path / "any.onnx") < 1e-3
 
 
 def test_without_the_packages_it_says_what_to_install(tiny_model, tmp_path, monkeypatch, capsys):
