@@ -99,6 +99,7 @@ def test_committed_manifest_has_the_split_of_the_earlier_reports():
         assert abs(val - 0.3 * (val + test)) <= 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL_15SCENE.exists(), reason=f"no real 15-Scene data in {REAL_15SCENE}")
 def test_real_data_gives_the_committed_manifest_and_1500_and_2985_images(tmp_path, monkeypatch, capsys):
     committed = MANIFEST.read_bytes()
