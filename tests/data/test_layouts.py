@@ -230,6 +230,6 @@ def test_two_parts_of_one_folder_do_not_remove_each_others_cache(folder, monkeyp
     load(folder), load(folder / "**")
 
 
-def test_parts_are_immutable(folder):
+def test_a_fingerprint_does_not_depend_on_the_part(folder):
     images = list_splits(folder)["train"]
     assert replace(images, part="").fingerprint() == images.fingerprint()

@@ -22,7 +22,7 @@ def test_every_method_is_measured_on_the_same_images(scene_folder, tmp_path):
     table = pd.read_csv(output).set_index("map")
     methods = {"Grad-CAM", "LayerCAM", "Recipro-CAM", "Score-CAM"}
     assert methods | {"random", "edges", "Score-CAM, 2 clusters or exact"} == set(table.index)
-    assert (table["images"] == 2).all() and (table["seconds"] >= 0).all()
+    assert (table["images"] == 2).all() and (table.loc[sorted(methods), "seconds"] > 0).all()
 
 
 def test_gradients_are_found_in_a_frozen_network():

@@ -40,7 +40,7 @@ def test_whatever_the_phases_the_amplitudes_are_those_of_the_training_images():
 def test_gray_amplitudes_are_of_one_channel_and_color_ones_of_three():
     assert mean_amplitudes([pictures(channels=3)]).shape == (1, 32, 17)
     assert mean_amplitudes([pictures(channels=1)], gray=False).shape == (3, 32, 17)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="no images"):
         mean_amplitudes([])
 
 

@@ -342,8 +342,8 @@ def test_where_nothing_speaks_for_a_class_its_contrast_is_empty_and_no_other_map
 
 def test_a_contrast_of_a_class_with_itself_or_an_unknown_class_is_refused(small_network):
     images, layer = torch.rand(2, 3, 16, 16), small_network.features
-    for others in ([0, 1], [1, 3], [1]):
-        with pytest.raises(ValueError):
+    for others, words in (([0, 1], "two classes"), ([1, 3], "must be 0 to 2"), ([1], "1 target classes; 2 images")):
+        with pytest.raises(ValueError, match=words):
             contrast_cam(small_network, images, layer, [0, 2], others)
 
 
