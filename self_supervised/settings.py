@@ -274,7 +274,7 @@ def _classifiers_of_the_first_report(pretext: PretextExperiment, earlier: tuple[
         ),
         _classifier(
             f"{name}_2",
-            "Does a deeper classifier read more from the frozen features?",
+            f"Does a deeper classifier read more from frozen features after {pretext.pretext}?",
             pretext,
             compared_with=f"{name}_1",
             augmentation="advanced",
@@ -283,7 +283,7 @@ def _classifiers_of_the_first_report(pretext: PretextExperiment, earlier: tuple[
         ),
         _classifier(
             f"{name}_3",
-            "Are the pretext's features, without augmentation, better than ImageNet features?",
+            f"Are features after {pretext.pretext}, without augmentation, better than ImageNet features?",
             pretext,
             compared_with="imagenet_classifier",
             earlier_accuracy=earlier[2],
@@ -296,7 +296,7 @@ def _batchnorm_head(classifier: ClassifierExperiment) -> ClassifierExperiment:
     return replace(
         classifier,
         name=f"{classifier.name}_batchnorm_head",
-        question="Control: does a head with BatchNorm read more from the same features?",
+        question=f"Control: does a head with BatchNorm read more from the features of {classifier.name}?",
         compared_with=classifier.name,
         head="batchnorm_linear",
         earlier_accuracy=None,
@@ -310,7 +310,7 @@ def _classifiers_by_pretext_epoch(
     return tuple(
         _classifier(
             f"{pretext.pretext}_classifier_tuned_{epoch}",
-            f"Are features after {epoch} epochs of the pretext better than ImageNet features?",
+            f"Are features after {epoch} epochs of {pretext.pretext} better than ImageNet features?",
             pretext,
             compared_with="imagenet_classifier_tuned",
             pretext_epoch=epoch,
@@ -328,9 +328,10 @@ def _in_train_mode(classifier: ClassifierExperiment, modes: Sequence[str]) -> tu
     A mistake on purpose: BatchNorm's statistics are those of a batch in training and moved ones afterwards, and
     stochastic depth drops blocks.
     """
-    question = "Mistake on purpose: what if the frozen features are in train mode ({})?"
+    question = f"Mistake on purpose: what if the frozen features of {classifier.name} are in train mode"
     return tuple(
-        hypothesis(classifier, f"{mode}_mode", question.format(FROZEN_WORDS[mode]), frozen_mode=mode) for mode in modes
+        hypothesis(classifier, f"{mode}_mode", f"{question} ({FROZEN_WORDS[mode]})?", frozen_mode=mode)
+        for mode in modes
     )
 
 
@@ -340,7 +341,7 @@ def _at_other_epochs(classifier: ClassifierExperiment, earlier: dict[int, float 
         hypothesis(
             classifier,
             f"epoch_{epoch}",
-            f"Are the features of its pretext better in epoch {epoch}?",
+            f"Are the features of {classifier.name} better in epoch {epoch} of their pretext?",
             pretext_epoch=epoch,
             earlier_accuracy=accuracy,
             **changes,
@@ -355,7 +356,7 @@ def _at_other_rates(classifier: ClassifierExperiment, rates: dict[str, float]) -
         hypothesis(
             classifier,
             f"rate_{name}",
-            f"Does the head read more from the same features at a learning rate of {name}?",
+            f"Does the head of {classifier.name} read more at a learning rate of {name}?",
             train=replace(classifier.train, learning_rate=rate),
         )
         for name, rate in rates.items()
@@ -375,7 +376,7 @@ def _gentle_classifiers(pretext: PretextExperiment, epoch: int) -> tuple[Classif
     """On a pretext epoch chosen on val among the saved ones, and the control for BatchNorm."""
     gentle = _classifier(
         f"{pretext.name}_classifier",
-        "Is a gentle pretext, with BatchNorm statistics kept, better than none?",
+        f"Is gentle {pretext.pretext}, with BatchNorm statistics kept, better than none?",
         pretext,
         compared_with=_CONTROL.name,
         pretext_epoch=epoch,
@@ -388,7 +389,7 @@ def _gentle_classifiers(pretext: PretextExperiment, epoch: int) -> tuple[Classif
     own = replace(
         gentle,
         name=f"{gentle.name}_own_batchnorm",
-        question="Control: do BatchNorm statistics of the pretext harm the features?",
+        question=f"Control: do BatchNorm statistics of gentle {pretext.pretext} harm the features?",
         compared_with=gentle.name,
         batchnorm="pretext",
     )
@@ -454,7 +455,7 @@ _TUNED_20, _SEARCHED_20 = (
     hypothesis(
         pretext,
         "square_20",
-        "Is the color of a square of 20 pixels predicted as well as in the report?",
+        f"Is the color of a square of 20 pixels easier to predict than of 10, by {pretext.name}?",
         pretext="perturbation_20",
     )
     for pretext in (_PERTURBATION_TUNED, _PERTURBATION_SEARCHED)
@@ -464,7 +465,7 @@ _REPRODUCTION = (
         hypothesis(
             pretext,
             "basic",
-            f"Without augmentation, is the pretext predicted as well as in the report, in {epochs} epochs?",
+            f"Is {pretext.pretext} easier to predict without augmentation, in {epochs} epochs?",
             augmentation="basic",
             save_epochs=(),
             train=TrainSettings(max_epochs=epochs),
@@ -782,21 +783,23 @@ _CIFAR10_SCRATCH_RESNET34 = replace(
 )
 
 
-def _on_cifar10(pretext: Experiment, scratch: Experiment, name: str) -> FineTunedExperiment:
+def _on_cifar10(pretext: Experiment, scratch: Experiment, name: str, question: str) -> FineTunedExperiment:
     """The experiment `scratch`, started from a pretext's weights: nothing else differs."""
     changes = {
         "name": name,
-        "question": "Does fine-tuning from the pretext's weights help?",
+        "question": question,
         "compared_with": scratch.name,
         "freeze_features": False,
     }
     return FineTunedExperiment(**{**vars(scratch), **changes}, pretext_run=pretext.name)
 
 
-def _frozen_on_cifar10(pretext: Experiment, compared_with: str = "cifar10_rotation_classifier") -> ClassifierExperiment:
+def _frozen_on_cifar10(
+    pretext: Experiment, question: str, compared_with: str = "cifar10_rotation_classifier"
+) -> ClassifierExperiment:
     return ClassifierExperiment(
         f"{pretext.name}_classifier",
-        "How good are the pretext's frozen features?",
+        question,
         compared_with=compared_with,
         data=pretext.data,
         network=pretext.network,
@@ -821,26 +824,66 @@ _CIFAR10_CLASSIFIERS = (
         earlier_accuracy=None,
         train=TrainSettings(max_epochs=50, schedule="none"),
     ),
-    replace(_frozen_on_cifar10(_CIFAR10_ROTATION, "cifar10_random_classifier"), earlier_accuracy=_WITH_PRETEXT),
     replace(
-        _on_cifar10(_CIFAR10_ROTATION, _CIFAR10_SCRATCH, "cifar10_rotation_finetuned"), earlier_accuracy=_WITH_PRETEXT
+        _frozen_on_cifar10(
+            _CIFAR10_ROTATION, "Are features after rotation better than random ones?", "cifar10_random_classifier"
+        ),
+        earlier_accuracy=_WITH_PRETEXT,
+    ),
+    replace(
+        _on_cifar10(
+            _CIFAR10_ROTATION,
+            _CIFAR10_SCRATCH,
+            "cifar10_rotation_finetuned",
+            "Is training better from rotation's weights than from random ones?",
+        ),
+        earlier_accuracy=_WITH_PRETEXT,
     ),
     _CIFAR10_SCRATCH,
-    _on_cifar10(_CIFAR10_ROTATION, _CIFAR10_SCRATCH_TENTH, "cifar10_rotation_finetuned_tenth"),
+    _on_cifar10(
+        _CIFAR10_ROTATION,
+        _CIFAR10_SCRATCH_TENTH,
+        "cifar10_rotation_finetuned_tenth",
+        "Is training with a tenth of the labels better from rotation's weights than from random ones?",
+    ),
     _CIFAR10_SCRATCH_TENTH,
-    replace(_frozen_on_cifar10(_CIFAR10_BYOL), family=ProbeExperiment.family),
     replace(
-        _on_cifar10(_CIFAR10_BYOL, _CIFAR10_SCRATCH, "cifar10_byol_finetuned"),
+        _frozen_on_cifar10(_CIFAR10_BYOL, "Are features after BYOL better than after rotation?"),
+        family=ProbeExperiment.family,
+    ),
+    replace(
+        _on_cifar10(
+            _CIFAR10_BYOL,
+            _CIFAR10_SCRATCH,
+            "cifar10_byol_finetuned",
+            "Is training better from BYOL's weights than from random ones?",
+        ),
         family=ProbeExperiment.family,
         earlier_accuracy=None,
     ),
-    _frozen_on_cifar10(_CIFAR10_ROTATION_RECIPE),
-    replace(
-        _frozen_on_cifar10(_CIFAR10_ROTATION_TOGETHER, "cifar10_rotation_recipe_classifier"), family=LATER_QUESTIONS
+    _frozen_on_cifar10(
+        _CIFAR10_ROTATION_RECIPE, "Are features after rotation better by the recipe of Gidaris et al. 2018?"
     ),
-    _frozen_on_cifar10(_CIFAR10_ROTATION_30),
-    _frozen_on_cifar10(_CIFAR10_ROTATION_RESNET34, "cifar10_rotation_30_classifier"),
-    _on_cifar10(_CIFAR10_ROTATION_RESNET34, _CIFAR10_SCRATCH_RESNET34, "cifar10_rotation_resnet34_finetuned"),
+    replace(
+        _frozen_on_cifar10(
+            _CIFAR10_ROTATION_TOGETHER,
+            "Are they better with all rotations of an image in one batch, as there?",
+            "cifar10_rotation_recipe_classifier",
+        ),
+        family=LATER_QUESTIONS,
+    ),
+    _frozen_on_cifar10(_CIFAR10_ROTATION_30, "Are features better after 30 epochs of rotation than after ten?"),
+    _frozen_on_cifar10(
+        _CIFAR10_ROTATION_RESNET34,
+        "Are features of ResNet-34 after rotation better than those of ResNet-18?",
+        "cifar10_rotation_30_classifier",
+    ),
+    _on_cifar10(
+        _CIFAR10_ROTATION_RESNET34,
+        _CIFAR10_SCRATCH_RESNET34,
+        "cifar10_rotation_resnet34_finetuned",
+        "Is training ResNet-34 better from rotation's weights than from random ones?",
+    ),
     _CIFAR10_SCRATCH_RESNET34,
 )
 

@@ -349,8 +349,8 @@ def hypothesis(experiment: Experiment, suffix: str, question: str, **changes) ->
 _REPRODUCTION = tuple(
     hypothesis(_SGD, name, question, train=replace(_SGD.train, **changes))
     for name, question, changes in (
-        ("momentum", "Does SGD do as well as the report's with a momentum?", {"momentum": 0.9}),
-        ("one_rate", "Does it with a learning rate that takes no steps?", {"schedule": "none"}),
+        ("momentum", "Is SGD better with a momentum of 0.9?", {"momentum": 0.9}),
+        ("one_rate", "Is SGD better with a constant learning rate?", {"schedule": "none"}),
     )
 )
 REPRODUCTION = {row.name: row for row in _REPRODUCTION}
@@ -469,17 +469,20 @@ _EFFICIENTNET = replace(  # 3 epochs: enough to compare sizes and optimizers
     stages=(8,),
     train=replace(_RESNET.train, max_epochs=3),
 )
+_NAMES = {"resnet18": "ResNet-18", "efficientnet_b0": "EfficientNet-B0"}
 
 
 def _optimizers(base: Experiment) -> tuple[Experiment, ...]:
     """The base, which is SGD at 0.01, and what the two reports compared it with."""
     adam = replace(base.train, optimizer="adam", momentum=0.0)
+    weights = "ImageNet" if base.initial_weights == "imagenet" else "random"
+    of = f"{_NAMES[base.network]} from {weights} weights"
     return (
         base,
         replace(
             base,
             name=base.name.replace("sgd_1e-2", "sgd_1e-3"),
-            question="Is SGD better with a ten times lower learning rate?",
+            question=f"Is SGD better at a ten times lower learning rate ({of})?",
             compared_with=base.name,
             earlier_accuracy=None,
             train=replace(base.train, learning_rate=0.001),
@@ -487,7 +490,7 @@ def _optimizers(base: Experiment) -> tuple[Experiment, ...]:
         replace(
             base,
             name=base.name.replace("sgd_1e-2", "adam_1e-2"),
-            question="Is Adam better than SGD at the same, high learning rate?",
+            question=f"Is Adam better than SGD at the same, high learning rate ({of})?",
             compared_with=base.name,
             earlier_accuracy=None,
             train=adam,
@@ -495,7 +498,7 @@ def _optimizers(base: Experiment) -> tuple[Experiment, ...]:
         replace(
             base,
             name=base.name.replace("sgd_1e-2", "adam_1e-3"),
-            question="Is Adam at its usual learning rate better than SGD?",
+            question=f"Is Adam at its usual learning rate better than SGD ({of})?",
             compared_with=base.name,
             earlier_accuracy=None,
             train=replace(adam, learning_rate=0.001),
@@ -508,14 +511,14 @@ def _larger(base: Experiment) -> tuple[Experiment, ...]:
     at_150 = replace(
         base,
         name=f"{base.name}_150",
-        question="Are images of 150 pixels better than of 80?",
+        question=f"Are images of 150 pixels better than of 80 ({_NAMES[base.network]})?",
         compared_with=base.name,
         image_size=150,
     )
     at_224 = replace(
         at_150,
         name=f"{base.name}_224",
-        question="Are images of 224 pixels better than of 150?",
+        question=f"Are images of 224 pixels better than of 150 ({_NAMES[base.network]})?",
         compared_with=at_150.name,
         image_size=224,
     )

@@ -51,8 +51,10 @@ def differing(one, other) -> set[str]:
     return {name for name in one.keys() | other.keys() if one.get(name, missing) != other.get(name, missing)}
 
 
-def test_names_are_unique_and_experiments_frozen_and_each_asks_a_question():
+def test_names_are_unique_and_experiments_frozen_and_each_asks_a_question_of_its_own():
     assert len(EXPERIMENTS) == sum(map(len, TABLES))
+    asked = [(each.data, each.question) for each in EXPERIMENTS.values() if each.compared_with]
+    assert len(set(asked)) == len(asked)
     for name, experiment in EXPERIMENTS.items():
         assert experiment.name == name
         assert "?" in experiment.question
