@@ -260,11 +260,16 @@ def _refuse_other_weights(path: Path, experiment: Experiment, began_with: Mappin
     file = expanded(experiment.initial_weights)
     if experiment.initial_weights in ("random", "imagenet") or not file.is_file():
         return
-    if digest_of_file(file) != began_with.get("began_with", began_with)["sha256"]:
+    if digest_of_file(file) != origin_of(began_with)["sha256"]:
         raise ValueError(
             f"{path} began with another {file.name} than {file} is now; "
             f"train {experiment.name} again with --overwrite first"
         )
+
+
+def origin_of(initial_weights: Mapping) -> Mapping:
+    """What the weights of a run began with, from its `initial_weights`: those of its pretext where it has one."""
+    return initial_weights.get("began_with", initial_weights)
 
 
 def _check_format(path: Path, saved: dict):

@@ -47,6 +47,7 @@ from run_files import (
     load_checkpoint,
     load_result,
     load_weights,
+    origin_of,
     read,
     settings_of,
 )
@@ -332,9 +333,8 @@ def _refuse_to_replace_result(job: Job):
 
 
 def _origin(initial_weights: Mapping) -> dict:
-    """What the weights behind a run began with: a name and a digest, where it is known."""
-    origin = initial_weights.get("began_with", initial_weights)
-    return {name: origin[name] for name in ("weights", "sha256") if name in origin}
+    """What tells the weights that a run or its pretext began with: a name and a digest, where it is known."""
+    return {name: value for name, value in origin_of(initial_weights).items() if name in ("weights", "sha256")}
 
 
 def _read_state(job: Job) -> dict | None:

@@ -18,7 +18,7 @@ from packaging.version import Version
 from data.augment import AUGMENTATIONS
 from evaluation.statistics import accuracy_interval, compare, compare_with_reported, correctness, mean_accuracy
 from experiments import EXPERIMENTS, initial_weights_text
-from run_files import STUDY_DATA, folder_of_data, load_result, with_defaults
+from run_files import STUDY_DATA, folder_of_data, load_result, origin_of, with_defaults
 from self_supervised.settings import ProbeExperiment
 from supervised.settings import Experiment
 
@@ -40,7 +40,7 @@ COLUMNS = (  # of `comparisons`
     *("question", "experiment", "compared_with", "classes", "family", "m", "images", "runs", "other_runs"),
     *("accuracy", "other_accuracy", "difference", "low", "high", "p", "verdict"),
     *("machines", "across_machines", "across_precisions", "across_augmentations"),
-    *("across_teachers", "single_run"),
+    *("across_teachers", "across_weights", "single_run"),
 )
 BESIDE = {  # ours, and the experiment whose earlier number is the highest of that kind
     "supervised_short": "supervised_tuned",
@@ -371,6 +371,7 @@ def comparisons(results: Mapping[str, dict], experiments: Mapping[str, Experimen
     (low, high), p and verdict in its family of m comparisons (see `evaluation.statistics`).  machines: of all runs;
     across_machines: they are of several platforms; across_precisions: of several precisions on one platform.
     across_augmentations: see `augmentation_rules`.  across_teachers: distilled networks had other teachers.
+    across_weights: trained initial weights were of several files, by their contents.
     single_run: a side has one run, so that its seed variance is unknown.
     `experiments` define the families, so leave them as they are and select lines of the table instead.
     """
@@ -430,6 +431,7 @@ def _line_of_comparison(pair: Pair, runs: list[dict], other_runs: list[dict], re
     found = compare(correct, other, pair.comparisons, deterministic)
     teachers = {_teachers(run) for run in (*runs, *other_runs) if run["settings"].get("teacher_run")}
     platforms, precisions = ({of(run) for run in (*runs, *other_runs)} for of in (platform, machine))
+    files = {origin_of(run["initial_weights"]).get("sha256") for run in (*runs, *other_runs)} - {None}  # None: random
     rules = set().union(*(augmentation_rules(run, results) for run in (*runs, *other_runs)))
     return {
         "question": pair.question,
@@ -453,6 +455,7 @@ def _line_of_comparison(pair: Pair, runs: list[dict], other_runs: list[dict], re
         "across_precisions": len(platforms) == 1 and len(precisions) > 1,
         "across_augmentations": len(rules) > 1,
         "across_teachers": len(teachers) > 1,
+        "across_weights": len(files) > 1,
         "single_run": found.single_run,
     }
 

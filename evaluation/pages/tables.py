@@ -187,11 +187,12 @@ def runs_text(line: Mapping) -> str:
 
 
 def machines_text(line: Mapping) -> str:
-    """The machines of a comparison; it says so where they, precisions, augmentation or teachers differ."""
+    """The machines of a comparison; it says so where they or what was trained with differ."""
     differ = "across machines" if line["across_machines"] else "across precisions" if line["across_precisions"] else ""
     text = f"{differ}: {line['machines']}" if differ else line["machines"]
     text += "; old and new augmentation" if line["across_augmentations"] else ""
-    return f"{text}; other teachers" if line["across_teachers"] else text
+    text += "; other teachers" if line["across_teachers"] else ""
+    return f"{text}; other initial weights" if line["across_weights"] else text
 
 
 def markdown(table: pd.DataFrame, index: str | None = None) -> str:

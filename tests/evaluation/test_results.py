@@ -260,6 +260,22 @@ def test_a_comparison_says_that_distilled_networks_had_other_teachers(no_claims)
     assert not comparisons({**runs, **seeds("two", range(20))}, OWN)["across_teachers"].item()  # without any
 
 
+@pytest.mark.parametrize(
+    ("one", "two", "differ"),
+    [
+        ({"sha256": "a"}, {"sha256": "b"}, True),
+        ({"sha256": "a"}, {"sha256": "c", "began_with": {"sha256": "b"}}, True),  # after a pretext
+        ({"sha256": "a"}, {"sha256": "c", "began_with": {"sha256": "a"}}, False),
+        ({"sha256": "a"}, {"weights": "random"}, False),  # the difference that is asked about
+    ],
+)
+def test_a_comparison_says_that_runs_began_with_other_files_of_weights(one, two, differ, no_claims):
+    runs = seeds("one", range(4)) | seeds("two", range(20))
+    for run, weights in zip(runs.values(), (one, two), strict=True):
+        run["initial_weights"] = weights
+    assert comparisons(runs, OWN)["across_weights"].item() == differ
+
+
 def test_the_weights_that_several_seeds_began_with_are_named_once():
     runs = seeds("one", [1], [2])
     runs["one"]["initial_weights"] = {"weights": "pretext, epoch 3"}
