@@ -57,7 +57,7 @@ class TrainSettings:
     momentum: float = 0.0  # of "sgd"; Nesterov's if above 0
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
-    schedule: str = "step"  # "plateau" follows val_loss, "cosine" falls to 0 in the last epoch
+    schedule: str = "step"  # "plateau" follows val_loss, "cosine" would reach 0 after the last epoch
     step_epochs: int = 10  # "step": epochs between two steps; "plateau": see `build_scheduler`
     step_factor: float = 0.1  # each step multiplies the learning rate by this
     warmup_epochs: int = 0  # "cosine": epochs of linear warm-up
