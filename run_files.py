@@ -272,6 +272,12 @@ def origin_of(initial_weights: Mapping) -> Mapping:
     return initial_weights.get("began_with", initial_weights)
 
 
+def platform_of(result: Mapping) -> str:
+    """Device and torch version of a run."""
+    device = re.sub(r" \(.*?\)", "", result["device"])
+    return f"{device}, torch {result['versions']['torch']}"
+
+
 def _check_format(path: Path, saved: dict):
     if saved.get("format") != FORMAT:
         raise ValueError(f"{path} has format {saved.get('format')}; this code reads format {FORMAT}")

@@ -48,6 +48,7 @@ from run_files import (
     load_result,
     load_weights,
     origin_of,
+    platform_of,
     read,
     settings_of,
 )
@@ -250,6 +251,7 @@ def train_job(job: Job) -> tuple[nn.Module, dict]:
         trained = trained_part(job.experiment, job.model)
         step = resolve_step(job.experiment.train, trained, job.objective, accelerator)
         machine = describe_machine(accelerator.device, job.experiment.train, step, state)
+        _refuse_to_replace_result(job, machine)
         clock = _Clock(0.0 if state is None else state["seconds"])
         if isinstance(job.experiment, ProbeExperiment):
             history, result = _fit(job, accelerator)
@@ -284,7 +286,6 @@ class _Clock:
 def _read_finished(job: Job) -> tuple[nn.Module, dict] | None:
     """Model and result of a finished run of this identity, or None if it must be trained."""
     if not job.files.checkpoint.exists():
-        _refuse_to_replace_result(job)
         return None
     saved = load_checkpoint(job.files.checkpoint)
     difference = difference_of(job.experiment, job.identity, saved["identity"], any_precision=not job.overwrite)
@@ -308,10 +309,11 @@ def _lacks_epochs(job: Job, result: dict) -> bool:
     return not all(job.files.saved(epoch).exists() for epoch in saved)
 
 
-def _refuse_to_replace_result(job: Job):
+def _refuse_to_replace_result(job: Job, machine: dict):
     """Raise ValueError where a result without a checkpoint, as in a clone, is of something else; `overwrite` may.
 
-    A run from a pretext or from teachers that were trained again is the same if these began with the same weights.
+    So is one of another platform or precision than those of this run, `machine`.  A run from a pretext or from teachers
+    that were trained again is the same if these began with the same weights.
     """
     path = job.files.result
     if job.overwrite or not path.exists():
@@ -322,8 +324,10 @@ def _refuse_to_replace_result(job: Job):
             "settings": each.get("settings", {}),
             "data": each.get("data", {}),
             "initial_weights": _origin(each.get("initial_weights", {})),
+            "platform": platform_of(each),
+            "precision": each["precision"],
         }
-        for each in (job.identity, result)
+        for each in (job.identity | machine, result)
     )
     difference = difference_of(job.experiment, asked, saved)
     if difference is not None:

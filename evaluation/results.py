@@ -18,7 +18,7 @@ from packaging.version import Version
 from data.augment import AUGMENTATIONS
 from evaluation.statistics import accuracy_interval, compare, compare_with_reported, correctness, mean_accuracy
 from experiments import EXPERIMENTS, initial_weights_text
-from run_files import STUDY_DATA, folder_of_data, load_result, origin_of, with_defaults
+from run_files import STUDY_DATA, folder_of_data, load_result, origin_of, platform_of, with_defaults
 from self_supervised.settings import ProbeExperiment
 from supervised.settings import Experiment
 
@@ -125,7 +125,7 @@ def runs_of(results: Mapping[str, dict], experiment: str) -> list[dict]:
 
 
 def runs_by_platform(results: Mapping[str, dict], experiment: str) -> dict[str, list[dict]]:
-    """The results of an experiment on each `platform`, of the runs that have the settings of the first one.
+    """The results of an experiment on each `run_files.platform_of`, of the runs that have the settings of the first.
 
     Their order: one with MIN_RUNS runs before one with fewer, then one with a newer torch, then one with more runs.
     """
@@ -133,7 +133,7 @@ def runs_by_platform(results: Mapping[str, dict], experiment: str) -> dict[str, 
     found = {}
     for run in runs:
         if _kind_of_run(run) == _kind_of_run(runs[0]):
-            found.setdefault(platform(run), []).append(run)
+            found.setdefault(platform_of(run), []).append(run)
     return dict(sorted(found.items(), key=lambda each: _rank(each[1]), reverse=True))
 
 
@@ -199,15 +199,9 @@ def correct_on_test(runs: list[dict], classes: Collection[str] = ()) -> np.ndarr
     return correct[:, np.isin(labels, numbers)] if numbers else correct
 
 
-def platform(result: dict) -> str:
-    """Device and torch version of a run."""
-    device = re.sub(r" \(.*?\)", "", result["device"])
-    return f"{device}, torch {result['versions']['torch']}"
-
-
 def machine(result: dict) -> str:
     """Device, torch version and precision of a run."""
-    return f"{platform(result)}, {result['precision']}"
+    return f"{platform_of(result)}, {result['precision']}"
 
 
 def machines(runs: Iterable[dict]) -> str:
@@ -396,7 +390,7 @@ def comparisons_elsewhere(
         others = runs_by_platform(results, pair.compared_with)
         for name, runs in runs_by_platform(results, pair.experiment).items():
             sides = runs, others.get(name, [])
-            again = {name} != set(map(platform, chosen)) and min(map(_runs_that_count, sides)) == MIN_RUNS
+            again = {name} != set(map(platform_of, chosen)) and min(map(_runs_that_count, sides)) == MIN_RUNS
             if again and _comparable([*sides[0], *sides[1]], pair.classes):
                 lines.append(_line_of_comparison(pair, *sides, results))
     return pd.DataFrame(lines, columns=COLUMNS)
@@ -414,7 +408,7 @@ def platforms_table(results: Mapping[str, dict]) -> pd.DataFrame:
         for runs, values in zip(newest_first, accuracies, strict=True) if len(newest_first) > 1 else ():
             deviation = np.std(values, ddof=1) if len(values) > 1 else np.nan
             difference = np.mean(values) - np.mean(accuracies[0])
-            lines.append((name, platform(runs[0]), len(runs), np.mean(values), deviation, difference))
+            lines.append((name, platform_of(runs[0]), len(runs), np.mean(values), deviation, difference))
     columns = ["experiment", "platform", "runs", "test", "standard deviation", "difference"]
     return pd.DataFrame(lines, columns=columns)
 
@@ -430,7 +424,7 @@ def _line_of_comparison(pair: Pair, runs: list[dict], other_runs: list[dict], re
     deterministic = pair.experiment in DETERMINISTIC, pair.compared_with in DETERMINISTIC
     found = compare(correct, other, pair.comparisons, deterministic)
     teachers = {_teachers(run) for run in (*runs, *other_runs) if run["settings"].get("teacher_run")}
-    platforms, precisions = ({of(run) for run in (*runs, *other_runs)} for of in (platform, machine))
+    platforms, precisions = ({of(run) for run in (*runs, *other_runs)} for of in (platform_of, machine))
     files = {origin_of(run["initial_weights"]).get("sha256") for run in (*runs, *other_runs)} - {None}  # None: random
     rules = set().union(*(augmentation_rules(run, results) for run in (*runs, *other_runs)))
     return {

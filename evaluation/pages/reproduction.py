@@ -34,8 +34,9 @@ from scipy.stats import t as student_t
 from data.files import CODE, root_folder, run_command, write_text
 from evaluation.metrics import average_precision, classification_report
 from evaluation.nature import LOOKED_AT
-from evaluation.results import MIN_RUNS, machine, platform, read_profile, runs_of
+from evaluation.results import MIN_RUNS, machine, read_profile, runs_of
 from experiments import EXPERIMENTS
+from run_files import platform_of
 from self_supervised.dataloader import PRETEXTS
 from self_supervised.settings import CLASSIFIER_EXPERIMENTS, FROZEN_WORDS, REPRODUCTION
 from supervised.settings import REPRODUCTION as SUPERVISED_REPRODUCTION
@@ -544,8 +545,8 @@ def hypotheses_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> st
 
 def _unchanged(study: Measured, changed: Experiment, experiment: Experiment, key: str = ACCURACY) -> str:
     """The mean over the runs of an experiment on the platforms of those of a changed one; "-" if there are none."""
-    platforms = {platform(run) for run in study.runs(changed.name)}
-    there = {stem: result for stem, result in study.results.items() if platform(result) in platforms}
+    platforms = {platform_of(run) for run in study.runs(changed.name)}
+    there = {stem: result for stem, result in study.results.items() if platform_of(result) in platforms}
     ours = measured(replace(study, results=there), experiment.name, key) if changed is not experiment else []
     return f"{_in_digits(float(np.mean(ours)))}, {_count(ours)}" if ours else "-"
 

@@ -322,6 +322,30 @@ def test_a_result_of_a_pretext_that_was_trained_again_may_be_made_again(root, sc
     assert "initial_weights" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "made_elsewhere, named",
+    [
+        ({"device": "NVIDIA H200"}, "platform = 'NVIDIA H200, torch"),
+        ({"versions": {"torch": "1.0"}}, "platform = 'cpu, torch 1.0'"),
+        ({"precision": "bfloat16"}, "precision = 'bfloat16', but 'float32'"),
+        ({"cpu_threads": 99}, ""),
+    ],
+)
+def test_a_result_of_another_machine_or_precision_is_not_replaced(made_elsewhere, named, root, scene_folder, capsys):
+    """Random weights and settings are the same for everybody; the numbers are not."""
+    data = ["--data", str(scene_folder), "--profile", "quick", "--device", "cpu", "--epochs", "1"]
+    assert train.main(["imagenet_classifier", *data]) == 0
+    files = run_files.files_of(configure(find("imagenet_classifier"), "quick", data=str(scene_folder)), "quick")
+    files.checkpoint.unlink()
+    write_result(files.result, json.loads(files.result.read_text()) | made_elsewhere)
+    before = files.result.read_bytes()
+    assert train.main(["imagenet_classifier", *data]) == (2 if named else 0)
+    assert named in capsys.readouterr().err
+    if named:
+        assert files.result.read_bytes() == before and not files.checkpoint.exists()
+        assert train.main(["imagenet_classifier", *data, "--overwrite"]) == 0
+
+
 def test_a_study_of_everything_leaves_out_results_of_other_images_and_a_named_one_is_refused(root, monkeypatch, capsys):
     def read(experiment, profile, seen):
         if experiment.data == "cifar10":
