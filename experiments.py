@@ -64,6 +64,13 @@ def configure(
     return replace(experiment, data=data or experiment.data, seed=experiment.seed if seed is None else seed)
 
 
+def with_precision(experiment: Experiment, precision: str) -> Experiment:
+    """The experiment in the precision that an option asks for; "auto" is that of the experiment."""
+    if precision == "auto":
+        return experiment
+    return replace(experiment, train=replace(experiment.train, precision=precision))
+
+
 def with_unlabelled(experiment: Experiment, folder: str, alone: bool = False) -> Experiment:
     """A joint-embedding pretext, or what starts from one, with more images: a new experiment, which is returned.
 

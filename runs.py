@@ -25,7 +25,7 @@ from torch import nn
 from data import files as plain_files
 from data.augment import AUGMENTATION_RULES
 from data.files import locked, write_atomically, write_text
-from experiments import prerequisites
+from experiments import prerequisites, with_precision
 from helper_functions import (
     CrossEntropy,
     Evaluation,
@@ -110,8 +110,7 @@ def run(
     """
     options = {"device": device, "precision": precision, "skip_bad_images": skip_bad_images}
     options |= {"progress": progress, "wait": wait, "log": log}
-    if precision != "auto":
-        experiment = replace(experiment, train=replace(experiment.train, precision=precision))
+    experiment = with_precision(experiment, precision)
     loaders = build_loaders(experiment, skip_bad_images, progress)
     if not overwrite and _outlives_its_pretext(experiment, profile):
         return _read_alone(experiment, profile, loaders)

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from data.files import CODE, root_folder, say_once
 from data.layouts import list_splits
 from data.prepare import locate
-from experiments import EXPERIMENTS, configure, find, prerequisites
+from experiments import EXPERIMENTS, configure, find, prerequisites, with_precision
 from run_files import files_of, read
 from self_supervised.dataloader import PRETEXTS
 from self_supervised.settings import JointEmbeddingExperiment, PretextExperiment, ProbeExperiment
@@ -55,15 +55,23 @@ class Task:
 
 
 def missing_tasks(
-    names: Iterable[str], profile: str, seeds: Iterable[int], overwrite: bool = False, every: bool = False, **changes
+    names: Iterable[str],
+    profile: str,
+    seeds: Iterable[int],
+    overwrite: bool = False,
+    every: bool = False,
+    precision: str = "auto",
+    **changes,
 ) -> list[Task]:
     """Runs without a result, each after what it starts from, and checkpoints that these need again.
 
-    `changes` are those of `configure`.  With `overwrite` every run that is named is missing.  Else raises ValueError
-    for a result of other settings or other images, naming the field; with `every`, which says that the names are all
-    there are, such runs, and those that need them, are left out and counted instead.
+    `changes` are those of `configure`; `precision` is that of the runs that are named.  With `overwrite` every run that
+    is named is missing.  Else raises ValueError for a result of other settings or other images, naming the field; with
+    `every`, which says that the names are all there are, such runs, and those that need them, are left out and counted
+    instead.
     """
-    asked = [configure(find(name), profile, seed=seed, **changes) for name in names for seed in seeds]
+    configured = [configure(find(name), profile, seed=seed, **changes) for name in names for seed in seeds]
+    asked = [with_precision(experiment, precision) for experiment in configured]
     named = {files_of(experiment, profile).name: experiment for experiment in asked}
     plan = _Plan(profile, named, overwrite, every)
     for experiment in asked:
@@ -230,14 +238,15 @@ def train_missing(
     at_a_time: int | None = None,
     overwrite: bool = False,
     every: bool = False,
+    precision: str = "auto",
     **changes,
 ) -> list[str]:
     """Train every run without a result, after saying how long it will take; returns the names of those that failed.
 
-    `options` are those of train.py that are the same for all, `every` and `changes` are those of `missing_tasks`.  By
-    default so many runs go side by side as fit.
+    `options` are those of train.py that are the same for all; `every`, `precision` and `changes` are those of
+    `missing_tasks`.  By default so many runs go side by side as fit.
     """
-    tasks = missing_tasks(names, profile, seeds, overwrite, every, **changes)
+    tasks = missing_tasks(names, profile, seeds, overwrite, every, precision, **changes)
     if not tasks:
         print("every run that is asked for has a result")
         return []
@@ -246,7 +255,7 @@ def train_missing(
     seconds, at_a_time = expected_seconds(tasks, finished, images_of(tasks[0])), at_a_time or runs_at_a_time()
     words = f"about {in_words(sum(seconds.values()) / at_a_time)}" if seconds else "no finished run says for how long"
     print(f"{len(tasks)} run(s) without a result, {at_a_time} at a time: {words}", flush=True)
-    same = [*options, *(["--data", str(changes["data"])] if changes.get("data") else [])]
+    same = [*options, "--precision", precision, *(["--data", str(changes["data"])] if changes.get("data") else [])]
     epochs = ["--epochs", str(changes["max_epochs"])] if changes.get("max_epochs") else []
 
     def command(task: Task) -> list[str]:

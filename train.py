@@ -205,7 +205,7 @@ def train_study(options: argparse.Namespace) -> int:
     if options.at_a_time is not None and options.at_a_time < 1:
         raise ValueError(f"--at-a-time is {options.at_a_time}; it must be at least 1")
     changes = {"data": options.data, "weights": options.weights, "max_epochs": options.epochs}
-    same = ["--device", options.device, "--precision", options.precision]
+    same = ["--device", options.device]
     same += [] if options.log is None else ["--log", options.log]
     same += ["--skip-bad-images"] * options.skip_bad_images
     failed = train_missing(
@@ -216,6 +216,7 @@ def train_study(options: argparse.Namespace) -> int:
         options=same,
         at_a_time=options.at_a_time,
         overwrite=options.overwrite,
+        precision=options.precision,
         **changes,
     )
     say_failed(failed)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import study
+import train
 from experiments import EXPERIMENTS, configure
 from run_files import FORMAT, files_of, settings_of
 from study import IMAGES, Task, expected_seconds, finished_runs, forward_passes, missing_tasks, train_tasks
@@ -66,6 +67,29 @@ def test_a_run_with_a_result_is_left_out_but_trained_again_where_its_weights_are
         missing_tasks(["byol"], "full", [0], weights="random")
     (again,) = missing_tasks(["byol"], "full", [0], overwrite=True, weights="random")
     assert again.name == "byol"
+
+
+def test_a_result_of_another_precision_is_refused_but_not_that_of_a_pretext(root, capsys):
+    """As without --study: what a run starts from may be of any precision."""
+    byol = EXPERIMENTS["byol"]
+    files = files_of(byol, "full")
+    files.results.mkdir(parents=True)
+    files.models.mkdir(parents=True)
+    settings = settings_of(replace(byol, train=replace(byol.train, precision="bfloat16")))
+    files.result.write_text(json.dumps({"format": FORMAT, "settings": settings}))
+    files.checkpoint.write_bytes(b"")
+    for precision, code in (("float32", 2), ("bfloat16", 0), ("auto", 0)):
+        assert train.main(["--study", "byol", "--precision", precision]) == code
+    assert "train.precision = 'bfloat16', but 'float32'" in capsys.readouterr().err
+    (task,) = missing_tasks(["byol_classifier"], "full", [0], precision="float32")
+    assert task.experiment.train.precision == "float32"
+
+
+def test_a_study_asks_each_run_for_the_precision(root, monkeypatch):
+    commands = []
+    monkeypatch.setattr(study, "train_tasks", lambda tasks, command, *_: commands.extend(map(command, tasks)) or [])
+    assert train.main(["--study", "supervised_1", "--precision", "bfloat16"]) == 0
+    assert commands[0][commands[0].index("--precision") + 1] == "bfloat16"
 
 
 def test_tasks_run_side_by_side_and_wait_for_the_files_they_need(root, tmp_path, trains):
