@@ -7,7 +7,7 @@
 
 A split that is made here depends on the images' names alone: it is the same on every machine, and one more image moves
 few others.  It is recorded in split.csv beside the images, or in data/splits/ of the root folder where that cannot be
-written.  The record decides from then on: an image in it keeps its split, and new ones are assigned by the same rule.
+written.  The records decide from then on: an image in one keeps its split, and new ones are assigned by the same rule.
 """
 
 import csv
@@ -64,11 +64,11 @@ def record_split(root: Path):
     unsplit = None if root.name == ALL_BELOW else _unsplit(root)
     if unsplit is None:
         return
-    if _recorded(root) == _split_of(root, unsplit):
+    if _split_of(root, unsplit) in _records(root):
         return
     with locked(root_folder() / "data" / "splits" / f".{_stem(root)}.lock"):
         recorded, split_of = _recorded(root), _split_of(root, unsplit)
-        if recorded == split_of:
+        if split_of in _records(root):
             return
         images = {image._replace(split=split): () for image, split in split_of.items()}
         for path in _record_paths(root):
@@ -181,16 +181,21 @@ def _split_of(root: Path, unsplit: _Unsplit) -> dict[ImageName, str]:
 
 
 def _recorded(root: Path) -> dict[ImageName, str]:
-    """The split of each image in the record of a data set; empty if there is none."""
-    for path in _record_paths(root):
-        if path.is_file():
-            images = read_record(path)
-            unknown = sorted({image.split for image in images} - set(SPLITS))
-            if unknown:
-                raise ValueError(f"{path} names the split {unknown[0]!r}; it must be one of {', '.join(SPLITS)}")
-            plain = _in_one_form({image: image._replace(split=None) for image in images})
-            return {name: image.split for image, name in plain.items()}
-    return {}
+    """The split of each image that a record of a data set names; the record beside the images decides where both do."""
+    return {name: split for record in reversed(_records(root)) for name, split in record.items()}
+
+
+def _records(root: Path) -> list[dict[ImageName, str]]:
+    """The records of a data set that are there, each the split of its images, in the order of `_record_paths`."""
+    records = []
+    for path in filter(Path.is_file, _record_paths(root)):
+        images = read_record(path)
+        unknown = sorted({image.split for image in images} - set(SPLITS))
+        if unknown:
+            raise ValueError(f"{path} names the split {unknown[0]!r}; it must be one of {', '.join(SPLITS)}")
+        plain = _in_one_form({image: image._replace(split=None) for image in images})
+        records.append({name: image.split for image, name in plain.items()})
+    return records
 
 
 def _in_one_form(names: Mapping[str | ImageName, ImageName]) -> dict[str | ImageName, ImageName]:
@@ -200,7 +205,7 @@ def _in_one_form(names: Mapping[str | ImageName, ImageName]) -> dict[str | Image
 
 
 def _record_paths(root: Path) -> tuple[Path, Path]:
-    """Where the record of a data set may lie: beside it, or in the root folder."""
+    """Where records of a data set may lie: beside it, and in the root folder."""
     beside = root.with_suffix(".split.csv") if root.suffix == TABLE else root / "split.csv"
     return beside, root_folder() / "data" / "splits" / f"{_stem(root)}.csv"
 

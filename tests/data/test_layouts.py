@@ -11,7 +11,7 @@ from PIL import Image
 from data import layouts
 from data.files import say_once, write_atomically
 from data.image_cache import load_splits
-from data.layouts import fingerprints, list_splits
+from data.layouts import fingerprints, list_splits, record_split
 from data.splits import SHARES, divide, read_record
 from tests.conftest import CLASSES, draw
 
@@ -114,21 +114,45 @@ def test_a_record_decides_over_the_rule(folder):
     assert len(load(folder)["test"]) == 42 and record.read_text() == swapped
 
 
-def test_where_nothing_can_be_written_beside_the_images_the_record_lies_in_the_root_folder(
-    folder, root, monkeypatch, capsys
-):
+@pytest.fixture
+def make_read_only(folder, monkeypatch):
+    """Call it, and nothing can be written beside the images any more."""
+
     def only_elsewhere(path, write):
         if path.parent == folder:
             raise OSError(f"{path} is on a disk that is read-only")
         return write_atomically(path, write)
 
-    monkeypatch.setattr(layouts, "write_atomically", only_elsewhere)
+    return lambda: monkeypatch.setattr(layouts, "write_atomically", only_elsewhere)
+
+
+def test_where_nothing_can_be_written_beside_the_images_the_record_lies_in_the_root_folder(
+    folder, root, make_read_only, capsys
+):
+    make_read_only()
     before = split_of_names(load(folder))
     (record,) = (root / "data/splits").glob("*.csv")
     assert str(record) in capsys.readouterr().err and not (folder / "split.csv").exists()
     record.write_text(record.read_text().replace(",val", ",train"))
     after = split_of_names(load(folder))
     assert after != before  # it is read
+
+
+def test_images_that_are_new_on_a_disk_that_is_read_only_keep_their_split_too(folder, make_read_only, capsys):
+    """The record beside the images does not name them; its owner keeps adding some."""
+    load(folder)
+    make_read_only()
+    before = {}
+    for more in range(4):
+        for number in range(15):
+            shutil.copy(folder / "dark/0.png", folder / "dark" / f"more_{more}_{number}.png")
+        after = split_of_names(load(folder))
+        assert {name: after[name] for name in before} == before
+        before = after
+    say_once.cache_clear()
+    capsys.readouterr()
+    record_split(folder)
+    assert capsys.readouterr().err == ""  # it is up to date
 
 
 def test_every_class_has_an_image_in_each_split_however_few_there_are(folder):
