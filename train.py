@@ -204,6 +204,8 @@ def train_study(options: argparse.Namespace) -> int:
         raise ValueError("--study cannot be combined with --from-study or --unlabelled")
     if options.at_a_time is not None and options.at_a_time < 1:
         raise ValueError(f"--at-a-time is {options.at_a_time}; it must be at least 1")
+    if options.data is not None:
+        locate(options.data)  # or every run would fail
     changes = {"data": options.data, "weights": options.weights, "max_epochs": options.epochs}
     same = ["--device", options.device]
     same += [] if options.log is None else ["--log", options.log]

@@ -188,11 +188,12 @@ def prepare(request: Request) -> Path:
 def locate(data: str | Path) -> Path:
     """The folder of a data set, or its table: a prepared one by its name, or any other of data.layouts by its path.
 
-    The synthetic scenes are drawn on first use; they need no download.  Raises FileNotFoundError that says what to do.
+    The synthetic scenes are drawn on first use; they need no download.  Raises FileNotFoundError that says what to do,
+    and what `folder_of` raises.
     """
     name, folder = str(data), folder_of(data)
     if name in DATA_SETS and Path(name).is_dir() and Path(name).resolve() != folder.resolve():
-        say_once(f"{name} is the prepared data set {folder}; to use the folder {name} that is here, write ./{name}")
+        say_once(f"{name} is the prepared data set {folder}; to use the folder {name} that is here, rename it")
     if name == "synthetic":
         return prepare(Request(name, progress=False))
     of_all = folder.name == ALL_BELOW and folder.parent.is_dir()  # without labels
@@ -207,8 +208,19 @@ def locate(data: str | Path) -> Path:
 
 
 def folder_of(data: str | Path) -> Path:
-    """Where a data set lies, or would lie once it is prepared."""
-    return root_folder() / "data" / str(data) if str(data) in DATA_SETS else expanded(data).resolve()
+    """Where a data set lies, or would lie once it is prepared.
+
+    Raises ValueError for another folder of the name of a prepared one: results tell data sets apart by their names.
+    """
+    if str(data) in DATA_SETS:
+        return root_folder() / "data" / str(data)
+    folder = expanded(data).resolve()
+    if folder.name in DATA_SETS and folder.is_dir() and folder != folder_of(folder.name).resolve():
+        raise ValueError(
+            f"{folder} has the name of a prepared data set, and its results would be taken for those of that one; "
+            "rename the folder"
+        )
+    return folder
 
 
 def verify(name: str, folder: Path) -> tuple[Set[ImageName], Set[ImageName]]:

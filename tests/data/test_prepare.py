@@ -524,14 +524,19 @@ def test_other_data_are_located_by_their_path(scene_folder, monkeypatch):
         locate("15scenes")
 
 
-def test_a_folder_named_as_a_prepared_one_is_taken_by_its_path(scene_folder, root, monkeypatch, capsys):
-    (root / "data/nature").mkdir(parents=True)
+def test_a_folder_named_like_a_prepared_one_is_refused_unless_it_is_that(scene_folder, root, monkeypatch, capsys):
+    """Results tell data sets apart by their names."""
+    (root / "disk/nature").mkdir(parents=True)
+    (root / "data").mkdir()
+    (root / "data/nature").symlink_to(root / "disk/nature")
     scene_folder.rename(root / "nature")
     monkeypatch.chdir(root)
     say_once.cache_clear()
     assert locate("nature") == root / "data/nature"
-    assert "./nature" in capsys.readouterr().err
-    assert locate("./nature") == root / "nature"
+    assert str(root / "data/nature") in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"nature has the name of a prepared .*; rename the folder"):
+        locate("./nature")
+    assert locate("data/nature") == locate("disk/nature") == root / "disk/nature"
     monkeypatch.chdir(root / "data")
     assert locate("nature") == root / "data/nature"
     assert capsys.readouterr().err == ""

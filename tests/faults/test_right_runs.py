@@ -270,18 +270,29 @@ def test_photos_that_lie_elsewhere_now_are_the_same_and_quick_reads_a_prepared_n
     loaders = pretexts.build_loaders(quick, progress=False)
     assert loaders.data["unlabelled"]["name"] == "nature"
     assert len(loaders.train.dataset) > loaders.data["images"]["train"]
-    moved = root / "elsewhere" / "nature"
-    shutil.copytree(scene_folder, moved)
-    again = replace(quick, unlabelled=str(moved))
-    assert run_files.settings_of(again) == run_files.settings_of(quick)
-    assert pretexts.build_loaders(again, progress=False).data == loaders.data
+    for folder in ("photos", "elsewhere/photos"):
+        shutil.copytree(scene_folder, root / folder)
+    here, moved = (replace(quick, unlabelled=str(root / folder)) for folder in ("photos", "elsewhere/photos"))
+    assert run_files.settings_of(moved) == run_files.settings_of(here)
+    assert pretexts.build_loaders(moved, progress=False).data == pretexts.build_loaders(here, progress=False).data
     alone = configure(
-        experiments.with_unlabelled(find("byol"), str(moved), alone=True), "quick", data=str(scene_folder)
+        experiments.with_unlabelled(find("byol"), str(root / "photos"), alone=True), "quick", data=str(scene_folder)
     )
     assert alone.unlabelled_alone
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
+
+
+@pytest.mark.parametrize(
+    "command", ["supervised_1 --data", "--study supervised_1 --data", "--list --data", "byol --unlabelled"]
+)
+def test_a_folder_named_like_a_prepared_data_set_is_not_taken_for_it(command, root, scene_folder, capsys):
+    own = root / "photos" / "nature"
+    shutil.copytree(scene_folder, own)
+    assert train.main([*command.split(), str(own)]) == 2
+    assert str(own) in (error := capsys.readouterr().err) and "rename the folder" in error
+    assert not list((root / "results").rglob("*.json"))
 
 
 def test_a_result_of_other_settings_is_not_replaced_though_its_checkpoint_is_not_here(
