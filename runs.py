@@ -130,11 +130,17 @@ def run(
 
 
 def collect(
-    experiments: Iterable[Experiment], profile: str, *, train_missing: bool = False, progress: bool = True
+    experiments: Iterable[Experiment],
+    profile: str,
+    *,
+    train_missing: bool = False,
+    skip_bad_images: bool = False,
+    progress: bool = True,
 ) -> dict[str, dict]:
     """The results of experiments by file stem: read where there are any, trained where `train_missing` is on.
 
-    Quick results of other settings are replaced: they prove that everything runs, and nothing else.
+    `skip_bad_images` is that of `run`.  Quick results of other settings are replaced: they prove that everything runs,
+    and nothing else.
     """
     results, seen, overwrite = {}, {}, profile == "quick"
     for experiment in experiments:
@@ -145,7 +151,8 @@ def collect(
                 raise
             result = None
         if result is None and train_missing:
-            _, result = run(experiment, profile, overwrite=overwrite, progress=progress, wait=True)
+            options = {"overwrite": overwrite, "skip_bad_images": skip_bad_images, "progress": progress}
+            _, result = run(experiment, profile, wait=True, **options)
         if result is not None:
             results[files_of(experiment, profile).name] = result
     return results

@@ -163,7 +163,8 @@ class Study:
         Missing runs of seed 0 are trained where `train` and `compute` are on; runs of other seeds are only read.
         """
         experiments = list(self.configured(table).values())
-        found = collect(experiments, self.profile, train_missing=train and self.compute, progress=False)
+        options = {"train_missing": train and self.compute, "skip_bad_images": self.skip_bad_images}
+        found = collect(experiments, self.profile, progress=False, **options)
         if all_seeds:
             further = [replace(each, seed=seed) for each in experiments for seed in further_seeds(each, self.profile)]
             found |= collect(further, self.profile, progress=False)

@@ -38,7 +38,7 @@ def test_all_seeds_that_there_are_are_read_and_none_but_the_first_is_trained(mon
     monkeypatch.setattr(notebook, "further_seeds", lambda experiment, profile: [7])
     asked = []
 
-    def collect(experiments, profile, train_missing=False, progress=True):
+    def collect(experiments, profile, train_missing=False, skip_bad_images=False, progress=True):
         asked.extend((each.seed, train_missing) for each in experiments)
         return {f"{each.name}.{each.seed}": {} for each in experiments}
 
@@ -48,6 +48,13 @@ def test_all_seeds_that_there_are_are_read_and_none_but_the_first_is_trained(mon
     assert list(study.results(table)) == ["supervised_1.0"]
     assert list(study.results(table, all_seeds=True)) == ["supervised_1.0", "supervised_1.7"]
     assert asked == [(0, True), (0, True), (7, False)]
+
+
+def test_a_quick_report_on_ones_own_images_trains_without_those_that_cannot_be_decoded(root, scene_folder):
+    (scene_folder / "train/dark/broken.jpg").write_text("no image")
+    study = notebook.Study("quick", str(scene_folder), {}, compute=True, skip_bad_images=True)
+    (found,) = study.results({"random_classifier": EXPERIMENTS["random_classifier"]}).values()
+    assert found["data"]["skipped"] == ["train/dark/broken.jpg"]
 
 
 def test_on_data_without_the_weighed_classes_the_other_experiments_remain(scene_folder):
