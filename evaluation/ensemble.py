@@ -18,11 +18,11 @@ import pandas as pd
 from data.files import write_table
 from evaluation.checkpoints import load_trained
 from evaluation.predict import class_probabilities
+from evaluation.split_images import loaders_of_run
 from evaluation.statistics import accuracy_interval
 from experiments import add_data_options, experiments_of
 from run_files import files_of, load_weights
 from runs import run_command
-from self_supervised.dataloader import build_loaders
 from supervised.settings import Experiment
 
 HELD_OUT = ("val", "test")
@@ -64,11 +64,13 @@ def probabilities_of_runs(
     """
     if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds is {' '.join(map(str, seeds))}; an ensemble needs at least two, each once")
-    loaders = build_loaders(experiment, progress=False)
+    runs = [replace(experiment, seed=seed) for seed in seeds]
+    _, provenance = load_weights(runs[0], profile)
+    loaders = loaders_of_run(provenance["data"], experiment)
     splits = {split: getattr(loaders, split) for split in HELD_OUT}
     labels = {split: np.concatenate([labels.numpy() for _, labels in loader]) for split, loader in splits.items()}
     found = {}
-    for each in (replace(experiment, seed=seed) for seed in seeds):
+    for each in runs:
         files = files_of(each, profile)
         load_weights(each, profile, data=loaders.data)  # refuses one of other settings or images
         model = load_trained(files.checkpoint).folded().model

@@ -61,11 +61,10 @@ from evaluation.metrics import rightly_predicted_by_all
 from evaluation.model_inversion import class_logit, filter_mean, strongest_filters
 from evaluation.probes import features_of
 from evaluation.scorecam import score_cam
-from evaluation.split_images import evenly_spread
+from evaluation.split_images import evenly_spread, loaders_of_run
 from experiments import add_data_options, experiments_of
 from run_files import files_of
 from runs import collect, run_command
-from self_supervised.dataloader import build_loaders
 from supervised.settings import Experiment
 
 SHOWN_IMAGES = {"full": 4, "quick": 2}
@@ -119,7 +118,7 @@ def collect_explanations(experiments: Mapping[str, Experiment], profile: str, co
         raise ValueError(f"there is no result of {', '.join(compared)}; train.py trains them")
     first = compared[next(iter(results))]
     folder = files_of(first, profile).results / "explanations"
-    scenes = build_loaders(first, progress=False).test.dataset.scenes
+    scenes = loaders_of_run(next(iter(results.values()))["data"], first).test.dataset.scenes
     shown = _choose_images(results, profile)
     if compute:
         subjects = [_subject(compared[name], profile, folder, result) for name, result in results.items()]
@@ -378,7 +377,7 @@ def _subject(experiment: Experiment, profile: str, folder: Path, result: Mapping
     here = [path for path in (files.checkpoint, files.checkpoint.with_suffix(RELEASED)) if path.exists()]
     if not here:
         return None
-    cache, test = folder / files.name, build_loaders(experiment, progress=False).test
+    cache, test = folder / files.name, loaders_of_run(result["data"], experiment).test
     cached, kept = _digests_of(cache), False
     if cached.get("images") == test.dataset.scenes.fingerprint and (cache / "test.npz").exists():
         with np.load(cache / "test.npz") as saved:

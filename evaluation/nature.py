@@ -33,10 +33,11 @@ from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.hooks import eval_mode
 from evaluation.predict import class_probabilities
 from evaluation.representation import module_outputs, share_non_positive, spectrum_by_images
+from evaluation.split_images import loaders_of_run
 from experiments import add_data_options, configure, find
 from run_files import files_of
 from runs import build_model, collect, run_command
-from self_supervised.dataloader import build_loaders
+from supervised.dataloader import Loaders
 from supervised.settings import EARLIER_NON_POSITIVE, NATURE_EXPERIMENTS, Experiment
 
 BEST = "nature_efficientnet_best"
@@ -129,7 +130,7 @@ class NatureStudy:
         }
         if AFTER in networks:
             best = self.experiments[BEST]
-            model, provenance = build_model(best, build_loaders(best, progress=False), self.profile)
+            model, provenance = build_model(best, self.loaders(best), self.profile)
             networks[BEFORE] = model, best, provenance.get("sha256", "random")
         return networks
 
@@ -145,6 +146,10 @@ class NatureStudy:
     def load(self, name: str) -> TrainedRun:
         """The run of an experiment whose checkpoint is here."""
         return load_trained(self.checkpoints[name][0])
+
+    def loaders(self, experiment: Experiment) -> Loaders:
+        """The loaders of an experiment whose checkpoint is here, without the images that its training left out."""
+        return loaders_of_run(self.load(experiment.name).data, experiment)
 
     def fill(self):
         """Compute what is missing or stale."""
@@ -175,7 +180,7 @@ class NatureStudy:
         path = self.folder / "scores.csv"
         known = pd.read_csv(path, index_col="experiment").to_dict("index") if path.exists() else {}
         for name, (_, digest) in self.checkpoints.items():
-            test = build_loaders(self.experiments[name], progress=False).test
+            test = self.loaders(self.experiments[name]).test
             scores, file = class_probabilities(self.load(name).model, test), self._scores_file(name)
             if name in known and known[name]["checkpoint"] == digest:
                 difference = np.abs(np.load(file) - scores).max()
@@ -190,7 +195,7 @@ class NatureStudy:
         """The val accuracy of a network at every image size of the experiments."""
         model, experiment, lines = self.load(name).model, self.experiments[name], []
         for size in sorted({each.image_size for each in self.experiments.values()}):
-            val = build_loaders(replace(experiment, image_size=size), progress=False).val
+            val = self.loaders(replace(experiment, image_size=size)).val
             correct = class_probabilities(model, val).argmax(axis=1) == val.dataset.scenes.labels
             lines.append((experiment.image_size, size, correct.mean()))
         return pd.DataFrame(lines, columns=["trained at", "evaluated at", "val accuracy"])
@@ -198,7 +203,7 @@ class NatureStudy:
     def measure_non_positive(self, label: str) -> pd.DataFrame:
         """The fraction of values that are not positive at HOOK_POINTS, over the val images."""
         model, experiment, _ = self.networks[label]
-        val = build_loaders(experiment, progress=False).val
+        val = self.loaders(experiment).val
         table = share_non_positive(model, val, HOOK_POINTS[experiment.network])
         return table.assign(network=experiment.network, pixels=experiment.image_size)
 
@@ -208,7 +213,7 @@ class NatureStudy:
             if label not in self.networks:
                 continue
             model, experiment, digest = self.networks[label]
-            dataset = build_loaders(experiment, progress=False).test.dataset
+            dataset = self.loaders(experiment).test.dataset
             for class_number in {min(number, len(dataset.scenes.class_names) - 1) for number in DRAWN_CLASSES}:
                 path = self.folder / f"feature_maps_{name}_{class_number}.npz"
                 if path.exists() and str(np.load(path)["checkpoint"]) == digest:

@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 from data.files import write_table
 from evaluation.probes import stage_features
 from evaluation.representation import linear_cka, neighbour_purity, rank_me
+from evaluation.split_images import loaders_of_run
 from experiments import add_data_options, experiments_of
 from helper_functions import fold_batchnorm
 from run_files import files_of, load_weights
 from runs import build_model, run_command
-from self_supervised.dataloader import build_loaders
 from self_supervised.settings import JointEmbeddingExperiment, ProbeExperiment
 
 NAMES = ("byol", "byol_20_epochs", "byol_batchnorm_trained")  # of the report
@@ -38,7 +38,8 @@ def features_by_epoch(pretext: JointEmbeddingExperiment, profile: str, progress:
     same = ["name", "data", "network", "initial_weights", "stages", "resize", "image_size", "images_per_class"]
     fields = {name: getattr(pretext, name) for name in (*same, "batch_size")}
     probe = ProbeExperiment(question="", flip_tta=False, **fields)
-    loaders = build_loaders(probe, progress=False)
+    _, provenance = load_weights(pretext, profile)
+    loaders = loaders_of_run(provenance["data"], probe)
     torch.manual_seed(pretext.seed)  # of random weights: those that the run began with
     model, _ = build_model(probe, loaders, profile)
     epochs = [*(epoch for epoch in pretext.save_epochs if epoch != "last"), "best"]

@@ -35,12 +35,12 @@ from evaluation import plots, representation
 from evaluation.checkpoints import TrainedRun
 from evaluation.hooks import eval_mode
 from evaluation.results import PRETEXTS_BY_EPOCH, pretext_epochs_table
+from evaluation.split_images import loaders_of_run
 from evaluation.statistics import accuracy_interval, mean_and_interval
 from experiments import add_data_options, experiments_of, prerequisites
 from helper_functions import fold_batchnorm
-from run_files import files_of, load_weights
+from run_files import files_of, load_result, load_weights
 from runs import build_model, collect, run_command
-from self_supervised.dataloader import build_loaders
 from self_supervised.probes import NEIGHBORS, Splits, check_splits, linear_probe, nearest_neighbors
 from self_supervised.settings import CLASSIFIER_EXPERIMENTS, ProbeExperiment
 from supervised.dataloader import SceneDataset, build_loader
@@ -154,7 +154,7 @@ def features_of_probe(experiment: ProbeExperiment, profile: str = "full") -> tup
 
     Raises FileNotFoundError if the pretext has no weights here.
     """
-    loaders = build_loaders(experiment, progress=False)
+    loaders = loaders_of_run(_data_of_probe(experiment, profile), experiment)
     torch.manual_seed(experiment.seed)  # of random features
     model, _ = build_model(experiment, loaders, profile)
     splits = {
@@ -162,6 +162,13 @@ def features_of_probe(experiment: ProbeExperiment, profile: str = "full") -> tup
         for split, (features, labels) in _features_of_splits(model, loaders).items()
     }
     return splits, digest_of_tensors(model.features.state_dict()), digest_of_images(loaders.data)
+
+
+def _data_of_probe(experiment: ProbeExperiment, profile: str) -> Mapping:
+    """The images of an experiment, as its result or that of its pretext describes them; empty if neither is here."""
+    runs = (experiment, *(pretext for pretext, _ in prerequisites(experiment, profile)))
+    paths = [path for run in runs if (path := files_of(run, profile).result).exists()]
+    return load_result(paths[0]).get("data", {}) if paths else {}
 
 
 def probe_stages(features_by_split: StagesOfSplits) -> pd.DataFrame:
@@ -273,7 +280,7 @@ def collect_scenes(
     probed["random"] = replace(probed["random"], resize="imagenet")
     cache = _Cache(files_of(probed["random"], profile).results, "weights", weights, _images_of(results))
     if compute:
-        cache.fill(probed, partial(_probe_scenes, profile), progress)
+        cache.fill(probed, partial(_probe_scenes, profile, results), progress)
     tables = cache.read(probed)
     tried = pretexts_tried(tables.by_stage, probed, profile)
     if compute:
@@ -298,7 +305,7 @@ def collect_cifar10(
     control = experiments[CIFAR10_CONTROL]
     cache = _Cache(files_of(control, profile).results, "accuracy of run", accuracies, _images_of(results))
     if compute:
-        cache.fill(probed, partial(_probe_cifar10, profile, control), progress)
+        cache.fill(probed, partial(_probe_cifar10, profile, results, control), progress)
     return cache.read(probed)
 
 
@@ -454,8 +461,10 @@ class _Cache:
         return np.isclose(found, wanted) if isinstance(wanted, float) else found == wanted
 
 
-def _probe_scenes(profile: str, label: str, experiment: Experiment) -> dict[str, pd.DataFrame]:
-    loaders = build_loaders(experiment, progress=False)
+def _probe_scenes(
+    profile: str, results: Mapping[str, dict], label: str, experiment: Experiment
+) -> dict[str, pd.DataFrame]:
+    loaders = loaders_of_run(results[label]["data"], experiment)
     torch.manual_seed(experiment.seed)  # of random features
     model, _ = build_model(experiment, loaders, profile)
     stages = _features_of_splits(model, loaders)
@@ -466,9 +475,11 @@ def _probe_scenes(profile: str, label: str, experiment: Experiment) -> dict[str,
     return {**fractions, "probes": probe_stages(stages).assign(last_four_val=linear_probe(last_four).val_accuracy)}
 
 
-def _probe_cifar10(profile: str, control: Experiment, label: str, experiment: Experiment) -> dict[str, pd.DataFrame]:
+def _probe_cifar10(
+    profile: str, results: Mapping[str, dict], control: Experiment, label: str, experiment: Experiment
+) -> dict[str, pd.DataFrame]:
     control = replace(control, network=experiment.network)
-    loaders = build_loaders(control, progress=False)
+    loaders = loaders_of_run(results[label]["data"], control)
     torch.manual_seed(control.seed)
     model, _ = build_model(control, loaders, profile)
     if experiment.name != CIFAR10_CONTROL:

@@ -38,12 +38,12 @@ from data.files import (
 )
 from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, read_released
 from evaluation.metrics import confusion_matrix, most_confused, quality_of_probabilities
+from evaluation.split_images import loaders_of_run
 from evaluation.statistics import accuracy_interval
 from experiments import EXPERIMENTS, configure, find, initial_weights_text
 from helper_functions import predict
 from run_files import STUDY_DATA, files_of, folder_of_data, load_checkpoint
 from runs import run_command
-from self_supervised.dataloader import build_loaders
 from self_supervised.settings import JointEmbeddingExperiment
 from supervised.dataloader import MEAN, STD
 from supervised.models import IN_TRAIN_MODE, KNOWN_WEIGHTS, STAGE_WIDTHS
@@ -184,7 +184,7 @@ def make(name: str, folder: Path = FOLDER) -> Path:
     experiment = configure(find(name), "full")
     checkpoint = files_of(experiment, "full").checkpoint
     run, saved = load_trained(checkpoint), load_checkpoint(checkpoint)
-    loaders = build_loaders(experiment, skip_bad_images=bool(run.data.get("skipped")), progress=False)
+    loaders = loaders_of_run(run.data, experiment)
     if saved["identity"]["data"].get("fingerprint") != loaders.data.get("fingerprint"):
         raise ValueError(f"{checkpoint} was trained on other images than those of {loaders.data['name']} now")
     loader = loaders.test

@@ -1,5 +1,6 @@
 """The images of a data set's split as a trained network sees them."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pandas as pd
@@ -10,19 +11,23 @@ from data.image_cache import Scenes
 from data.layouts import name_of_images
 from evaluation.checkpoints import TrainedRun, refuse_other_training_images
 from evaluation.image_parameters import mean_amplitudes
-from supervised.dataloader import SceneDataset, build_loaders
-from supervised.settings import BASE
+from self_supervised.dataloader import build_loaders
+from supervised.dataloader import Loaders, SceneDataset
+from supervised.settings import BASE, Experiment
+
+
+def loaders_of_run(data: Mapping, experiment: Experiment) -> Loaders:
+    """The loaders of an experiment, without images that cannot be decoded where a run has left such out.
+
+    `data` describes the images of that run, as its result does.
+    """
+    return build_loaders(experiment, skip_bad_images=bool(data.get("skipped")), progress=False)
 
 
 def images_for(run: TrainedRun, data: str, split: str) -> SceneDataset:
-    """The images of a split, "train", "val" or "test", in a fixed order, without augmentation.
-
-    Images that cannot be decoded are left out where they were in the training of the run.
-    """
+    """The images of a split, "train", "val" or "test", in a fixed order, without augmentation, as `loaders_of_run`."""
     experiment = replace(BASE, data=data, image_size=run.image_size, resize=run.resize, augmentation="basic")
-    return getattr(
-        build_loaders(experiment, skip_bad_images=bool(run.data.get("skipped")), progress=False), split
-    ).dataset
+    return getattr(loaders_of_run(run.data, experiment), split).dataset
 
 
 def evenly_spread(images: int, count: int) -> list[int]:

@@ -1,5 +1,7 @@
 """Runs together: the mean of their probabilities, and what single runs say beside it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -44,6 +46,14 @@ def test_the_command_reads_the_runs_and_writes_their_table(experiment, scene_fol
     )
     assert len(table) == 4
     assert table.test_accuracy["tiny_frozen.seed1"] == pytest.approx(result["test_accuracy"], abs=1e-6)
+
+
+def test_runs_that_left_out_images_are_read_without_them(experiment, scene_folder):
+    (scene_folder / "val/dark/broken.jpg").write_text("no image")
+    for seed in (0, 1):
+        runs.run(replace(experiment, seed=seed), "quick", device="cpu", skip_bad_images=True, progress=False)
+    found, labels = probabilities_of_runs(experiment, "quick", [0, 1])
+    assert {len(each["val"]) for each in found.values()} == {len(labels["val"])}
 
 
 @pytest.mark.parametrize("seeds", [[0], [1, 1], [0, 1, 1]])

@@ -138,3 +138,11 @@ def test_the_committed_files_belong_together():
     assert (found.missing, found.stale) == ([], [])
     assert (found.scores_table["as in the result"] > 0.99).all()
     assert len(found.feature_maps) == 4
+
+
+def test_networks_are_looked_at_without_images_that_their_training_left_out(root, scene_folder):
+    (scene_folder / "val/dark/broken.jpg").write_text("no image")
+    experiment = replace(configure(find(RESNET), "quick", data=str(scene_folder)), image_size=32)
+    _, result = run(experiment, "quick", device="cpu", skip_bad_images=True, progress=False)
+    table = nature.NatureStudy({RESNET: experiment}, "quick").evaluate_at_all_sizes(RESNET)
+    assert table["val accuracy"].tolist() == pytest.approx([result["val_accuracy"]])

@@ -22,8 +22,8 @@ from evaluation.probes import (
 )
 from evaluation.statistics import accuracy_interval, mean_and_interval
 from experiments import configure, find
-from run_files import load_weights, read
-from runs import build_model, run
+from run_files import FORMAT, files_of, load_weights, read
+from runs import build_model, run, write_result
 from self_supervised.dataloader import build_loaders
 from self_supervised.probes import linear_probe
 from supervised.models import SceneClassifier, estimate_batchnorm
@@ -344,3 +344,13 @@ def test_cached_features_are_those_of_the_same_images_and_views_alone(root, monk
     one_view, *_ = probes.features_of_probe(replace(probe, flip_tta=False), "quick")
     assert not np.array_equal(splits["test"][0], one_view["test"][0])
     assert computed == [90] * 3 + [30] * 3 + [90] * 3
+
+
+def test_features_are_computed_without_images_that_the_run_left_out(root, scene_folder):
+    probe = configure(find("imagenet_classifier_probe"), "quick", data=str(scene_folder))
+    (scene_folder / "val/dark/broken.jpg").write_text("no image")
+    with pytest.raises(ValueError, match="broken.jpg"):
+        probes.features_of_probe(probe, "quick")
+    write_result(files_of(probe, "quick").result, {"format": FORMAT, "data": {"skipped": ["val/dark/broken.jpg"]}})
+    splits, *_ = probes.features_of_probe(probe, "quick")
+    assert {split: len(labels) for split, (_, labels) in splits.items()} == {"train": 18, "val": 18, "test": 18}

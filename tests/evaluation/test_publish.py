@@ -194,12 +194,12 @@ def result(model, root, monkeypatch):
     (root / "results" / "full").mkdir(parents=True)
     (root / "results" / "full" / f"{NAME}.json").write_text(json.dumps(result))
     loaders = SimpleNamespace(test=DataLoader(TensorDataset(images, labels), 4), data={"name": "15scene"})
-    monkeypatch.setattr(publish, "build_loaders", lambda *_, **__: loaders)
+    monkeypatch.setattr(publish, "loaders_of_run", lambda *_: loaders)
     return result
 
 
 def test_a_run_of_other_images_is_not_released(result, tmp_path):
-    publish.build_loaders().data["fingerprint"] = {"test": "of other images"}
+    publish.loaders_of_run().data["fingerprint"] = {"test": "of other images"}
     with pytest.raises(ValueError, match="trained on other images"):
         publish.make(NAME, tmp_path / "published")
     assert not (tmp_path / "published").exists()
