@@ -171,11 +171,12 @@ def load_splits(
         split: _load(_source(images, size, resize, skip_bad_images), cache, progress)
         for split, images in listed.items()
     }
+    _report_left_out(root, listed, splits)
     for split, scenes in splits.items():
         for label, class_name in enumerate(scenes.class_names):
             if not np.any(scenes.labels == label):
-                raise ValueError(f"class {class_name!r} has no image in {listed[split].folder}; add some or remove it")
-    _report_left_out(root, listed, splits)
+                folder = listed[split].folder
+                raise ValueError(f"class {class_name!r} has no image for {split} in {folder}; add some or remove it")
     record_split(root)
     if len(splits) == 2:
         only = next(split for split in splits if split != "train")

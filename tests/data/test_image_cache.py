@@ -526,7 +526,7 @@ def remove_images(folder):
     [
         (shutil.rmtree, FileNotFoundError, "there is no data folder .*scenes"),
         (lambda f: (f / "train").rename(f / "training"), FileNotFoundError, "must hold the folders train and val"),
-        (lambda f: remove_images(f / "val/light"), ValueError, "class 'light' has no image in .*val"),
+        (lambda f: remove_images(f / "val/light"), ValueError, "class 'light' has no image for val in .*val"),
         (lambda f: (f / "test/plaid").mkdir(), ValueError, "class 'plaid' is in .*test but not in .*train"),
         (lambda f: (f / "validation").mkdir(), ValueError, "both val and validation"),
         (

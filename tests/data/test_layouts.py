@@ -164,6 +164,16 @@ def test_every_class_has_an_image_in_each_split_however_few_there_are(folder):
         load(folder)
 
 
+def test_the_split_that_loses_its_only_image_of_a_class_is_named(folder, capsys):
+    for number in range(3, COUNT):
+        (folder / "dark" / f"{number}.png").unlink()
+    (of_val,) = (name for name, split in split_of_names(load(folder)).items() if (split, name[:4]) == ("val", "dark"))
+    (folder / of_val).write_text("no image")
+    with pytest.raises(ValueError, match="class 'dark' has no image for val in .*photos"):
+        load(folder, skip_bad_images=True)
+    assert "1 that cannot be decoded" in capsys.readouterr().err
+
+
 def test_fingerprints_of_a_folder_without_splits_are_those_of_the_loaded_images(folder):
     assert fingerprints(folder) == {split: scenes.fingerprint for split, scenes in load(folder).items()}
 
