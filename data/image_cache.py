@@ -9,7 +9,9 @@ images they were made from: an image that is added, removed or changed leads to 
 import hashlib
 import json
 import os
+import warnings
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -204,16 +206,25 @@ def load_scenes(
     return _load(_source(images, size, resize, skip_bad_images), cache, progress)
 
 
-def decode(path: Path, size: int, resize: str) -> np.ndarray:
-    """One image as bytes (channels, size, size): 1 channel if the file is gray, else 3, as a viewer shows it.
+def open_image(file: Path | BinaryIO, formats: Sequence[str] | None = None) -> Image.Image:
+    """Open an image file as Pillow does, but without its warning of many pixels: up to twice as many are read.
 
-    EXIF orientation is applied, and what is transparent lies on white.  Raises ValueError that names the file if it
-    cannot be decoded completely, or if its range is unknown.
+    Raises Image.DecompressionBombError for more, about 179 million, and what else Pillow raises.
+    """
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # catch_warnings is not for threads
+    return Image.open(file, formats=formats)
+
+
+def decode(path: Path, size: int, resize: str) -> np.ndarray:
+    """One image as bytes (channels, size, size): 1 channel if the file is gray, else 3.
+
+    EXIF orientation is applied, and what is transparent lies on white; ICC color profiles are ignored.  Raises
+    ValueError that names the file if it cannot be decoded completely, or if its range is unknown.
     """
     try:
         if not path.is_file():
             raise OSError("it is a folder, or a link to nothing")
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return decode_image(image, size, resize)
     except MemoryError as error:
         raise MemoryError(f"{path} takes more memory to decode than there is") from error
@@ -420,7 +431,7 @@ def _is_gray(path: Path) -> bool:
     """By the file's header alone; a file without a readable one is reported when it is decoded."""
     try:
         if path.is_file():
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 return image.mode in GRAY_MODES or image.mode.startswith("I;16")
     except Exception:  # as in `decode`
         return True

@@ -27,14 +27,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from PIL import Image
 from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
 from data.download import check_checksum, download, unpack
 from data.files import CODE, expanded, locked, root_folder, run_command, say_once, write_atomically
 from data.folders import SPLIT_NAMES, is_image, is_users_own, reason_to_leave_out
-from data.image_cache import RESIZE_RULES, load_splits
+from data.image_cache import RESIZE_RULES, load_splits, open_image
 from data.layouts import ALL_BELOW, TABLE
 from data.splits import (
     SHARES,
@@ -369,7 +368,7 @@ def _copy(plan: Mapping[ImageName, Path], source_folder: Path, folder: Path, req
     skipped = {}
     for image, path in tqdm(sorted(plan.items()), desc="check and copy", disable=None if request.progress else True):
         try:
-            with Image.open(path) as opened:
+            with open_image(path) as opened:
                 opened.load()
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more
             if not request.skip_bad_images:

@@ -13,7 +13,6 @@ import asyncio
 import io
 import sys
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from socket import socket
@@ -27,7 +26,7 @@ from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
-from data.image_cache import Scenes, decode_image, load_splits
+from data.image_cache import Scenes, decode_image, load_splits, open_image
 from data.prepare import locate
 from evaluation.checkpoints import TrainedRun, refuse_other_training_images
 from evaluation.demo_page import SCRIPT, demo_page
@@ -41,7 +40,7 @@ from runs import run_command
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # that an upload may have, whatever its name
 MOST_BYTES = 20_000_000  # of an upload
-MOST_PIXELS = 50_000_000
+MOST_PIXELS = 50_000_000  # likewise
 TOP = 5  # classes shown
 NEAREST = 6  # training images shown
 ADDRESS = "127.0.0.1"  # nobody else can connect
@@ -141,12 +140,10 @@ def read_upload(upload: bytes, run: TrainedRun) -> np.ndarray:
     if len(upload) > MOST_BYTES:
         raise ValueError(f"the file has {len(upload) / 1e6:.0f} MB; at most {MOST_BYTES / 1e6:.0f} MB are read")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check of pixels is stricter
-            with Image.open(io.BytesIO(upload), formats=FORMATS) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise Image.DecompressionBombError(f"{image.size}")
-                return decode_image(image, run.image_size, run.resize)
+        with open_image(io.BytesIO(upload), FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:  # of a file of one's own more are read
+                raise Image.DecompressionBombError(f"{image.size}")
+            return decode_image(image, run.image_size, run.resize)
     except Image.DecompressionBombError as error:
         raise ValueError(f"the image has too many pixels; at most {MOST_PIXELS / 1e6:.0f} million are read") from error
     except Exception as error:  # of many kinds, as in `decode`

@@ -243,6 +243,16 @@ def test_an_orientation_that_is_none_is_not_applied(tmp_path):
         assert np.array_equal(decode(tmp_path / "image.png", 32, "squash")[0], pixels)
 
 
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_a_panorama_is_read_without_a_warning_up_to_the_limit_of_pillow(scene_folder, monkeypatch):
+    path = scene_folder / "val/dark/image_0000.jpg"  # 1,920 pixels
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert len(load(scene_folder / "val")) == 18 and decode(path, 32, "squash").shape == (1, 32, 32)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)
+    with pytest.raises(ValueError, match=r"image_0000\.jpg cannot be decoded"):
+        decode(path, 32, "squash")
+
+
 def test_the_orientation_of_exif_is_applied(tmp_path):
     image = Image.fromarray(np.repeat(np.array([[0], [255]], dtype=np.uint8), 20, axis=0).repeat(40, axis=1))
     exif = Image.Exif()
