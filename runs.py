@@ -25,6 +25,7 @@ from torch import nn
 from data import files as plain_files
 from data.augment import AUGMENTATION_RULES
 from data.files import locked, write_atomically, write_text
+from data.on_device import DeviceDataset
 from experiments import prerequisites, with_precision
 from helper_functions import (
     CrossEntropy,
@@ -636,6 +637,10 @@ def write_result(path: Path, result: dict):
 
 
 def _labels(loader) -> np.ndarray:
+    """The labels of a loader's items, in order; only a data set that is none of ours must be read for them."""
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, DeviceDataset):
+        return dataset.labels
     return torch.cat([labels for _, labels in loader]).numpy()
 
 

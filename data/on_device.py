@@ -62,6 +62,7 @@ class DeviceDataset(Dataset):
     """A data set whose `images` are `DeviceImages`, so that its batches can be made on another device."""
 
     images: DeviceImages
+    labels: np.ndarray  # (N,), of all items, in order: known without their images
 
     def on(self, device: torch.device) -> "DeviceDataset":
         """The same data set on a device."""

@@ -68,7 +68,7 @@ def probabilities_of_runs(
     _, provenance = load_weights(runs[0], profile)
     loaders = loaders_of_run(provenance["data"], experiment)
     splits = {split: getattr(loaders, split) for split in HELD_OUT}
-    labels = {split: np.concatenate([labels.numpy() for _, labels in loader]) for split, loader in splits.items()}
+    labels = {split: loader.dataset.labels for split, loader in splits.items()}
     found = {}
     for each in runs:
         files = files_of(each, profile)

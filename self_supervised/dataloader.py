@@ -64,6 +64,7 @@ class PretextDataset(DeviceDataset):
         if images.shape[-1] != images.shape[-2]:
             raise ValueError(f"images {tuple(images.shape[1:])} are not square; {type(self).__name__} needs squares")
         self.images = DeviceImages(images)
+        self.labels = np.tile(np.arange(len(self.label_names)), len(self.images))
         self.resize = resize
         self.augmentation = augmentation
 

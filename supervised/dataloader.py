@@ -53,7 +53,7 @@ class SceneDataset(DeviceDataset):
 
     def __init__(self, scenes: Scenes, resize: str, augmentation: Augmentation | None = None, size: int | None = None):
         self.scenes = scenes
-        self.images = DeviceImages(scenes.images)
+        self.images, self.labels = DeviceImages(scenes.images), scenes.labels
         self.resize = resize
         self.augmentation = augmentation
         self.size = size or self.images.size
@@ -73,7 +73,7 @@ class SceneDataset(DeviceDataset):
         images = self.images[list(indices)]
         if self.augmentation is not None:
             images = augment(self.augmentation, images, seeds, self.size)
-        return normalize(images, self.resize), torch.from_numpy(self.scenes.labels[list(indices)])
+        return normalize(images, self.resize), torch.from_numpy(self.labels[list(indices)])
 
 
 def normalize(images: torch.Tensor, resize: str) -> torch.Tensor:

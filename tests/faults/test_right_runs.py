@@ -16,6 +16,7 @@ from torch import nn
 import experiments
 import hyperparameter_search
 import run_files
+import runs
 import train
 from data.files import CODE, say_once
 from evaluation import pretext_epochs, probes
@@ -108,6 +109,16 @@ def test_few_images_on_two_processes_are_one_even_batch(scene_folder, root, monk
     loaders: Loaders = build_loaders(experiment, progress=False)
     assert loaders.train.batch_size == 14 and len(loaders.train.dataset) == 15
     assert "14 one batch" in capsys.readouterr().err
+
+
+def test_labels_are_known_without_reading_an_image(scene_folder, root, monkeypatch):
+    fields = {"data": str(scene_folder), "image_size": 32, "batch_size": 8}
+    for experiment in (Experiment("e", "?", **fields), PretextExperiment("p", "?", pretext="jigsaw_2x2", **fields)):
+        for loader in (found := pretexts.build_loaders(experiment, progress=False)).val, found.test:
+            read = torch.cat([labels for _, labels in loader])
+            with monkeypatch.context() as patch:
+                patch.setattr(type(loader.dataset), "__getitems__", lambda *_: pytest.fail("an image was read"))
+                assert runs._labels(loader).tolist() == read.tolist()
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
