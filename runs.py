@@ -366,6 +366,8 @@ def _train(job: Job, accelerator, state: dict | None, machine: dict, clock: _Clo
     """Train to the end, saving the state after each epoch."""
     experiment, files = job.experiment, job.files
     network, batches = trained_part(experiment, job.model), job.loaders
+    if not experiment.select_with_flip:
+        job.model.flip_tta = False  # before features are computed
     if experiment.held_out_features_once:
         folded = fold_batchnorm(job.model.to(accelerator.device))
         batches = job.loaders.of_features(folded.pooled_features, accelerator.device, train=experiment.features_once)
@@ -385,8 +387,6 @@ def _train(job: Job, accelerator, state: dict | None, machine: dict, clock: _Clo
         contents |= {"seconds": clock.seconds, "machine": machine}
         write_atomically(files.state, lambda temporary: torch.save(contents, temporary))
 
-    if not experiment.select_with_flip:
-        network.flip_tta = False
     return train(
         network,
         batches.train,

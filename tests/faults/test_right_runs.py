@@ -30,7 +30,7 @@ from self_supervised.settings import ClassifierExperiment, JointEmbeddingExperim
 from study import missing_tasks
 from supervised import settings as supervised
 from supervised.dataloader import Loaders, build_loaders, whole_batch
-from supervised.models import build_features, load_initial_weights
+from supervised.models import SceneClassifier, build_features, load_initial_weights
 from supervised.settings import DistilledExperiment, Experiment
 from tests.evaluation.synthetic_results import seeds, write
 
@@ -119,6 +119,15 @@ def test_labels_are_known_without_reading_an_image(scene_folder, root, monkeypat
             with monkeypatch.context() as patch:
                 patch.setattr(type(loader.dataset), "__getitems__", lambda *_: pytest.fail("an image was read"))
                 assert runs._labels(loader).tolist() == read.tolist()
+
+
+def test_frozen_features_are_compared_without_flips_too(scene_folder, root, monkeypatch):
+    passes, pool = [], SceneClassifier._pool
+    monkeypatch.setattr(SceneClassifier, "_pool", lambda *given: passes.append(given) or pool(*given))
+    fields = {"data": str(scene_folder), "image_size": 32, "initial_weights": "random", "freeze_features": True}
+    fields |= {"flip_tta": True, "select_with_flip": False, "train": TrainSettings(max_epochs=2)}
+    model, _ = runs.run(Experiment("frozen", "?", **fields), "quick", device="cpu", progress=False)
+    assert len(passes) == 3 + 2 * 2 and model.flip_tta  # train, val, test; then val and test with flips
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
