@@ -16,13 +16,14 @@ A classifier finds the pretext by its name in `experiments.EXPERIMENTS`.
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from data.augment import AUGMENTATIONS, Augmentation, apply, augment, draw
 from data.files import say_once
-from data.image_cache import Scenes, load_splits
+from data.image_cache import Scenes, Selection, load_splits
 from data.layouts import list_splits, name_of_images
 from data.on_device import DeviceDataset, DeviceImages, with_seeds
 from data.prepare import locate
@@ -272,9 +273,9 @@ def _build_loaders_of_views(experiment: JointEmbeddingExperiment, skip_bad_image
             locate(experiment.unlabelled), experiment.image_size, experiment.resize, None, skip_bad_images, progress
         )
         kept = more["train"].subset(_not_held_out(experiment, more["train"].names))
-        added, unknown = _like(kept.images, images.shape[1]), np.full(len(kept), -1)
+        unknown = np.full(len(kept), -1)
         alone = experiment.unlabelled_alone
-        images = added if alone else np.concatenate([images, added])
+        images = _Joined((kept.images,) if alone else (images, kept.images), channels=images.shape[1])
         labels = unknown if alone else np.concatenate([labels, unknown])
         skipped = [f"train/{name}" for name in more["train"].skipped]
         of_more = {"fingerprint": more["train"].fingerprint, "skipped": skipped}
@@ -317,10 +318,42 @@ def _evenly_spaced(scenes: Scenes, batch_size: int) -> Scenes:
     return scenes.subset(np.arange(count) * len(scenes) // count)
 
 
+@dataclass(frozen=True)
+class _Joined:
+    """Images of several arrays, one after the other, with so many channels; none is read before it is asked for.
+
+    It is counted, indexed and converted as a `Selection` is.
+    """
+
+    parts: tuple[np.ndarray | Selection, ...]
+    channels: int
+
+    def __len__(self):
+        return sum(map(len, self.parts))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self), self.channels, *self.parts[0].shape[2:]
+
+    def __getitem__(self, index) -> np.ndarray:
+        indices, start = np.arange(len(self))[index], 0
+        flat = indices.ravel()
+        found = np.empty((len(flat), *self.shape[1:]), dtype=np.uint8)
+        for part in self.parts:
+            here = np.flatnonzero((start <= flat) & (flat < start + len(part)))
+            if len(here):
+                found[here] = _like(part[flat[here] - start], self.channels)
+            start += len(part)
+        return found.reshape(*indices.shape, *found.shape[1:])
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self[:], dtype=dtype)
+
+
 def _like(images: np.ndarray, channels: int) -> np.ndarray:
     """Images (N, 3, S, S) as gray ones if `channels` is 1, by the weights of Pillow."""
     if images.shape[1] == channels:
-        return np.asarray(images)
+        return images
     if channels == 3:
         return np.repeat(images, 3, axis=1)
     gray = [np.tensordot((0.299, 0.587, 0.114), image, axes=1).round()[None] for image in images]

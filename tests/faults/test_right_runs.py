@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.state import PartialState
+from PIL import Image
 from torch import nn
 
 import experiments
@@ -19,6 +20,7 @@ import run_files
 import runs
 import train
 from data.files import CODE, say_once
+from data.image_cache import Selection, load_splits
 from evaluation import pretext_epochs, probes
 from evaluation.results import experiments_table, pairs_to_compare, read_profile
 from experiments import EXPERIMENTS, configure, find, prerequisites
@@ -32,6 +34,7 @@ from supervised import settings as supervised
 from supervised.dataloader import Loaders, build_loaders, whole_batch
 from supervised.models import SceneClassifier, build_features, load_initial_weights
 from supervised.settings import DistilledExperiment, Experiment
+from tests.conftest import CLASSES, draw
 from tests.evaluation.synthetic_results import seeds, write
 
 # ------------------------------------------------------------------------------------------------------------- results
@@ -262,6 +265,32 @@ def test_the_experiment_that_the_page_shows_changes_no_other_comparison(monkeypa
 
 
 # ---------------------------------------------------------------------------------------------- images without labels
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("colored", ["scenes", "photos", "neither"])
+def test_images_without_labels_are_read_when_they_are_asked_for(alone, colored, scene_folder, root, monkeypatch):
+    """They may be more than memory holds."""
+    photos = root / "photos" / "train"
+    for place, class_name in enumerate(CLASSES):
+        (photos / class_name).mkdir(parents=True)
+        draw(class_name, np.random.default_rng(place)).save(photos / class_name / "photo.png")
+    (root / "photos" / "val").symlink_to(scene_folder / "val")
+    for path in [] if colored == "neither" else (root / colored / "train").glob("*/*"):
+        Image.new("RGB", (40, 40), (90, 40, 200)).save(path)
+    byol = replace(self_supervised.JOINT_EMBEDDINGS["byol"], data=str(scene_folder), image_size=32, view_size=32)
+    byol = replace(byol, unlabelled=str(root / "photos"), unlabelled_alone=alone)
+    with monkeypatch.context() as patch:
+        patch.setattr(Selection, "__array__", lambda *_, **__: pytest.fail("all images were read"))
+        images = pretexts.build_loaders(byol, progress=False).train.dataset.images
+    train, more = (load_splits(folder, 32, byol.resize, progress=False) for folder in (scene_folder, root / "photos"))
+    added = np.asarray(more["train"].images)
+    if colored != "neither":
+        added = added.repeat(3, axis=1) if colored == "scenes" else np.full((3, 1, 32, 32), 73)  # 0.299 * 90 + ...
+    expected = added if alone else np.concatenate([train["train"].images, added])
+    assert images.images.shape == expected.shape and np.array_equal(np.asarray(images.images), expected)
+    order = np.arange(len(expected))[::-1]
+    assert np.array_equal(images[order].numpy(), expected[order])
 
 
 def test_images_without_labels_that_were_left_out_are_named(scene_folder, root):
