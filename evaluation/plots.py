@@ -244,18 +244,19 @@ def plot_images(images, titles, columns: int, axes=None):
 
 
 def plot_heat_map(pixels, heat_map, ax=None, colorbar: bool = True):
-    """A heat map (H, W) in 0..1, with or without a color bar, over the gray image, uint8 (1 or 3, H, W).
+    """A heat map (H, W) in 0..1, with or without a color bar, over all of the gray image, uint8 (1 or 3, H, W).
 
-    A map that is the same everywhere, or not finite, shows nothing: the image stays as it is, and a note says so.
+    A map of another size than the image is stretched over it.  A map that is the same everywhere, or not finite, shows
+    nothing: the image stays as it is, and a note says so.
     """
     ax = ax or plt.gca()
-    ax.imshow(np.asarray(pixels).mean(axis=0), cmap="gray", vmin=0, vmax=255)
+    gray = ax.imshow(np.asarray(pixels).mean(axis=0), cmap="gray", vmin=0, vmax=255)
     heat_map = np.asarray(heat_map)
     if not np.isfinite(heat_map).all() or heat_map.min() == heat_map.max():
         ax.text(0.5, 0.5, EMPTY_MAP, ha="center", va="center", transform=ax.transAxes, bbox={"facecolor": "white"})
         ax.axis("off")
         return ax
-    overlay = ax.imshow(heat_map, cmap="jet", vmin=0, vmax=1, alpha=0.5)
+    overlay = ax.imshow(heat_map, cmap="jet", vmin=0, vmax=1, alpha=0.5, extent=gray.get_extent())
     if colorbar:
         ax.figure.colorbar(overlay, ax=ax, fraction=0.046, pad=0.03).set_label(MAP_VALUES, fontsize=7)
     ax.axis("off")
@@ -265,7 +266,7 @@ def plot_heat_map(pixels, heat_map, ax=None, colorbar: bool = True):
 def draw_heat_map_sheet(images, titles, maps: dict, images_across: bool = False):
     """One line per image: the image with its title, then its heat map for every name (of a layer, or of a model).
 
-    `images` are uint8 (1 or 3, S, S) each, `maps` are (images, S, S) in 0..1 by name.  With `images_across` there is
+    `images` are uint8 (1 or 3, S, S) each, `maps` are (images, H, W) in 0..1 by name.  With `images_across` there is
     one column per image instead.  All maps share one color bar.
     """
     lines, columns = (1 + len(maps), len(images)) if images_across else (len(images), 1 + len(maps))

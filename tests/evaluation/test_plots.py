@@ -154,6 +154,13 @@ def test_a_heat_map_is_over_the_gray_image_with_a_color_bar():
     assert overlay.get_cmap().name == "jet" and overlay.colorbar.ax.get_ylabel() == plots.MAP_VALUES
 
 
+def test_a_heat_map_of_another_size_covers_the_whole_image():
+    ax = plots.plot_heat_map(np.zeros((1, 12, 16), np.uint8), np.eye(8), plt.figure().gca())
+    gray, overlay = ax.images
+    assert overlay.get_extent() == gray.get_extent() == [-0.5, 15.5, 11.5, -0.5]
+    assert (ax.get_xlim(), ax.get_ylim()) == ((-0.5, 15.5), (11.5, -0.5))
+
+
 def test_a_sheet_has_a_line_per_image_and_a_column_per_map():
     images = [np.zeros((channels, 8, 8), dtype=np.uint8) for channels in (1, 3)]
     maps = {"layer 1": np.stack([np.eye(8), 0.5 * np.eye(8)]), "layer 8": np.zeros((2, 8, 8))}
