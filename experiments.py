@@ -19,7 +19,7 @@ from supervised import settings as supervised
 from supervised.settings import Experiment
 
 EXPERIMENTS = {**supervised.ALL_EXPERIMENTS, **self_supervised.EXPERIMENTS}  # an experiment of your own can be added
-PROFILES = ("quick", "full")
+PROFILES = {"full": "the study", "quick": "small and short, to try the code; its numbers mean nothing"}
 DATA_HELP = "a prepared data set, a folder [<split>/]<class>/<image>, or a table of files and labels (.csv)"
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from data.files import digest_of_tensors, expanded, root_folder
 from data.folders import in_nfc
 from data.image_cache import Scenes, decode
+from experiments import EXPERIMENTS, PROFILES
 from helper_functions import fold_batchnorm
 from run_files import load_checkpoint
 from supervised.dataloader import MEAN, STD, normalize
@@ -22,7 +24,6 @@ from supervised.state_dicts import check_tensor, without_wrappers
 
 CHECKPOINT = ".pt"  # suffix of a run that was trained here
 RELEASED = ".safetensors"  # suffix of a released model
-PROFILES = ("full", "quick")  # in the order in which they are searched
 LISTED = 8  # runs that a message names
 SETTINGS = ("head", "freeze_features", "stages", "image_size", "resize")  # that every finished run was saved with
 
@@ -118,8 +119,8 @@ def check_images(paths: Sequence[Path]):
 def load_trained(run: str | Path) -> TrainedRun:
     """Load a finished run by its name, or by the path of its checkpoint or released file.
 
-    A name is looked up in models/ of the root folder, also in the folders of a user's own data sets: the full profile
-    before the quick one, and in each the runs that were trained here before released ones.
+    A name is looked up in models/ of the root folder: the full profile before the quick one, and in each the runs that
+    were trained here before released ones.  A run on other data than its experiment names is called <data>/<run>.
     Raises FileNotFoundError that lists the runs that are there, and ValueError for a name of several runs and for a
     file that is not one of ours.
     """
@@ -169,12 +170,14 @@ def _find(run: str, models: Path) -> Path:
     own, released = _runs_of(models, CHECKPOINT), _runs_of(models, RELEASED)
     for profile in PROFILES:  # a released model comes before a quick run, whose numbers mean nothing
         for files in (own, released):
-            found = [path for path in files if path.is_relative_to(models / profile) and _names(run, path)]
+            found = [path for path in files if path.is_relative_to(models / profile) and _is_called(run, path, models)]
             if len(found) > 1:
                 raise ValueError(f"there are several runs {run}; give the path of one: {_listed(map(str, found))}")
             if found:
                 return found[0]
-    known = _listed(dict.fromkeys(path.stem for path in own + released)) or "none"
+    names = dict.fromkeys(_full_name(path, models) for path in own + released)
+    on_other_data = [name for name in names if name.endswith(f"/{run}")]
+    known = _listed(on_other_data or names) or "none"
     raise FileNotFoundError(
         f"there is no trained run {run}; there are {known}, and the path of a checkpoint works too; "
         "python -m evaluation.publish places released models, python train.py trains experiments"
@@ -187,9 +190,16 @@ def _runs_of(models: Path, suffix: str) -> list[Path]:
     return [file for file in files if not _is_unfinished(file)]
 
 
-def _names(run: str, path: Path) -> bool:
-    """Whether that is the file's name, or that of its data set and its own: <run>, or <data>/<run>."""
-    return run in (path.stem, f"{path.parent.name}/{path.stem}")
+def _full_name(path: Path, models: Path) -> str:
+    """<run>, or of other data than the study's <data>/<run>."""
+    return path.relative_to(models).with_suffix("").as_posix().partition("/")[2]
+
+
+def _is_called(run: str, path: Path, models: Path) -> bool:
+    """Whether a file is the run of this name, which is without a data set where that is the experiment's own."""
+    experiment = EXPERIMENTS.get(re.sub(r"\.seed\d+$", "", run))
+    own = run if experiment is None else f"{experiment.data}/{run}"
+    return _full_name(path, models) in (run, own)
 
 
 def _listed(names: Iterable[str]) -> str:

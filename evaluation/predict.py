@@ -234,7 +234,7 @@ def _predict(options):
     if model.novelty is None:
         say_once(
             f"{model.run.name} has no description of its training images, so nothing warns of images unlike them; "
-            f"python -m evaluation.novelty {model.run.name} --data {model.run.data.get('name', 'DATA')} makes one"
+            f"python -m evaluation.novelty {options.model} --data {model.run.data.get('name', 'DATA')} makes one"
         )
     tables = []
     for table, probabilities in model.predictions(paths, options.skip_bad_images):

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from data.augment import AUGMENTATIONS
-from experiments import EXPERIMENTS, configure, find, prerequisites
+from experiments import EXPERIMENTS, PROFILES, configure, find, prerequisites
 from run_files import settings_of
 from self_supervised import settings as self_supervised
 from self_supervised.dataloader import PRETEXTS
@@ -35,7 +35,6 @@ TABLES = (
     self_supervised.CIFAR10_PRETEXTS,
     self_supervised.CIFAR10_CLASSIFIERS,
 )
-PROFILES = ("quick", "full")
 
 
 def differing(one, other) -> set[str]:

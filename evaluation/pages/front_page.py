@@ -20,6 +20,7 @@ from evaluation.pages.notebook import REPORTS, data_of, profile_of
 from evaluation.pages.tables import comparing_text, headlines, shown_comparisons, shown_experiments
 from evaluation.results import comparisons, experiments_table, machines, read_profile
 from evaluation.web_page import page_of, table_html
+from experiments import PROFILES
 from run_files import folder_of_data
 
 PAGES = {
@@ -57,7 +58,6 @@ WORDS = (
     "Pretexts start from supervised ImageNet weights unless a line says random.  <b>Gentle</b> pretexts have few "
     "epochs at a low learning rate.  The <b>earlier protocol</b> is that of the earlier reports, see Results."
 )
-PROFILES = {"full": "the study", "quick": "small and short, to try the code; its numbers mean nothing"}
 
 
 def html_name(notebook: Path) -> str:

@@ -81,25 +81,32 @@ def places(tiny_model, root):
 
 
 def test_the_full_profile_comes_before_the_quick_one_and_own_runs_before_released_ones(places):
-    assert places("quick/flowers/run.pt") == load_trained("run").weights  # of other data
-    places("quick/run.pt")  # of the prepared data set
-    with pytest.raises(ValueError, match="several runs run; .*quick/flowers/run.pt, .*quick/run.pt"):
-        load_trained("run")
-    released = places("full/run.safetensors")
-    assert load_trained("run").weights == released  # the quick profile's numbers mean nothing
-    assert load_trained("flowers/run").weights != released
-    assert places("full/birds/run.pt") == load_trained("run").weights == load_trained("birds/run").weights
-    assert places("full/flowers/run.pt") == load_trained("flowers/run").weights
+    assert places("quick/run.pt") == load_trained("run").weights
+    assert places("full/run.safetensors") == load_trained("run").weights  # the quick profile's numbers mean nothing
+    assert places("full/run.pt") == load_trained("run").weights
+
+
+def test_a_name_alone_is_never_a_run_on_other_data_than_the_experiments_own(places):
+    on_flowers = places("full/flowers/cifar10_rotation.seed1.pt")
+    assert load_trained("flowers/cifar10_rotation.seed1").weights == on_flowers
+    with pytest.raises(FileNotFoundError, match="run cifar10_rotation.seed1; there are flowers/cifar10_rotation.seed1"):
+        load_trained("cifar10_rotation.seed1")
+    of_the_study = places("quick/cifar10/cifar10_rotation.seed1.pt")
+    assert of_the_study == load_trained("cifar10_rotation.seed1").weights
+    assert of_the_study == load_trained("cifar10/cifar10_rotation.seed1").weights
+    places("quick/cifar10_rotation.seed1.pt")
+    with pytest.raises(ValueError, match="several runs cifar10_rotation.seed1; give the path of one"):
+        load_trained("cifar10_rotation.seed1")
 
 
 def test_the_runs_that_are_listed_begin_with_a_users_own_and_are_few(places):
     places("full/released.safetensors")
     places("quick/flowers/own.pt")
-    with pytest.raises(FileNotFoundError, match="there are own, tiny, released, and"):
+    with pytest.raises(FileNotFoundError, match="there are flowers/own, tiny, released, and"):
         load_trained("nothing")
     for number in range(20):
         places(f"full/birds/run_{number:02d}.pt")
-    with pytest.raises(FileNotFoundError, match="there are run_00, .*, 15 more, and") as error:
+    with pytest.raises(FileNotFoundError, match="there are birds/run_00, .*, 15 more, and") as error:
         load_trained("nothing")
     assert len(str(error.value)) < 320
 

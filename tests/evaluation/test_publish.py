@@ -399,10 +399,11 @@ def test_each_committed_card_is_made_of_its_file_and_its_result(path):
     assert abs(about["measured"]["test_accuracy"] - result["test_accuracy"]) < 0.003
 
 
-def test_a_quick_run_does_not_stand_in_for_a_released_model_of_its_name(tiny_model, root):
+@pytest.mark.parametrize("folder", ["quick", "full/flowers"])
+def test_no_other_run_stands_in_for_a_released_model_of_its_name(folder, tiny_model, root):
     name = next(path.stem for path in sorted(publish.FOLDER.glob("*.safetensors")))
-    quick = root / "models" / "quick" / "synthetic" / f"{name}.pt"
-    quick.parent.mkdir()
-    shutil.copy(tiny_model, quick)
+    other = root / "models" / folder / f"{name}.pt"
+    other.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(tiny_model, other)
     assert publish.load_run(name).file == root / "models" / "full" / f"{name}.safetensors"
-    assert publish.load_run(quick).file == quick
+    assert publish.load_run(other).file == other
