@@ -8,7 +8,7 @@ as one.  The table is results/<profile>/ensemble_<experiment>.csv: each run, the
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from runs import run_command
 from supervised.settings import Experiment
 
 HELD_OUT = ("val", "test")
+TOLERANCE = 0.002  # of a run's accuracy: another precision or machine changes it by less
 
 
 def ensemble_table(probabilities: dict[str, dict[str, np.ndarray]], labels: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -84,6 +85,14 @@ def write_ensemble(experiment: Experiment, profile: str, seeds: Sequence[int]) -
     path = files_of(experiment, profile).results / f"ensemble_{experiment.name}.csv"
     write_table(path, table, index=True, float_format="%.6f")
     return path, table
+
+
+def is_stale(table: pd.DataFrame, results: Mapping[str, dict]) -> bool:
+    """Whether a run of an ensemble has another test accuracy than its result; `results` are by the run's name."""
+    return any(
+        abs(table.loc[name, "test_accuracy"] - results[name]["test_accuracy"]) > TOLERANCE
+        for name in table.index.intersection(list(results))
+    )
 
 
 def main(arguments=None) -> int:

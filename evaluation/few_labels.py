@@ -27,10 +27,18 @@ from sklearn.preprocessing import StandardScaler, normalize
 from tqdm.auto import tqdm
 
 from data.files import write_table
-from evaluation.probes import features_of_probe, sample_of_each_class
+from evaluation.probes import (
+    digest_of_images,
+    features_of_probe,
+    is_made_from,
+    sample_of_each_class,
+    warn_of_stale,
+    weights_here,
+)
 from evaluation.statistics import estimate, mean_and_interval, variance_of_mean, verdict
 from experiments import add_data_options, experiments_of, prerequisites
 from run_files import files_of
+from runs import collect as collect_results
 from runs import run_command
 from self_supervised.probes import Splits, linear_probe, nearest_images
 from self_supervised.settings import ProbeExperiment
@@ -118,9 +126,10 @@ def collect(
     """The tables of all runs together, from the cache; `compute` fills it first.
 
     `experiments` are configured, by name: at least those of FEATURES.  Columns: features, seed, and those of
-    `few_labels`.  Runs whose pretext has no weights here and no table are left out.
+    `few_labels`.  Runs whose pretext has no weights here and no table are left out; tables of other weights than those
+    of the results are named in a warning.
     """
-    tables = []
+    tables, found = [], {}
     for label, name in FEATURES.items():
         for seed in range(SEEDS[profile] if experiments[name].pretext_run else 1):
             experiment = replace(experiments[name], seed=seed)
@@ -128,9 +137,24 @@ def collect(
                 _fill(experiment, profile, progress)
             path = _path(experiment, profile)
             if path.exists():
-                tables.append(pd.read_csv(path).assign(features=label, seed=seed))
+                table = pd.read_csv(path).assign(features=label, seed=seed)
+                tables.append(table)
+                found[files_of(experiment, profile).name] = experiment, table
+    _warn_of_stale(found, profile)
     columns = ["features", "seed", "images_per_class", "draw", "readout", "test_accuracy"]
     return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+def _warn_of_stale(found: Mapping[str, tuple[ProbeExperiment, pd.DataFrame]], profile: str):
+    """Name the runs whose result is of other weights or images than their table; both are by the run's name."""
+    stale = []
+    for name, result in collect_results([experiment for experiment, _ in found.values()], profile).items():
+        experiment, table = found[name]
+        of_pretext = result["initial_weights"].get("sha256") if experiment.pretext_run else None
+        weights = of_pretext or weights_here(experiment, profile)
+        if not is_made_from(table, {"weights": weights, "images": digest_of_images(result["data"])}):
+            stale.append(_path(experiment, profile).name)
+    warn_of_stale(stale, "evaluation.few_labels")
 
 
 def _has_weights(experiment: ProbeExperiment, profile: str) -> bool:
@@ -146,13 +170,13 @@ def _path(experiment: ProbeExperiment, profile: str) -> Path:
 def _fill(experiment: ProbeExperiment, profile: str, progress: bool):
     path = _path(experiment, profile)
     splits, weights, images = features_of_probe(experiment, profile)
-    before = pd.read_csv(path) if path.exists() else pd.DataFrame({"weights": []})
-    same = before["weights"].eq(weights).all() and before.get("images", pd.Series([images])).eq(images).all()
-    if len(before) and same and not _draws_all(before, splits):
+    source = {"weights": weights, "images": images}
+    before = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    if len(before) and is_made_from(before, source) and not _draws_all(before, splits):
         return
     oracle_draws = ORACLE_DRAWS[profile] if experiment.seed == 0 else 0
     table = few_labels(splits, IMAGES_PER_CLASS[profile], DRAWS[profile], oracle_draws, progress)
-    write_table(path, table.assign(weights=weights, images=images))
+    write_table(path, table.assign(**source))
 
 
 def _draws_all(table: pd.DataFrame, splits: Splits) -> bool:

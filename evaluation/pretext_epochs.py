@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from data.files import write_table
-from evaluation.probes import stage_features
+from evaluation.probes import is_made_from, stage_features, warn_of_stale, weights_here
 from evaluation.representation import linear_cka, neighbour_purity, rank_me
 from evaluation.split_images import loaders_of_run
 from experiments import add_data_options, experiments_of
@@ -30,7 +30,7 @@ NAMES = ("byol", "byol_20_epochs", "byol_batchnorm_trained")  # of the report
 
 
 def features_by_epoch(pretext: JointEmbeddingExperiment, profile: str, progress: bool = False) -> pd.DataFrame:
-    """One line per saved epoch and one for the initial weights (epoch 0).
+    """One line per saved epoch, the last one among them, and one for the initial weights (epoch 0).
 
     Columns: epoch, rank_me, cka (with epoch 0), neighbour_purity, weights (their digest, "" for epoch 0), all of the
     pooled last stage of the test images.  Raises FileNotFoundError if the pretext has not been run here.
@@ -42,7 +42,8 @@ def features_by_epoch(pretext: JointEmbeddingExperiment, profile: str, progress:
     loaders = loaders_of_run(provenance["data"], probe)
     torch.manual_seed(pretext.seed)  # of random weights: those that the run began with
     model, _ = build_model(probe, loaders, profile)
-    epochs = [*(epoch for epoch in pretext.save_epochs if epoch != "last"), "best"]
+    ends = pretext.train.max_epochs
+    epochs = [*(epoch for epoch in pretext.save_epochs if epoch != "last" and epoch < ends), "best"]
     lines, before = [], None
     for epoch in tqdm([0, *epochs], desc=f"{pretext.name}, epochs", disable=not progress):
         weights = ""
@@ -53,7 +54,7 @@ def features_by_epoch(pretext: JointEmbeddingExperiment, profile: str, progress:
         stages, labels = stage_features(fold_batchnorm(model), loaders.test)
         last = stages[-1]
         before = last if before is None else before
-        number = pretext.train.max_epochs if epoch == "best" else epoch
+        number = ends if epoch == "best" else epoch
         purity = neighbour_purity(last, labels)
         lines.append((number, rank_me(last), linear_cka(before, last), purity, weights))
     return pd.DataFrame(lines, columns=["epoch", "rank_me", "cka", "neighbour_purity", "weights"])
@@ -62,18 +63,24 @@ def features_by_epoch(pretext: JointEmbeddingExperiment, profile: str, progress:
 def collect(
     pretexts: Iterable[JointEmbeddingExperiment], profile: str, compute: bool = False, progress: bool = False
 ) -> dict[str, pd.DataFrame]:
-    """The tables of configured pretexts by name, from the cache; `compute` fills it with those that have weights."""
-    tables = {}
+    """The tables of configured pretexts by name, from the cache; `compute` fills it with those that have weights.
+
+    Tables of other weights than those that are here are named in a warning.
+    """
+    tables, stale = {}, []
     for pretext in pretexts:
         files = files_of(pretext, profile)
         path = files.results / f"epochs_{files.name}.csv"
         if compute and files.checkpoint.exists():
             _, provenance = load_weights(pretext, profile, "best", "features.")
-            if not path.exists() or _read(path)["weights"].iloc[-1] != provenance["sha256"]:
+            if not path.exists() or not is_made_from(_read(path), {"weights": provenance["sha256"]}):
                 table = features_by_epoch(pretext, profile, progress)
                 write_table(path, table)
         if path.exists():
             tables[pretext.name] = _read(path)
+            if not is_made_from(tables[pretext.name], {"weights": weights_here(pretext, profile)}):
+                stale.append(path.name)
+    warn_of_stale(stale, "evaluation.pretext_epochs")
     return tables
 
 

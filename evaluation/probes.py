@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from data.files import digest_of_tensors, root_folder, write_atomically, write_table
+from data.files import digest_of_tensors, root_folder, say_once, write_atomically, write_table
 from data.image_cache import Scenes
 from evaluation import plots, representation
 from evaluation.checkpoints import TrainedRun
@@ -39,7 +39,7 @@ from evaluation.split_images import loaders_of_run
 from evaluation.statistics import accuracy_interval, mean_and_interval
 from experiments import add_data_options, experiments_of, prerequisites
 from helper_functions import fold_batchnorm
-from run_files import files_of, load_result, load_weights
+from run_files import files_of, load_checkpoint, load_result, load_weights
 from runs import build_model, collect, run_command
 from self_supervised.probes import NEIGHBORS, Splits, check_splits, linear_probe, nearest_neighbors
 from self_supervised.settings import CLASSIFIER_EXPERIMENTS, ProbeExperiment
@@ -147,6 +147,38 @@ def features_of(model: nn.Module, loader, weights: str, cache: Path) -> tuple[li
 def digest_of_images(data: Mapping) -> str:
     """A digest of all images of a data set, from its description in a result."""
     return hashlib.sha256(json.dumps(data.get("fingerprint"), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def weights_here(experiment: Experiment, profile: str) -> str | None:
+    """The digest of the features' weights of a finished run, or None if its checkpoint is not here."""
+    path = files_of(experiment, profile).checkpoint
+    if not path.exists():
+        return None
+    tensors = load_checkpoint(path)["model"].items()
+    prefix = "features."
+    return digest_of_tensors({name.removeprefix(prefix): each for name, each in tensors if name.startswith(prefix)})
+
+
+def is_made_from(table: pd.DataFrame, source: Mapping[str, str | float | None]) -> bool:
+    """Whether a cached table was computed from a source, which its columns of these names describe.
+
+    What is not known of the source, and columns that tables of older code lack, do not count.
+    """
+    known = {column: value for column, value in source.items() if value is not None and column in table}
+    found = {column: table[column].iloc[-1] for column in known}
+    return all(
+        np.isclose(found[column], value) if isinstance(value, float) else found[column] == value
+        for column, value in known.items()
+    )
+
+
+def warn_of_stale(stale: Sequence[str], module: str):
+    """Say which tables that a module has cached are of other weights than those of the results, if any are."""
+    if stale:
+        say_once(
+            f"computed from other weights than those of the results: {'; '.join(stale)}; "
+            f"python -m {module} computes them again"
+        )
 
 
 def features_of_probe(experiment: ProbeExperiment, profile: str = "full") -> tuple[Splits, str, str]:
@@ -278,7 +310,7 @@ def collect_scenes(
     results = _results_of(probed, profile)
     weights = {label: result["initial_weights"].get("sha256", "random") for label, result in results.items()}
     probed["random"] = replace(probed["random"], resize="imagenet")
-    cache = _Cache(files_of(probed["random"], profile).results, "weights", weights, _images_of(results))
+    cache = _Cache(files_of(probed["random"], profile).results, _sources(results, weights=weights))
     if compute:
         cache.fill(probed, partial(_probe_scenes, profile, results), progress)
     tables = cache.read(probed)
@@ -296,14 +328,16 @@ def collect_cifar10(
 
     `experiments` are configured, by name: at least those of CIFAR10.  Runs without a result are left out.
     Files, beside the results: probes_<name>.csv, fractions_<name>.csv of the stage that is best on val, and
-    tsne_<name>.csv.  They name their run by its test accuracy.
+    tsne_<name>.csv.  They name the weights of their run, and its test accuracy, since no result names the weights.
     Raises FileNotFoundError if `compute` needs the checkpoint of a run that is not there.
     """
     probed = {label: experiments[name] for label, name in CIFAR10.items()}
     results = _results_of(probed, profile)
     accuracies = {label: result["test_accuracy"] for label, result in results.items()}
+    weights = {label: weights_here(probed[label], profile) for label in results}
     control = experiments[CIFAR10_CONTROL]
-    cache = _Cache(files_of(control, profile).results, "accuracy of run", accuracies, _images_of(results))
+    sources = _sources(results, **{"accuracy of run": accuracies, "weights": weights})
+    cache = _Cache(files_of(control, profile).results, sources)
     if compute:
         cache.fill(probed, partial(_probe_cifar10, profile, results, control), progress)
     return cache.read(probed)
@@ -315,9 +349,15 @@ def _results_of(probed: Mapping[str, Experiment], profile: str) -> dict[str, dic
     return {label: results[each.name] for label, each in probed.items() if each.name in results}
 
 
-def _images_of(results: Mapping[str, dict]) -> dict[str, str]:
-    """By the name of the features: a digest of the images that their run learned from."""
-    return {label: digest_of_images(result.get("data", {})) for label, result in results.items()}
+def _sources(results: Mapping[str, dict], **columns: Mapping[str, str | float | None]) -> dict[str, dict]:
+    """By the name of the features: these columns, and a digest of the images that their run learned from."""
+    return {
+        label: {
+            **{column: values[label] for column, values in columns.items()},
+            "images": digest_of_images(result.get("data", {})),
+        }
+        for label, result in results.items()
+    }
 
 
 def accuracies_by_stage(by_stage: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -413,15 +453,10 @@ def _probe(options):
 
 @dataclass(frozen=True)
 class _Cache:
-    """Tables in CSV files of one folder; two columns of each say what it was computed from.
-
-    Tables of the first edition do not name their images, and count as those of today's.
-    """
+    """Tables in CSV files of one folder; the columns of its source say what each was computed from."""
 
     folder: Path
-    column: str
-    sources: Mapping[str, str | float]  # by the name of the features: what the results were computed from
-    images: Mapping[str, str]  # likewise: digests
+    sources: Mapping[str, Mapping]  # by the name of the features: the source of the results, see `is_made_from`
 
     def fill(
         self,
@@ -435,7 +470,7 @@ class _Cache:
             if path.exists() and self._is_of(pd.read_csv(path), label):
                 continue
             for kind, table in probe(label, probed[label]).items():
-                table = table.assign(**{self.column: source, "images": self.images[label]})
+                table = table.assign(**{column: value for column, value in source.items() if value is not None})
                 write_table(self._path(kind, probed[label]), table)
 
     def read(self, probed: Mapping[str, Experiment]) -> Probed:
@@ -455,10 +490,7 @@ class _Cache:
         return self.folder / f"{kind}_{experiment.name}.csv"
 
     def _is_of(self, table: pd.DataFrame, label: str) -> bool:
-        if "images" in table and table["images"].iloc[0] != self.images.get(label):
-            return False
-        found, wanted = table[self.column].iloc[0], self.sources.get(label)
-        return np.isclose(found, wanted) if isinstance(wanted, float) else found == wanted
+        return label in self.sources and is_made_from(table, self.sources[label])
 
 
 def _probe_scenes(

@@ -14,6 +14,7 @@ import pandas as pd
 
 from data.files import CODE, root_folder, run_command, write_text
 from evaluation.checkpoints import read_released
+from evaluation.ensemble import is_stale
 from evaluation.publish import float32_accuracy
 from evaluation.results import (
     DETERMINISTIC,
@@ -285,13 +286,14 @@ def with_part(page: str, part: str, start: str = START, end: str = END) -> str:
     return f"{before}{start}\n{part}\n{end}{after}"
 
 
-def ensembles(folder: Path) -> pd.DataFrame:
-    """The ensembles of `evaluation.ensemble` in a folder of results, as text."""
+def ensembles(folder: Path, results: Mapping[str, dict]) -> pd.DataFrame:
+    """The ensembles of `evaluation.ensemble` in a folder of results, as text; those of other networks are marked."""
     lines = {}
     for path in sorted(folder.glob("ensemble_*.csv")):
         table = pd.read_csv(path, index_col="network")
         mean, together = (table.loc[name] for name in table.index[-2:])
-        lines[f"{path.stem.removeprefix('ensemble_')}: {together.name}"] = {
+        mark = " (stale: of other networks than the results)" if is_stale(table, results) else ""
+        lines[f"{path.stem.removeprefix('ensemble_')}: {together.name}{mark}"] = {
             "mean of the single runs": f"{mean['test_accuracy']:.4f}",
             "test (95 % interval)": accuracy_text(*together[["test_accuracy", "low", "high"]]),
             "mean per class": f"{together['mean_per_class']:.4f}",
@@ -327,7 +329,7 @@ def results_page(results: Mapping[str, dict], folder: Path) -> str:
         if len(lines):
             parts += ["### Comparisons", markdown(shown_comparisons(lines))]
     parts += _platforms_section(results)
-    together = ensembles(folder)
+    together = ensembles(folder, results)
     pinned = re.search(r"^torch==(\S+)", (CODE / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
     if len(together):
         parts += ["## Ensembles", ENSEMBLES, markdown(together, "ensemble")]

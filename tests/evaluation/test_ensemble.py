@@ -44,7 +44,8 @@ def test_the_command_reads_the_runs_and_writes_their_table(experiment, scene_fol
     table = pd.read_csv(
         run_files.files_of(experiment, "quick").results / "ensemble_tiny_frozen.csv", index_col="network"
     )
-    assert len(table) == 4
+    assert len(table) == 4 and not ensemble.is_stale(table, {"tiny_frozen.seed1": result, "other": {}})
+    assert ensemble.is_stale(table, {"tiny_frozen.seed1": result | {"test_accuracy": result["test_accuracy"] + 0.01}})
     assert table.test_accuracy["tiny_frozen.seed1"] == pytest.approx(result["test_accuracy"], abs=1e-6)
 
 

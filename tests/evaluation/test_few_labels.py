@@ -151,6 +151,30 @@ def test_tables_are_cached_and_computed_again_for_other_weights(root, monkeypatc
     assert set(again.loc[(of_others != again).any(axis=1), "features"]) == {"ImageNet", "BYOL"}
 
 
+def test_tables_of_other_weights_than_those_of_the_results_are_named(root, monkeypatch, capsys):
+    experiments = {name: configure(find(name), "quick", data="synthetic") for name in module.FEATURES.values()}
+    results = {
+        name: {"initial_weights": {"sha256": "a"}, "data": {}} for name in ("byol_classifier", "neighbours_classifier")
+    }
+    monkeypatch.setattr(module, "collect_results", lambda *_: results)
+    for name in results:
+        path = module._path(experiments[name], "quick")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table_of("", 0, [0.5, 0.6]).assign(weights="a").to_csv(path, index=False)
+    table = collect(experiments, "quick")
+    assert capsys.readouterr().err == ""
+    results["byol_classifier"]["initial_weights"]["sha256"] = "of another run"
+    assert collect(experiments, "quick").equals(table)
+    warning = capsys.readouterr().err
+    assert "few_labels_byol_classifier.csv" in warning and "neighbours" not in warning
+
+
+def test_the_committed_tables_are_of_the_weights_of_the_committed_results(capsys):
+    experiments = {name: configure(find(name), "full") for name in module.FEATURES.values()}
+    assert set(collect(experiments, "full")["features"]) == set(module.FEATURES)
+    assert capsys.readouterr().err == ""
+
+
 def test_what_is_computed_is_of_the_features_that_the_probe_reads(root, monkeypatch):
     read = {}
     monkeypatch.setattr(module, "few_labels", lambda splits, *_: read.update(splits) or table_of("", 0, [0.5, 0.6]))

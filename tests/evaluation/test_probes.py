@@ -313,6 +313,21 @@ def test_a_pretext_on_cifar10_is_probed_on_the_images_of_its_control(scene_folde
     assert purity == pytest.approx(representation.neighbour_purity(last, labels, 5))
     by_stage = probed.by_stage["rotation pretext"].query("probe == 'linear'").set_index("stage")["val_accuracy"]
     assert probed.fractions["rotation pretext"]["stage"].unique().tolist() == [by_stage.idxmax()]
+    weights = load_weights(experiments["cifar10_rotation"], "quick", prefix="features.")[1]["sha256"]
+    assert probed.by_stage["rotation pretext"]["weights"].unique().tolist() == [weights]
+    monkeypatch.setattr(probes, "weights_here", lambda *_: "of a run of the same accuracy")
+    assert collect_cifar10(experiments, "quick").stale == list(names)
+
+
+def test_a_table_of_cifar10_is_of_the_weights_of_its_run_or_where_it_names_none_of_its_accuracy():
+    source = {"accuracy of run": 0.5, "weights": "a", "images": "i"}
+    of_older_code = pd.DataFrame({"stage": [0, 1], "accuracy of run": 0.5})
+    table = of_older_code.assign(weights="a", images="i")
+    assert probes.is_made_from(table, source)
+    assert not probes.is_made_from(table, source | {"weights": "b"})  # of the same accuracy by chance
+    assert probes.is_made_from(of_older_code, source)
+    assert not probes.is_made_from(of_older_code, source | {"accuracy of run": 0.6})
+    assert probes.is_made_from(table, source | {"weights": None})  # the checkpoint is not here
 
 
 def test_the_command_prints_what_is_missing(scenes, capsys, monkeypatch):

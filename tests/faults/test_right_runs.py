@@ -52,8 +52,8 @@ def test_probes_of_other_images_are_stale_though_the_weights_are_the_same(tmp_pa
     table = pd.DataFrame({"stage": [0], "probe": ["linear"], "test_accuracy": [0.5]})
     for fingerprint, stale in (("1", []), ("2", ["ImageNet"])):
         data["fingerprint"]["train"] = fingerprint
-        images = {"ImageNet": probes.digest_of_images(data)}
-        cache = probes._Cache(tmp_path, "weights", {"ImageNet": "same"}, images)
+        source = {"weights": "same", "images": probes.digest_of_images(data)}
+        cache = probes._Cache(tmp_path, {"ImageNet": source})
         if not stale:
             cache.fill({"ImageNet": experiment}, lambda *_: {"probes": table}, progress=False)
         assert cache.read({"ImageNet": experiment}).stale == stale
@@ -443,6 +443,28 @@ def test_epochs_are_of_joint_embeddings_that_have_been_trained(root, capsys):
     assert "joint-embedding" in capsys.readouterr().err
     assert pretext_epochs.main(["byol_scratch"]) == 2
     assert "train byol_scratch first" in capsys.readouterr().err
+
+
+def test_the_last_epoch_has_one_line_and_a_table_of_other_weights_is_named(root, monkeypatch, capsys):
+    pretext = configure(find("byol_10_epochs"), "full", data="synthetic")
+    features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    loaders = SimpleNamespace(data={}, test=None)
+    monkeypatch.setattr(pretext_epochs, "build_loaders", lambda *_, **__: loaders)
+    monkeypatch.setattr(pretext_epochs, "build_model", lambda *_: (nn.ModuleDict({"features": nn.Sequential()}), {}))
+    monkeypatch.setattr(pretext_epochs, "fold_batchnorm", lambda model: model)
+    monkeypatch.setattr(pretext_epochs, "stage_features", lambda *_: ([features], np.arange(30) % 3))
+    monkeypatch.setattr(pretext_epochs, "load_weights", lambda _, __, epoch, *___: ({}, {"sha256": f"of {epoch}"}))
+    monkeypatch.setattr(pretext_epochs, "weights_here", lambda *_: "of best")
+    checkpoint = run_files.files_of(pretext, "full").checkpoint
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    assert pretext.save_epochs[-1] == pretext.train.max_epochs == 10
+    table = pretext_epochs.collect([pretext], "full", compute=True)["byol_10_epochs"]
+    assert table["epoch"].tolist() == [0, 2, 4, 6, 8, 10] and table["weights"].iloc[-1] == "of best"
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(pretext_epochs, "weights_here", lambda *_: "of another run")
+    assert pretext_epochs.collect([pretext], "full")["byol_10_epochs"].equals(table)
+    assert "epochs_byol_10_epochs.csv" in capsys.readouterr().err
 
 
 def test_a_measure_that_is_not_a_number_leaves_its_column_numbers(tmp_path):

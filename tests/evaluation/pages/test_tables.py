@@ -188,6 +188,9 @@ def test_ensembles_and_versions_stand_on_the_results_page(study, tmp_path):
     table.rename_axis("network").to_csv(tmp_path / "ensemble_a.csv")
     page = results_page(study, tmp_path)
     assert "| a: ensemble of 2 runs | 0.8500 | 0.9500 (0.9000 to 0.9700) | 0.5000 | 0.6000 |" in page
+    assert "stale" not in page
+    table.rename({"a": "byol_classifier"}).rename_axis("network").to_csv(tmp_path / "ensemble_a.csv")
+    assert "| a: ensemble of 2 runs (stale" in results_page(study, tmp_path)  # its result has another accuracy
     older = [
         each for each in study.values() if each["versions"]["torch"] != "2.15.0" and each["data"]["name"] == "15scene"
     ]
