@@ -21,7 +21,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import matplotlib
@@ -73,7 +73,7 @@ class InversionSettings:
     blur_every: int = 4  # steps
     norm_clip: float = 0.0  # fraction of an image's pixels, those nearest to mid gray, set to mid gray per step
     contribution_clip: float = 0.0  # the same for the pixels that contribute least to the objective
-    jitter: int = 16  # pixels; maximum shift of the images that the model sees in a step
+    jitter: int = 16  # pixels of image_size, fewer on a lower level; maximum shift of the images that the model sees
     scale: float = 0.0  # maximum fraction by which they are enlarged or reduced
     rotation: float = 0.0  # degrees; maximum rotation of them, to either side
     noise: float = 0.0  # standard deviation of the noise that is added to them
@@ -177,9 +177,10 @@ def _stayed_low(curve: torch.Tensor) -> bool:
     return bool(fall > 0 and curve[-LAST_STEPS:].quantile(0.5) - lowest <= fall / 4)
 
 
-def starting_pixels(settings: InversionSettings, starts: int) -> torch.Tensor:
-    """Small noise (starts, 1 or 3, S, S) around mid gray.  The seed of start k is seed + k."""
-    shape = (1 if settings.colour == "grey" else 3, settings.image_size, settings.image_size)
+def starting_pixels(settings: InversionSettings, starts: int, size: int | None = None) -> torch.Tensor:
+    """Small noise (starts, 1 or 3, S, S) around mid gray, S: `size` or image_size.  The seed of start k is seed + k."""
+    size = size or settings.image_size
+    shape = (1 if settings.colour == "grey" else 3, size, size)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed + k)) for k in range(starts)]
     return (settings.start_noise * torch.stack(noise)).clamp(-0.5, 0.5)
 
@@ -407,7 +408,7 @@ def _without(optimizer, parameters: torch.Tensor, kept: torch.Tensor, learning_r
 
 def _resized(pixels: torch.Tensor, size: int, settings: InversionSettings) -> torch.Tensor:
     """The images at another resolution, with new noise: the frequencies that they did not have start from it."""
-    noise = starting_pixels(replace(settings, image_size=size, levels=1), 1).to(pixels)
+    noise = starting_pixels(settings, 1, size).to(pixels)
     resized = nn.functional.interpolate(pixels, (size, size), mode="bicubic", align_corners=False, antialias=True)
     return (resized + noise).clamp(-0.5, 0.5)
 

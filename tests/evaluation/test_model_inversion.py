@@ -226,6 +226,12 @@ def test_images_grow_in_resolution_and_end_at_the_full_one(small_network):
     assert inversion.images.shape == (3, 3, 64, 64) and inversion.losses.shape == (3, 60)
 
 
+@pytest.mark.parametrize("large", [{"jitter": 60}, {"blur_sigma": 7.0}])
+def test_settings_that_suit_the_full_resolution_suit_every_level(large, small_network):
+    settings = InversionSettings(**{"image_size": 64, "steps": 60, "levels": 3, "jitter": 0, **large})
+    assert run(small_network, targets=[0], settings=settings).losses.isfinite().all()
+
+
 def test_an_image_stops_when_its_loss_does_and_the_others_go_on_without_it(small_network):
     """Class 0 gets a reward that is soon exhausted, class 1 one that grows with every step."""
 
