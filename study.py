@@ -3,7 +3,8 @@
     python train.py --study                        says how long it will take, then trains
     python train.py --study byol simclr --seeds 0 1    these only, with what they need
 
-Each run is a process of its own with a log under logs/study/.  Interrupted, the command continues where it was.
+Each run is a process of its own with a log, logs/study/<profile>/<run>.log, or of other data than 15-Scene
+logs/study/<profile>/<data>/<run>.log.  Interrupted, the command continues where it was.
 """
 
 import os
@@ -23,7 +24,7 @@ from data.files import CODE, root_folder, say_once
 from data.layouts import list_splits
 from data.prepare import locate
 from experiments import EXPERIMENTS, configure, find, prerequisites, with_precision
-from run_files import files_of, read
+from run_files import files_of, folder_of_data, read
 from self_supervised.dataloader import PRETEXTS
 from self_supervised.settings import JointEmbeddingExperiment, PretextExperiment, ProbeExperiment
 from supervised.settings import Experiment
@@ -52,6 +53,12 @@ class Task:
     def name(self) -> str:
         """The file stem of the run."""
         return files_of(self.experiment, self.profile).name
+
+    @property
+    def log(self) -> Path:
+        """Where the run writes what it prints."""
+        folder = root_folder() / "logs" / "study" / self.profile
+        return folder_of_data(folder, self.experiment.data) / f"{self.name}.log"
 
 
 def missing_tasks(
@@ -177,7 +184,7 @@ class _Queue:
 
     waiting: list[Task]
     running: dict[subprocess.Popen, Task] = field(default_factory=dict)
-    failed: list[str] = field(default_factory=list)
+    failed: list[Task] = field(default_factory=list)
 
     def next(self) -> Task | None:
         """The first task whose files are there, and not about to be made again."""
@@ -194,14 +201,14 @@ class _Queue:
         tasks = [self.running.pop(process) for process in ended]
         for process, task in zip(ended, tasks, strict=True):
             if process.returncode != 0:
-                self.failed.append(task.name)
+                self.failed.append(task)
         return tasks
 
 
 def train_tasks(
     tasks: list[Task], command: Callable[[Task], list[str]], at_a_time: int, seconds: dict[str, float]
-) -> list[str]:
-    """Run the command of each task, `at_a_time` side by side, with one progress bar; returns the names that failed.
+) -> list[Task]:
+    """Run the command of each task, `at_a_time` side by side, with one progress bar; returns those that failed.
 
     A task starts when the files that it needs are there.  What could not start because another failed has failed too.
     Interrupted, it ends the processes; each continues later from its last finished epoch.
@@ -212,7 +219,7 @@ def train_tasks(
         try:
             while queue.waiting or queue.running:
                 while len(queue.running) < at_a_time and (task := queue.next()) is not None:
-                    queue.running[_start(command(task), task.name, environment)] = task
+                    queue.running[_start(command(task), task.log, environment)] = task
                 if not queue.running:
                     break
                 bar.update(len(queue.collect()))
@@ -226,7 +233,7 @@ def train_tasks(
                 process.terminate()
             for process in queue.running:
                 process.wait()
-    return queue.failed + [task.name for task in queue.waiting]
+    return queue.failed + queue.waiting
 
 
 def train_missing(
@@ -240,8 +247,8 @@ def train_missing(
     every: bool = False,
     precision: str = "auto",
     **changes,
-) -> list[str]:
-    """Train every run without a result, after saying how long it will take; returns the names of those that failed.
+) -> list[Task]:
+    """Train every run without a result, after saying how long it will take; returns those that failed.
 
     `options` are those of train.py that are the same for all; `every`, `precision` and `changes` are those of
     `missing_tasks`.  By default so many runs go side by side as fit.
@@ -277,20 +284,15 @@ def images_of(task: Task) -> dict[str, int]:
     return {"train": counts["train"], "val": held_out - counts.get("test", 0), "test": counts.get("test", 0)}
 
 
-def say_failed(names: Iterable[str]):
+def say_failed(tasks: Iterable[Task]):
     """Say of each run that failed, or could not start, where its log is."""
-    for name in names:
-        print(f"{name} failed or could not start; see {log_of(name)}", file=sys.stderr)
+    for task in tasks:
+        print(f"{task.name} failed or could not start; see {task.log}", file=sys.stderr)
 
 
-def log_of(name: str) -> Path:
-    """Where a run of the study writes what it prints."""
-    return root_folder() / "logs" / "study" / f"{name}.log"
-
-
-def _start(command: list[str], name: str, environment: dict[str, str]) -> subprocess.Popen:
-    log_of(name).parent.mkdir(parents=True, exist_ok=True)
-    with log_of(name).open("ab") as log:
+def _start(command: list[str], path: Path, environment: dict[str, str]) -> subprocess.Popen:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 

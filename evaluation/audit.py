@@ -12,7 +12,7 @@ flipped horizontally or not, correlates above a threshold that 99 % of re-encode
 exceed (see `copy_threshold`).  Crops are not found.
 
 The folder gets audit.html, a page of thumbnails that needs no other file, and audit.csv.  With `--planted` nothing but
-results/full/audit_<data>.csv is written.
+results/full/audit_15scene.csv is written, or of other data results/full/<data>/audit_<data>.csv.
 """
 
 import argparse
@@ -44,6 +44,7 @@ from evaluation.embed import add_model_option
 from evaluation.probes import features_of_scenes
 from evaluation.publish import load_run
 from evaluation.web_page import picture_of
+from run_files import folder_of_data
 from runs import run_command
 from supervised.models import SceneClassifier, load_initial_weights
 
@@ -311,7 +312,8 @@ def _audit(options):
     data = read_data(root, scenes)
     features = np.concatenate([features for features, _ in features_of_scenes(run, scenes).values()])
     if options.planted is not None:
-        _write_score(root, run, data, features, options.planted)
+        folder = folder_of_data(root_folder() / "results" / "full", options.data)
+        _write_score(folder / f"audit_{root.name.removesuffix('.csv')}.csv", root, run, data, features, options.planted)
         return
     table, threshold = audit(data, features)
     write_table(output / "audit.csv", table.drop(columns=["image", "other"]), float_format="%.4f")
@@ -320,11 +322,10 @@ def _audit(options):
     print(f"{root}: {len(data.files):,} images, features of {run.name}\n{count(table)}\n{page}")
 
 
-def _write_score(root: Path, run: TrainedRun, data: Audited, features: np.ndarray, share: float):
+def _write_score(path: Path, root: Path, run: TrainedRun, data: Audited, features: np.ndarray, share: float):
     crossing = sum(data.splits[one] != data.splits[other] for one, other in exact_copies(data.digests))
     line = {"data": root.name, "features": run.name, "images": len(data.files), "share": share}
     line |= score_planted(features, data.labels, share) | {"exact_pairs_across_splits": crossing}
-    path = root_folder() / "results" / "full" / f"audit_{root.stem}.csv"
     table = pd.DataFrame([line])
     write_table(path, table, float_format="%.4f")
     print(f"{table.T.to_string(header=False)}\n{path}")

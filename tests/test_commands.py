@@ -9,6 +9,8 @@ from nbclient.exceptions import CellExecutionError
 from data.files import CODE
 from evaluation.pages import front_page, report
 from evaluation.pages.notebook import OWN_TABLE, REPORTS, data_of, profile_of, reason_to_leave_out
+from experiments import EXPERIMENTS
+from study import Task
 from tests.make_own_images import make
 
 SIDE_STUDIES = {"supervised/nature_report.ipynb", "self_supervised/cifar10_report.ipynb"}
@@ -76,7 +78,7 @@ def test_of_own_images_the_full_profile_trains_a_small_table_and_makes_one_repor
 
     def train_missing(names, profile, **changes):
         asked.append((list(names), profile, changes["data"], changes["options"]))
-        return failed
+        return [Task(EXPERIMENTS[name], profile) for name in failed]
 
     monkeypatch.setattr(report, "train_missing", train_missing)
     monkeypatch.setenv("PROFILE", "full")

@@ -104,8 +104,18 @@ def test_tasks_run_side_by_side_and_wait_for_the_files_they_need(root, tmp_path,
 
 def test_a_run_that_fails_stops_only_what_needs_it(root, tmp_path, trains):
     tasks = [task("bad"), task("after", tmp_path / "bad"), task("other")]
-    assert train_tasks(tasks, trains, at_a_time=1, seconds={}) == ["bad", "after"]
+    assert train_tasks(tasks, trains, at_a_time=1, seconds={}) == tasks[:2]
     assert (tmp_path / "other").exists()
+
+
+def test_runs_of_one_name_on_other_data_or_of_another_profile_have_logs_of_their_own(root, capsys):
+    flowers = replace(TINY, data="photos/flowers")
+    tasks = [Task(TINY, "full"), Task(TINY, "quick"), Task(flowers, "full"), Task(flowers, "quick")]
+    study.say_failed(tasks)
+    said = capsys.readouterr().err.splitlines()
+    logs = {str(each.log.relative_to(root / "logs/study")) for each in tasks}
+    assert len(logs) == 4 and "full/flowers/tiny.log" in logs
+    assert all(str(each.log) in line for each, line in zip(tasks, said, strict=True))
 
 
 def test_an_interruption_ends_every_process(root, monkeypatch):

@@ -312,7 +312,7 @@ def test_a_study_trains_what_is_missing_and_then_nothing(call, scene_folder, roo
 def test_a_study_names_the_run_that_failed_and_its_log(call, scene_folder, root):
     (scene_folder / "train" / "dark" / "broken.jpg").write_bytes(b"no image")
     code, _, error = call("--study", "imagenet_classifier", "--data", scene_folder, *QUICK)
-    log = root / "logs" / "study" / "imagenet_classifier.log"
+    log = root / "logs" / "study" / "quick" / "scenes" / "imagenet_classifier.log"
     assert code == 1 and str(log) in error and "broken.jpg" in log.read_text()
     code, _, error = call("--study", "supervised_1", "--data", scene_folder, "--at-a-time", 0, *QUICK)
     assert code == 2 and "--at-a-time is 0" in error

@@ -108,8 +108,9 @@ def test_names_cannot_write_into_the_page(tiny_model, data_folder, tmp_path, mon
 
 
 def test_planted_errors_and_known_copies_are_scored_by_the_command(tiny_model, data_folder, root):
+    data_folder = data_folder.rename(data_folder.with_name("photos.v1"))
     assert run_audit([str(data_folder), "--model", "tiny", "--planted", "0.1"]) == 0
-    (line,) = pd.read_csv(root / "results/full/audit_scenes.csv").itertuples()
+    (line,) = pd.read_csv(root / "results/full/photos.v1/audit_photos.v1.csv").itertuples()
     assert line.images == 80 and line.planted == 8 and line.exact_pairs_across_splits == 1
     assert 0 <= line.precision <= 1 and 0 <= line.recall <= 1
 
