@@ -16,6 +16,7 @@ The command is that of `evaluation.scorecam`, with one option more:
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,9 +29,10 @@ from evaluation.scorecam import (
     MaskedImages,
     ScoreCam,
     build_parser,
-    make_sheet,
+    explain_images,
     run_batches,
     scale_to_unit,
+    write_sheet,
 )
 from runs import run_command
 
@@ -252,19 +254,14 @@ def main(arguments=None) -> int:
     parser = build_parser("python -m evaluation.mask_clusters", "Approximate Score-CAM of images, as a sheet")
     parser.add_argument("--clusters", type=int, default=64, help="passes of a round (default: 64)")
     options = parser.parse_args(arguments)
-    return run_command(lambda: _make_sheet(options))
+    return run_command(lambda: _write_sheet(options))
 
 
-def _make_sheet(options):
+def _write_sheet(options):
     check_clusters(options.clusters)
-    found = []  # one a layer
-
-    def explain(model, images, layer, targets, weighting):
-        found.append(cluster_score_cam(model, images, layer, targets, options.clusters, weighting))
-        return found[-1]
-
-    make_sheet(options, explain)
-    for name, each in zip(dict.fromkeys(options.layers), found, strict=True):
+    explained = explain_images(options, partial(cluster_score_cam, clusters=options.clusters))
+    write_sheet(explained, options.output)
+    for name, each in explained.found.items():
         passes = f"{each.passes.float().mean():,.0f} passes an image"
         print(f"layer {name}: {passes}, {int(each.exact.sum())} of {len(each.exact)} computed exactly")
 

@@ -359,11 +359,11 @@ def upsample(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
     options = build_parser("python -m evaluation.scorecam", "Score-CAM of images, as a sheet").parse_args(arguments)
-    return run_command(lambda: make_sheet(options, score_cam))
+    return run_command(lambda: write_sheet(explain_images(options, score_cam), options.output))
 
 
 def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """The options of a command that ends in `make_sheet`."""
+    """The options of a command that writes a sheet: those of `explain_images`."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("images", nargs="+", type=expanded, metavar="IMAGE")
     parser.add_argument("--model", required=True, metavar="RUN", help="name of a trained run, or path of its file")
@@ -374,40 +374,58 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def make_sheet(options: argparse.Namespace, explain: Callable[..., ScoreCam]):
-    """Explain images at each layer, and write the sheet and the maps.
+@dataclass(frozen=True)
+class Explanations:
+    """Images, uint8 (1 or 3, S, S) each, with their titles, the classes that are explained, and the maps by layer."""
 
-    `explain` is called as `score_cam`.  Where no layers are given, `options.layers` becomes those that are explained.
+    pixels: list[np.ndarray]
+    titles: list[str]
+    targets: list[int]
+    found: dict[str, ScoreCam]
+
+
+def explain_images(options: argparse.Namespace, explain: Callable[..., ScoreCam]) -> Explanations:
+    """Explain the images of the command line at each layer; `explain` is called as `score_cam`.
+
     Raises ValueError for a wrong option before any map is computed.
     """
-    matplotlib.use("Agg")
     if options.output.suffix.lower() not in FIGURES:
         raise ValueError(f"--output is {options.output}; it must be a file that ends in {', '.join(FIGURES)}")
     check_output(options.output, "--output")
     run = load_run(options.model)
-    options.layers = options.layers or ["1", "2", run.last_stage]
-    explained = run.ready_to_explain(options.layers)
-    layers = {name: explained.layer(name) for name in options.layers}
+    names = options.layers or ["1", "2", run.last_stage]
+    explained = run.ready_to_explain(names)
+    layers = {name: explained.layer(name) for name in names}
     target = None if options.target is None else run.label(options.target)
     pixels, images = run.read(options.images)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     targets = _targets(run, images, target)
     found = {
-        name: explain(explained.model, images, layer, targets, options.weighting)
+        name: explain(explained.model, images, layer, targets, weighting=options.weighting)
         for name, layer in tqdm(layers.items(), desc="Score-CAM", unit="layer")
     }
     titles = [
         f"{plots.readable(path.name)}: {run.class_names[target]}"
         for path, target in zip(options.images, targets, strict=True)
     ]
-    figure = plots.draw_heat_map_sheet(pixels, titles, {name: each.maps for name, each in found.items()})
-    figure.savefig(options.output, dpi=120)
+    return Explanations(pixels, titles, targets, found)
+
+
+def write_sheet(explained: Explanations, output: Path):
+    """Draw the sheet, save it and, beside it, the maps (.npz), and print what was written."""
+    matplotlib.use("Agg")
+    found, arrays = explained.found, output.with_suffix(".npz")
+    figure = plots.draw_heat_map_sheet(
+        explained.pixels, explained.titles, {name: each.maps for name, each in found.items()}
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=120)
     plt.close(figure)
     maps = {f"layer_{name}": each.maps.numpy() for name, each in found.items()}
-    np.savez_compressed(options.output.with_suffix(".npz"), targets=targets, **maps)
+    np.savez_compressed(arrays, targets=explained.targets, **maps)
     for name, each in found.items():
-        print(f"layer {name}: {int(each.constant_channels.sum())} constant channels in {len(images)} images")
-    print(f"{options.output}, {options.output.with_suffix('.npz')}")
+        images, constant = len(each.maps), int(each.constant_channels.sum())
+        print(f"layer {name}: {constant} constant channels in {images} images")
+    print(f"{output}, {arrays}")
 
 
 def _targets(run: TrainedRun, images: torch.Tensor, target: int | None) -> list[int]:

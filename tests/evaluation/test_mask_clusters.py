@@ -20,7 +20,7 @@ from evaluation.mask_clusters import (
     predict_scores,
     scores_in_rounds,
 )
-from evaluation.scorecam import MaskedImages, score_cam
+from evaluation.scorecam import MaskedImages, ScoreCam, build_parser, explain_images, score_cam, write_sheet
 from supervised.models import SceneClassifier, estimate_batchnorm
 
 
@@ -229,3 +229,23 @@ def test_the_command_writes_approximate_maps(tiny_model, tmp_path, capsys):
     without_layers = [each for each in arguments if each not in ("--layers", "5")]
     assert mask_clusters.main([*without_layers, "--clusters", "8"]) == 0
     assert capsys.readouterr().out.count(" computed exactly") == 3  # stages 1, 2 and the last
+
+
+def test_images_are_explained_without_a_file_and_the_options_stay_as_they_are(tiny_model, tmp_path):
+    photo = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70), dtype=np.uint8)).save(photo)
+    before = sorted(tmp_path.iterdir())
+    options = build_parser("", "").parse_args(
+        [str(photo), "--model", "tiny", "--output", str(tmp_path / "a" / "b.png")]
+    )
+    explained = explain_images(options, lambda model, images, *_, weighting: constant_maps(images))
+    assert options.layers is None and list(explained.found) == ["1", "2", "8"]
+    assert sorted(tmp_path.iterdir()) == before
+    write_sheet(explained, options.output)
+    with np.load(tmp_path / "a" / "b.npz") as saved:
+        assert saved["targets"].tolist() == explained.targets and saved["layer_8"].shape == (1, 32, 32)
+
+
+def constant_maps(images):
+    zeros = torch.zeros(len(images), dtype=torch.long)
+    return ScoreCam(torch.full((len(images), *images.shape[2:]), 0.5), zeros, zeros.bool())
