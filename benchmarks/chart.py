@@ -47,7 +47,10 @@ def read_tables() -> dict[str, pd.DataFrame]:
 
 
 def ratios_markdown(tables: dict[str, pd.DataFrame]) -> str:
-    """All that was measured, one row an implementation, and the machine of each table."""
+    """All that was measured, one row an implementation, and the machine of each table.
+
+    A ratio of ours is bold where it is one of medians over several rounds.
+    """
     columns = (
         "what",
         "implementation",
@@ -59,13 +62,14 @@ def ratios_markdown(tables: dict[str, pd.DataFrame]) -> str:
     )
     lines = [f"| {' | '.join(columns)} | besides |", f"|{'---|' * len(columns)}---|"]
     for row in pd.concat(tables.values()).to_dict("records"):
-        ours = "**" if row["implementation"].startswith("ours") else ""
+        once = row["rounds"] == 1
+        bold = "**" if row["implementation"].startswith("ours") and not once else ""
         against = "" if row["implementation"] == row["ratio_to"] else f", to {row['ratio_to']}"
         cells = [
             row["what"],
             row["implementation"],
-            f"{row['seconds']:.4g} ({row['spread']})",
-            f"{ours}{row['ratio']:.3g}{ours}{against}",
+            f"{row['seconds']:.4g} ({'one round' if once else row['spread']})",
+            f"{bold}{row['ratio']:.3g}{bold}{against}",
             f"{row['peak_mib']:,}",
             _text(row.get("largest_difference")),
             _text(row.get("correlation")),
@@ -104,17 +108,18 @@ def scaling_markdown(tables: dict[str, pd.DataFrame]) -> str:
 
 
 def profile_markdown(profile: pd.DataFrame) -> str:
-    """Seconds by kind of operation: a column an implementation, the dearest kind of the plain implementation first."""
+    """Shares by kind of operation: a column an implementation, the dearest kind of the plain implementation first."""
     lines = []
     for what, rows in profile.groupby("what", sort=False):
         seconds = rows.pivot(index="operations", columns="implementation", values="seconds")[
             rows["implementation"].unique()
         ]
         seconds = seconds.fillna(0).sort_values("plain", ascending=False)
-        seconds.loc["**all**"] = seconds.sum()
-        lines += [f"| {what}: seconds of | {' | '.join(seconds.columns)} |", f"|---|{'---|' * seconds.shape[1]}"]
-        lines += [f"| {name} | {' | '.join(f'{each:.3f}' for each in row)} |" for name, row in seconds.iterrows()]
-        lines.append("")
+        whole = seconds.sum()
+        percent = 100 * seconds / whole
+        lines += [f"| {what}: percent of the time | {' | '.join(seconds.columns)} |", f"|---|{'---|' * len(whole)}"]
+        lines += [f"| {name} | {' | '.join(f'{each:.1f}' for each in row)} |" for name, row in percent.iterrows()]
+        lines += [f"| **all, seconds** | {' | '.join(f'{each:.3f}' for each in whole)} |", ""]
     return "\n".join(lines[:-1])
 
 

@@ -141,7 +141,7 @@ def rate_of_step_alone(case: str, batch_size: int, options: Options) -> float:
     device = torch.device(options.device)
     loaders = loaders_for(case, batch_size, replace(options, batches_per_epoch=1))
     step, images = step_on_one_batch(case, loaders, device)
-    return images * options.batches_per_epoch / seconds_of(step, options.batches_per_epoch, device)
+    return images * options.batches_per_epoch / seconds_in_all(step, options.batches_per_epoch, device)
 
 
 def rate_of_evaluation(options: Options) -> float:
@@ -156,7 +156,7 @@ def rate_of_evaluation(options: Options) -> float:
     return len(loader.dataset) / (time.perf_counter() - started)
 
 
-def seconds_of(action: Callable, repeats: int, device: torch.device) -> float:
+def seconds_in_all(action: Callable, repeats: int, device: torch.device) -> float:
     """Seconds of so many calls, after three that set things up."""
     for _ in range(3):
         action()
@@ -177,11 +177,11 @@ def explanations(options: Options):
     images = torch.randn(1, 3, options.size, options.size, device=device)
     network(images)
     for name, maps_of in {**PEERS, "ours": our_maps}.items():
-        seconds = seconds_of(lambda maps_of=maps_of: maps_of(network, STAGE, images, 0), 1, device)
+        seconds = seconds_in_all(lambda maps_of=maps_of: maps_of(network, STAGE, images, 0), 1, device)
         yield {"case": f"Score-CAM, features[{STAGE}]", "implementation": name, "images_per_second": 1 / seconds}
     settings, classes = InversionSettings(image_size=options.size, steps=STEPS), tuple(range(CLASSES))
     normalization = MEAN["squash"], STD["squash"]
-    seconds = seconds_of(
+    seconds = seconds_in_all(
         lambda: invert(network, class_logit, classes, settings, *normalization, progress=False), 1, device
     )
     yield {

@@ -33,7 +33,7 @@ from evaluation.demo_page import SCRIPT, demo_page
 from evaluation.embed import add_model_option
 from evaluation.novelty import mean_and_std, unit
 from evaluation.plots import readable
-from evaluation.predict import METHOD, Model, class_probabilities, heat_map_of, load, rival_of
+from evaluation.predict import METHOD, TOP, Model, class_probabilities, heat_map_of, load, rival_of
 from evaluation.probes import features_of_scenes
 from evaluation.web_page import data_url, picture_of
 from runs import run_command
@@ -41,7 +41,6 @@ from runs import run_command
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # that an upload may have, whatever its name
 MOST_BYTES = 20_000_000  # of an upload
 MOST_PIXELS = 50_000_000  # likewise
-TOP = 5  # classes shown
 NEAREST = 6  # training images shown
 ADDRESS = "127.0.0.1"  # nobody else can connect
 HOSTS = ("127.0.0.1", "localhost")  # that a browser may call it

@@ -43,7 +43,7 @@ from supervised.settings import REPRODUCTION as SUPERVISED_REPRODUCTION
 from supervised.settings import Experiment
 
 EARLIER_NUMBERS = Path(__file__).with_name("earlier_numbers.csv")
-LEVEL = 0.95  # of the prediction interval
+CONFIDENCE = 0.95  # of the prediction interval
 HYPOTHESES = (*SUPERVISED_REPRODUCTION.values(), *REPRODUCTION.values())  # of what the reports did
 ACCURACY = "earlier_protocol_accuracy"  # a key
 LOSS_AFTER_EPOCHS = r"history \w+_loss \d+"  # a key
@@ -337,7 +337,7 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
     n = len(values)
     if n < MIN_RUNS:
         raise ValueError(f"there are {n} values; a prediction interval needs at least {MIN_RUNS}")
-    reach = float(student_t.ppf((1 + LEVEL) / 2, n - 1)) * float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / n)
+    reach = float(student_t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / n)
     return float(np.mean(values)) - reach, float(np.mean(values)) + reach
 
 

@@ -150,6 +150,8 @@ def test_the_readmes_tables_come_from_the_benchmarks_tables(table):
     assert "| maps | fast | 5 (4 to 6) | 1 | 7 | 0.5 |" in written
     assert "| maps | ours | 1 (1 to 2) | **5**, to fast | 7 |  |  | note ours |" in written
     assert written.endswith("\n\nscorecam: a machine.")
+    once = ratios_markdown({"scorecam": rows.assign(rounds=1)})
+    assert "| maps | ours | 1 (one round) | 5, to fast | 7 |" in once
 
     scaled = scaling_markdown({"training_step": rows})  # "ours" takes 0.5 s an image
     assert scaled.splitlines()[2:] == ["| a training epoch | 0.5 s | 8.3 min | 5.8 days | 579 days | 5.8 days |"]
@@ -180,13 +182,13 @@ def test_durations_are_in_the_largest_unit_of_which_there_are_two():
     ]
 
 
-def test_a_profile_has_a_column_per_implementation_and_sums_them():
+def test_a_profile_has_a_column_of_shares_per_implementation_and_their_seconds_in_all():
     rows = [("step", "plain", "a", 1.0), ("step", "plain", "b", 2.0), ("step", "ours", "b", 0.5)]
     lines = profile_markdown(
         pd.DataFrame(rows, columns=["what", "implementation", "operations", "seconds"])
     ).splitlines()
-    assert lines[0] == "| step: seconds of | plain | ours |"
-    assert lines[2:] == ["| b | 2.000 | 0.500 |", "| a | 1.000 | 0.000 |", "| **all** | 3.000 | 0.500 |"]
+    assert lines[0] == "| step: percent of the time | plain | ours |"
+    assert lines[2:] == ["| b | 66.7 | 100.0 |", "| a | 33.3 | 0.0 |", "| **all, seconds** | 3.000 | 0.500 |"]
 
 
 def test_operations_are_timed_by_kind():
