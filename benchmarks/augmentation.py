@@ -33,7 +33,7 @@ ONE_BY_ONE = {
 
 
 def images() -> torch.Tensor:
-    """Grey noise, bytes (N, 1, S, S)."""
+    """Gray noise, bytes (N, 1, S, S)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (IMAGES, 1, SIZE, SIZE), dtype=torch.uint8, generator=generator)
 

@@ -218,7 +218,7 @@ def plain_network() -> nn.Module:
     """torchvision's EfficientNet-B0 for 15 classes as a plain script has it, in eval mode.
 
     Its features are those of the file that WEIGHTS in the environment names.  Without it they are random, and
-    BatchNorm is set to drawn images: else the logits would be the bias of the head, whatever the image.
+    BatchNorm is set to synthetic images: else the logits would be the bias of the head, whatever the image.
     """
     torch.manual_seed(0)
     network = efficientnet_b0(num_classes=NUM_CLASSES)
@@ -238,7 +238,7 @@ def our_network(plain: nn.Module) -> nn.Module:
 
 
 def data_set() -> str:
-    """15-Scene if it is prepared, else the drawn scenes."""
+    """15-Scene if it is prepared, else the synthetic scenes."""
     try:
         locate("15scene")
     except FileNotFoundError:

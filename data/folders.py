@@ -58,8 +58,8 @@ class ImageFolder:
         digest = hashlib.sha256()
         for name, of_file in zip(self.names, self.digests, strict=True):
             if name not in skipped:
-                labelled = f"{self.class_of[name]}/{name}" if self.class_of else name
-                digest.update(os.fsencode(labelled) + (of_file or b""))
+                labeled = f"{self.class_of[name]}/{name}" if self.class_of else name
+                digest.update(os.fsencode(labeled) + (of_file or b""))
         return digest.hexdigest()
 
 

@@ -188,11 +188,11 @@ def _evaluate_classes(models: Sequence[Subject], subjects: Sequence[Subject]):
     evaluators.sort(key=lambda run: run.name != CONTROL)
     for subject in models:
         evaluate_images(subject.run, evaluators, subject.folder / "classes")
-    # The first judges what is near, in one space for all models: the control, if it is here.  Its own images the next.
-    for judge, own in zip(evaluators[:2], (False, True), strict=False):
-        judged = [each for each in models if (each.run.name == evaluators[0].name) == own]
-        if judged:
-            find_nearest(judge, judged[0].data, [each.folder / "classes" for each in judged])
+    # The first says what is near, in one space for all models: the control, if it is here.  Of its own images the next.
+    for evaluator, own in zip(evaluators[:2], (False, True), strict=False):
+        evaluated = [each for each in models if (each.run.name == evaluators[0].name) == own]
+        if evaluated:
+            find_nearest(evaluator, evaluated[0].data, [each.folder / "classes" for each in evaluated])
 
 
 def _measure_maps(subject: Subject, effort: Effort):

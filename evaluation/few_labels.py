@@ -73,16 +73,16 @@ def spreading_matrix(features: np.ndarray, neighbors: int) -> np.ndarray:
     return np.linalg.inv(np.eye(len(graph)) - SPREAD_SHARE * graph / np.sqrt(np.outer(degrees, degrees)))
 
 
-def spread_labels(matrix: np.ndarray, labelled: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def spread_labels(matrix: np.ndarray, labeled: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Labels (N,) for all images, by a `spreading_matrix` (N, N) and the `labels` (M,) of a few, which keep them.
 
-    `labelled` are the indices (M,) of the few.  Each class has the same mass, because few labels would otherwise favor
+    `labeled` are the indices (M,) of the few.  Each class has the same mass, because few labels would otherwise favor
     the class in the densest region.
     """
     classes, known = np.unique(labels, return_inverse=True)
-    mass = matrix[:, labelled] @ np.eye(len(classes))[known]
+    mass = matrix[:, labeled] @ np.eye(len(classes))[known]
     found = classes[(mass / mass.sum(axis=0)).argmax(axis=1)]
-    found[labelled] = labels
+    found[labeled] = labels
     return found
 
 

@@ -123,7 +123,7 @@ def plot_accuracies(table, ax=None):
     style = {"fmt": "o", "capsize": 3, "color": OTHERS[0][0], "markerfacecolor": "white"}
     ax.errorbar(table["test"], places, xerr=reach, label="test, 95 % interval", **style)
     ax.plot(table["earlier protocol"], places, "x", color="black", label="earlier protocol (optimistic)")
-    ax.plot(table["earlier report"].astype(float), places, "D", color="grey", markersize=4, label="earlier report")
+    ax.plot(table["earlier report"].astype(float), places, "D", color="gray", markersize=4, label="earlier report")
     ax.set_xscale("logit", nonpositive="clip")
     ax.set_xlim(max(0.01, table["low"].min() - 0.03), min(0.999, table["high"].max() + 0.01))
     low, high = ax.get_xlim()
@@ -444,7 +444,7 @@ def draw_histories(results: dict, columns: int = 3, quantity: str = "accuracy"):
     figure, axes = panels(len(results), columns, (4, 2.7), extra=0.3)
     for ax, (name, result) in zip(axes, results.items(), strict=True):
         plot_history(result["history"], quantity, ax)
-        ax.axvline(result["epoch"], color="grey", linestyle=":", label="epoch of the weights that are used")
+        ax.axvline(result["epoch"], color="gray", linestyle=":", label="epoch of the weights that are used")
         ax.set_title(plain(name), fontsize=9)
     _one_legend(figure, axes, loc="outside upper center")
     return figure
@@ -509,7 +509,7 @@ def draw_pretext_epochs(table, losses: dict, control: float | None = None):
         axes[1].errorbar(group["epochs"], group["test"], yerr=reach, capsize=3, label=plain(name), **styles[name])
     axes[0].set_yscale("log")
     if control is not None:
-        axes[1].axhline(control, color="grey", linestyle=":", label="no pretext")
+        axes[1].axhline(control, color="gray", linestyle=":", label="no pretext")
     axes[1].xaxis.get_major_locator().set_params(integer=True)
     axes[1].set_xlabel("epochs of the pretext")
     axes[1].set_ylabel("scene test accuracy, 95 % interval")
@@ -598,7 +598,7 @@ def plot_randomization(table, ax=None):
     if len(table):
         reach = [table["mean"] - table["from"], table["to"] - table["mean"]]
         ax.errorbar(table.index, table["mean"], yerr=reach, marker="o", capsize=3)
-    ax.axhline(0, color="grey", linestyle=":")
+    ax.axhline(0, color="gray", linestyle=":")
     ax.set_xlabel("randomized down to")
     ax.set_ylabel("rank correlation with the original\nmap, 95 % interval over seeds")
     return ax

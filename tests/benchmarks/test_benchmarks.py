@@ -145,7 +145,7 @@ def test_the_plain_recipe_raises_its_objective(small_network):
 
 
 def test_the_readmes_tables_come_from_the_benchmarks_tables(table):
-    rows = table.reset_index().assign(machine="a machine")
+    rows = table.reset_index().assign(rounds=2, machine="a machine")
     written = ratios_markdown({"scorecam": rows})
     assert "| maps | fast | 5 (4 to 6) | 1 | 7 | 0.5 |" in written
     assert "| maps | ours | 1 (1 to 2) | **5**, to fast | 7 |  |  | note ours |" in written
