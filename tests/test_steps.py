@@ -9,9 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from helper_functions import CrossEntropy, Objective, TrainSettings, build_accelerator, resolve_step, train
 from supervised.models import SceneClassifier
-from tests.conftest import SmallNetwork
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+from tests.conftest import SmallNetwork, needs_gpu
 
 
 def loaders():

@@ -9,14 +9,18 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as v1
 from torchvision.datasets import ImageFolder
 
+from data import on_device
 from data.augment import AUGMENTATIONS
 from supervised.dataloader import (
+    EVALUATION_BATCH,
     MEAN,
     STD,
     build_loaders,
     normalize,
+    with_views_of,
 )
 from supervised.settings import AUGMENTATION_NAMES, CROPS, Experiment
+from tests.conftest import needs_gpu
 
 IN_ORDER = ("val", "test", "train_in_order")
 
@@ -150,6 +154,39 @@ def test_features_come_in_the_order_of_the_images_they_were_computed_from(experi
             assert torch.equal(labels, same_labels)
             assert torch.allclose(extract(images), computed, atol=1e-6)
     assert torch.equal(all_of(features.val)[1], all_of(loaders.val)[1])
+
+
+def test_loaders_on_a_device_keep_their_images_and_order_and_have_larger_batches_in_order(experiment, monkeypatch):
+    monkeypatch.setitem(EVALUATION_BATCH, "cpu", 10)
+    loaders = load(experiment, augmentation="advanced")
+    loaders = with_views_of(loaders, loaders.val.dataset)
+    monkeypatch.setitem(EVALUATION_BATCH, "cpu", 16)  # as a GPU has larger ones
+    moved, state = loaders.on(torch.device("cpu")), loaders.train.sampler.generator.get_state()
+    in_order = {"train_in_order": [16, 16, 4], "val": [16, 2], "test": [16, 8]}
+    for name, sizes in {"train": [8] * 4, "views_of_val": [8, 8, 2], **in_order}.items():
+        images, labels = all_of(getattr(loaders, name))
+        loaders.train.sampler.generator.set_state(state)
+        found = all_of(getattr(moved, name))
+        assert torch.equal(found[0], images) and torch.equal(found[1], labels)
+        assert [len(labels) for _, labels in getattr(moved, name)] == sizes
+
+
+@needs_gpu
+@pytest.mark.parametrize("share", [on_device.RESIDENT_SHARE, 0.0])  # 0: images are copied batch by batch
+@pytest.mark.parametrize("augmentation", ["basic", "advanced", "scene"])
+def test_batches_of_a_gpu_are_those_of_the_cpu_but_for_rounding(experiment, monkeypatch, augmentation, share):
+    monkeypatch.setattr(on_device, "RESIDENT_SHARE", share)
+    loaders = load(experiment)
+    loaders.train.dataset.augmentation = AUGMENTATIONS.get(augmentation)
+    moved, state = loaders.on(torch.device("cuda")), loaders.train.sampler.generator.get_state()
+    assert isinstance(moved.train.dataset.images.images, torch.Tensor) == (share > 0)
+    for name in ("train", *IN_ORDER):
+        images, labels = all_of(getattr(loaders, name))
+        loaders.train.sampler.generator.set_state(state)
+        found = all_of(getattr(moved, name))
+        assert found[0].device.type == "cuda" and torch.equal(found[1], labels)
+        # 0.04 is 5 of 255 gray levels; a pixel at the border of a rotated image may fall on either side
+        assert ((found[0].cpu() - images).abs() < 0.04).double().mean() > 0.999
 
 
 def test_class_weights_are_in_label_order_and_of_classes_that_exist(experiment):
