@@ -7,11 +7,12 @@ from supervised.models import SceneClassifier
 
 
 def features_with(value: float) -> dict[str, torch.Tensor]:
-    """Random features whose BatchNorm has one value as its running mean everywhere."""
+    """Random features whose BatchNorm has one value as its running mean everywhere, and twice that as its variance."""
     state = SceneClassifier(4).features.state_dict()
-    return {
-        name: torch.full_like(each, value) if name.endswith("running_mean") else each for name, each in state.items()
-    }
+    for name, tensor in state.items():
+        if name.endswith(("running_mean", "running_var")):
+            tensor.fill_(value if name.endswith("mean") else 2 * value)
+    return state
 
 
 @pytest.mark.parametrize(("batchnorm", "value"), [("initial", 0.25), ("pretext", 0.75)])
@@ -25,6 +26,8 @@ def test_batchnorm_statistics_are_the_initial_weights_or_the_pretexts_and_all_el
     for name, tensor in model.features.state_dict().items():
         if name.endswith("running_mean"):
             assert (tensor == value).all()
+        elif name.endswith("running_var"):
+            assert (tensor == 2 * value).all()
         elif name.endswith(("weight", "bias")):
             assert torch.equal(tensor, pretext[name])
     assert model.classifier[1].out_features == 3
