@@ -31,6 +31,20 @@ THEIRS = {  # names of TrivialAugmentWide's operations
     **{"autocontrast": "AutoContrast", "equalize": "Equalize"},
 }
 
+DRAWN = {  # by name: smallest area of a crop, share flipped, largest angle, padding, shares jittered and blurred
+    "crop": (0.08, 0, 0, 0, 0, 0),
+    "advanced": (0.08, 0.5, 20, 0, 0, 0),
+    "advanced_without_crop": (1, 0.5, 20, 0, 0, 0),
+    "padded_crop": (1, 0.5, 0, 1 / 8, 0, 0),
+    "mild": (0.5, 0.5, 0, 0, 0, 0),
+    "trivial": (0.08, 0.5, 0, 0, 0, 0),
+    "scene": (0.2, 0.5, 0, 0, 0.8, 0.5),
+    "without_jitter": (0.2, 0.5, 0, 0, 0, 0.5),
+    "without_blur": (0.2, 0.5, 0, 0, 0.8, 0),
+    "gentle_crops": (0.5, 0.5, 0, 0, 0.8, 0.5),
+    "strong_crops": (0.08, 0.5, 0, 0, 0.8, 0.5),
+}
+
 
 def noise(count=4, channels=3, height=40, width=40, seed=0):
     """Bytes (N, C, H, W)."""
@@ -304,6 +318,23 @@ def test_strengths_are_uniform_between_their_ends(many):
         assert drawn.mean() == pytest.approx((low + high) / 2, abs=0.05)
         assert drawn.std() == pytest.approx((high - low) / math.sqrt(12), rel=0.05)
     assert torch.corrcoef(torch.stack([many.brightness, many.contrast]))[0, 1].abs() < 0.06
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_a_named_augmentation_draws_from_its_ranges(name):
+    smallest, flipped, angle, padding, jittered, blurred = DRAWN[name]
+    drawn = draw(AUGMENTATIONS[name], [0], views=4000)
+    areas = drawn.boxes[:, 2] * drawn.boxes[:, 3]
+    assert areas.min() == pytest.approx(smallest, abs=0.005) and areas.max() == pytest.approx(1, abs=0.02)
+    angles, brightness, contrast, sigma = (
+        torch.full((4000,), value) if given is None else given
+        for given, value in ((drawn.angles, 0.0), (drawn.brightness, 1.0), (drawn.contrast, 1.0), (drawn.sigma, 0.0))
+    )
+    assert [-angles.min(), angles.max()] == pytest.approx([angle, angle], abs=0.1)
+    shares = [each.double().mean().item() for each in (drawn.flipped, brightness != 1, contrast != 1, sigma > 0)]
+    assert shares == pytest.approx([flipped, jittered, jittered, blurred], abs=0.03)
+    assert drawn.padding == padding and (drawn.shifts is not None) == (padding > 0)
+    assert (drawn.operations is not None) == (name == "trivial")
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
