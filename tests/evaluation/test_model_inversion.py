@@ -216,14 +216,19 @@ def test_every_regulariser_changes_the_image(small_network, change):
     assert difference.abs().max() > 1e-3
 
 
-def test_images_grow_in_resolution_and_end_at_the_full_one(small_network):
-    settings = InversionSettings(image_size=64, steps=60, levels=3, coarsest=0.5, jitter=4)
-    sizes = []
-    handle = small_network.features.register_forward_hook(lambda _, inputs, output: sizes.append(inputs[0].shape[-1]))
+def test_images_grow_in_resolution_each_from_the_coarser_one_with_new_noise(small_network):
+    still = replace(SHORT, learning_rate=1e-6, decay=0.0, blur_sigma=0.0, jitter=0)
+    settings = replace(still, image_size=64, steps=60, levels=3, coarsest=0.5)
+    seen = []
+    handle = small_network.features.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].detach() / 2))
     inversion = run(small_network, settings=settings)
     handle.remove()
-    assert sizes == 20 * [32] + 20 * [48] + 20 * [64]
+    assert [pixels.shape[-1] for pixels in seen] == 20 * [32] + 20 * [48] + 20 * [64]
     assert inversion.images.shape == (3, 3, 64, 64) and inversion.losses.shape == (3, 60)
+    for coarse, fine in ((seen[19], seen[20]), (seen[39], seen[40])):
+        noise = starting_pixels(replace(still, image_size=fine.shape[-1]), 1)
+        larger = nn.functional.interpolate(coarse, fine.shape[2:], mode="bicubic", antialias=True)
+        assert torch.allclose(fine, larger + noise, atol=1e-4) and larger.std() > 5e-3
 
 
 @pytest.mark.parametrize("large", [{"jitter": 60}, {"blur_sigma": 7.0}])
