@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional
 
 from evaluation import inversion_quality
 from evaluation.inversion_quality import RECIPE, fitted, nearest_training_images, recognition, save_blind_sheet
@@ -41,11 +42,44 @@ def test_the_command_inverts_once_asks_every_evaluator_and_refuses_other_setting
     assert str(folder) in capsys.readouterr().err
 
 
-def test_evaluators_see_the_images_at_their_own_size():
-    run = small_run("tiny")
-    images = torch.rand(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    table = recognition([run], images, [0, 1, 2])
-    assert table["image"].tolist() == [0, 1, 2] and table["probability"].between(0, 1).all()
+def test_evaluators_see_each_of_many_images_at_their_own_size_and_say_its_own_class():
+    evaluators = [small_run("tiny"), replace(small_run("other"), image_size=64)]
+    images = torch.rand(20, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    targets = np.arange(20) * 5 % 3
+    table = recognition(evaluators, images, targets).set_index("evaluator")
+    assert table["image"].tolist() == 2 * list(range(20))
+    for run in evaluators:
+        seen = functional.resize(images, [run.image_size] * 2, antialias=True).clamp(0, 1)
+        with torch.no_grad():
+            probabilities = run.model(functional.normalize(seen, run.mean, run.std)).softmax(dim=1)
+        expected = probabilities[torch.arange(20), targets]
+        assert table.loc[run.name, "probability"].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_a_line_of_quality_sums_up_what_an_evaluator_said_and_the_images_cost(tmp_path):
+    converged, similarity = [True, False, True, True], [0.2, 0.7, -0.4, 0.1]
+    pd.DataFrame({"name": list("abcd"), "converged": converged}).to_csv(tmp_path / "inversion.csv")
+    pd.DataFrame({"similarity": similarity, "median_of_val": 0.6}).to_csv(tmp_path / "nearest.csv")
+    probabilities = [0.5, 0.9, 0.6, 0.2, 0.1, 0.3, 0.4, 0.2]
+    evaluated = pd.DataFrame({"evaluator": ["one"] * 4 + ["other"] * 4, "probability": probabilities})
+    run, written = small_run("tiny"), {"passes": 88, "seconds": 10.0}
+    one, other = inversion_quality.quality_lines(run, "short", evaluated, tmp_path, written)
+    assert one == {
+        "model": "tiny",
+        "weights": run.weights,
+        "recipe": "short",
+        "evaluator": "one",
+        "classes": 4,
+        "probability": 0.55,
+        "lowest": 0.2,
+        "above_half": 0.5,
+        "converged": 3,
+        "passes_per_image": 22,
+        "seconds_per_image": 2.5,
+        "nearest_similarity": 0.7,
+        "median_of_val": 0.6,
+    }
+    assert other == one | {"evaluator": "other", "probability": 0.25, "lowest": 0.1, "above_half": 0.0}
 
 
 def test_the_nearest_training_image_of_a_training_image_is_itself(root, scene_folder):
