@@ -17,6 +17,7 @@ from evaluation.few_labels import (
     spreading_against_pretexts,
     spreading_matrix,
 )
+from evaluation.statistics import compare
 from experiments import configure, find
 from tests.clouds import splits_of
 
@@ -116,6 +117,22 @@ def test_seeds_widen_the_interval():
     assert one["difference"] == pytest.approx(other["difference"]) and one["seeds"] == 2
     assert other["high"] - other["low"] > 3 * (one["high"] - one["low"])
     assert (one["verdict"], other["verdict"]) == ("better", "inconclusive")
+
+
+def test_comparisons_of_a_table_share_their_level():
+    draws = {"ImageNet": [0.5, 0.6, 0.55, 0.58], "BYOL": [0.52, 0.63, 0.57, 0.61], "neighbours": [0.5, 0.62, 0.5, 0.6]}
+    alone = pd.concat([table_of(name, 0, values) for name, values in draws.items()])
+    spread = [0.6, 0.64, 0.6, 0.66]
+    with_spread = pd.concat([alone, table_of("ImageNet", 0, spread).assign(readout=SPREAD)])
+    found = paired_differences(alone).set_index("features")
+    spreading = spreading_against_pretexts(with_spread).set_index("features")
+    for name in ("BYOL", "neighbours"):
+        for line, expected in (
+            (found.loc[name], compare(draws[name], draws["ImageNet"], comparisons=2)),
+            (spreading.loc[name], compare(spread, draws[name], comparisons=2)),
+        ):
+            measures = line[["difference", "low", "high", "p"]].tolist()
+            assert measures == pytest.approx([expected.difference, expected.low, expected.high, expected.p_value])
 
 
 def test_accuracies_are_means_over_seeds_and_draws():
