@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from data.files import CODE
+from evaluation.nature import LOOKED_AT
 from evaluation.pages import reproduction
 from evaluation.pages.reproduction import (
     BETTER,
@@ -77,6 +78,7 @@ def result(name="first", seed=0, accuracy=0.9, epochs=3, **settings) -> dict:
         "data": {"images": {"train": 2, "val": 1, "test": 3}},
         "history": {
             "train_loss": [0.9, 0.5, 0.4],
+            "train_accuracy": [0.2, 0.695, 0.7],
             "val_loss": [1.0, 0.2, 0.6],
             "test_loss": [0.6, 0.6, 0.2],
             "val_accuracy": [0.0, 1.0, 1.0],
@@ -187,6 +189,7 @@ def test_a_line_that_cannot_be_shown_is_refused():
         ("settings.train.max_epochs", 3),
         ("history train_loss last", 0.4),
         ("history train_loss 2", 0.5),
+        ("history train_loss from2", 0.45),
         ("history validation_loss 1", (1.0 + 3 * 0.6) / 4),  # 1 val and 3 test images
         ("history validation_loss lowest", (0.6 + 3 * 0.2) / 4),
         ("history validation_loss selected", (0.2 + 3 * 0.6) / 4),
@@ -197,6 +200,8 @@ def test_a_line_that_cannot_be_shown_is_refused():
         ("epoch val_loss before_first_rise", 2),
         ("epoch train_loss first_rise", math.inf),
         ("epoch validation_accuracy first_perfect", 2),
+        ("epoch train_accuracy highest", 3),
+        ("epoch train_accuracy plateau", 2),  # within a point of the highest
         ("epochs_run", 3),
         ("images", 6),
         ("head_layers", 3),
@@ -257,6 +262,17 @@ def test_tables_and_released_weights_are_read(tmp_path):
     assert [measured(study, "first", f"filter {rank}") for rank in (1, 2, 3)] == [[1], [0], [2]]
     assert measured(study, "first", "filter_sum highest") == [1]
     assert measured(study, "first", "filter_sum lowest") == [-2]
+
+
+def test_shares_of_non_positive_values_are_of_the_experiment_and_the_hook_point(tmp_path):
+    study = study_of(folder=tmp_path)
+    names = {label: LOOKED_AT[label] for label in ("ResNet-18 from scratch", "ResNet-18 fine-tuned")}
+    assert measured(study, names["ResNet-18 from scratch"], "non_positive a") == []
+    (tmp_path / "nature").mkdir()
+    table = {"features": [*names, *names], "hook_point": list("aabb"), "share": [0.1, 0.2, 0.3, 0.4]}
+    pd.DataFrame(table).to_csv(tmp_path / "nature" / "non_positive.csv")
+    found = [measured(study, name, f"non_positive {hook_point}") for hook_point in "abc" for name in names.values()]
+    assert found == [[0.1], [0.2], [0.3], [0.4], [], []]
 
 
 # ------------------------------------------------------------------------------------------------------------ verdicts
@@ -380,8 +396,16 @@ def study() -> Measured:
     return Measured(reproduction.read_profile(folder), folder, CODE / "published")
 
 
-def test_the_page_has_every_result_and_no_empty_cell(study, numbers):
-    text = page(study, numbers)
+@pytest.fixture(scope="module")
+def text(study, numbers) -> str:
+    return page(study, numbers)
+
+
+def test_the_committed_page_is_that_of_the_committed_results(text):
+    assert (CODE / "docs" / "reproduction.md").read_text() == text
+
+
+def test_the_page_has_every_result_and_no_empty_cell(text, numbers):
     assert [line for line in cells_of(text) if "" in line] == []
     total = next(line for line in cells_of(text) if line[0] == "all")
     counts = [int(cell) for cell in total[1:]]
