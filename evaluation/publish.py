@@ -112,7 +112,7 @@ The model knows {classes} classes of one data set, and gives any other image one
 not in this repository."""
 LIMITS_OF_15_SCENE = """\
 The model knows {classes} scenes of one data set, in gray photographs of about 256 pixels a side, and gives any other
-image one of these labels too.  The table says how many images of other kinds are flagged.
+image one of these labels too.  The table says whether, and how many, images of other kinds are flagged.
 `evaluation/evaluation.ipynb` examines the calibration.  15-Scene is for research use; the
 photographs are not in this repository."""
 IN_PROSE = {  # of what result files call these weights

@@ -140,13 +140,13 @@ def page(
     """
     results = read_profile(folder, data)
     compared = comparisons(results)
-    sentences = headlines(results, compared) or ["None of the experiments in the headline has been run yet."]
+    short = headlines(results, compared)
     experiments = shown_experiments(experiments_table(results)).reset_index(names="experiment")
     parts = [
         "<p>How good are features learned without labels for recognizing scenes?</p>",
         f"<p>{WORDS}</p>",
         "<h2>In short</h2>",
-        _list(html.escape(each) for each in sentences),
+        table_html(short) if len(short) else "<p>None of the experiments in the headlines has been run yet.</p>",
         "<h2>Reports</h2>",
         _list(links(left_out or {}, made, os.path.relpath(folder.parents[1], place_of(folder, data)))),
         "<h2>Pictures</h2>",

@@ -616,7 +616,9 @@ def page(study: Measured, numbers: Sequence[EarlierNumber]) -> str:
         descriptions=kinds["description"],
         counts=counts_markdown(compared),
         tables="\n\n".join(tables),
-        setting_counts=", ".join(f"{word}: {setting_words[word]}" for word in SETTING_WORDS),
+        setting_counts=", ".join(
+            f"{setting_words[word]} are *{word}*" for word in SETTING_WORDS if setting_words[word]
+        ),
         settings=settings_markdown(settings),
         pairs=len(settings),
         unstated=unstated_markdown(),
@@ -662,9 +664,9 @@ images (all 2,985 of 15-Scene). This is optimistic. Our own comparisons use sepa
 
 Our EfficientNet-B0 starts from a file that holds the convolution, squeeze-excitation and BatchNorm affine tensors of an
 ImageNet network. As far as we can tell these are torchvision's `IMAGENET1K_V1`. The file has no running means and
-variances of BatchNorm, and nothing could be downloaded for this study, so these were re-estimated on 1,000 ImageNet
-photographs. If we are right, a run from torchvision's download differs from ours in these statistics only, and its
-accuracies may differ a little.
+variances of BatchNorm, so these were re-estimated on 1,000 ImageNet photographs. If we are right, a run from
+torchvision's download differs from ours in these statistics only, and its accuracies may differ a little. The file is
+not in this repository, so our numbers cannot be repeated to the last digit without it.
 
 The evidence is table 7 of document 001 below: the filters of the last convolution with the three highest sums of
 weights are the same in its models and in ours. The other tensors could not be compared. Every result file records the
@@ -739,7 +741,7 @@ only that a hypothesis is possible. [results.md](results.md) compares each exper
 ## Settings
 
 What the reports state in numbers about their trainings, and what our experiments have. A line holds the experiments
-that share a setting; of the {pairs} pairs of a setting and an experiment are {setting_counts}.
+that share a setting.  Of the {pairs} pairs of a setting and an experiment, {setting_counts}.
 All results of an experiment with another number get the words *other settings* above, and so do those of a classifier
 on the features of such a pretext.  The results above say why an experiment cannot be run here.
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pandas as pd
 
 from data.files import CODE, root_folder, run_command, write_text
+from evaluation import few_labels
 from evaluation.checkpoints import read_released
 from evaluation.ensemble import is_stale
 from evaluation.publish import float32_accuracy
 from evaluation.results import (
     DETERMINISTIC,
-    EARLIER_CLAIMS,
     PRIMARY,
     PRIMARY_FAMILY,
     beside_reported,
@@ -31,6 +31,7 @@ from evaluation.results import (
     read_profile,
     runs_of,
 )
+from experiments import EXPERIMENTS
 from self_supervised.settings import (
     CIFAR10_CLASSIFIERS,
     CIFAR10_PRETEXTS,
@@ -61,20 +62,15 @@ SHORT_TABLE = {  # the experiments of README.md, and what each is
     "distilled_long": "distilled from three fine-tuned networks",
 }
 HEADLINES = {  # an experiment with `compared_with`, and both in words
-    "byol_classifier": (
-        "By logistic regression, frozen features after BYOL",
-        "the ImageNet features that it began with",
-    ),
-    "rotation_gentle_classifier": ("With a trained head, frozen features after gentle rotation", "ImageNet features"),
-    "perturbation_gentle_classifier": (
-        "With a trained head, frozen features after gentle perturbation",
-        "ImageNet features",
-    ),
-    "imagenet_classifier_best": (
-        "Frozen ImageNet features with a trained head",
-        "fine-tuning for 20 epochs",
-    ),
+    "byol_classifier": ("BYOL, logistic regression", "ImageNet features, logistic regression"),
+    "byol_scratch_classifier": ("BYOL from random weights", "random features"),
+    "rotation_classifier_tuned_10": ("10 epochs of rotation, as the second report", "ImageNet features, its settings"),
+    "perturbation_classifier_tuned_3": ("3 epochs of perturbation, as the second", "ImageNet features, its settings"),
+    "rotation_gentle_classifier": ("gentle rotation, trained head", "ImageNet features, trained head"),
+    "perturbation_gentle_classifier": ("gentle perturbation, trained head", "ImageNet features, trained head"),
+    "imagenet_classifier_best": ("ImageNet features, trained head", "fine-tuning, 20 epochs"),
 }
+FEW = {PRIMARY: ("BYOL", 1, "the same with one labeled image a class")}  # features of `few_labels`, and how many
 BEST = "supervised_long"  # beside the highest number of the earlier reports
 PRETEXTS_NOTE = """Accuracy on the labels of the pretext (rotations, colors, orders), not on classes; that of a
 joint-embedding pretext is of a vote of the 20 nearest training images."""
@@ -82,8 +78,6 @@ PROBES_NOTE = """The primary readout is logistic regression on pooled features o
 flip averaged, standardized, with its strength chosen on val.  On untouched features it has no seed.  Its own
 ablations are compared with `byol_classifier`.  The hyper-parameters of BYOL come from an exploratory run, where they
 were chosen by this readout on val.  A trained head and fine-tuning stand beside it."""
-NATURE_NOTE = """`nature_resnet18_imagenet_*` start from torchvision's ResNet-18, which could not be downloaded for this
-study; `--weights FILE` names it."""
 NEIGHBORS_NOTE = """Accuracy of a vote of the 20 nearest training images, by the features of the last epoch:
 no epoch is chosen."""
 SECTIONS = (  # data set, title, a note, experiments
@@ -94,7 +88,7 @@ SECTIONS = (  # data set, title, a note, experiments
     ("15-Scene", "Ablations", "", (*ABLATIONS, *DISTILLATION_ABLATIONS)),
     ("15-Scene", "Pretexts", PRETEXTS_NOTE, tuple(PRETEXT_EXPERIMENTS)),
     ("15-Scene", "Joint-embedding pretexts", NEIGHBORS_NOTE, tuple(JOINT_EMBEDDINGS)),
-    ("Nature scenes", "Experiments", NATURE_NOTE, tuple(NATURE_EXPERIMENTS)),
+    ("Nature scenes", "Experiments", "", tuple(NATURE_EXPERIMENTS)),
     ("Nature scenes", "Joint-embedding pretexts, by the primary readout", PROBES_NOTE, tuple(NATURE_PROBES)),
     ("Nature scenes", "Joint-embedding pretexts", NEIGHBORS_NOTE, tuple(NATURE_PRETEXTS)),
     ("CIFAR-10", "Classifiers", "", tuple(CIFAR10_CLASSIFIERS)),
@@ -102,17 +96,19 @@ SECTIONS = (  # data set, title, a note, experiments
 )
 READING = """**Test** is the accuracy on the test images; the epoch is selected on val.  **Earlier protocol** is the
 accuracy of the epoch selected and reported on val and test together, as the earlier reports did.  It is optimistic;
-compare it with **earlier report**.  Both are means over the runs of an experiment, one run per seed.  A *platform* is a
-kind of machine with one version of torch.  If one has three runs, the means are over its runs, else over all.  The 95 %
-interval of the test accuracy covers the sampling of test images and the variance of seeds.  That of a single run
-(Wilson 1927) covers the images only.  **Mean per class** is the mean over classes of the test accuracy of a class."""
-COMPARING = """Every comparison is over runs of both experiments on the same test images and on one platform.  If no
-platform has three runs of both sides, or as many as there are, it uses the runs of all, and its line says *across
-machines*.  Its interval covers the sampling of test images and the variance of the seeds of each side.  The comparisons
-of a family share the level of 0.05 (Bonferroni).  The families and their numbers of comparisons, run, not run or
-deleted before they were run: {families}.{primary}  p is below 0.05 exactly when the interval excludes 0.
-"Inconclusive" does not say that both are equal.  1* is a single run: the seed variance of that side is unknown, so the
-interval is too narrow."""
+compare it with **earlier report**.  Both are means over runs, one run per seed.  A *platform* is a kind of machine with
+one version of torch.  The runs are those of one platform if it has three (of two such, the one with the newer torch),
+otherwise all.  The 95 % interval of the test accuracy covers the sampling of test images and the variance of seeds.
+That of a single run (Wilson 1927) covers the images only.  **Mean per class** is the mean over classes of the test
+accuracy of a class."""
+COMPARING = """Every comparison is over runs of both experiments on the same test images.  They are those of one
+platform if it has three of each side, or all that there are; otherwise they are of all platforms, and the line says
+*across machines*.  So the mean of an experiment can be another one here than in its own line.  The interval of a
+difference covers the sampling of test images and the variance of the seeds of each side: it is Student's, with
+Satterthwaite's degrees of freedom (1946).  The comparisons of a family share the level of 0.05 (Bonferroni), and all
+that were planned count, also those that are not run or were dropped before they were run.  The families and their
+numbers: {families}.{primary}  p is below 0.05 exactly when the interval excludes 0.  "Inconclusive" does not say that
+both are equal.  1* is a single run: the seed variance of that side is unknown, so the interval is too narrow."""
 EXPLORATORY = """  "Later questions" were asked after other results had been seen; their verdicts are exploratory."""
 ACROSS_AUGMENTATIONS = """  "Old and new augmentation": images were rotated by two versions of the code, see
 docs/performance.md."""
@@ -123,6 +119,8 @@ ELSEWHERE = """Where a comparison has three runs of both sides on a second platf
 seeds.  The one with the newer torch is in the tables above.  This rule was made when both had been run."""
 PLATFORMS = """Experiments with runs on several platforms.  A difference is of the platform and of the seeds, which are
 others on each; with few runs it says little."""
+NOT_RUN = """Experiments that are defined but have no result here; `python train.py NAME` trains one.
+`nature_resnet18_imagenet_*` begin with torchvision's ResNet-18, which is downloaded or given by `--weights FILE`."""
 VERSIONS = """The torch versions that the results of each data set were made with.  Every result file names its own.
 `requirements.txt` pins torch {pinned}."""
 
@@ -214,45 +212,62 @@ def comparing_text(table: pd.DataFrame) -> str:
     return text + (ACROSS_AUGMENTATIONS if table["across_augmentations"].any() else "")
 
 
-def headlines(results: Mapping[str, dict], table: pd.DataFrame) -> list[str]:
-    """The study in short: a sentence for each comparison of HEADLINES that is in the table of `results.comparisons`.
+def headlines(results: Mapping[str, dict], table: pd.DataFrame, few: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The study in short, as text: the comparisons of HEADLINES that are in the table of `results.comparisons`.
 
-    It says what its repetition on another platform found.
-    Then BEST under the earlier protocol beside the highest number of the earlier reports.
+    Each is followed by its repetition on another platform, and by those of FEW if `few`, the table of
+    `few_labels.collect`, is given.  The last line is BEST under the earlier protocol, beside the highest number of the
+    earlier reports on 15-Scene.
     """
-    lines = table[(table["classes"] == "") & (table["family"] != EARLIER_CLAIMS)].to_dict("records")
-    there = {line["experiment"]: line for line in lines}
-    again = comparisons_elsewhere(results)
-    again = again[(again["classes"] == "") & (again["family"] != EARLIER_CLAIMS)].to_dict("records")
-    sentences = []
-    for name, words in HEADLINES.items():
-        if name in there:
-            repeated = [_repeated(line) for line in again if line["experiment"] == name]
-            sentences.append("".join([_headline(there[name], *words), *repeated]))
+    there, again = _of_control(table), _of_control(comparisons_elsewhere(results))
+    lines = []
+    for name, (what, other) in HEADLINES.items():
+        lines += [_headline(what, other, line) for line in there if line["experiment"] == name]
+        for line in again:
+            if line["experiment"] == name:
+                lines.append(_headline(f"the same with other seeds ({line['machines']})", other, line))
+        if name in FEW and few is not None:
+            lines.append(_with_few_labels(*FEW[name], few))
     beside = beside_reported(results)
     if BEST in beside.index:
         line = beside.loc[BEST]
-        sentences.append(
-            f"Under the earlier protocol, fine-tuning for 20 epochs ({BEST}) reaches {line['accuracy']:.4f}; the "
-            f"highest number of the earlier reports is {line['reported']:.4f} ({line['like']}).  The difference is "
-            f"{difference_text(*line[['difference', 'low', 'high']])}, p = {p_text(line['p'])}: {line['verdict']}."
-        )
-    return sentences
+        what, other = "fine-tuning, 20 epochs, earlier protocol", f"highest of the reports ({line['like']})"
+        sides = {"accuracy": line["accuracy"], "other_accuracy": line["reported"]}
+        lines.append(_headline(what, other, {**line, **sides}, f"{line['runs']}, 1*"))
+    columns = ["what", "compared with", "accuracies", "difference (interval)", "p", "verdict", "runs"]
+    return pd.DataFrame(lines, columns=columns)
 
 
-def _headline(line: Mapping, experiment: str, other: str) -> str:
-    difference = difference_text(line["difference"], line["low"], line["high"])
-    return (
-        f"{experiment} reach a test accuracy of {line['accuracy']:.4f}, {other} {line['other_accuracy']:.4f}.  "
-        f"The difference is {difference}, p = {p_text(line['p'])}: {line['verdict']}."
-    )
+def _of_control(table: pd.DataFrame) -> list[dict]:
+    """The lines of `results.comparisons` on all classes that compare an experiment of HEADLINES with its control."""
+    pairs = [(name, EXPERIMENTS[name].compared_with) for name in HEADLINES]
+    lines = table[table["classes"] == ""].to_dict("records")
+    return [line for line in lines if (line["experiment"], line["compared_with"]) in pairs]
 
 
-def _repeated(line: Mapping) -> str:
-    """The end of a headline: the same comparison on another platform."""
-    difference = difference_text(line["difference"], line["low"], line["high"])
-    found = f"{difference}, p = {p_text(line['p'])}: {line['verdict']}"
-    return f"  Repeated with other seeds ({line['machines']}): {found}."
+def _headline(what: str, other: str, line: Mapping, runs: str = "") -> dict[str, str]:
+    return {
+        "what": what,
+        "compared with": other,
+        "accuracies": f"{line['accuracy']:.4f}, {line['other_accuracy']:.4f}",
+        "difference (interval)": difference_text(line["difference"], line["low"], line["high"]),
+        "p": p_text(line["p"]),
+        "verdict": line["verdict"],
+        "runs": runs or runs_text(line),
+    }
+
+
+def _with_few_labels(features: str, images_per_class: int, what: str, few: pd.DataFrame) -> dict[str, str]:
+    """A line on labels alone: the accuracies of these features and of the control, and their paired difference."""
+
+    def of(table: pd.DataFrame, name: str) -> pd.Series:
+        asked = {"features": name, "readout": few_labels.ALONE, "images_per_class": images_per_class}
+        return table[(table[list(asked)] == list(asked.values())).all(axis=1)].iloc[0]
+
+    means, found = few_labels.accuracies(few), of(few_labels.paired_differences(few), features)
+    sides = (of(means, name)["test_accuracy"] for name in (features, few_labels.CONTROL))
+    line = {**found, **dict(zip(("accuracy", "other_accuracy"), sides, strict=True))}
+    return _headline(what, f"{few_labels.CONTROL} features", line, f"{found['seeds']}, 1")
 
 
 def short_table(results: Mapping[str, dict], published: Path) -> pd.DataFrame:
@@ -271,10 +286,10 @@ def _released(name: str, results: Mapping[str, dict], path: Path) -> str:
     return f"[{results[name]['test_accuracy'] if accuracy is None else accuracy:.4f}](published/{name}.md)"
 
 
-def readme_part(results: Mapping[str, dict], published: Path) -> str:
-    """What stands between the comments of README.md."""
-    sentences = "\n".join(f"- {each}" for each in headlines(results, comparisons(results)))
-    return f"{sentences}\n\n{markdown(short_table(results, published), 'experiment')}"
+def readme_part(results: Mapping[str, dict], published: Path, few: pd.DataFrame | None = None) -> str:
+    """What stands between the comments of README.md; `few` is the table of `few_labels.collect`."""
+    short = headlines(results, comparisons(results), few)
+    return f"{markdown(short)}\n\n{markdown(short_table(results, published), 'experiment')}"
 
 
 def with_part(page: str, part: str, start: str = START, end: str = END) -> str:
@@ -329,6 +344,10 @@ def results_page(results: Mapping[str, dict], folder: Path) -> str:
         if len(lines):
             parts += ["### Comparisons", markdown(shown_comparisons(lines))]
     parts += _platforms_section(results)
+    missing = [(data, f"`{name}`") for data, *_, names in SECTIONS for name in names if not runs_of(results, name)]
+    if missing:
+        by_data = pd.DataFrame(missing, columns=["data", "experiments"]).groupby("data", sort=False)["experiments"]
+        parts += ["## Planned, not run", NOT_RUN, markdown(by_data.agg(", ".join).reset_index())]
     together = ensembles(folder, results)
     pinned = re.search(r"^torch==(\S+)", (CODE / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
     if len(together):
@@ -357,16 +376,15 @@ def _platforms_section(results: Mapping[str, dict]) -> list[str]:
 
 def _section(results: Mapping[str, dict], experiments: Iterable[str]) -> list[str]:
     there = of_experiments(results, experiments)
-    missing = [f"`{name}`" for name in experiments if not runs_of(there, name)]
-    table = [markdown(shown_experiments(experiments_table(there)), "experiment")] if there else []
-    return [*table, *([f"Not run yet: {', '.join(missing)}."] if missing else [])]
+    return [markdown(shown_experiments(experiments_table(there)), "experiment")] if there else []
 
 
 def write_pages(root: Path):
     """Write docs/results.md, and the part of a README.md that is there, below `root` from its results/full."""
     results, readme = read_profile(root / "results" / "full"), root / "README.md"
     if readme.exists():  # not in a folder of results apart from the code
-        write_text(readme, with_part(readme.read_text(encoding="utf-8"), readme_part(results, CODE / "published")))
+        part = readme_part(results, CODE / "published", few_labels.collect(PROBES, "full"))
+        write_text(readme, with_part(readme.read_text(encoding="utf-8"), part))
     write_text(root / "docs" / "results.md", results_page(results, root / "results" / "full"))
 
 

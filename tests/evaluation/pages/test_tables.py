@@ -2,6 +2,7 @@ import pandas as pd
 import pytest
 
 from data.files import CODE
+from evaluation import few_labels
 from evaluation.pages import tables
 from evaluation.pages.tables import (
     BEST,
@@ -84,15 +85,35 @@ def test_the_sizes_of_the_families_are_said():
 
 def test_the_headlines_are_those_of_the_comparisons_that_are_there():
     table = comparisons(RESULTS)
-    sentences = headlines(RESULTS, table)
+    shown = headlines(RESULTS, table)
     line = table[table["experiment"] == PRETEXT].iloc[0]
-    assert len(sentences) == 3
-    for number in (f"{line['accuracy']:.4f}", f"{line['other_accuracy']:.4f}", f"{line['difference']:+.4f}", "worse"):
-        assert number in sentences[0]
+    assert len(shown) == 3 and shown["what"][0] == HEADLINES[PRETEXT][0]
+    assert shown["accuracies"][0] == f"{line['accuracy']:.4f}, {line['other_accuracy']:.4f}"
+    assert shown["difference (interval)"][0] == difference_text(line["difference"], line["low"], line["high"])
+    assert (shown["verdict"][0], shown["runs"].tolist()) == ("worse", ["2, 2", "2, 1*", "1, 1*"])
     scenes = [each for each in EXPERIMENTS.values() if each.data == "15scene" and not hasattr(each, "pretext")]
     highest = max(each.earlier_accuracy or 0 for each in scenes)
-    assert "0.9600" in sentences[-1] and f"{highest:.4f}" in sentences[-1]
-    assert headlines({}, comparisons({})) == []
+    assert shown["accuracies"].iloc[-1] == f"0.9600, {highest:.4f}"
+    assert headlines({}, comparisons({})).empty
+
+
+def test_a_headline_on_few_labels_shows_the_paired_difference_of_labels_alone():
+    accuracies = {  # of two draws
+        ("BYOL", few_labels.ALONE, 1): (0.6, 0.7),
+        ("BYOL", few_labels.ALONE, 2): (0.9, 0.8),
+        ("BYOL", few_labels.SPREAD, 1): (0.8, 0.8),
+        ("ImageNet", few_labels.ALONE, 1): (0.5, 0.5),
+        ("ImageNet", few_labels.ALONE, 2): (0.7, 0.7),
+        ("ImageNet", few_labels.SPREAD, 1): (0.6, 0.7),
+    }
+    columns = ["features", "readout", "images_per_class", "seed", "draw", "test_accuracy"]
+    lines = [(*key, 0, draw, value) for key, values in accuracies.items() for draw, value in enumerate(values)]
+    few = pd.DataFrame(lines, columns=columns)
+    runs = seeds(PRIMARY, range(20)) | seeds(EXPERIMENTS[PRIMARY].compared_with, range(40))
+    shown = headlines(runs, comparisons(runs), few)
+    assert len(shown) == 2 and len(headlines(runs, comparisons(runs))) == 1
+    assert shown["accuracies"][1] == "0.6500, 0.5000"
+    assert shown["difference (interval)"][1].startswith("+0.1500 (") and shown["runs"][1] == "1, 1"
 
 
 def on_two_platforms():
@@ -108,11 +129,13 @@ def on_two_platforms():
 def test_a_headline_says_what_its_repetition_on_another_platform_found():
     runs = on_two_platforms()
     table, (repeated,) = comparisons(runs), comparisons_elsewhere(runs).to_dict("records")
-    (sentence,) = headlines(runs, table)
+    shown = headlines(runs, table)
     lines = [table.to_dict("records")[0], repeated]
-    found = [sentence.find(difference_text(line["difference"], line["low"], line["high"])) for line in lines]
-    assert 0 < found[0] < found[1] and repeated["machines"] in sentence
-    assert f"{p_text(repeated['p'])}: {repeated['verdict']}" in sentence[found[1] :]
+    assert shown["difference (interval)"].tolist() == [
+        difference_text(line["difference"], line["low"], line["high"]) for line in lines
+    ]
+    assert shown["p"].tolist() == [p_text(line["p"]) for line in lines]
+    assert repeated["machines"] in shown["what"][1]
 
 
 def test_the_results_page_lists_what_was_repeated_and_the_means_on_each_platform(tmp_path):
@@ -122,7 +145,7 @@ def test_the_results_page_lists_what_was_repeated_and_the_means_on_each_platform
     assert f"| {PRIMARY} | NVIDIA H200, torch 2.11.0 | 3 | 0.9300 | 0.0100 | -0.0400 |" in page
     again = f"| {PRIMARY} | {line['compared_with']} | {line['verdict']} | "
     assert again + difference_text(line["difference"], line["low"], line["high"]) in page
-    assert PRIMARY not in results_page(RESULTS, tmp_path).split("## 15-Scene")[1].split("Not run yet")[0]
+    assert "## The same on another platform" in page and "another platform" not in results_page(RESULTS, tmp_path)
 
 
 def test_every_headline_and_every_experiment_of_the_readme_is_known_and_the_table_is_short():
@@ -165,7 +188,8 @@ def test_pages_are_written_from_the_results_below_the_root(tmp_path):
     write_pages(tmp_path)
     page = (tmp_path / "docs" / "results.md").read_text()
     assert page == results_page(read_profile(tmp_path / "results" / "full"), tmp_path / "results" / "full")
-    assert f"| {CONTROL} | 2 |" in page and "Not run yet: `supervised_1`" in page
+    planned = page.split("## Planned, not run")[1]
+    assert f"| {CONTROL} | 2 |" in page and "| 15-Scene | `supervised_1`, " in planned and f"`{CONTROL}`" not in planned
     assert f"| {BEST} | " in (tmp_path / "README.md").read_text()
 
 
