@@ -123,7 +123,8 @@ def plot_accuracies(table, ax=None):
     style = {"fmt": "o", "capsize": 3, "color": OTHERS[0][0], "markerfacecolor": "white"}
     ax.errorbar(table["test"], places, xerr=reach, label="test, 95 % interval", **style)
     ax.plot(table["earlier protocol"], places, "x", color="black", label="earlier protocol (optimistic)")
-    ax.plot(table["earlier report"].astype(float), places, "D", color="gray", markersize=4, label="earlier report")
+    style = {"color": "gray", "markersize": 4, "zorder": 3}  # above the circle
+    ax.plot(table["earlier report"].astype(float), places, "D", label="earlier report", **style)
     ax.set_xscale("logit", nonpositive="clip")
     ax.set_xlim(max(0.01, table["low"].min() - 0.03), min(0.999, table["high"].max() + 0.01))
     low, high = ax.get_xlim()
