@@ -20,7 +20,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import attrgetter
@@ -522,8 +522,31 @@ def hypotheses_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> st
     stands beside that of the experiment, which it may explain.  *unchanged* is ours of the experiment itself, on the
     platforms of the runs with the change.
     """
+    head = ["| experiment | changed | theirs | ours | unchanged |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *(f"| {' | '.join(cells)} |" for cells in _hypotheses(study, numbers))])
+
+
+def found_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> str:
+    """What `hypotheses_markdown` finds, in one line per number: which changes come as far as theirs, and which do not.
+
+    Only numbers with a change that has runs enough; a change with other settings says nothing.
+    """
+    found = {}
+    for name, change, theirs, ours, _ in _hypotheses(study, numbers):
+        if not change.startswith("-") and ours != NOT_RUN and OTHER not in ours:
+            word = ours.rpartition("theirs is ")[2] if "theirs is" in ours else "too few runs"
+            found.setdefault((name, theirs), {"inside": [], "outside": [], "too few runs": []})[word].append(change)
+    lines = []
+    for (name, theirs), of in found.items():
+        if of["inside"] or of["outside"]:
+            said = "; ".join(f"*{word}*: {', '.join(changes)}" for word, changes in of.items() if changes)
+            lines.append(f"- `{name}`, theirs {theirs}: {said}")
+    return "\n".join(lines)
+
+
+def _hypotheses(study: Measured, numbers: Sequence[EarlierNumber]) -> Iterator[tuple[str, str, str, str, str]]:
+    """The cells of `hypotheses_markdown`, line by line."""
     differing = {experiment for _, experiment in other_settings(compare_settings(study, numbers))}
-    lines = ["| experiment | changed | theirs | ours | unchanged |", "|---|---|---|---|---|"]
     heads = [each for each in CLASSIFIER_EXPERIMENTS.values() if _has_another_head(each)]
     for name in dict.fromkeys(each.compared_with for each in HYPOTHESES):
         experiment = EXPERIMENTS[name]
@@ -533,14 +556,12 @@ def hypotheses_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> st
         for each in rows:
             theirs = each.earlier_accuracy or experiment.earlier_accuracy
             ours = _beside(theirs, study, each.name, others or each.train.max_epochs != experiment.train.max_epochs)
-            cells = name, _change(each, experiment), f"{theirs:.4f}", ours, _unchanged(study, each, experiment)
-            lines.append(f"| {' | '.join(cells)} |")
+            yield name, _change(each, experiment), f"{theirs:.4f}", ours, _unchanged(study, each, experiment)
         for number, each in itertools.product(losses, rows):
             ours = _beside(number.value, study, each.name, others, number.key)
             change = f"{_change(each, experiment)} ({number.quantity})"
             unchanged = _unchanged(study, each, experiment, number.key)
-            lines.append(f"| {name} | {change} | {_in_digits(number.value)} | {ours} | {unchanged} |")
-    return "\n".join(lines)
+            yield name, change, _in_digits(number.value), ours, unchanged
 
 
 def _unchanged(study: Measured, changed: Experiment, experiment: Experiment, key: str = ACCURACY) -> str:
@@ -622,6 +643,7 @@ def page(study: Measured, numbers: Sequence[EarlierNumber]) -> str:
         settings=settings_markdown(settings),
         pairs=len(settings),
         unstated=unstated_markdown(),
+        found=found_markdown(study, numbers),
         hypotheses=hypotheses_markdown(study, numbers),
         contradictions=contradictions_markdown(numbers),
     )
@@ -735,6 +757,12 @@ Where ours is far from a report's number, we test what may explain it:
 Accuracies are under the earlier protocol. *Unchanged* is ours without the change, on the same platforms. With three
 runs or more the prediction interval follows, and whether theirs lies in it. Where this interval is wide, *inside* says
 only that a hypothesis is possible. [results.md](results.md) compares each experiment with the one that it changes.
+
+**Found.** A change that holds theirs *inside* may be what the report did; one with theirs *outside* is not enough:
+
+{found}
+
+**In numbers.**
 
 {hypotheses}
 

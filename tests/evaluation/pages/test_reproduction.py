@@ -29,6 +29,7 @@ from evaluation.pages.reproduction import (
     Measured,
     compare_results,
     compare_settings,
+    found_markdown,
     hypotheses_markdown,
     measured,
     page,
@@ -383,6 +384,15 @@ def test_features_in_train_mode_stand_beside_the_number_that_they_may_explain():
     far.results["run3"] = result(name)
     text = hypotheses_markdown(far, [other])
     assert "3 runs, other settings" in text and "outside" not in text  # of these nothing is concluded
+
+
+def test_each_number_has_a_line_on_which_changes_come_as_far_as_theirs():
+    name, seeds = "perturbation_classifier_3", range(3)
+    runs = [result(f"{name}_epoch_1", seed, 0.65 + seed / 100) for seed in seeds]
+    runs += [result(f"{name}_epoch_2", seed, 0.3 + seed / 100) for seed in seeds]
+    found = found_markdown(study_of(*runs, result(f"{name}_epoch_3"), result(name)), [])
+    expected = "*inside*: pretext: epoch 1; *outside*: pretext: epoch 2; *too few runs*: pretext: epoch 3"
+    assert found == f"- `{name}`, theirs 0.6539: {expected}"
 
 
 def cells_of(text: str) -> list[list[str]]:
