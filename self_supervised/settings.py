@@ -504,8 +504,8 @@ REPRODUCTION = {row.name: row for row in _REPRODUCTION}
 PRETEXT_EXPERIMENTS = {row.name: row for row in _PRETEXTS}
 CLASSIFIER_EXPERIMENTS = {row.name: row for row in _CLASSIFIERS}
 
-# Joint-embedding pretexts, from ImageNet weights.  Epochs, learning rates and views are those of an exploratory run
-# whose readout was chosen on val; nothing was chosen since.
+# Joint-embedding pretexts, from ImageNet weights.  Epochs, learning rates and views are those of exploratory runs,
+# in which accuracies on val and test had been seen; nothing was chosen since.
 _BYOL = JointEmbeddingExperiment(
     "byol",
     "What does it cost to predict one view of an image from another?",
