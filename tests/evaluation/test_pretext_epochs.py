@@ -25,16 +25,17 @@ def saved(monkeypatch):
     """The features of a pretext by saved epoch: their seed, which is their digest too.  They replace those of a run."""
     epochs = {1: 11, "best": 12}
 
-    def load_weights(experiment, profile, epoch, *_):
-        return features_from(epochs[epoch]).state_dict(), {"sha256": f"digest {epochs[epoch]}"}
+    def load_weights(experiment, profile, epoch="best", *_):
+        return features_from(epochs[epoch]).state_dict(), {"sha256": f"digest {epochs[epoch]}", "data": {}}
 
     def build_model(*_):
         return nn.ModuleDict({"features": tiny_features()}), {}
 
     loaders = SimpleNamespace(test=[(IMAGES, LABELS)], data={})
-    monkeypatch.setattr(pretext_epochs, "build_loaders", lambda *_, **__: loaders)
+    monkeypatch.setattr(pretext_epochs, "loaders_of_run", lambda *_: loaders)
     monkeypatch.setattr(pretext_epochs, "build_model", build_model)
     monkeypatch.setattr(pretext_epochs, "load_weights", load_weights)
+    monkeypatch.setattr(pretext_epochs, "weights_here", lambda *_: f"digest {epochs['best']}")
     return epochs
 
 

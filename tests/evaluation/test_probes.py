@@ -201,7 +201,7 @@ def scenes(scene_folder, root, monkeypatch):
     monkeypatch.setattr(probes, "SCENES", {"random": "random_classifier"})
     experiment = configure(find("random_classifier"), "quick", data=str(scene_folder))
     experiment = replace(experiment, images_per_class=6, batch_size=8)
-    results = {"random_classifier": {"initial_weights": {"weights": "random"}}}
+    results = {"random_classifier": {"initial_weights": {"weights": "random"}, "data": {}}}
     monkeypatch.setattr(probes, "collect", lambda asked, _: results if list(asked) else {})
     return {"random_classifier": experiment}, results
 

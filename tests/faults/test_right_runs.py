@@ -449,11 +449,14 @@ def test_the_last_epoch_has_one_line_and_a_table_of_other_weights_is_named(root,
     pretext = configure(find("byol_10_epochs"), "full", data="synthetic")
     features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     loaders = SimpleNamespace(data={}, test=None)
-    monkeypatch.setattr(pretext_epochs, "build_loaders", lambda *_, **__: loaders)
+    monkeypatch.setattr(pretext_epochs, "loaders_of_run", lambda *_: loaders)
     monkeypatch.setattr(pretext_epochs, "build_model", lambda *_: (nn.ModuleDict({"features": nn.Sequential()}), {}))
     monkeypatch.setattr(pretext_epochs, "fold_batchnorm", lambda model: model)
     monkeypatch.setattr(pretext_epochs, "stage_features", lambda *_: ([features], np.arange(30) % 3))
-    monkeypatch.setattr(pretext_epochs, "load_weights", lambda _, __, epoch, *___: ({}, {"sha256": f"of {epoch}"}))
+    provenance = {"data": {}}
+    monkeypatch.setattr(
+        pretext_epochs, "load_weights", lambda _, __, epoch="", *___: ({}, {**provenance, "sha256": f"of {epoch}"})
+    )
     monkeypatch.setattr(pretext_epochs, "weights_here", lambda *_: "of best")
     checkpoint = run_files.files_of(pretext, "full").checkpoint
     checkpoint.parent.mkdir(parents=True)
