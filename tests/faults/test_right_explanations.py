@@ -208,7 +208,7 @@ def weights_of(tmp_path, monkeypatch):
     files = SimpleNamespace(checkpoint=tmp_path / "byol.pt", name="byol", models=tmp_path)
     monkeypatch.setattr(explain, "files_of", lambda *_: files)
     monkeypatch.setattr(explain, "load_trained", lambda path: replace(a_run(0, "byol"), weights=path.read_text()))
-    monkeypatch.setattr(explain, "build_loaders", lambda *_, **__: SimpleNamespace(test=loader))
+    monkeypatch.setattr(explain, "loaders_of_run", lambda *_: SimpleNamespace(test=loader))
 
     def chosen(own=None, released=None, cached=None, images="images", predicted=0):
         for path, weights in ((files.checkpoint, own), (files.checkpoint.with_suffix(".safetensors"), released)):
@@ -218,7 +218,7 @@ def weights_of(tmp_path, monkeypatch):
         (tmp_path / "byol").mkdir(exist_ok=True)
         (tmp_path / "byol" / "weights.json").write_text(json.dumps({"weights": cached, "images": images}))
         np.savez(tmp_path / "byol" / "test.npz", probabilities=np.eye(3)[np.full(30, predicted)])
-        result = {"predictions": {"test": [0] * 30}}
+        result = {"predictions": {"test": [0] * 30}, "data": {}}
         subject = explain._subject(SimpleNamespace(data="none"), "full", tmp_path, result)
         return subject and subject.run.weights
 
