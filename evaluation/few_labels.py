@@ -37,8 +37,7 @@ from evaluation.probes import (
 )
 from evaluation.statistics import estimate, mean_and_interval, variance_of_mean, verdict
 from experiments import add_data_options, experiments_of, prerequisites
-from run_files import files_of
-from runs import collect as collect_results
+from run_files import files_of, load_result
 from runs import run_command
 from self_supervised.probes import Splits, linear_probe, nearest_images
 from self_supervised.settings import ProbeExperiment
@@ -129,7 +128,7 @@ def collect(
     `few_labels`.  Runs whose pretext has no weights here and no table are left out; tables of other weights than those
     of the results are named in a warning.
     """
-    tables, found = [], {}
+    tables, found = [], []
     for label, name in FEATURES.items():
         for seed in range(SEEDS[profile] if experiments[name].pretext_run else 1):
             experiment = replace(experiments[name], seed=seed)
@@ -139,17 +138,20 @@ def collect(
             if path.exists():
                 table = pd.read_csv(path).assign(features=label, seed=seed)
                 tables.append(table)
-                found[files_of(experiment, profile).name] = experiment, table
+                found.append((experiment, table))
     _warn_of_stale(found, profile)
     columns = ["features", "seed", "images_per_class", "draw", "readout", "test_accuracy"]
     return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
 
 
-def _warn_of_stale(found: Mapping[str, tuple[ProbeExperiment, pd.DataFrame]], profile: str):
-    """Name the runs whose result is of other weights or images than their table; both are by the run's name."""
+def _warn_of_stale(found: Sequence[tuple[ProbeExperiment, pd.DataFrame]], profile: str):
+    """Name the tables of runs whose result is of other weights or images."""
     stale = []
-    for name, result in collect_results([experiment for experiment, _ in found.values()], profile).items():
-        experiment, table = found[name]
+    for experiment, table in found:
+        path = files_of(experiment, profile).result
+        if not path.exists():
+            continue
+        result = load_result(path)  # pages are made of files: the images need not be here
         of_pretext = result["initial_weights"].get("sha256") if experiment.pretext_run else None
         weights = of_pretext or weights_here(experiment, profile)
         if not is_made_from(table, {"weights": weights, "images": digest_of_images(result["data"])}):

@@ -1,3 +1,4 @@
+import json
 from functools import partial
 
 import numpy as np
@@ -17,8 +18,10 @@ from evaluation.few_labels import (
     spreading_against_pretexts,
     spreading_matrix,
 )
+from evaluation.probes import digest_of_images
 from evaluation.statistics import compare
 from experiments import configure, find
+from run_files import FORMAT, files_of
 from tests.clouds import splits_of
 
 
@@ -168,19 +171,23 @@ def test_tables_are_cached_and_computed_again_for_other_weights(root, monkeypatc
     assert set(again.loc[(of_others != again).any(axis=1), "features"]) == {"ImageNet", "BYOL"}
 
 
-def test_tables_of_other_weights_than_those_of_the_results_are_named(root, monkeypatch, capsys):
+def test_tables_of_other_weights_than_those_of_the_results_are_named(root, capsys):
     experiments = {name: configure(find(name), "quick", data="synthetic") for name in module.FEATURES.values()}
-    results = {
-        name: {"initial_weights": {"sha256": "a"}, "data": {}} for name in ("byol_classifier", "neighbours_classifier")
-    }
-    monkeypatch.setattr(module, "collect_results", lambda *_: results)
-    for name in results:
-        path = module._path(experiments[name], "quick")
+
+    def write(name, digest):
+        path = files_of(experiments[name], "quick").result
         path.parent.mkdir(parents=True, exist_ok=True)
-        table_of("", 0, [0.5, 0.6]).assign(weights="a").to_csv(path, index=False)
+        result = {"format": FORMAT, "initial_weights": {"sha256": digest}, "data": {"fingerprint": "not here"}}
+        path.write_text(json.dumps(result))
+
+    images = digest_of_images({"fingerprint": "not here"})
+    for name in ("byol_classifier", "neighbours_classifier"):
+        write(name, "a")
+        table = table_of("", 0, [0.5, 0.6]).assign(weights="a", images=images)
+        table.to_csv(module._path(experiments[name], "quick"), index=False)
     table = collect(experiments, "quick")
     assert capsys.readouterr().err == ""
-    results["byol_classifier"]["initial_weights"]["sha256"] = "of another run"
+    write("byol_classifier", "of another run")
     assert collect(experiments, "quick").equals(table)
     warning = capsys.readouterr().err
     assert "few_labels_byol_classifier.csv" in warning and "neighbours" not in warning
