@@ -105,6 +105,7 @@ def test_the_parameter_that_the_loss_depends_on_is_drawn_as_the_important_one():
     generator = np.random.default_rng(0)
     rates, sizes = 10 ** generator.uniform(-6, -2, 30), generator.integers(4, 17, 30)
     trials = pd.DataFrame({"learning_rate": rates, "batch_size": sizes, "value": np.log10(rates) ** 2})
+    plt.close("all")  # figures of other tests
     shares = draw_parameters(trials.assign(state="COMPLETE", started=0.0, seconds=1.0))
     assert shares["learning_rate"] > 0.9 and sum(shares.values()) == pytest.approx(1)
     coordinates, importances = (plt.figure(number).axes[0] for number in plt.get_fignums())
