@@ -142,13 +142,18 @@ def refuse_unused_weights(experiment: Experiment, weights: str | None):
         raise ValueError(f"{experiment.name} starts from random weights and cannot use {weights}; leave out --weights")
 
 
+def experiment_of(run: str) -> Experiment | None:
+    """The experiment of a run by its name, <experiment> or <experiment>.seed<N>; None if there is none."""
+    return EXPERIMENTS.get(re.sub(r"\.seed\d+$", "", run))
+
+
 def initial_weights_text(initial_weights: Mapping) -> str:
     """What a run began with: a description of the weights, or the run and epoch of a pretext.
 
     Of a pretext that keeps its last epoch, "epoch best" is written as "last epoch": nothing was selected.
     """
     name, _, epoch = initial_weights["weights"].partition(", epoch ")
-    pretext = EXPERIMENTS.get(re.sub(r"\.seed\d+$", "", name))
+    pretext = experiment_of(name)
     keeps_last = epoch == "best" and pretext is not None and pretext.train.keep == "last"
     return f"{name}, last epoch" if keeps_last else initial_weights["weights"]
 

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from data.files import digest_of_tensors, expanded, root_folder
 from data.folders import in_nfc
 from data.image_cache import Scenes, decode
-from experiments import EXPERIMENTS, PROFILES
+from experiments import PROFILES, experiment_of
 from helper_functions import fold_batchnorm
 from run_files import load_checkpoint
 from supervised.dataloader import MEAN, STD, normalize
@@ -197,7 +196,7 @@ def _full_name(path: Path, models: Path) -> str:
 
 def _is_called(run: str, path: Path, models: Path) -> bool:
     """Whether a file is the run of this name, which is without a data set where that is the experiment's own."""
-    experiment = EXPERIMENTS.get(re.sub(r"\.seed\d+$", "", run))
+    experiment = experiment_of(run)
     own = run if experiment is None else f"{experiment.data}/{run}"
     return _full_name(path, models) in (run, own)
 

@@ -147,9 +147,14 @@ class NatureStudy:
         """The run of an experiment whose checkpoint is here."""
         return load_trained(self.checkpoints[name][0])
 
+    @cached_property
+    def images(self) -> dict[str, dict]:
+        """What the runs whose checkpoints are here say of their images, by experiment."""
+        return {name: self.load(name).data for name in self.checkpoints}
+
     def loaders(self, experiment: Experiment) -> Loaders:
         """The loaders of an experiment whose checkpoint is here, without the images that its training left out."""
-        return loaders_of_run(self.load(experiment.name).data, experiment)
+        return loaders_of_run(self.images[experiment.name], experiment)
 
     def fill(self):
         """Compute what is missing or stale."""

@@ -42,7 +42,7 @@ from evaluation.split_images import loaders_of_run
 from evaluation.statistics import accuracy_interval
 from experiments import EXPERIMENTS, configure, find, initial_weights_text
 from helper_functions import predict
-from run_files import STUDY_DATA, files_of, folder_of_data, load_checkpoint
+from run_files import STUDY_DATA, files_of, folder_of_data, load_checkpoint, origin_of
 from runs import run_command
 from self_supervised.settings import JointEmbeddingExperiment
 from supervised.dataloader import MEAN, STD
@@ -471,7 +471,7 @@ def _describe_batchnorm(settings: Mapping, initial_weights: Mapping) -> str:
 
 def _batchnorm_at_first(settings: Mapping, initial_weights: Mapping) -> str:
     name, own = settings.get("pretext_run", ""), settings.get("batchnorm", "")
-    began_with = initial_weights.get("began_with", initial_weights)["weights"]
+    began_with = origin_of(initial_weights)["weights"]
     initial = f"those of the initial {'ImageNet ' if began_with.startswith('ImageNet') else ''}weights"
     random_and_frozen = not name and began_with == "random" and settings["freeze_features"]
     if own == "estimated" or random_and_frozen:

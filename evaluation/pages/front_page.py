@@ -21,7 +21,7 @@ from evaluation.pages.tables import comparing_text, headlines, shown_comparisons
 from evaluation.results import comparisons, experiments_table, machines, read_profile
 from evaluation.web_page import page_of, table_html
 from experiments import PROFILES
-from run_files import folder_of_data
+from run_files import folder_of_data, origin_of
 
 PAGES = {
     "docs/results.md": "All results of the study",
@@ -68,7 +68,7 @@ def html_name(notebook: Path) -> str:
 def about(results: Mapping[str, dict], profile: str) -> str:
     """Profile, data, initial weights and machines of all results."""
     runs = results.values()
-    weights = {each["initial_weights"].get("began_with", each["initial_weights"])["weights"] for each in runs}
+    weights = {origin_of(each["initial_weights"])["weights"] for each in runs}
     data = {each["data"]["name"] for each in runs}
     return (
         f"Profile {profile} ({PROFILES[profile]}).  Data: {', '.join(sorted(data))}.  Initial weights: "
