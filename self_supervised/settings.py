@@ -144,6 +144,7 @@ def _refuse_class_weights(experiment: Experiment, reason: str):
         raise ValueError(f"{experiment.name}: class_weights is {experiment.class_weights}, but {reason}")
 
 
+LATER_QUESTIONS = "later questions"  # a family of those that were asked after other results had been seen
 _ROTATION = PretextExperiment(
     "rotation_1",
     "How well is rotation predicted?",
@@ -212,6 +213,16 @@ _PERTURBATION_SEARCHED = replace(
     earlier_accuracy=1.0,
     train=TrainSettings(max_epochs=10, learning_rate=1.830e-3, schedule="none"),
 )
+_JIGSAW = replace(
+    _ROTATION_TUNED,
+    name="jigsaw_1",
+    question="A third pretext by the same contract: how well is the order of four quadrants predicted?",
+    pretext="jigsaw_2x2",
+    save_epochs=("last",),
+    batch_size=32,
+    earlier_accuracy=None,
+    train=TrainSettings(max_epochs=3, learning_rate=1.055e-4, schedule="none"),
+)
 _PRETEXTS = (
     _ROTATION,
     _ROTATION_TUNED,
@@ -236,16 +247,7 @@ _PRETEXTS = (
     ),
     _ROTATION_GENTLE,
     _PERTURBATION_GENTLE,
-    replace(
-        _ROTATION_TUNED,
-        name="jigsaw_1",
-        question="A third pretext by the same contract: how well is the order of four quadrants predicted?",
-        pretext="jigsaw_2x2",
-        save_epochs=("last",),
-        batch_size=32,
-        earlier_accuracy=None,
-        train=TrainSettings(max_epochs=3, learning_rate=1.055e-4, schedule="none"),
-    ),
+    _JIGSAW,
 )
 
 
@@ -304,19 +306,23 @@ def _batchnorm_head(classifier: ClassifierExperiment) -> ClassifierExperiment:
 
 
 def _classifiers_by_pretext_epoch(
-    pretext: PretextExperiment, earlier: dict[int, float | None], batch_size: int, learning_rate: float
-):
-    """The second report's table 3: the same classifier on one pretext run, stopped after so many epochs."""
+    pretext: PretextExperiment, earlier: dict[int, float | None], control: str
+) -> tuple[ClassifierExperiment, ...]:
+    """The second report's table 3: the same classifier on one pretext run, stopped after so many epochs.
+
+    `control` is that classifier on ImageNet features, whose head was searched for this pretext.
+    """
+    head = supervised.EXPERIMENTS[control]
     return tuple(
         _classifier(
             f"{pretext.pretext}_classifier_tuned_{epoch}",
             f"Are features after {epoch} epochs of {pretext.pretext} better than ImageNet features?",
             pretext,
-            compared_with="imagenet_classifier_tuned",
+            compared_with=control,
             pretext_epoch=epoch,
-            batch_size=batch_size,
+            batch_size=head.batch_size,
             earlier_accuracy=accuracy,
-            train=TrainSettings(max_epochs=40, learning_rate=learning_rate, schedule="none"),
+            train=head.train,
         )
         for epoch, accuracy in earlier.items()
     )
@@ -364,10 +370,10 @@ def _at_other_rates(classifier: ClassifierExperiment, rates: dict[str, float]) -
 
 
 _ROTATION_BY_EPOCH = _classifiers_by_pretext_epoch(
-    _ROTATION_TUNED, {3: None, 6: None, 10: None}, batch_size=16, learning_rate=1.320e-3
+    _ROTATION_TUNED, {3: None, 6: None, 10: None}, "imagenet_classifier_tuned"
 )
 _PERTURBATION_BY_EPOCH = _classifiers_by_pretext_epoch(
-    _PERTURBATION_TUNED, {3: 0.8446, 6: 0.8265, 10: 0.8157}, batch_size=13, learning_rate=2.018e-4
+    _PERTURBATION_TUNED, {3: 0.8446, 6: 0.8265, 10: 0.8157}, "imagenet_classifier_tuned_rate_2e-4"
 )
 _CONTROL = supervised.EXPERIMENTS["imagenet_classifier_best"]  # the same head on the same stages
 
@@ -443,6 +449,18 @@ _CLASSIFIERS = (
         earlier_accuracy=None,
     ),
     *_gentle_classifiers(_PERTURBATION_GENTLE, epoch=3),
+    _classifier(
+        "jigsaw_classifier",
+        "Are features after jigsaw better than ImageNet features, each read by a trained head?",
+        _JIGSAW,
+        compared_with=_CONTROL.name,
+        family=LATER_QUESTIONS,
+        pretext_epoch="last",
+        stages=_CONTROL.stages,
+        head=_CONTROL.head,
+        batch_size=_CONTROL.batch_size,
+        train=_CONTROL.train,
+    ),
 )
 # Some numbers of the reports are far from ours.  Hypotheses of what they did, most of them with frozen features:
 # - these were in train mode, BatchNorm and stochastic depth together, and for one classifier each alone;
@@ -812,7 +830,6 @@ def _frozen_on_cifar10(
     )
 
 
-LATER_QUESTIONS = "later questions"  # a family of those that were asked after other results had been seen
 _WITH_PRETEXT = 0.4055  # of the lab report, beside both experiments that it may describe
 _CIFAR10_CLASSIFIERS = (
     replace(

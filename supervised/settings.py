@@ -319,6 +319,15 @@ _TABLE = (
     ),
     replace(
         _FROZEN,
+        name="imagenet_classifier_tuned_rate_2e-4",
+        question="Control: and with the head that it searched for features after perturbation?",
+        compared_with="",
+        resize="imagenet",
+        batch_size=13,
+        train=TrainSettings(max_epochs=40, learning_rate=2.018e-4, schedule="none"),
+    ),
+    replace(
+        _FROZEN,
         name="imagenet_classifier_best",
         question="Control: how close do frozen ImageNet features of four stages come to fine-tuning?",
         compared_with="supervised_long",

@@ -6,6 +6,7 @@ The front page and docs/claims.md format their numbers by the functions of this 
 
 import re
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from data.files import CODE, root_folder, run_command, write_text
 from evaluation import few_labels
 from evaluation.checkpoints import read_released
 from evaluation.ensemble import is_stale
+from evaluation.pages.reproduction import WORDS, Measured, compare_results, read_earlier_numbers
 from evaluation.publish import float32_accuracy
 from evaluation.results import (
     DETERMINISTIC,
@@ -31,7 +33,9 @@ from evaluation.results import (
     read_profile,
     runs_of,
 )
+from evaluation.statistics import LEVEL
 from experiments import EXPERIMENTS
+from run_files import platform_of
 from self_supervised.settings import (
     CIFAR10_CLASSIFIERS,
     CIFAR10_PRETEXTS,
@@ -48,8 +52,9 @@ from supervised.settings import ABLATIONS, DISTILLATION_ABLATIONS, NATURE_EXPERI
 from supervised.settings import EXPERIMENTS as SUPERVISED
 from supervised.settings import REPRODUCTION as SUPERVISED_REPRODUCTION
 
+LINE = 120  # characters of a line in README.md
 START, END = "<!-- results: written by make pages -->", "<!-- end of results -->"
-SHORT_TABLE = {  # the experiments of README.md, and what each is
+SHORT_TABLE = {  # the experiments of README.md and of its figure, and what each is
     "imagenet_classifier_tuned": "frozen ImageNet features, settings of the second report",
     "rotation_classifier_tuned_10": "after 10 of 15 epochs of rotation, second report",
     "perturbation_classifier_tuned_3": "after 3 of 10 epochs of perturbation, second report",
@@ -75,8 +80,10 @@ BEST = "supervised_long"  # beside the highest number of the earlier reports
 PRETEXTS_NOTE = """Accuracy on the labels of the pretext (rotations, colors, orders), not on classes; that of a
 joint-embedding pretext is of a vote of the 20 nearest training images."""
 PROBES_NOTE = """The primary readout is logistic regression on pooled features of stages 5 to 8, image and horizontal
-flip averaged, standardized, with its strength chosen on val.  On untouched features it has no seed.  Its own
-ablations are compared with `byol_classifier`.  A trained head and fine-tuning stand beside it."""
+flip averaged, standardized, with its strength chosen on val.  It has no epoch to choose, so its accuracy under the
+earlier protocol is that of val and test together.  On untouched features it has no seed.  Its own ablations and the
+other methods are compared with `byol_classifier`; only BYOL was tested against the control, which is read likewise.  A
+trained head and fine-tuning stand beside it."""
 EXPLORED = """
 BYOL and its settings come from exploratory runs of other code: three methods in eight settings, read by this
 readout.  Accuracies on val and on these test images were seen there, also of two runs with the settings below, before
@@ -97,6 +104,13 @@ SECTIONS = (  # data set, title, a note, experiments
     ("CIFAR-10", "Classifiers", "", tuple(CIFAR10_CLASSIFIERS)),
     ("CIFAR-10", "Pretexts", PRETEXTS_NOTE, tuple(CIFAR10_PRETEXTS)),
 )
+SCRATCH = "byol_scratch_classifier"
+GENTLE = {"rotation_gentle_classifier": "rotation", "perturbation_gentle_classifier": "perturbation"}
+FOUND = {"better": "improved them", "worse": "made them worse", "inconclusive": "did not clearly improve them"}
+ANSWER = """**From random weights, features of BYOL reach a test accuracy of {scratch}; ImageNet features, which were
+learned with labels, reach {control}. Training these further without labels, BYOL {found} ({accuracy}; with one label a class
+{few}); {gentle}.**"""
+FIGURE = "![Pretexts, test accuracies with intervals, few labels, heat maps](docs/overview.jpg)"
 READING = """**Test** is the accuracy on the test images; the epoch is selected on val.  **Earlier protocol** is the
 accuracy of the epoch selected and reported on val and test together, as the earlier reports did.  It is optimistic;
 compare it with **earlier report**.  Both are means over runs, one run per seed.  A *platform* is a kind of machine with
@@ -109,10 +123,14 @@ platform if it has three of each side, or all that there are; otherwise they are
 *across machines*.  So the mean of an experiment can be another one here than in its own line.  The interval of a
 difference covers the sampling of test images and the variance of the seeds of each side: it is Student's, with
 Satterthwaite's degrees of freedom (1946).  The comparisons of a family share the level of 0.05 (Bonferroni), and all
-that were planned count, also those that are not run or were dropped before they were run.  The families and their
-numbers: {families}.{primary}  p is below 0.05 exactly when the interval excludes 0.  "Inconclusive" does not say that
+that were planned count, also those that are not run or were dropped before they were run.  A family is one question:
+claims of the earlier reports, this study of their methods, how their numbers came about, joint embeddings.  The
+families and their numbers: {families}.{primary}{together}
+p is below 0.05 exactly when the interval excludes 0.  "Inconclusive" does not say that
 both are equal.  1* is a single run: the seed variance of that side is unknown, so the interval is too narrow."""
 EXPLORATORY = """  "Later questions" were asked after other results had been seen; their verdicts are exploratory."""
+TOGETHER = """
+In one family of all {many}, {changed} of the {decided} verdicts that are not inconclusive would be so{pairs}."""
 ACROSS_AUGMENTATIONS = """  "Old and new augmentation": images were rotated by two versions of the code, see
 docs/performance.md."""
 
@@ -188,13 +206,22 @@ def runs_text(line: Mapping) -> str:
     return ", ".join("1*" if count == 1 and name not in DETERMINISTIC else str(count) for name, count in sides)
 
 
+def marks(line: Mapping) -> list[str]:
+    """In what the runs of a comparison differ besides what it asks, in words."""
+    across = ("machines",) if line["across_machines"] else ("precisions",) if line["across_precisions"] else ()
+    trained_with = {
+        "old and new augmentation": line["across_augmentations"],
+        "other teachers": line["across_teachers"],
+        "other initial weights": line["across_weights"],
+    }
+    return [*(f"across {each}" for each in across), *(words for words, differs in trained_with.items() if differs)]
+
+
 def machines_text(line: Mapping) -> str:
     """The machines of a comparison; it says so where they or what was trained with differ."""
-    differ = "across machines" if line["across_machines"] else "across precisions" if line["across_precisions"] else ""
-    text = f"{differ}: {line['machines']}" if differ else line["machines"]
-    text += "; old and new augmentation" if line["across_augmentations"] else ""
-    text += "; other teachers" if line["across_teachers"] else ""
-    return f"{text}; other initial weights" if line["across_weights"] else text
+    found = marks(line)
+    before = f"{found.pop(0)}: " if found and found[0].startswith("across") else ""
+    return "; ".join([before + line["machines"], *found])
 
 
 def markdown(table: pd.DataFrame, index: str | None = None) -> str:
@@ -210,9 +237,20 @@ def comparing_text(table: pd.DataFrame) -> str:
     primary = (
         f"  The comparison of {PRIMARY} is primary and a family of its own." if families.pop(PRIMARY_FAMILY, 0) else ""
     )
-    text = COMPARING.format(families=", ".join(f"{name} ({many})" for name, many in families.items()), primary=primary)
+    named = ", ".join(f"{name} ({many})" for name, many in families.items())
+    text = COMPARING.format(families=named, primary=primary, together=_in_one_family(table))
     text += EXPLORATORY if LATER_QUESTIONS in families else ""
     return text + (ACROSS_AUGMENTATIONS if table["across_augmentations"].any() else "")
+
+
+def _in_one_family(table: pd.DataFrame) -> str:
+    """Which verdicts would be inconclusive if all comparisons shared the level."""
+    many = sum({pair.family: pair.comparisons for pair in pairs_to_compare()}.values())
+    decided = table[table["verdict"] != "inconclusive"]
+    changed = decided[decided["p"] / decided["m"] * many >= LEVEL]
+    pairs = ", ".join(f"`{one}` against `{other}`" for one, other in changed[["experiment", "compared_with"]].values)
+    pairs = f": {pairs}" if pairs else ""
+    return TOGETHER.format(many=many, changed=len(changed), decided=len(decided), pairs=pairs) if len(decided) else ""
 
 
 def headlines(results: Mapping[str, dict], table: pd.DataFrame, few: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -229,7 +267,7 @@ def headlines(results: Mapping[str, dict], table: pd.DataFrame, few: pd.DataFram
         for line in again:
             if line["experiment"] == name:
                 lines.append(_headline(f"the same with other seeds ({line['machines']})", other, line))
-        if name in FEW and few is not None:
+        if name in FEW and few is not None and len(few):
             lines.append(_with_few_labels(*FEW[name], few))
     beside = beside_reported(results)
     if BEST in beside.index:
@@ -261,7 +299,13 @@ def _headline(what: str, other: str, line: Mapping, runs: str = "") -> dict[str,
 
 
 def _with_few_labels(features: str, images_per_class: int, what: str, few: pd.DataFrame) -> dict[str, str]:
-    """A line on labels alone: the accuracies of these features and of the control, and their paired difference."""
+    """A headline on labels alone."""
+    line = _line_of_few_labels(features, images_per_class, few)
+    return _headline(what, f"{few_labels.CONTROL} features", line, f"{line['seeds']}, 1")
+
+
+def _line_of_few_labels(features: str, images_per_class: int, few: pd.DataFrame) -> dict:
+    """The accuracies of these features and of the control by labels alone, and their paired difference."""
 
     def of(table: pd.DataFrame, name: str) -> pd.Series:
         asked = {"features": name, "readout": few_labels.ALONE, "images_per_class": images_per_class}
@@ -269,16 +313,56 @@ def _with_few_labels(features: str, images_per_class: int, what: str, few: pd.Da
 
     means, found = few_labels.accuracies(few), of(few_labels.paired_differences(few), features)
     sides = (of(means, name)["test_accuracy"] for name in (features, few_labels.CONTROL))
-    line = {**found, **dict(zip(("accuracy", "other_accuracy"), sides, strict=True))}
-    return _headline(what, f"{few_labels.CONTROL} features", line, f"{found['seeds']}, 1")
+    return {**found, **dict(zip(("accuracy", "other_accuracy"), sides, strict=True))}
 
 
-def short_table(results: Mapping[str, dict], published: Path) -> pd.DataFrame:
-    """The experiments of README.md that have results, as text; the test accuracies of released weights are links."""
+def answer(table: pd.DataFrame, few: pd.DataFrame | None = None) -> str:
+    """The study in two sentences, from the table of `results.comparisons`; "" where a part of it was not run."""
+    lines = {line["experiment"]: line for line in _of_control(table)}
+    if few is None or few.empty or not {SCRATCH, PRIMARY, *GENTLE} <= set(lines):
+        return ""
+    primary, few_line = lines[PRIMARY], _line_of_few_labels(*FEW[PRIMARY][:2], few)
+    by_verdict: dict[str, list[str]] = {}
+    for name in GENTLE:
+        by_verdict.setdefault(lines[name]["verdict"], []).append(name)
+    gentle = []
+    for verdict, names in by_verdict.items():
+        accuracies, others = ([f"{lines[name][side]:.4f}" for name in names] for side in ("accuracy", "other_accuracy"))
+        numbers = f"{' and '.join(accuracies)} instead of {' and '.join(dict.fromkeys(others))}"
+        pretexts = " and ".join(GENTLE[name] for name in names)
+        gentle.append(f"gentle {pretexts}, read by a trained head, {FOUND[verdict]} ({numbers})")
+    text = ANSWER.format(
+        scratch=f"{lines[SCRATCH]['accuracy']:.4f}",
+        control=f"{primary['other_accuracy']:.4f}",
+        accuracy=f"{primary['accuracy']:.4f}",
+        found=FOUND[primary["verdict"]],
+        few=f"{few_line['accuracy']:.4f} instead of {few_line['other_accuracy']:.4f}",
+        gentle="; ".join(gentle),
+    )
+    return textwrap.fill(text, LINE)
+
+
+def short_table(results: Mapping[str, dict], compared: pd.DataFrame, published: Path) -> pd.DataFrame:
+    """The experiments of README.md that have results, as text, with the comparison of HEADLINES that each is in.
+
+    `compared` is the table of `results.comparisons`.  The test accuracies of released weights are links.
+    """
     table = shown_experiments(experiments_table(of_experiments(results, SHORT_TABLE)))
+    lines = {line["experiment"]: line for line in _of_control(compared)}
     table.insert(0, "what it is", [SHORT_TABLE[name] for name in table.index])
+    for column, text in {
+        "compared with": lambda line: line["compared_with"],
+        "difference (interval)": lambda line: difference_text(line["difference"], line["low"], line["high"]),
+        "verdict": lambda line: "; ".join([line["verdict"], *marks(line)]),
+    }.items():
+        table[column] = [text(lines[name]) if name in lines else "" for name in table.index]
     table["released"] = [_released(name, results, published / f"{name}.safetensors") for name in table.index]
-    return table[["what it is", "runs", "test (95 % interval)", "earlier protocol", "earlier report", "released"]]
+    return table[
+        [
+            *("what it is", "runs", "test (95 % interval)", "compared with", "difference (interval)", "verdict"),
+            *("earlier protocol", "earlier report", "released"),
+        ]
+    ]
 
 
 def _released(name: str, results: Mapping[str, dict], path: Path) -> str:
@@ -289,10 +373,40 @@ def _released(name: str, results: Mapping[str, dict], path: Path) -> str:
     return f"[{results[name]['test_accuracy'] if accuracy is None else accuracy:.4f}](published/{name}.md)"
 
 
-def readme_part(results: Mapping[str, dict], published: Path, few: pd.DataFrame | None = None) -> str:
-    """What stands between the comments of README.md; `few` is the table of `few_labels.collect`."""
-    short = headlines(results, comparisons(results), few)
-    return f"{markdown(short)}\n\n{markdown(short_table(results, published), 'experiment')}"
+def readme_part(results: Mapping[str, dict], folder: Path, published: Path, few: pd.DataFrame | None = None) -> str:
+    """What stands between the comments of README.md.
+
+    `folder` holds the results and tables of the study; `few` is the table of `few_labels.collect`.
+    """
+    compared = comparisons(results)
+    table = markdown(short_table(results, compared, published), "experiment")
+    parts = [answer(compared, few), FIGURE, table, _beside_the_table(results, folder, published)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _beside_the_table(results: Mapping[str, dict], folder: Path, published: Path) -> str:
+    """What stands below the table of README.md: machines, repetitions, and the numbers of the earlier reports."""
+    platforms = {name: sorted({platform_of(run) for run in runs_of(results, name)}) for name in SHORT_TABLE}
+    usual = Counter(each for of_one in platforms.values() for each in of_one).most_common(1)[0][0]
+    others = [f"`{name}` on {' and '.join(each)}" for name, each in platforms.items() if each and each != [usual]]
+    sentences = [f"All runs are on {usual}" + (f", except {'; '.join(others)}." if others else ".")]
+    again: dict[str, list[str]] = {}
+    for line in _of_control(comparisons_elsewhere(results)):
+        again.setdefault(line["machines"], []).append(f"`{line['experiment']}` {_with_verdict(line)}")
+    sentences += [f"Repeated with other seeds on {where}: {'; '.join(lines)}." for where, lines in again.items()]
+    beside = beside_reported(results)
+    if BEST in beside.index:
+        line = beside.loc[BEST]
+        numbers = f"`{BEST}` {line['accuracy']:.4f}, the highest of the reports {line['reported']:.4f}"
+        sentences.append(f"Under the earlier protocol: {numbers}; difference {_with_verdict(line)}.")
+    words = Counter(compare_results(Measured(results, folder, published), read_earlier_numbers())["word"])
+    counted = ", ".join(f"{words[word]} *{word}*" for word in WORDS if words[word])
+    sentences.append(f"The {words.total()} results of the five reports [beside ours](docs/reproduction.md): {counted}.")
+    return "\n".join(textwrap.fill(each, LINE, initial_indent="- ", subsequent_indent="  ") for each in sentences)
+
+
+def _with_verdict(line: Mapping) -> str:
+    return f"{difference_text(line['difference'], line['low'], line['high'])}, {line['verdict']}"
 
 
 def with_part(page: str, part: str, start: str = START, end: str = END) -> str:
@@ -328,12 +442,18 @@ def versions(results: Mapping[str, dict]) -> pd.DataFrame:
     return pd.DataFrame({f"torch {each}": {name: str(counts[name, each]) for name in names} for each in columns})
 
 
-def results_page(results: Mapping[str, dict], folder: Path) -> str:
-    """docs/results.md: all experiments and comparisons, by data set; `folder` holds the tables of ensembles."""
+def results_page(results: Mapping[str, dict], folder: Path, few: pd.DataFrame | None = None) -> str:
+    """docs/results.md: all experiments and comparisons, by data set.
+
+    `folder` holds the tables of ensembles; `few` is the table of `few_labels.collect`.
+    """
     compared = comparisons(results)
+    short = headlines(results, compared, few)
     parts = [
         "# Results",
         "Written by `make pages` from the files in `results/full`; no number is typed.",
+        *(["## In short", markdown(short)] if len(short) else []),
+        "## How to read the tables",
         READING,
         comparing_text(compared),
     ]
@@ -384,11 +504,12 @@ def _section(results: Mapping[str, dict], experiments: Iterable[str]) -> list[st
 
 def write_pages(root: Path):
     """Write docs/results.md, and the part of a README.md that is there, below `root` from its results/full."""
-    results, readme = read_profile(root / "results" / "full"), root / "README.md"
+    folder, readme = root / "results" / "full", root / "README.md"
+    results, few = read_profile(folder), few_labels.collect(PROBES, "full")
     if readme.exists():  # not in a folder of results apart from the code
-        part = readme_part(results, CODE / "published", few_labels.collect(PROBES, "full"))
+        part = readme_part(results, folder, CODE / "published", few)
         write_text(readme, with_part(readme.read_text(encoding="utf-8"), part))
-    write_text(root / "docs" / "results.md", results_page(results, root / "results" / "full"))
+    write_text(root / "docs" / "results.md", results_page(results, folder, few))
 
 
 if __name__ == "__main__":
