@@ -108,8 +108,8 @@ SCRATCH = "byol_scratch_classifier"
 GENTLE = {"rotation_gentle_classifier": "rotation", "perturbation_gentle_classifier": "perturbation"}
 FOUND = {"better": "improved them", "worse": "made them worse", "inconclusive": "did not clearly improve them"}
 ANSWER = """**From random weights, features of BYOL reach a test accuracy of {scratch}; ImageNet features, which were
-learned with labels, reach {control}. Training these further without labels, BYOL {found} ({accuracy}; with one label a class
-{few}); {gentle}.**"""
+learned with labels, reach {control}. Training these further without labels, BYOL {found} ({accuracy}; with one label a
+class {few}); {gentle}.**"""
 FIGURE = "![Pretexts, test accuracies with intervals, few labels, heat maps](docs/overview.jpg)"
 READING = """**Test** is the accuracy on the test images; the epoch is selected on val.  **Earlier protocol** is the
 accuracy of the epoch selected and reported on val and test together, as the earlier reports did.  It is optimistic;

@@ -105,10 +105,17 @@ def test_the_claims_page_shows_each_claim_with_the_numbers_of_its_comparison(exp
     assert shown > 15
 
 
-@pytest.mark.parametrize("path", [MARKDOWN["README.md"], FRONT_PAGE], ids=["README", "front page"])
+@pytest.mark.parametrize("path", [MARKDOWN["docs/results.md"], FRONT_PAGE], ids=["results page", "front page"])
 def test_the_headlines_show_the_numbers_of_their_comparisons(expected, path):
     lines = lines_of(path.read_text()) or in_html(path.read_text())
     shown = {(line[0], *line[3:6]) for line in lines if len(line) == 7}
     for (experiment, other), numbers in of_all_images(expected).items():
         if experiment in HEADLINES and EXPERIMENTS[experiment].compared_with == other:
             assert (HEADLINES[experiment][0], *numbers) in shown
+
+
+def test_the_table_of_the_readme_shows_the_numbers_of_its_comparisons(expected):
+    lines = [line for line in lines_of(MARKDOWN["README.md"].read_text()) if len(line) == 10 and line[6]]
+    shown = {(line[0], line[4]): (line[5], line[6].split(";")[0]) for line in lines[2:]}
+    known = {pair: (difference, verdict) for pair, (difference, _, verdict) in of_all_images(expected).items()}
+    assert shown == {pair: known[pair] for pair in shown} and len(shown) >= 6

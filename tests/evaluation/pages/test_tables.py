@@ -1,21 +1,27 @@
+from collections import Counter
+
 import pandas as pd
 import pytest
 
 from data.files import CODE
 from evaluation import few_labels
 from evaluation.pages import tables
+from evaluation.pages.reproduction import Measured, compare_results, read_earlier_numbers
 from evaluation.pages.tables import (
     BEST,
     END,
     HEADLINES,
+    SCRATCH,
     SECTIONS,
     SHORT_TABLE,
     START,
     accuracy_text,
+    answer,
     comparing_text,
     difference_text,
     headlines,
     markdown,
+    marks,
     p_text,
     readme_part,
     results_page,
@@ -75,6 +81,26 @@ def test_a_comparison_shows_single_runs_and_differing_machines():
     assert shown.loc[PRETEXT, "verdict"] == "worse"
 
 
+def test_what_differs_besides_the_question_is_marked():
+    same = dict.fromkeys((column for column in comparisons({}).columns if column.startswith("across_")), False)
+    assert marks(same) == []
+    found = {column: marks(same | {column: True}) for column in same}
+    assert found["across_machines"] == ["across machines"] and found["across_weights"] == ["other initial weights"]
+    assert all(len(words) == 1 for words in found.values())
+    assert marks(same | {"across_machines": True, "across_teachers": True}) == ["across machines", "other teachers"]
+
+
+def test_what_one_family_would_change_is_said():
+    families = {pair.family: pair.comparisons for pair in pairs_to_compare()}
+    table, many = comparisons(RESULTS).iloc[:2], sum(families.values())
+    m = table["m"].iloc[0]
+    barely, clearly = 0.049, 0.04 * m / many  # p is that of the family already
+    said = comparing_text(table.assign(p=[barely, clearly], verdict=["better", "worse"]))
+    pair = "` against `".join(table[["experiment", "compared_with"]].values[0])
+    assert m < many and f"all {many}, 1 of the 2 verdicts that are not inconclusive would be so: `{pair}`.\n" in said
+    assert "one family of all" not in comparing_text(table.assign(verdict="inconclusive"))
+
+
 def test_the_sizes_of_the_families_are_said():
     counts = {pair.family: pair.comparisons for pair in pairs_to_compare()}
     table = comparisons(RESULTS)
@@ -98,8 +124,8 @@ def test_the_headlines_are_those_of_the_comparisons_that_are_there():
     assert headlines({}, comparisons({})).empty
 
 
-def test_a_headline_on_few_labels_shows_the_paired_difference_of_labels_alone():
-    accuracies = {  # of two draws
+def few_of_two_draws():
+    accuracies = {
         ("BYOL", few_labels.ALONE, 1): (0.6, 0.7),
         ("BYOL", few_labels.ALONE, 2): (0.9, 0.8),
         ("BYOL", few_labels.SPREAD, 1): (0.8, 0.8),
@@ -109,7 +135,11 @@ def test_a_headline_on_few_labels_shows_the_paired_difference_of_labels_alone():
     }
     columns = ["features", "readout", "images_per_class", "seed", "draw", "test_accuracy"]
     lines = [(*key, 0, draw, value) for key, values in accuracies.items() for draw, value in enumerate(values)]
-    few = pd.DataFrame(lines, columns=columns)
+    return pd.DataFrame(lines, columns=columns)
+
+
+def test_a_headline_on_few_labels_shows_the_paired_difference_of_labels_alone():
+    few = few_of_two_draws()
     runs = seeds(PRIMARY, range(20)) | seeds(EXPERIMENTS[PRIMARY].compared_with, range(40))
     shown = headlines(runs, comparisons(runs), few)
     assert len(shown) == 2 and len(headlines(runs, comparisons(runs))) == 1
@@ -159,12 +189,68 @@ def test_every_experiment_has_one_place_on_the_results_page():
     assert sorted(shown) == sorted(EXPERIMENTS)
 
 
+def of_the_answer(gentle_rotation_wrong):
+    wrong = {SCRATCH: 300, "random_classifier_probe": 350, PRIMARY: 20, EXPERIMENTS[PRIMARY].compared_with: 80}
+    wrong |= {CONTROL: 40, "perturbation_gentle_classifier": 41, PRETEXT: gentle_rotation_wrong}
+    runs = {}
+    for name, count in wrong.items():
+        runs |= seeds(name, *[range(count)] * 3, images=400)
+    return comparisons(runs)
+
+
+def test_the_answer_holds_the_verdicts_and_numbers_of_its_comparisons():
+    few = few_of_two_draws()
+    said = " ".join(answer(of_the_answer(gentle_rotation_wrong=40), few).split())
+    assert (
+        "BYOL reach a test accuracy of 0.2500; ImageNet features, which were learned with labels, reach 0.8000" in said
+    )
+    assert "BYOL improved them (0.9500; with one label a class 0.6500 instead of 0.5000)" in said
+    assert "gentle rotation and perturbation, read by a trained head, did not clearly improve them" in said
+    assert "(0.9000 and 0.8975 instead of 0.9000)" in said
+    worse = " ".join(answer(of_the_answer(gentle_rotation_wrong=200), few).split())
+    assert "gentle rotation, read by a trained head, made them worse (0.5000 instead of 0.9000)" in worse
+    assert (
+        "gentle perturbation, read by a trained head, did not clearly improve them (0.8975 instead of 0.9000)" in worse
+    )
+
+
+def test_there_is_no_answer_from_a_part_of_the_study():
+    table = of_the_answer(gentle_rotation_wrong=40)
+    assert answer(table) == "" and answer(table, few_of_two_draws().iloc[:0]) == ""
+    assert answer(table[table["experiment"] != SCRATCH], few_of_two_draws()) == ""
+
+
+def test_an_experiment_of_the_readme_stands_beside_its_control():
+    runs = {**RESULTS, **seeds(BEST, range(16), images=400, machine=("NVIDIA H200", "2.11.0", "bfloat16"))}
+    shown, compared = (
+        short_table(runs, comparisons(runs), CODE / "published"),
+        comparisons(runs).set_index("experiment"),
+    )
+    line = compared.loc[PRETEXT]
+    assert shown.loc[PRETEXT, "compared with"] == CONTROL and shown.loc[PRETEXT, "verdict"] == "worse"
+    assert shown.loc[PRETEXT, "difference (interval)"] == difference_text(line["difference"], line["low"], line["high"])
+    assert shown.loc[CONTROL, "verdict"] == f"{compared.loc[CONTROL, 'verdict']}; across machines"
+    assert shown.loc[BEST, "verdict"] == ""  # its comparison is none of the headlines
+
+
+def test_below_the_table_stand_machines_repetitions_and_how_many_numbers_of_the_reports_are_reproduced(tmp_path):
+    gpu, runs = ("NVIDIA H200", "2.11.0", "bfloat16"), on_two_platforms()
+    runs |= seeds(BEST, range(16)) | seeds("distilled_long", range(9), machine=gpu)
+    part = " ".join(readme_part(runs, tmp_path, tmp_path).split())
+    assert "All runs are on cpu, torch 2.15.0, except `distilled_long` on NVIDIA H200, torch 2.11.0." in part
+    (line,) = comparisons_elsewhere(runs).to_dict("records")
+    found = f"{difference_text(line['difference'], line['low'], line['high'])}, {line['verdict']}."
+    assert f"Repeated with other seeds on {line['machines']}: `{PRIMARY}` {found}" in part
+    counted = Counter(compare_results(Measured(runs, tmp_path, tmp_path), read_earlier_numbers())["word"])
+    assert all(f" {count} *{word}*" in part for word, count in counted.items()) and "Under the earlier protocol" in part
+
+
 def test_released_weights_are_linked_with_their_own_accuracy(tmp_path, monkeypatch):
     for name in (PRETEXT, CONTROL):
         (tmp_path / f"{name}.safetensors").touch()
     monkeypatch.setattr(tables, "read_released", lambda path: path.stem)
     monkeypatch.setattr(tables, "float32_accuracy", lambda name, about: 0.5125 if about == PRETEXT else None)
-    column = short_table(RESULTS, tmp_path)["released"]
+    column = short_table(RESULTS, comparisons(RESULTS), tmp_path)["released"]
     assert column[PRETEXT] == f"[0.5125](published/{PRETEXT}.md)"
     assert column[CONTROL] == f"[0.9500](published/{CONTROL}.md)"  # of seed 0, in the precision of the run
     assert column[BEST] == ""
@@ -179,7 +265,8 @@ def test_the_part_stands_between_the_comments_and_nothing_else_changes():
         with_part("nothing", "new")
 
 
-def test_pages_are_written_from_the_results_below_the_root(tmp_path):
+def test_pages_are_written_from_the_results_below_the_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCENES_ROOT", str(tmp_path))
     write(tmp_path / "results" / "full", RESULTS)
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(ValueError, match="lacks the comments"):
@@ -194,14 +281,16 @@ def test_pages_are_written_from_the_results_below_the_root(tmp_path):
     assert f"| {BEST} | " in (tmp_path / "README.md").read_text()
 
 
-def test_the_committed_results_page_is_that_of_the_committed_results(study):
-    assert (CODE / "docs" / "results.md").read_text() == results_page(study, CODE / "results" / "full")
+def test_the_committed_results_page_is_that_of_the_committed_results(study, monkeypatch):
+    monkeypatch.setenv("SCENES_ROOT", str(CODE))
+    few = few_labels.collect(PROBES, "full")
+    assert (CODE / "docs" / "results.md").read_text() == results_page(study, CODE / "results" / "full", few)
 
 
 def test_the_committed_readme_holds_the_committed_results(study, monkeypatch):
     monkeypatch.setenv("SCENES_ROOT", str(CODE))
     readme, few = (CODE / "README.md").read_text(), few_labels.collect(PROBES, "full")
-    assert with_part(readme, readme_part(study, CODE / "published", few)) == readme
+    assert with_part(readme, readme_part(study, CODE / "results" / "full", CODE / "published", few)) == readme
 
 
 def test_ensembles_and_versions_stand_on_the_results_page(study, tmp_path):
