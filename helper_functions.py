@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("step", "plateau", "cosine", "none")
+SCHEDULES = ("step", "cosine", "none")
 STOPPING_RULES = ("none", "patience", "two_worse")
 KEPT_EPOCHS = ("best", "last")
 LAUNCHER = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets for each process
@@ -57,8 +57,8 @@ class TrainSettings:
     momentum: float = 0.0  # of "sgd"; Nesterov's if above 0
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
-    schedule: str = "step"  # "plateau" follows val_loss, "cosine" would reach 0 after the last epoch
-    step_epochs: int = 10  # "step": epochs between two steps; "plateau": see `build_scheduler`
+    schedule: str = "step"  # "cosine" would reach 0 after the last epoch
+    step_epochs: int = 10  # "step": epochs between two steps
     step_factor: float = 0.1  # each step multiplies the learning rate by this
     warmup_epochs: int = 0  # "cosine": epochs of linear warm-up
     stopping: str = "none"  # see `should_stop`
@@ -90,8 +90,7 @@ class TrainSettings:
             raise ValueError(f"momentum is {self.momentum}; it applies to sgd only, not {self.optimizer}")
         if not 0 <= self.weight_decay < math.inf or self.warmup_epochs < 0:
             raise ValueError("weight_decay and warmup_epochs must not be negative, and finite")
-        if not 0 < self.step_factor <= 1 or (self.schedule == "plateau" and self.step_factor == 1):
-            raise ValueError(f"step_factor is {self.step_factor}; it must be above 0 and at most 1 (plateau: below 1)")
+        check_fields(self, ("step_factor",), lambda value: 0 < value <= 1, "above 0 and at most 1")
 
 
 @dataclass
@@ -317,13 +316,7 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Op
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings):
-    """The learning-rate schedule, stepped once per epoch; only "plateau" uses the val_loss it is given.
-
-    "plateau" is torch's: a step follows `step_epochs` + 1 epochs in a row without a new lowest val_loss, where a loss
-    counts as lower if it is so by 0.01 %.
-    """
-    if settings.schedule == "plateau":
-        return _Plateau(optimizer, factor=settings.step_factor, patience=settings.step_epochs)
+    """The learning-rate schedule, stepped once per epoch."""
 
     def factor(epoch):  # epochs done, from 0
         if settings.schedule == "step":
@@ -336,14 +329,6 @@ def build_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings):
         return 1.0
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-class _Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
-    """torch's, also for losses below 0: its relative threshold would count equal ones as lower."""
-
-    def step(self, metrics, *arguments):
-        self.threshold = math.copysign(self.threshold, self.best)
-        super().step(metrics, *arguments)
 
 
 @dataclass
@@ -740,7 +725,7 @@ def _run_epoch(training: _Training, train_loader, held_out: list, settings: Trai
         raise FloatingPointError(f"the loss is not finite in epoch {history.epochs}; try a lower learning rate")
     history.append(seconds=time.perf_counter() - started)
     bar.set_postfix_str(f"{_numbers(train_loss, train_accuracy)}, val accuracy {history.val_accuracy[-1]:.3f}")
-    training.scheduler.step(*([val_loss] if settings.schedule == "plateau" else []))
+    training.scheduler.step()
 
 
 def _evaluate_epoch(training: _Training, held_out: list, precision: str, history: History) -> float:

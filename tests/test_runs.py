@@ -265,7 +265,7 @@ class Interrupted(PointNetwork):
     "settings",
     [
         TrainSettings(max_epochs=6, learning_rate=0.01, step_epochs=2, ema_decay=0.8, label_smoothing=0.1),
-        TrainSettings(max_epochs=6, optimizer="sgd", momentum=0.9, schedule="plateau", step_epochs=1, step_factor=0.5),
+        TrainSettings(max_epochs=6, optimizer="sgd", momentum=0.9, step_epochs=1, step_factor=0.5),
         TrainSettings(max_epochs=6, optimizer="adamw", schedule="cosine", gradient_accumulation_steps=3),
     ],
     ids=["adam with EMA", "SGD", "AdamW with accumulation"],

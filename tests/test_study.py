@@ -94,9 +94,7 @@ def test_a_study_asks_each_run_for_the_precision(root, monkeypatch):
 
 def test_tasks_run_side_by_side_and_wait_for_the_files_they_need(root, tmp_path, trains):
     tasks = [task("after", tmp_path / "first"), task("first"), task("beside")]
-    started = time.perf_counter()
     assert train_tasks(tasks, trains, at_a_time=2, seconds={"first": 60.0}) == []
-    assert time.perf_counter() - started < 20
     written = {name: float((tmp_path / name).read_text()) for name in ("after", "first", "beside")}
     assert written["first"] < written["after"]
     assert abs(written["first"] - written["beside"]) < written["after"] - written["first"]

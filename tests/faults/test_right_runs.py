@@ -24,7 +24,7 @@ from data.image_cache import Selection, load_splits
 from evaluation import pretext_epochs, probes
 from evaluation.results import experiments_table, pairs_to_compare, read_profile
 from experiments import EXPERIMENTS, configure, find, prerequisites
-from helper_functions import TrainSettings, build_accelerator, build_optimizer, build_scheduler
+from helper_functions import TrainSettings, build_accelerator
 from runs import write_result
 from self_supervised import dataloader as pretexts
 from self_supervised import settings as self_supervised
@@ -74,29 +74,6 @@ def test_the_device_is_that_which_is_asked_for_also_for_the_second_training(monk
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     build_accelerator("auto")
     assert len(forgotten) == 1 and PartialState().device.type == "cpu"
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-def test_a_plateau_is_one_also_where_losses_are_negative(sign):
-    """As those of BYOL are."""
-    settings = TrainSettings(schedule="plateau", step_epochs=1, step_factor=0.1, learning_rate=1.0, keep="last")
-    optimizer = build_optimizer(nn.Linear(1, 1), settings)
-    scheduler, rates = build_scheduler(optimizer, settings), []
-    for _ in range(6):
-        rates.append(round(optimizer.param_groups[0]["lr"], 6))
-        optimizer.step()
-        scheduler.step(0.9 * sign)
-    assert rates == [1, 1, 1, 0.1, 0.1, 0.01]
-
-
-def test_a_falling_negative_loss_is_no_plateau():
-    settings = TrainSettings(schedule="plateau", step_epochs=1, step_factor=0.1, learning_rate=1.0, keep="last")
-    optimizer = build_optimizer(nn.Linear(1, 1), settings)
-    scheduler = build_scheduler(optimizer, settings)
-    for epoch in range(8):
-        optimizer.step()
-        scheduler.step(-0.1 * epoch)
-    assert optimizer.param_groups[0]["lr"] == 1.0
 
 
 @pytest.mark.parametrize(("processes", "expected"), [(1, 512), (2, 512), (3, 513), (6, 516)])
