@@ -148,6 +148,22 @@ def test_the_gap_between_training_and_test_images_has_an_interval():
     assert overfitting({"supervised_1": plain}) == ""
 
 
+def test_the_gap_is_the_mean_over_all_runs_and_its_interval_covers_their_spread():
+    plain = seeds("supervised_1", range(40), range(40), range(40))
+    augmented = seeds("supervised_2", range(40), range(40), range(40))
+
+    def with_accuracies(*train):
+        for run, accuracy in zip(augmented.values(), train, strict=True):
+            run["history"]["train_accuracy"] = [0.5, accuracy]
+        return overfitting({**plain, **augmented})
+
+    alike, apart = with_accuracies(0.7, 0.71, 0.72), with_accuracies(0.31, 0.82, 1.0)
+    for text in (alike, apart):
+        assert "| supervised_2 | 3 | 0.7100 | 0.6000 | +0.1100 |" in text and "by -0.2900 (" in text
+    assert "**smaller**" in alike and "**inconclusive**" in apart  # though it is much smaller in the first run
+    assert "-0.2900, +0.2200, +0.4000" in apart
+
+
 @pytest.mark.parametrize(
     ("train_accuracy", "wrong", "verdict"),
     [
