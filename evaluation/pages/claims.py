@@ -37,7 +37,7 @@ from evaluation.results import (
     runs_of_pretext,
     runs_to_compare,
 )
-from evaluation.statistics import estimate, variance_of_mean
+from evaluation.statistics import estimate, variance_of_mean, verdict
 from experiments import EXPERIMENTS
 from run_files import STUDY_DATA
 
@@ -94,7 +94,7 @@ low score is good) or shown (insertion: a high score is good) in the order of th
 mean color of the image or are blurred, and an image counts with its mean over the three.  Score-CAM is compared, image
 by image, with two maps that know nothing of the model: smooth noise and the edges of the image.  Above 0, Score-CAM is
 better.  For a model, the claim holds if Score-CAM is better than both by both measures; it does not hold if it is
-worse than one of them by one measure.
+worse than one of them by one measure.  Otherwise it is inconclusive.
 
 {maps}
 
@@ -324,11 +324,35 @@ def maps_table(compared: pd.DataFrame) -> pd.DataFrame:
 
 def maps_verdict(table: pd.DataFrame) -> str:
     """A sentence: for which models the lines of `maps_table` bear out that Score-CAM shows what the model looks at."""
-    models: dict[str, list[str]] = {"**holds**": [], "**does not hold**": [], "is inconclusive": []}
+    by_model = _verdict_by_model(table)
+    models = {
+        found: [model for model, each in by_model.items() if each == found]
+        for found in ("**holds**", "**does not hold**", "is inconclusive")
+    }
+    return f"The claim {'; it '.join(f'{found} for {_named(names)}' for found, names in models.items())}."
+
+
+def _verdict_by_model(table: pd.DataFrame) -> dict[str, str]:
+    found = {}
     for model, verdicts in table.groupby("model", sort=False)["Score-CAM is"]:
         unsure = "**does not hold**" if "worse" in set(verdicts) else "is inconclusive"
-        models["**holds**" if set(verdicts) == {"better"} else unsure].append(model)
-    return f"The claim {'; it '.join(f'{found} for {_named(names)}' for found, names in models.items())}."
+        found[model] = "**holds**" if set(verdicts) == {"better"} else unsure
+    return found
+
+
+def maps_together(compared: pd.DataFrame) -> str:
+    """Two sentences: the level of `maps_verdict`, and what one family of all lines of `compare_by_model` would change.
+
+    Their p values are of families of one model each.  A larger family turns verdicts into inconclusive ones only.
+    """
+    p_values = compared["p"] * len(compared) / compared.groupby("model")["model"].transform("size")
+    verdicts = [verdict(*each) for each in zip(compared["advantage"], p_values, strict=True)]
+    before, after = (_verdict_by_model(maps_table(each)) for each in (compared, compared.assign(verdict=verdicts)))
+    changed = [model for model, found in before.items() if after[model] != found]
+    return (
+        f"The level is that of each model alone; a wrong verdict among all {len(before)} is more likely.  In one "
+        f"family of all {len(compared)} comparisons, the verdict of {_named(changed)} would become inconclusive."
+    )
 
 
 def _named(models: Sequence[str]) -> str:
@@ -345,7 +369,8 @@ def maps_part(rows: pd.DataFrame) -> str:
     table, sizes = maps_table(compared), sorted(set(compared.groupby("model").size()))
     return (
         f"The {' or '.join(map(str, sizes))} comparisons of a model with such maps, most of them in "
-        f"`evaluation/evaluation.ipynb`, are one family.\n\n{markdown(table)}\n\n{maps_verdict(table)}"
+        f"`evaluation/evaluation.ipynb`, are one family.\n\n{markdown(table)}\n\n"
+        f"{maps_verdict(table)}  {maps_together(compared)}"
     )
 
 

@@ -13,6 +13,7 @@ from evaluation.pages.claims import (
     beside_table,
     claims_table,
     maps_table,
+    maps_together,
     maps_verdict,
     overfitting,
     page,
@@ -208,6 +209,17 @@ def test_score_cam_shows_what_a_model_looks_at_where_it_is_better_than_every_con
     assert "**does not hold**" in not_ and "2 models (two, four)" in not_
     assert "inconclusive" in unsure and "1 model (three)" in unsure
     assert "no model" in maps_verdict(pd.DataFrame(lines[4:], columns=["model", "Score-CAM is"])).split(";")[0]
+
+
+@pytest.mark.parametrize(
+    ("p_values", "changed"),
+    [((0.03, 0.03), "2 models (one, two)"), ((0.03, 0.02), "1 model (one)"), ((0, 0), "no model")],
+)
+def test_verdicts_on_several_models_are_also_those_of_one_family(p_values, changed):
+    """Each model has a family of one comparison, so that p is twice as high in one family of all."""
+    about = {"map": "Score-CAM", "measure": "deletion", "compared_with": "edges", "advantage": -0.1, "verdict": "worse"}
+    compared = pd.DataFrame({"model": ["one", "two"], "p": p_values}).assign(**about, low=0, high=0)
+    assert f"all 2 comparisons, the verdict of {changed}" in maps_together(compared.assign(images_better=0, images=9))
 
 
 def test_settings_that_are_not_those_of_the_report_are_named(claims, monkeypatch):
