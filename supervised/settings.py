@@ -287,7 +287,7 @@ _TABLE = (
         _AUGMENTED,
         name="supervised_final",
         question="Is the first report's choice better: class weights, and augmentation without the crop?",
-        compared_with="supervised_2",
+        compared_with="supervised_1",
         augmentation="advanced_without_crop",
         class_weights=(("coast", 1.5), ("mountain", 1.5), ("opencountry", 1.5)),
         earlier_accuracy=0.9300,

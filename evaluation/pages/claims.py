@@ -4,7 +4,9 @@ The claims are those of evaluation/claims.csv, measured by `results.comparisons`
 a claim whose experiments have not been run names those that are missing.
 """
 
+import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -44,15 +46,35 @@ from run_files import STUDY_DATA
 EXPLANATIONS = Path("results") / "full" / "explanations"
 OVERFITTING = ("supervised_1", "supervised_2")  # without and with augmentation
 DOCUMENTS_OF = {"Zioło (undated)": ("000",), "Deceuninck 2023": ("001",), "both reports": ("000", "001")}
+MARKS = {  # what stands in brackets behind a claim that is not a result as a report states it
+    "its table says the opposite": "the report's text says so, but the accuracies in its table have the other order.",
+    "in a table only": "the accuracies in the report's table have this order; its text does not compare them.",
+    "expected, not measured": "the report gives it as a reason or an expectation and compares nothing of the kind.",
+    "not claimed": "no report says so; the comparison is this study's.",
+}
+REVISED = (  # pairs that took the place of others after results had been seen
+    ("supervised_final", "supervised_1"),
+    ("supervised_final", "rotation_classifier_3"),
+    ("supervised_tuned", "perturbation_classifier_tuned_10"),
+)
 PAGE = """# Are the earlier claims true?
 
 Written by `make pages` from the files in `results/full`; no number is typed.  The claims are those of {covered} of the
 {reports} earlier reports: {sources}.  `docs/reproduction.md` has the numbers of all {reports}.
 
+{stated} of the {claims} claims are results as a report states them.  A mark in brackets says what the others are:
+
+{marks}
+
+*Best* is against the next best of the report's table.  After results had been seen, wordings were corrected, and some
+pairs of experiments took the place of others that were not what a report compares.  The number of claims stayed the
+same.  These pairs are {revised}.
+
 Each claim compares two experiments on the same test images; the epoch of each run is selected on val.  The {claims}
 claims are one family: the interval of each difference has a level of 1 - 0.05 / {claims}, and p is multiplied by
 {claims} (Bonferroni).  p is below 0.05 exactly when the interval excludes 0; the claim then *holds* or *does not hold*.
-Otherwise it is *inconclusive*, which does not say that both are equal.
+Otherwise it is *inconclusive*, which does not say that both are equal.  *No improvement* and *does not improve* hold
+if the first experiment is worse, and do not hold if it is better.
 
 1* is a single run: its seed variance is unknown, so the interval covers the sampling of test images only and is too
 narrow.  A verdict from such an interval says so: *one run each* or *one run on one side*.  Other seeds may change it.
@@ -62,6 +84,7 @@ narrow.  A verdict from such an interval says so: *one run each* or *one run on 
 than the report's own two accuracies differ from each other: what the claim rests on is smaller than that, so the
 verdict is of our runs alone.  In the sense of `docs/reproduction.md` such an accuracy can still be *reproduced*.  It is
 not said of claims about some classes only, and where a report gives no accuracy of one side.{unlike}
+
 `docs/results.md` has this study's own comparisons.
 
 {table}
@@ -374,16 +397,26 @@ def maps_part(rows: pd.DataFrame) -> str:
     )
 
 
+def mark_of(claim: Claim) -> str:
+    """What stands in brackets behind a claim, see MARKS; "" if nothing does."""
+    return "".join(re.findall(r" \(([^()]*)\)$", claim.claim))
+
+
 def page(results: Mapping[str, dict], measured: pd.DataFrame) -> str:
     """docs/claims.md, from the results of all seeds and the measured heat maps of the compared models."""
     table = markdown(claims_table(results))
+    claims = read_claims()
+    marks = Counter(map(mark_of, claims))
     sources = [source for source, documents in DOCUMENTS_OF.items() if len(documents) == 1]
     return PAGE.format(
         covered=len(sources),
         reports=len(DOCUMENTS),
         sources=" and ".join(sources),
         spread=spread_of_runs(results),
-        claims=len(read_claims()),
+        claims=len(claims),
+        stated=marks[""],
+        marks="\n".join(f"- *{mark}* ({marks[mark]}): {meaning}" for mark, meaning in MARKS.items() if marks[mark]),
+        revised=", ".join(" against ".join(pair) for pair in REVISED),
         unlike=UNLIKE if "unlike theirs" in table else "",
         table=table,
         beside=markdown(beside_table(results)),

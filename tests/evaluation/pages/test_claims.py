@@ -9,20 +9,24 @@ from evaluation.explained import measured_rows
 from evaluation.map_measures import COMPARED, CONTROL, compare_by_model, summarize
 from evaluation.pages import claims as module
 from evaluation.pages.claims import (
+    DOCUMENTS_OF,
     EXPLANATIONS,
+    MARKS,
+    REVISED,
     beside_table,
     claims_table,
     maps_table,
     maps_together,
     maps_verdict,
+    mark_of,
     overfitting,
     page,
     spread_of_runs,
     write_page,
 )
-from evaluation.pages.reproduction import EarlierNumber
+from evaluation.pages.reproduction import EarlierNumber, read_earlier_numbers
 from evaluation.pages.tables import difference_text
-from evaluation.results import BESIDE, Claim, beside_reported
+from evaluation.results import BESIDE, Claim, beside_reported, read_claims
 from experiments import EXPERIMENTS
 from tests.evaluation.synthetic_results import result, seeds, write
 
@@ -50,6 +54,55 @@ def test_a_claim_holds_does_not_hold_or_is_inconclusive(claims):
     claims(replace(CLAIM, direction="worse"))
     assert claims_table(runs)["verdict"].tolist() == ["**does not hold** (one run each)"]
     assert claims_table({**runs, **seeds("two", range(6))})["verdict"].tolist() == ["inconclusive"]
+
+
+def test_claims_that_a_report_states_compare_what_it_measured():
+    measured = {
+        (number.document, name)
+        for number in read_earlier_numbers()
+        for name in number.experiments
+        if number.kind == "result"
+    }
+    stated = [claim for claim in read_claims() if mark_of(claim) not in ("not claimed", "expected, not measured")]
+    assert len(stated) > 10
+    for claim in stated:
+        documents = DOCUMENTS_OF[claim.source]
+        missing = [
+            name
+            for name in (claim.experiment, claim.compared_with)
+            if not any((document, name) in measured for document in documents)
+        ]
+        assert not missing, claim.claim
+    assert {mark_of(claim) for claim in read_claims()} == {"", *MARKS}
+
+
+def test_the_accuracies_of_a_report_have_the_order_of_its_claims_but_for_one_that_says_so():
+    compared = 0
+    for claim in read_claims():
+        one, other = (EXPERIMENTS[name].earlier_accuracy for name in (claim.experiment, claim.compared_with))
+        if None not in (one, other) and not claim.classes:
+            opposite = mark_of(claim) == "its table says the opposite"
+            assert (one > other) == ((claim.direction == "better") != opposite), claim.claim
+            compared += 1
+    assert compared > 10
+
+
+def test_the_best_of_a_report_is_compared_with_its_next_best():
+    names = [f"supervised_{number}" for number in range(1, 7)]
+    next_best = max(names, key=lambda name: EXPERIMENTS[name].earlier_accuracy)
+    best = [claim for claim in read_claims() if claim.experiment == "supervised_final" and "best" in claim.claim]
+    assert [claim.compared_with for claim in best] == [next_best]
+
+
+def test_pairs_that_were_chosen_later_are_those_of_claims():
+    assert set(REVISED) < {(claim.experiment, claim.compared_with) for claim in read_claims()}
+
+
+def test_the_page_says_what_marks_mean_and_counts_them(claims):
+    claims(CLAIM, *(replace(CLAIM, claim=f"{each} is better (not claimed)") for each in ("one", "1 (a number)")))
+    text = page({**seeds("one", range(5)), **seeds("two", range(9))}, pd.DataFrame())
+    assert "\n1 of the 3 claims" in text and f"- *not claimed* (2): {MARKS['not claimed']}\n" in text
+    assert "in a table only" not in text
 
 
 def test_a_verdict_says_which_sides_are_single_runs_of_random_seed(claims):
