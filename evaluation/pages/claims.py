@@ -57,6 +57,10 @@ REVISED = (  # pairs that took the place of others after results had been seen
     ("supervised_final", "rotation_classifier_3"),
     ("supervised_tuned", "perturbation_classifier_tuned_10"),
 )
+TRAINED_AGAIN = {  # features of a second run of a pretext, of the same seed; no result file says which run they are of
+    "2463c86af8f6c482c7a2feb25999e3f6ff311ae651f80a0661b3acf614457b48": "rotation_tuned, epoch 10",
+    "dc2cd69afd5f5e2f3d72bcd3aea794ef00f612b87c1cc00aabeff43fbe866dd3": "perturbation_tuned, epoch 3",
+}
 PAGE = """# Are the earlier claims true?
 
 Written by `make pages` from the files in `results/full`; no number is typed.  The claims are those of {covered} of the
@@ -83,7 +87,7 @@ narrow.  A verdict from such an interval says so: *one run each* or *one run on 
 *Far from theirs* names experiments whose mean accuracy under the earlier protocol differs from the report's by more
 than the report's own two accuracies differ from each other: what the claim rests on is smaller than that, so the
 verdict is of our runs alone.  In the sense of `docs/reproduction.md` such an accuracy can still be *reproduced*.  It is
-not said of claims about some classes only, and where a report gives no accuracy of one side.{unlike}
+not said of claims about some classes only, and where a report gives no accuracy of one side.{unlike}{two_runs}
 
 `docs/results.md` has this study's own comparisons.
 
@@ -128,6 +132,11 @@ overfitting by epoch, and `self_supervised/report.ipynb` the epochs and stages o
 
 UNLIKE = """  *Unlike theirs* names settings that
 are not those of the report, see `docs/reproduction.md`: the verdict is of ours."""
+TWO_RUNS = """
+
+*Features of two runs*: both sides should have features of one run of the pretext, after fewer and more epochs.  In the
+seed named, one side has those of a second run of it, which was trained later.  So the difference is also one between
+two runs of the pretext, which has nothing to do with their epochs."""
 
 
 def claims_table(results: Mapping[str, dict]) -> pd.DataFrame:
@@ -145,6 +154,7 @@ def claims_table(results: Mapping[str, dict]) -> pd.DataFrame:
         if key in measured:
             lines.append({**about, **_measured(claim, measured[key], results)})
             lines[-1]["measured"] += _unlike_theirs(claim, results, differing) + _far_from_theirs(claim, results)
+            lines[-1]["measured"] += _two_runs_of_pretext(claim, results)
         else:
             pair = f"{claim.experiment} against {claim.compared_with}"
             lines.append({**about, "measured": pair, "verdict": _why_not_measured(claim, results)})
@@ -206,6 +216,20 @@ def _far_from_theirs(claim: Claim, results: Mapping[str, dict]) -> str:
         if abs(ours - theirs) > abs(reported[0] - reported[1]):
             found.append(f"{name} is {abs(ours - theirs):.4f} {'higher' if ours > theirs else 'lower'}")
     return f"; far from theirs: {', '.join(found)}" if found else ""
+
+
+def _two_runs_of_pretext(claim: Claim, results: Mapping[str, dict]) -> str:
+    """In which seeds both sides have the same pretext, but one side features of its second run; "" if in none."""
+    ones, others = runs_to_compare(results, claim.experiment, claim.compared_with)
+    pretext = ones[0]["settings"].get("pretext_run")
+    if not pretext or pretext != others[0]["settings"].get("pretext_run"):
+        return ""
+    again, others_again = (
+        {(run["settings"]["seed"], run["initial_weights"].get("sha256") in TRAINED_AGAIN) for run in runs}
+        for runs in (ones, others)
+    )
+    seeds = sorted({seed for seed, found in again if (seed, not found) in others_again})
+    return f"; features of two runs of {pretext} (seed {', '.join(map(str, seeds))})" if seeds else ""
 
 
 def _lengths(claim: Claim, results: Mapping[str, dict]) -> str:
@@ -417,6 +441,7 @@ def page(results: Mapping[str, dict], measured: pd.DataFrame) -> str:
         stated=marks[""],
         marks="\n".join(f"- *{mark}* ({marks[mark]}): {meaning}" for mark, meaning in MARKS.items() if marks[mark]),
         revised=", ".join(" against ".join(pair) for pair in REVISED),
+        two_runs=TWO_RUNS if "features of two runs" in table else "",
         unlike=UNLIKE if "unlike theirs" in table else "",
         table=table,
         beside=markdown(beside_table(results)),

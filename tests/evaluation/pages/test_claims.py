@@ -13,6 +13,7 @@ from evaluation.pages.claims import (
     EXPLANATIONS,
     MARKS,
     REVISED,
+    TRAINED_AGAIN,
     beside_table,
     claims_table,
     maps_table,
@@ -102,7 +103,31 @@ def test_the_page_says_what_marks_mean_and_counts_them(claims):
     claims(CLAIM, *(replace(CLAIM, claim=f"{each} is better (not claimed)") for each in ("one", "1 (a number)")))
     text = page({**seeds("one", range(5)), **seeds("two", range(9))}, pd.DataFrame())
     assert "\n1 of the 3 claims" in text and f"- *not claimed* (2): {MARKS['not claimed']}\n" in text
-    assert "in a table only" not in text
+    assert "in a table only" not in text and "Features of two runs" not in text
+
+
+def test_sides_with_features_of_two_runs_of_a_pretext_say_so(claims):
+    digest, *_ = TRAINED_AGAIN
+    claims(CLAIM)
+
+    def measured(*again, pretexts=("long", "long")):
+        """`again`: whether the features of each side and seed, 0 and 1, are of the second run."""
+        runs = {}
+        for number, found in enumerate(again):
+            name, seed = ("one", "two")[number // 2], number % 2
+            run = result(name, seed=seed, pretext_run=pretexts[number // 2], pretext_epoch=3 + number // 2)
+            runs[str(number)] = {**run, "initial_weights": {"weights": "?", "sha256": digest if found else "another"}}
+        return claims_table(runs)["measured"].item()
+
+    assert measured(True, False, False, False).endswith("; features of two runs of long (seed 0)")
+    assert measured(False, False, True, True).endswith("; features of two runs of long (seed 0, 1)")
+    assert "two runs" not in measured(True, False, True, False)  # each seed has one run
+    assert "two runs" not in measured(True, True, False, False, pretexts=("long", "short"))
+
+
+def test_the_pretexts_that_were_trained_again_are_those_of_committed_results(study):
+    found = {run["initial_weights"].get("sha256"): run["initial_weights"]["weights"] for run in study.values()}
+    assert {digest: found[digest] for digest in TRAINED_AGAIN} == TRAINED_AGAIN
 
 
 def test_a_verdict_says_which_sides_are_single_runs_of_random_seed(claims):
