@@ -22,8 +22,8 @@ from run_files import STUDY_DATA, folder_of_data, load_result, origin_of, platfo
 from self_supervised.settings import ProbeExperiment
 from supervised.settings import Experiment
 
-# The families of comparisons.  All are fixed before their results are seen: the claims by a file, the others by
-# `compared_with` and `family` of experiments.  A pair that is in the claims belongs to them alone.
+# The families of comparisons: the claims by a file, the others by `compared_with` and `family` of experiments.  A pair
+# that is in the claims belongs to them alone.  What was added after other results had been seen is said in the pages.
 EARLIER_CLAIMS, PRIMARY_FAMILY = "earlier claims", "primary"
 # Comparisons that were deleted before they were run still count; otherwise intervals that are known would narrow.
 DELETED = {"this study": 6, "reproduction": 6}
@@ -38,7 +38,7 @@ DETERMINISTIC = frozenset(  # experiments whose result does not depend on the se
 MIN_RUNS = 3  # that a variance of seeds needs
 COLUMNS = (  # of `comparisons`
     *("question", "experiment", "compared_with", "classes", "family", "m", "images", "runs", "other_runs"),
-    *("accuracy", "other_accuracy", "difference", "low", "high", "p", "verdict"),
+    *("accuracy", "other_accuracy", "difference", "low", "high", "p", "p_bound", "verdict"),
     *("machines", "across_machines", "across_precisions", "across_augmentations"),
     *("across_teachers", "across_weights", "single_run"),
 )
@@ -362,8 +362,9 @@ def comparisons(results: Mapping[str, dict], experiments: Mapping[str, Experimen
     The runs are `runs_to_compare`.
 
     accuracy, other_accuracy: means over runs and other_runs.  difference: the first minus the second, with its interval
-    (low, high), p and verdict in its family of m comparisons (see `evaluation.statistics`).  machines: of all runs;
-    across_machines: they are of several platforms; across_precisions: of several precisions on one platform.
+    (low, high), p, its bound and verdict in its family of m comparisons (see `evaluation.statistics`).
+    machines: of all runs; across_machines: they are of several platforms; across_precisions: of several precisions on
+    one platform.
     across_augmentations: see `augmentation_rules`.  across_teachers: distilled networks had other teachers.
     across_weights: trained initial weights were of several files, by their contents.
     single_run: a side has one run, so that its seed variance is unknown.
@@ -443,6 +444,7 @@ def _line_of_comparison(pair: Pair, runs: list[dict], other_runs: list[dict], re
         "low": found.low,
         "high": found.high,
         "p": found.p_value,
+        "p_bound": found.p_bound,
         "verdict": found.verdict,
         "machines": machines([*runs, *other_runs]),
         "across_machines": len(platforms) > 1,

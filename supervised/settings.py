@@ -184,6 +184,26 @@ _FROZEN = replace(
     earlier_accuracy=None,
     train=TrainSettings(max_epochs=50),
 )
+_TUNED = (  # the heads that the second report searched for features after rotation and after perturbation
+    replace(
+        _FROZEN,
+        name="imagenet_classifier_tuned",
+        question="Control: how good are they with the second report's resize rule and its searched head?",
+        compared_with="imagenet_classifier",
+        resize="imagenet",
+        batch_size=16,
+        train=TrainSettings(max_epochs=40, learning_rate=1.320e-3, schedule="none"),
+    ),
+    replace(
+        _FROZEN,
+        name="imagenet_classifier_tuned_rate_2e-4",
+        question="Control: and with the head that it searched for features after perturbation?",
+        compared_with="",
+        resize="imagenet",
+        batch_size=13,
+        train=TrainSettings(max_epochs=40, learning_rate=2.018e-4, schedule="none"),
+    ),
+)
 _AUGMENTED_STRONGLY = replace(
     BASE,
     name="supervised_augmented",
@@ -308,23 +328,16 @@ _TABLE = (
     _LONG,
     _DISTILLED,
     _FROZEN,
-    replace(
-        _FROZEN,
-        name="imagenet_classifier_tuned",
-        question="Control: how good are they with the second report's resize rule and its searched head?",
-        compared_with="imagenet_classifier",
-        resize="imagenet",
-        batch_size=16,
-        train=TrainSettings(max_epochs=40, learning_rate=1.320e-3, schedule="none"),
-    ),
-    replace(
-        _FROZEN,
-        name="imagenet_classifier_tuned_rate_2e-4",
-        question="Control: and with the head that it searched for features after perturbation?",
-        compared_with="",
-        resize="imagenet",
-        batch_size=13,
-        train=TrainSettings(max_epochs=40, learning_rate=2.018e-4, schedule="none"),
+    *_TUNED,
+    *(
+        replace(
+            each,
+            name=each.name.replace("imagenet", "random"),
+            question=f"Control: how good are the features of a random network, with the head of {each.name}?",
+            compared_with="",
+            initial_weights="random",
+        )
+        for each in _TUNED
     ),
     replace(
         _FROZEN,

@@ -68,7 +68,7 @@ SHORT_TABLE = {  # the experiments of README.md and of its figure, and what each
 }
 HEADLINES = {  # an experiment with `compared_with`, and both in words
     "byol_classifier": ("BYOL, logistic regression", "ImageNet features, logistic regression"),
-    "byol_scratch_classifier": ("BYOL from random weights", "random features"),
+    "byol_scratch_classifier": ("BYOL from random weights", "random features of the same stages"),
     "rotation_classifier_tuned_10": ("10 epochs of rotation, as the second report", "ImageNet features, its settings"),
     "perturbation_classifier_tuned_3": ("3 epochs of perturbation, as the second", "ImageNet features, its settings"),
     "rotation_gentle_classifier": ("gentle rotation, trained head", "ImageNet features, trained head"),
@@ -76,6 +76,8 @@ HEADLINES = {  # an experiment with `compared_with`, and both in words
     "imagenet_classifier_best": ("ImageNet features, trained head", "fine-tuning, 20 epochs"),
 }
 FEW = {PRIMARY: ("BYOL", 1, "the same with one labeled image a class")}  # features of `few_labels`, and how many
+FEW_NOTE = """With one label a class the interval covers runs and random choices of the labeled images, not test images.
+Gentle pretexts are read by another head than BYOL."""
 BEST = "supervised_long"  # beside the highest number of the earlier reports
 PRETEXTS_NOTE = """Accuracy on the labels of the pretext (rotations, colors, orders), not on classes; that of a
 joint-embedding pretext is of a vote of the 20 nearest training images."""
@@ -86,8 +88,9 @@ other methods are compared with `byol_classifier`; only BYOL was tested against 
 trained head and fine-tuning stand beside it."""
 EXPLORED = """
 BYOL and its settings come from exploratory runs of other code: three methods in eight settings, read by this
-readout.  Accuracies on val and on these test images were seen there, also of two runs with the settings below, before
-this comparison was declared primary.  So its runs are new, but its test images are not."""
+readout, and clusters as labels.  Accuracies on val and on these test images were seen there, also of two runs with the
+settings below and with 1 to 20 labels a class, before this comparison was declared primary.  So its runs are new, but
+its test images are not."""
 NEIGHBORS_NOTE = """Accuracy of a vote of the 20 nearest training images, by the features of the last epoch:
 no epoch is chosen."""
 SECTIONS = (  # data set, title, a note, experiments
@@ -125,12 +128,21 @@ difference covers the sampling of test images and the variance of the seeds of e
 Satterthwaite's degrees of freedom (1946).  The comparisons of a family share the level of 0.05 (Bonferroni), and all
 that were planned count, also those that are not run or were dropped before they were run.  A family is one question:
 claims of the earlier reports, this study of their methods, how their numbers came about, joint embeddings.  The
-families and their numbers: {families}.{primary}{together}
-p is below 0.05 exactly when the interval excludes 0.  "Inconclusive" does not say that
-both are equal.  1* is a single run: the seed variance of that side is unknown, so the interval is too narrow."""
-EXPLORATORY = """  "Later questions" were asked after other results had been seen; their verdicts are exploratory."""
-TOGETHER = """
-In one family of all {many}, {changed} of the {decided} verdicts that are not inconclusive would be so{pairs}."""
+families and their numbers: {families}.{primary}  p is below 0.05 exactly when the interval excludes 0.  "Inconclusive"
+does not say that both are equal.
+
+1* is a single run: the seed variance of that side is unknown, and the interval too narrow.  A verdict of *these runs*
+has such a side.  It says which of these networks is better; with other seeds it can be another one.{bound}{together}
+
+Only the primary comparison was declared before its runs.  Questions of the family *reproduction* were asked one after
+another, often after the results of others, and some experiments got more seeds after a verdict: their verdicts are
+exploratory."""
+EXPLORATORY = """  So are those of *later questions*, asked after other results had been seen."""
+BOUND = """  Satterthwaite's degrees of freedom are an approximation, too liberal where the variance of few seeds is
+most of it.  With the fewest degrees of freedom, which holds for any variances (Mickey and Brown 1966), {stand} of the
+{decided} better or worse with more runs are so still: {pairs}.  The others are approximate."""
+TOGETHER = """  In one family of all {many} comparisons, {changed} of the {decided} verdicts that are not inconclusive
+would be so{pairs}."""
 ACROSS_AUGMENTATIONS = """  "Old and new augmentation": images were rotated by two versions of the code, see
 docs/performance.md."""
 
@@ -154,6 +166,12 @@ def accuracy_text(mean: float, low: float, high: float) -> str:
 def difference_text(difference: float, low: float, high: float) -> str:
     """A difference and its interval, with signs; without an interval of nan."""
     return f"{difference:+.4f}" if pd.isna(low) else f"{difference:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def verdict_text(line: Mapping) -> str:
+    """The verdict of a comparison; with a single run on a side it is one on these networks only."""
+    these = line.get("single_run") and line["verdict"] != "inconclusive"
+    return f"{line['verdict']} (these runs)" if these else line["verdict"]
 
 
 def p_text(p_value: float) -> str:
@@ -185,7 +203,7 @@ def shown_comparisons(table: pd.DataFrame) -> pd.DataFrame:
     lines = [
         {
             "question or claim": line["question"],
-            "verdict": line["verdict"],
+            "verdict": verdict_text(line),
             "difference (interval)": difference_text(line["difference"], line["low"], line["high"]),
             "p": p_text(line["p"]),
             "accuracies": f"{line['accuracy']:.4f}, {line['other_accuracy']:.4f}",
@@ -238,7 +256,7 @@ def comparing_text(table: pd.DataFrame) -> str:
         f"  The comparison of {PRIMARY} is primary and a family of its own." if families.pop(PRIMARY_FAMILY, 0) else ""
     )
     named = ", ".join(f"{name} ({many})" for name, many in families.items())
-    text = COMPARING.format(families=named, primary=primary, together=_in_one_family(table))
+    text = COMPARING.format(families=named, primary=primary, bound=_by_bound(table), together=_in_one_family(table))
     text += EXPLORATORY if LATER_QUESTIONS in families else ""
     return text + (ACROSS_AUGMENTATIONS if table["across_augmentations"].any() else "")
 
@@ -248,9 +266,20 @@ def _in_one_family(table: pd.DataFrame) -> str:
     many = sum({pair.family: pair.comparisons for pair in pairs_to_compare()}.values())
     decided = table[table["verdict"] != "inconclusive"]
     changed = decided[decided["p"] / decided["m"] * many >= LEVEL]
-    pairs = ", ".join(f"`{one}` against `{other}`" for one, other in changed[["experiment", "compared_with"]].values)
-    pairs = f": {pairs}" if pairs else ""
+    pairs = f": {_pairs(changed)}" if len(changed) else ""
     return TOGETHER.format(many=many, changed=len(changed), decided=len(decided), pairs=pairs) if len(decided) else ""
+
+
+def _by_bound(table: pd.DataFrame) -> str:
+    """Which verdicts stand with the fewest degrees of freedom."""
+    decided = table[(table["verdict"] != "inconclusive") & ~table["single_run"].astype(bool)]
+    stand = decided[decided["p_bound"] < LEVEL]
+    pairs = _pairs(stand) or "none"
+    return BOUND.format(stand=len(stand), decided=len(decided), pairs=pairs) if len(decided) else ""
+
+
+def _pairs(table: pd.DataFrame) -> str:
+    return ", ".join(f"`{one}` against `{other}`" for one, other in table[["experiment", "compared_with"]].values)
 
 
 def headlines(results: Mapping[str, dict], table: pd.DataFrame, few: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -293,7 +322,7 @@ def _headline(what: str, other: str, line: Mapping, runs: str = "") -> dict[str,
         "accuracies": f"{line['accuracy']:.4f}, {line['other_accuracy']:.4f}",
         "difference (interval)": difference_text(line["difference"], line["low"], line["high"]),
         "p": p_text(line["p"]),
-        "verdict": line["verdict"],
+        "verdict": verdict_text(line),
         "runs": runs or runs_text(line),
     }
 
@@ -353,7 +382,7 @@ def short_table(results: Mapping[str, dict], compared: pd.DataFrame, published: 
     for column, text in {
         "compared with": lambda line: line["compared_with"],
         "difference (interval)": lambda line: difference_text(line["difference"], line["low"], line["high"]),
-        "verdict": lambda line: "; ".join([line["verdict"], *marks(line)]),
+        "verdict": lambda line: "; ".join([verdict_text(line), *marks(line)]),
     }.items():
         table[column] = [text(lines[name]) if name in lines else "" for name in table.index]
     table["released"] = [_released(name, results, published / f"{name}.safetensors") for name in table.index]
@@ -406,7 +435,7 @@ def _beside_the_table(results: Mapping[str, dict], folder: Path, published: Path
 
 
 def _with_verdict(line: Mapping) -> str:
-    return f"{difference_text(line['difference'], line['low'], line['high'])}, {line['verdict']}"
+    return f"{difference_text(line['difference'], line['low'], line['high'])}, {verdict_text(line)}"
 
 
 def with_part(page: str, part: str, start: str = START, end: str = END) -> str:
@@ -452,7 +481,7 @@ def results_page(results: Mapping[str, dict], folder: Path, few: pd.DataFrame | 
     parts = [
         "# Results",
         "Written by `make pages` from the files in `results/full`; no number is typed.",
-        *(["## In short", markdown(short)] if len(short) else []),
+        *(["## In short", markdown(short), FEW_NOTE] if len(short) else []),
         "## How to read the tables",
         READING,
         comparing_text(compared),

@@ -14,6 +14,7 @@ from evaluation.statistics import (
     mean_accuracy,
     mean_and_interval,
     mean_difference,
+    p_bound,
     verdict,
 )
 
@@ -58,6 +59,32 @@ def test_equal_experiments_are_called_different_in_at_most_one_of_twenty_familie
         for _ in range(200)
     ]
     assert np.mean(wrong) <= 0.08  # 0.05 and two standard errors
+
+
+@pytest.mark.parametrize("unequal", [1.0, 8.0])
+def test_the_bound_of_p_keeps_the_level_of_a_family_where_three_seeds_are_most_of_the_variance(unequal):
+    generator, comparisons, draws = np.random.default_rng(4), 20, 6000
+    true = np.array([0.05, 1.0, unequal])  # of images, and of the seeds of each side
+    freedom = np.array([300, 2, 2])
+    means = generator.normal(0, true.sum() ** 0.5, draws)
+    found = true * generator.chisquare(freedom, (draws, 3)) / freedom
+    wrong = {estimate: 0 for estimate in ("satterthwaite", "bound")}
+    for mean, variances in zip(means, found, strict=True):
+        parts = list(zip(variances, freedom, strict=True))
+        wrong["satterthwaite"] += estimate(mean, parts, comparisons)[2] < 0.05
+        wrong["bound"] += p_bound(mean, parts, comparisons) < 0.05
+    expected = draws * 0.05 / comparisons
+    assert wrong["bound"] <= expected + 3 * expected**0.5
+    assert wrong["satterthwaite"] > wrong["bound"]  # which is why there is a bound
+
+
+def test_the_bound_of_p_is_p_without_seed_variance_and_unknown_with_a_single_run():
+    generator = np.random.default_rng(5)
+    one, other = (generator.random((3, 200)) < share for share in (0.9, 0.8))
+    fixed = compare(one, other, deterministic=(True, True))
+    assert fixed.p_bound == pytest.approx(fixed.p_value)
+    assert compare(one, other).p_bound >= compare(one, other).p_value
+    assert np.isnan(compare(one[:1], other).p_bound)
 
 
 @st.composite

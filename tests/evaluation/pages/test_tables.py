@@ -29,6 +29,7 @@ from evaluation.pages.tables import (
     short_table,
     shown_comparisons,
     shown_experiments,
+    verdict_text,
     with_part,
     write_pages,
 )
@@ -95,10 +96,28 @@ def test_what_one_family_would_change_is_said():
     table, many = comparisons(RESULTS).iloc[:2], sum(families.values())
     m = table["m"].iloc[0]
     barely, clearly = 0.049, 0.04 * m / many  # p is that of the family already
-    said = comparing_text(table.assign(p=[barely, clearly], verdict=["better", "worse"]))
+    said = " ".join(comparing_text(table.assign(p=[barely, clearly], verdict=["better", "worse"])).split())
     pair = "` against `".join(table[["experiment", "compared_with"]].values[0])
-    assert m < many and f"all {many}, 1 of the 2 verdicts that are not inconclusive would be so: `{pair}`.\n" in said
+    assert (
+        m < many
+        and f"all {many} comparisons, 1 of the 2 verdicts that are not inconclusive would be so: `{pair}`." in said
+    )
     assert "one family of all" not in comparing_text(table.assign(verdict="inconclusive"))
+
+
+def test_a_verdict_with_a_single_run_is_one_on_these_runs():
+    assert verdict_text({"verdict": "better", "single_run": True}) == "better (these runs)"
+    assert verdict_text({"verdict": "inconclusive", "single_run": True}) == "inconclusive"
+    assert verdict_text({"verdict": "worse", "single_run": False}) == verdict_text({"verdict": "worse"}) == "worse"
+
+
+def test_which_verdicts_stand_with_the_fewest_degrees_of_freedom_is_said():
+    table = comparisons(RESULTS).iloc[:2].assign(verdict="worse", p=0.001, single_run=False)
+    one, other = (f"`{pair[0]}` against `{pair[1]}`" for pair in table[["experiment", "compared_with"]].values)
+    said = " ".join(comparing_text(table.assign(p_bound=[0.01, 0.2])).split())
+    assert f"1 of the 2 better or worse with more runs are so still: {one}." in said
+    assert f": {one}, {other}." in comparing_text(table.assign(p_bound=0.01))
+    assert "Mickey" not in comparing_text(table.assign(single_run=True))
 
 
 def test_the_sizes_of_the_families_are_said():
