@@ -496,11 +496,11 @@ def draw_pretexts(pretexts: dict, columns: int = 6):
     return figure
 
 
-def draw_pretext_epochs(table, losses: dict, control: float | None = None):
+def draw_pretext_epochs(table, losses: dict, controls: dict):
     """Loss of each pretext by epoch, and test accuracy of the classifier on its features by epoch of the pretext.
 
     `table` is one of `results.pretext_epochs_table`; `losses` are the val losses of a pretext's epochs, by its name.
-    `control` is the accuracy of the same classifier without a pretext.
+    `controls` are the accuracies of the same classifiers without a pretext, by its name.
     """
     figure, axes = panels(2, 2, (5.5, 3.6), extra=0.3)
     styles = styles_of(table["pretext"].unique())
@@ -508,9 +508,10 @@ def draw_pretext_epochs(table, losses: dict, control: float | None = None):
         plot_curves({name: losses[name]}, "val loss of the pretext (nats per image)", axes[0], styles)
         reach = [group["test"] - group["low"], group["high"] - group["test"]]
         axes[1].errorbar(group["epochs"], group["test"], yerr=reach, capsize=3, label=plain(name), **styles[name])
+        if name in controls:
+            dotted = {**styles[name], "linestyle": ":", "marker": ""}
+            axes[1].axhline(controls[name], label=f"no pretext, head of {plain(name)}", **dotted)
     axes[0].set_yscale("log")
-    if control is not None:
-        axes[1].axhline(control, color="gray", linestyle=":", label="no pretext")
     axes[1].xaxis.get_major_locator().set_params(integer=True)
     axes[1].set_xlabel("epochs of the pretext")
     axes[1].set_ylabel("scene test accuracy, 95 % interval")

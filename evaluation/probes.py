@@ -388,9 +388,10 @@ def write_pretext_epochs(experiments: Mapping[str, Experiment], profile: str, pa
     table = pretext_epochs_table(collect(by_epoch, profile), pretexts)
     if not len(table):
         return
-    control = collect([experiments["imagenet_classifier_tuned"]], profile).get("imagenet_classifier_tuned", {})
+    there = collect([experiments[name] for name in PRETEXTS_BY_EPOCH.values()], profile)
+    controls = {pretext: there[name]["test_accuracy"] for pretext, name in PRETEXTS_BY_EPOCH.items() if name in there}
     losses = {name: result["history"]["val_loss"] for name, result in pretexts.items()}
-    figure = plots.draw_pretext_epochs(table, losses, control.get("test_accuracy"))
+    figure = plots.draw_pretext_epochs(table, losses, controls)
     write_atomically(path, figure.savefig)
     plt.close(figure)
 

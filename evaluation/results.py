@@ -50,7 +50,10 @@ BESIDE = {  # ours, and the experiment whose earlier number is the highest of th
     "rotation_gentle_classifier": "rotation_classifier_tuned",
     "perturbation_gentle_classifier": "perturbation_classifier_tuned_3",
 }
-PRETEXTS_BY_EPOCH = ("rotation_tuned", "perturbation_tuned")  # of the second report's table 3
+PRETEXTS_BY_EPOCH = {  # of the second report's table 3, each with the same head on ImageNet features
+    "rotation_tuned": "imagenet_classifier_tuned",
+    "perturbation_tuned": "imagenet_classifier_tuned_rate_2e-4",
+}
 SIDE_STUDIES = ("nature", "cifar10")  # data sets whose results have a folder inside that of 15-Scene
 
 

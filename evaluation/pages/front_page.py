@@ -30,7 +30,7 @@ PAGES = {
 }
 PICTURES = {
     "pretext_epochs.png": "Val loss of the pretext, and accuracy on scenes of its frozen features, by epoch of the "
-    "pretext.  The dotted line is the same classifier on ImageNet features without a pretext.",
+    "pretext.  Dotted lines are the same classifiers on ImageNet features without a pretext.",
     "scorecam.jpg": "Where the models look: Score-CAM after the last stage, on the same images, for the true class.",
 }
 OVERVIEW = "What the pretexts show, test accuracies with 95 % intervals, accuracies with few labels, and heat maps."

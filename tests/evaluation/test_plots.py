@@ -258,11 +258,13 @@ def test_probes_have_a_line_of_panels_per_group_and_a_column_per_probe():
 def test_pretext_epochs_are_plotted_with_the_losses_and_the_control():
     table = pd.DataFrame({"pretext": "rotation", "epochs": [3, 6], "test": [0.5, 0.4]})
     table = table.assign(low=table["test"] - 0.1, high=table["test"] + 0.2)
-    losses, accuracies = plots.draw_pretext_epochs(table, {"rotation": [2.0, 1.0]}, control=0.9).axes
+    losses, accuracies = plots.draw_pretext_epochs(
+        table, {"rotation": [2.0, 1.0]}, {"rotation": 0.9, "other": 0.1}
+    ).axes
     assert losses.lines[0].get_ydata().tolist() == [2.0, 1.0]
     (interval,) = accuracies.containers
     assert interval.lines[2][0].get_segments()[0].tolist() == [[3, pytest.approx(0.4)], [3, pytest.approx(0.7)]]
-    assert accuracies.lines[-1].get_ydata() == [0.9, 0.9]
+    assert [line.get_ydata() for line in accuracies.lines if line.get_linestyle() == ":"] == [[0.9, 0.9]]
 
 
 def test_pretexts_show_as_many_images_as_fit_under_all_their_labels():

@@ -252,7 +252,7 @@ def test_accuracies_by_stage_have_a_line_per_features_and_probe():
 def after_a_pretext(monkeypatch):
     """Two classifiers on a pretext's features, and their control, with results."""
     names = ("rotation_classifier_tuned_3", "rotation_classifier_tuned_6", "imagenet_classifier_tuned")
-    experiments = {name: configure(find(name), "full") for name in names}
+    experiments = {name: configure(find(name), "full") for name in (*names, "imagenet_classifier_tuned_rate_2e-4")}
     results = {name: result(name, range(number), pretext_run="rotation_tuned") for number, name in enumerate(names)}
     for name, epoch in zip(names, (3, 6), strict=False):
         results[name]["settings"]["pretext_epoch"] = epoch
@@ -283,9 +283,10 @@ def test_the_picture_of_pretext_epochs_is_of_their_results_and_needs_some(after_
     drawn, opened = [], plt.get_fignums()  # by other tests
     monkeypatch.setattr(probes.plots, "draw_pretext_epochs", lambda *shown: drawn.append(shown) or plt.figure())
     probes.write_pretext_epochs(experiments, "full", tmp_path / "epochs.png")
-    ((table, losses, control),) = drawn
+    ((table, losses, controls),) = drawn
     assert table[["epochs", "pretext accuracy", "test"]].values.tolist() == [[3, 0.3, 1.0], [6, 0.6, 0.99]]
-    assert losses == {"rotation_tuned": results["rotation_tuned"]["history"]["val_loss"]} and control == 0.98
+    assert losses == {"rotation_tuned": results["rotation_tuned"]["history"]["val_loss"]}
+    assert controls == {"rotation_tuned": 0.98}  # that of perturbation has no result
     assert (tmp_path / "epochs.png").stat().st_size > 0 and plt.get_fignums() == opened
     del results["rotation_tuned"]
     probes.write_pretext_epochs(experiments, "full", tmp_path / "none.png")
