@@ -187,7 +187,7 @@ def prepare(request: Request) -> Path:
 def locate(data: str | Path) -> Path:
     """The folder of a data set, or its table: a prepared one by its name, or any other of data.layouts by its path.
 
-    The synthetic scenes are drawn on first use; they need no download.  Raises FileNotFoundError that says what to do,
+    The synthetic scenes are made on first use; they need no download.  Raises FileNotFoundError that says what to do,
     and what `folder_of` raises.
     """
     name, folder = str(data), folder_of(data)

@@ -1,4 +1,4 @@
-"""Fifteen classes of synthetic gray scenes, drawn in seconds for tests and quick runs without a download.
+"""Fifteen classes of synthetic gray scenes, made in seconds for tests and quick runs without a download.
 
 The class names are those of 15-Scene (Lazebnik et al. 2006).  Framing, noise, mean and contrast are sampled alike for
 all classes.  Shape identifies a class, brightness does not.

@@ -59,7 +59,7 @@ def map_of_single_batches(
 ) -> pd.DataFrame:
     """What the mAP would seem to be from one random batch of 8, or of 64, test images.
 
-    Columns: experiment, images (of a batch), whole split (its mAP), batches (their number), and the lowest, mean and
+    Columns: experiment, images (of a batch), complete split (its mAP), batches (their number), and the lowest, mean and
     highest mAP of a batch.  Experiments without scores are left out, and so are batches larger than the split.
     """
     lines = []
@@ -69,7 +69,7 @@ def map_of_single_batches(
         for size in (size for size in (8, 64) if size <= len(labels)):
             found = metrics.mean_average_precision_of_batches(labels, scores[name], size, batches)
             lines.append((name, size, whole, batches, found.min(), found.mean(), found.max()))
-    columns = ["experiment", "images", "whole split", "batches", "lowest", "mean", "highest"]
+    columns = ["experiment", "images", "complete split", "batches", "lowest", "mean", "highest"]
     return pd.DataFrame(lines, columns=columns)
 
 

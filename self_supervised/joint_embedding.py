@@ -97,7 +97,7 @@ class JointEmbedding(nn.Module):
 
 
 class BYOL(JointEmbedding):
-    """Bootstrap your own latent (Grill et al. 2020): predict what a slowly moving copy of the network says.
+    """Bootstrap your own latent (Grill et al. 2020): predict what a slowly moving copy of the network gives.
 
     The target is an exponential moving average of features and projector.  Its momentum rises from the experiment's to
     1 over the `steps` of the training, by half a cosine.

@@ -45,7 +45,7 @@ class PretextExperiment(Experiment):
 class JointEmbeddingExperiment(Experiment):
     """A network trained on random views of images, without labels; `batch_size` counts images.
 
-    The weights of the last epoch are kept: nothing is chosen.  `stages` are those whose pooled maps the heads see, and
+    The weights of the last epoch are saved: nothing is chosen.  `stages` are those whose pooled maps the heads see, and
     `image_size` is that of the images from which views are cropped.  With `subset` below 1, so much of each class.
     """
 
@@ -382,7 +382,7 @@ def _gentle_classifiers(pretext: PretextExperiment, epoch: int) -> tuple[Classif
     """On a pretext epoch chosen on val among the saved ones, and the control for BatchNorm."""
     gentle = _classifier(
         f"{pretext.name}_classifier",
-        f"Is gentle {pretext.pretext}, with BatchNorm statistics kept, better than none?",
+        f"Is gentle {pretext.pretext}, with BatchNorm statistics of ImageNet, better than none?",
         pretext,
         compared_with=_CONTROL.name,
         pretext_epoch=epoch,

@@ -94,7 +94,7 @@ class SceneClassifier(nn.Module):
         return self.classifier(images if images.dim() == 2 else self.pooled_features(images))
 
     def train(self, mode: bool = True):
-        """As nn.Module.train, but frozen features stay in eval mode, but for what `frozen_mode` says."""
+        """As nn.Module.train, but frozen features stay in eval mode, except as `frozen_mode` asks."""
         super().train(mode)
         self.features.train(mode and self.frozen_stages < len(self.features))
         self.features[: self.frozen_stages].eval()

@@ -35,7 +35,7 @@ class Experiment:
 
     name: str  # key, file stem of checkpoint and result, label in figures
     question: str  # what this experiment is there to answer
-    compared_with: str = ""  # the experiment that differs in the one thing asked; "": none
+    compared_with: str = ""  # the experiment that differs in what is asked, a setting or a recipe; "": none
     family: str = "this study"  # of comparisons that share a level; one that is added later must not change the others
     data: str = "15scene"  # a name that data.prepare knows, or a folder
     network: str = "efficientnet_b0"  # one of NETWORKS

@@ -51,7 +51,7 @@ def test_the_map_of_batches_lies_around_that_of_the_split_and_batches_larger_tha
     table = nature_tables.map_of_single_batches(results, {names[0]: PROBABILITIES}, names, batches=50)
     assert table[["experiment", "images", "batches"]].values.tolist() == [[names[0], 8, 50]]
     line = table.iloc[0]
-    assert line["lowest"] < line["whole split"] < line["highest"] <= 1
+    assert line["lowest"] < line["complete split"] < line["highest"] <= 1
 
 
 def test_classes_have_their_average_precision_where_there_are_scores(results):

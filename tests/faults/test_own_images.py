@@ -207,7 +207,7 @@ def test_an_export_never_replaces_the_file_it_reads(tiny_run, tmp_path, monkeypa
     assert export.main(["mine.pth", "--to", "torchvision", "--output", "other.pth"]) == 0
 
 
-def test_an_export_of_a_run_that_averages_mirror_images_leaves_its_classifier_out(tiny_run):
+def test_an_export_of_a_run_that_averages_flipped_images_leaves_its_classifier_out(tiny_run):
     run = load_trained(tiny_run)
     assert "classifier.1.weight" in torchvision_state(run)[0]
     run.model.flip_tta = True

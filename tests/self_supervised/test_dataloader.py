@@ -18,6 +18,7 @@ from self_supervised.dataloader import (
 )
 from self_supervised.settings import JointEmbeddingExperiment, PretextExperiment
 from supervised.dataloader import MEAN, STD
+from supervised.dataloader import build_loaders as build_scene_loaders
 from supervised.settings import Experiment
 
 SIZE = 32
@@ -141,6 +142,20 @@ def test_an_epoch_shows_every_image_under_every_label_once(experiment, name):
     assert sum(len(batch) for _, batch in loaders.val) == 18 * labels
     assert loaders.class_names == PRETEXTS[name].label_names
     assert loaders.data["images"] == {"train": 36, "val": 18, "test": 24}
+
+
+def values_of(loader):
+    """The sorted pixel values of each image, which no rotation and no jigsaw changes."""
+    return {tuple(image.flatten().sort().values.tolist()) for images, _ in loader for image in images}
+
+
+@pytest.mark.parametrize("name", ["rotation", "jigsaw_2x2"])
+def test_all_copies_of_an_image_belong_to_the_split_of_its_scene(experiment, name):
+    scenes = Experiment("scenes", "?", data=experiment.data, image_size=SIZE, batch_size=8)
+    pretext, scenes = load(experiment, pretext=name), build_scene_loaders(scenes, progress=False)
+    for split in ("train_in_order", "val", "test"):
+        assert values_of(getattr(pretext, split)) == values_of(getattr(scenes, split))
+    assert not values_of(pretext.train_in_order) & (values_of(pretext.val) | values_of(pretext.test))
 
 
 def test_validation_images_are_not_augmented(experiment):
