@@ -67,7 +67,7 @@ from run_files import files_of
 from runs import collect, run_command
 from supervised.settings import Experiment
 
-SHOWN_IMAGES = {"full": 4, "quick": 2}
+SHOWN_IMAGES = {"full": 4, "quick": 2}  # to look at; maps are compared on `measured_images`
 LAYERS = ("1", "2", "8")  # of the heat maps, stages of the network (the first report)
 RANDOMIZED_LAYER = "5"  # of the maps during randomization: they take 112 masked images each
 CKA_STAGES = (2, 4, 6, 8)
