@@ -6,10 +6,11 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
@@ -44,6 +45,11 @@ OTHERS = (  # names of no kind
     ("#661100", "v", (0, (6, 1))),
 )
 SPLITS = {"train": ("C0", "--"), "val": ("C1", "-"), "test": ("C2", "-.")}  # color and line style
+FONTS = (  # on Linux, macOS and Windows, for scripts that matplotlib's own lacks
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans Devanagari", "Noto Sans Thai"),
+    *("Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Nirmala UI", "Leelawadee UI"),
+)
 COLUMNS = {  # of tables and histories, in words
     "neighbour_purity": "share of 20 nearest images of the same class",
     "rank_me": "dimensions used (RankMe)",
@@ -51,6 +57,18 @@ COLUMNS = {  # of tables and histories, in words
     "loss": "loss (nats per image)",
     **{f"{split}_loss": f"{split} loss (nats per image)" for split in SPLITS},
 }
+
+
+def fallback_fonts(installed: Collection[str]) -> list[str]:
+    """The fonts of FONTS that are installed, by name."""
+    return [name for name in FONTS if name in installed]
+
+
+# Class names and file names may be of any script, and matplotlib's own font has no signs of some.
+plt.rcParams["font.family"] = [
+    *plt.rcParams["font.family"],
+    *fallback_fonts({font.name for font in font_manager.fontManager.ttflist}),
+]
 
 
 def readable(name) -> str:

@@ -35,7 +35,7 @@ from supervised.settings import Experiment
 
 SYNTHETIC = "synthetic"
 OWN_TABLE = {  # what is trained on a user's own images, few enough for a laptop: what each line is
-    "imagenet_classifier_probe": "ImageNet features, frozen",
+    "imagenet_classifier_probe": "without a pretext, frozen",
     "rotation_gentle_classifier": "after rotation, frozen",
     "byol_classifier": "after BYOL, frozen",
     "supervised_short": "fine-tuned with the labels",

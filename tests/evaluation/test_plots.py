@@ -255,6 +255,11 @@ def test_probes_have_a_line_of_panels_per_group_and_a_column_per_probe():
     assert [[line.get_ydata().tolist() for line in ax.lines] for ax in axes] == [[[0.6, 0.6]], [[0.4, 0.4]], [], []]
 
 
+def test_names_of_other_scripts_are_drawn_by_fonts_that_are_installed():
+    assert plots.fallback_fonts({"DejaVu Sans", "Yu Gothic", "Noto Sans CJK JP"}) == ["Noto Sans CJK JP", "Yu Gothic"]
+    assert plots.plt.rcParams["font.family"][0] == "sans-serif"  # matplotlib's own is the first
+
+
 def test_pretext_epochs_are_plotted_with_the_losses_and_the_control():
     table = pd.DataFrame({"pretext": "rotation", "epochs": [3, 6], "test": [0.5, 0.4]})
     table = table.assign(low=table["test"] - 0.1, high=table["test"] + 0.2)
