@@ -40,7 +40,7 @@ from runs import build_model, collect, run_command
 from supervised.dataloader import Loaders
 from supervised.settings import EARLIER_NON_POSITIVE, NATURE_EXPERIMENTS, Experiment
 
-BEST = "nature_efficientnet_best"
+BEST = "nature_efficientnet_finetuned"
 LOOKED_AT = {  # name in figures: experiment
     "ResNet-18 from scratch": "nature_resnet18_sgd_1e-2",
     "ResNet-18 fine-tuned": "nature_resnet18_imagenet_sgd_1e-2",

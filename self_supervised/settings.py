@@ -375,7 +375,7 @@ _ROTATION_BY_EPOCH = _classifiers_by_pretext_epoch(
 _PERTURBATION_BY_EPOCH = _classifiers_by_pretext_epoch(
     _PERTURBATION_TUNED, {3: 0.8446, 6: 0.8265, 10: 0.8157}, "imagenet_classifier_tuned_rate_2e-4"
 )
-_CONTROL = supervised.EXPERIMENTS["imagenet_classifier_best"]  # the same head on the same stages
+_CONTROL = supervised.EXPERIMENTS["imagenet_classifier_four_stages"]  # the same head on the same stages
 
 
 def _gentle_classifiers(pretext: PretextExperiment, epoch: int) -> tuple[ClassifierExperiment, ClassifierExperiment]:

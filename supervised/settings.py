@@ -341,7 +341,7 @@ _TABLE = (
     ),
     replace(
         _FROZEN,
-        name="imagenet_classifier_best",
+        name="imagenet_classifier_four_stages",
         question="Control: how close do frozen ImageNet features of four stages come to fine-tuning?",
         compared_with="supervised_long",
         resize="imagenet",
@@ -554,14 +554,14 @@ _NATURE_TABLE = (
     *_optimizers(_EFFICIENTNET),
     *_larger(_EFFICIENTNET),
     replace(
-        EXPERIMENTS["imagenet_classifier_best"],
+        EXPERIMENTS["imagenet_classifier_four_stages"],
         name="nature_efficientnet_frozen",
         question="Control: how good are frozen ImageNet features of four stages?",
         compared_with="",
         data="nature",
     ),
     replace(
-        EXPERIMENTS["imagenet_classifier_best"],
+        EXPERIMENTS["imagenet_classifier_four_stages"],
         name="nature_efficientnet_regularised",
         question="Are six stages and a strong weight decay better than the control?",
         compared_with="nature_efficientnet_frozen",
@@ -571,10 +571,10 @@ _NATURE_TABLE = (
     ),
     replace(
         _EFFICIENTNET,
-        name="nature_efficientnet_best",
+        name="nature_efficientnet_finetuned",
         question="Is fine-tuning EfficientNet-B0 for 5 epochs better than its frozen features?",
         compared_with="nature_efficientnet_frozen",
-        stages=EXPERIMENTS["imagenet_classifier_best"].stages,
+        stages=EXPERIMENTS["imagenet_classifier_four_stages"].stages,
         head="batchnorm_linear",  # learns in the first epoch, before the features have moved far
         augmentation="advanced_without_crop",  # few epochs bear less of it
         image_size=224,

@@ -702,7 +702,7 @@ so that they do not mix with the committed results:
 ```sh
 export SCENES_ROOT=~/scenes_torchvision
 python -m data.prepare 15scene --source FOLDER
-python train.py imagenet_classifier_best supervised_long --seeds 0 1 2
+python train.py imagenet_classifier_four_stages supervised_long --seeds 0 1 2
 ```
 
 Then compare differences: that of an experiment and its control from your weights with that of the same two experiments

@@ -58,7 +58,7 @@ SHORT_TABLE = {  # the experiments of README.md and of its figure, and what each
     "imagenet_classifier_tuned": "frozen ImageNet features, settings of the second report",
     "rotation_classifier_tuned_10": "after 10 of 15 epochs of rotation, second report",
     "perturbation_classifier_tuned_3": "after 3 of 10 epochs of perturbation, second report",
-    "imagenet_classifier_best": "frozen ImageNet features, trained head",
+    "imagenet_classifier_four_stages": "frozen ImageNet features, trained head",
     "rotation_gentle_classifier": "after gentle rotation, trained head",
     "perturbation_gentle_classifier": "after gentle perturbation, trained head",
     "imagenet_classifier_probe": "frozen ImageNet features, logistic regression",
@@ -73,7 +73,7 @@ HEADLINES = {  # an experiment with `compared_with`, and both in words
     "perturbation_classifier_tuned_3": ("3 epochs of perturbation, as the second", "ImageNet features, its settings"),
     "rotation_gentle_classifier": ("gentle rotation, trained head", "ImageNet features, trained head"),
     "perturbation_gentle_classifier": ("gentle perturbation, trained head", "ImageNet features, trained head"),
-    "imagenet_classifier_best": ("ImageNet features, trained head", "fine-tuning, 20 epochs"),
+    "imagenet_classifier_four_stages": ("ImageNet features, trained head", "fine-tuning, 20 epochs"),
 }
 FEW = {PRIMARY: ("BYOL", 1, "the same with one labeled image a class")}  # features of `few_labels`, and how many
 FEW_NOTE = """With one label a class the interval covers runs and random choices of the labeled images, not test images.

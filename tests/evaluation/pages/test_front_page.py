@@ -13,7 +13,7 @@ from tests.evaluation.synthetic_results import seeds
 from tests.evaluation.synthetic_results import write as write_results
 
 FULL = CODE / "results" / "full"
-CONTROL, PRETEXT = "imagenet_classifier_best", "rotation_gentle_classifier"
+CONTROL, PRETEXT = "imagenet_classifier_four_stages", "rotation_gentle_classifier"
 RESULTS = {**seeds(CONTROL, range(20), range(22)), **seeds(PRETEXT, range(60), range(55))}
 
 

@@ -46,7 +46,7 @@ from experiments import EXPERIMENTS
 from self_supervised.settings import PROBES, JointEmbeddingExperiment, PretextExperiment
 from tests.evaluation.synthetic_results import seeds, write
 
-CONTROL, PRETEXT = "imagenet_classifier_best", "rotation_gentle_classifier"
+CONTROL, PRETEXT = "imagenet_classifier_four_stages", "rotation_gentle_classifier"
 RESULTS = {
     **seeds(CONTROL, range(20), range(22), images=400),
     **seeds(PRETEXT, range(200), range(190), images=400),
