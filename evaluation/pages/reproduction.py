@@ -16,7 +16,6 @@ line per number of the five reports:
 """
 
 import csv
-import itertools
 import math
 import re
 import sys
@@ -48,6 +47,18 @@ CONFIDENCE = 0.95  # of the prediction interval
 HYPOTHESES = (*SUPERVISED_REPRODUCTION.values(), *REPRODUCTION.values())  # of what the reports did
 ACCURACY = "earlier_protocol_accuracy"  # a key
 LOSS_AFTER_EPOCHS = r"history \w+_loss \d+"  # a key
+SCALE_OF_KEYS = {  # of the prediction interval, one of SCALES; other keys are on the linear one
+    r"history \w+_loss .*|search \w+": "log",
+    r"(\w+_)?accuracy|history \w+_accuracy .*|(average_precision|score|non_positive) .*|report (?!images).*": "share",
+    r"epochs_run|epoch0? .*": "count",
+}
+# There and back.  A share of 1 has a finite angle but no finite logit, and the reports state 100 %.
+SCALES: dict[str, tuple[Callable, Callable]] = {
+    "linear": (lambda value: value, lambda value: value),
+    "log": (np.log, np.exp),
+    "share": (lambda value: np.arcsin(np.sqrt(value)), lambda angle: np.sin(np.clip(angle, 0, math.pi / 2)) ** 2),
+    "count": (lambda value: value, lambda value: np.maximum(value, 0)),
+}
 _SEARCHED = "perturbation_searched_classifier"
 PLATEAU = 0.01  # accuracy below the highest that counts as reached
 KINDS = ("result", "setting", "description")
@@ -55,6 +66,9 @@ REPRODUCED, BETTER, DIFFERS = "reproduced", "better", "differs"
 ONE_RUN, FEWER, OTHER = "one run", "fewer than three runs", "other settings"
 NOT_RUN, CANNOT = "not run", "cannot be run here"
 SAME = "same"
+INSIDE, OUTSIDE, TOO_FEW = "inside", "outside", "too few runs"
+HYPOTHESIS_WORDS = (INSIDE, OUTSIDE, TOO_FEW)
+UNCHANGED = "-"
 WORDS = (REPRODUCED, BETTER, DIFFERS, ONE_RUN, FEWER, OTHER, NOT_RUN, CANNOT)
 SETTING_WORDS = (SAME, OTHER, NOT_RUN, CANNOT)
 UNSTATED = (  # what a document leaves open: the experiment and the setting that hold our choice
@@ -334,16 +348,33 @@ def measured(study: Measured, experiment: str, key: str) -> list:
 # ------------------------------------------------------------------------------------------------------------ verdicts
 
 
-def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
+def scale_of(key: str, values: Sequence[float]) -> str:
+    """Which of SCALES the values of a key are on; a loss of 0 has no logarithm and leaves them on the linear one."""
+    scale = next((scale for keys, scale in SCALE_OF_KEYS.items() if re.fullmatch(keys, key)), "linear")
+    return "linear" if scale == "log" and min(values) <= 0 else scale
+
+
+def prediction_interval(values: Sequence[float], scale: str = "linear") -> tuple[float, float]:
     """Where one further run lies with a probability of 0.95: mean +- t s sqrt(1 + 1/n), with n - 1 degrees of freedom.
 
-    Raises ValueError for fewer than three values.
+    Computed on one of SCALES, and returned in the unit of the values.  Raises ValueError for fewer than three values.
     """
     n = len(values)
     if n < MIN_RUNS:
         raise ValueError(f"there are {n} values; a prediction interval needs at least {MIN_RUNS}")
-    reach = float(student_t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / n)
-    return float(np.mean(values)) - reach, float(np.mean(values)) + reach
+    there, back = SCALES[scale]
+    scaled = there(np.asarray(values, dtype=float))
+    reach = student_t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(scaled, ddof=1) * math.sqrt(1 + 1 / n)
+    return float(back(np.mean(scaled) - reach)), float(back(np.mean(scaled) + reach))
+
+
+def _interval(values: Sequence[float], key: str) -> tuple[float, float]:
+    return prediction_interval(values, scale_of(key, values))
+
+
+def _holds(interval: tuple[float, float], value: float) -> bool:
+    """Whether a value lies in an interval, which without any spread is a single number."""
+    return interval[0] - 1e-9 <= value <= interval[1] + 1e-9
 
 
 def verdict(number: EarlierNumber, ours: Sequence[float], other_settings: bool = False) -> str:
@@ -356,10 +387,10 @@ def verdict(number: EarlierNumber, ours: Sequence[float], other_settings: bool =
         return ONE_RUN if len(ours) == 1 else FEWER
     if not all(map(math.isfinite, ours)):  # an event of theirs that did not happen in every run of ours
         return DIFFERS
-    low, high = prediction_interval(ours)
-    if low - 1e-9 <= number.value <= high + 1e-9:
+    interval = _interval(ours, number.key)
+    if _holds(interval, number.value):
         return REPRODUCED
-    return BETTER if number.better == ("higher" if low > number.value else "lower") else DIFFERS
+    return BETTER if number.better == ("higher" if interval[0] > number.value else "lower") else DIFFERS
 
 
 def compare_settings(study: Measured, numbers: Iterable[EarlierNumber]) -> pd.DataFrame:
@@ -442,14 +473,18 @@ def _stated(number: EarlierNumber) -> str:
     return number.stated if plain or number.value is None else f"{number.value:g}"
 
 
-def _ours(values: Sequence[float], better: str) -> str:
+def _ours(values: Sequence[float], key: str, integer: bool = False) -> str:
+    """The mean over runs and, of runs enough, the prediction interval."""
     if not values:
         return "none"
-    mean = _in_digits(float(np.mean(values)), integer=better == "")
+    mean = _in_digits(float(np.mean(values)), integer)
     if len(values) < MIN_RUNS or mean == "never":
         return mean
-    low, high = prediction_interval(values)
-    return f"{mean} ({_in_digits(low)} to {_in_digits(high)})"
+    return f"{mean} ({_range(_interval(values, key))})"
+
+
+def _range(interval: tuple[float, float]) -> str:
+    return " to ".join(map(_in_digits, interval))
 
 
 def results_markdown(compared: pd.DataFrame) -> str:
@@ -462,7 +497,13 @@ def results_markdown(compared: pd.DataFrame) -> str:
             together.setdefault((number.place, line["word"], line["remark"]), []).append(number)
             continue
         runs = f"{len(line['ours'])}{', mixed' if line['machines'] > 1 and len(line['ours']) > 1 else ''}"
-        cells = (number.place, number.quantity, _stated(number), _ours(line["ours"], number.better), runs)
+        cells = (
+            number.place,
+            number.quantity,
+            _stated(number),
+            _ours(line["ours"], number.key, not number.better),
+            runs,
+        )
         lines.append(f"| {' | '.join(cells)} | {line['word']} | {line['remark'] or '-'} |")
     for (place, word, remark), numbers in together.items():
         quantities = numbers[0].quantity if len(numbers) == 1 else f"{numbers[0].quantity} to {numbers[-1].quantity}"
@@ -520,37 +561,123 @@ def contradictions_markdown(numbers: Iterable[EarlierNumber]) -> str:
     return "\n".join(f"- {number.document}, {number.place}: {number.contradiction}" for number in found)
 
 
+@dataclass(frozen=True)
+class Hypothesis:
+    """A number of a report beside ours of its experiment, as it is or with a change that may explain theirs."""
+
+    experiment: str
+    change: str  # UNCHANGED for the experiment itself
+    quantity: str  # of a loss; "": the accuracy
+    theirs: float
+    key: str
+    ours: Sequence[float]  # one per run
+    unchanged: Sequence[float]  # ours of the experiment itself, on the platforms of `ours`; [] where that is the line
+    others: bool  # whether the classifier or its pretext has other settings than the report's
+
+    @property
+    def word(self) -> str:
+        """Whether theirs lies in the prediction interval of ours, one of HYPOTHESIS_WORDS, or why that is open."""
+        if not self.ours:
+            return NOT_RUN
+        if self.others:
+            return OTHER
+        if len(self.ours) < MIN_RUNS:
+            return TOO_FEW
+        return INSIDE if _holds(self.interval, self.theirs) else OUTSIDE
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The prediction interval of ours.  Raises ValueError for too few runs."""
+        return _interval(self.ours, self.key)
+
+    @property
+    def tells_little(self) -> bool:
+        """Whether the interval holds ours without the change too."""
+        return bool(self.unchanged) and _holds(self.interval, float(np.mean(self.unchanged)))
+
+    @property
+    def goes_beyond(self) -> bool:
+        """Whether theirs lies outside of the interval, and ours is the better one."""
+        low, high = self.interval
+        return high < self.theirs if self.quantity else low > self.theirs
+
+
 def hypotheses_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> str:
     """Accuracies of experiments, and losses that the reports state, beside those of hypotheses of what they did.
 
-    One line per experiment and change, accuracies under the earlier protocol.  A change without a number of its own
-    stands beside that of the experiment, which it may explain.  *unchanged* is ours of the experiment itself, on the
-    platforms of the runs with the change.
+    One line per experiment and change.  A change without a number of its own stands beside that of the experiment,
+    which it may explain.  *unchanged* is ours of the experiment itself, on the platforms of the runs with the change.
     """
-    head = ["| experiment | changed | theirs | ours | unchanged |", "|---|---|---|---|---|"]
-    return "\n".join([*head, *(f"| {' | '.join(cells)} |" for cells in _hypotheses(study, numbers))])
+    lines = ["| experiment | changed | theirs | ours | unchanged |", "|---|---|---|---|---|"]
+    for tested in _hypotheses(study, numbers):
+        change = f"{tested.change} ({tested.quantity})" if tested.quantity else tested.change
+        ours = f"{_ours(tested.ours, tested.key)}, {_count(tested.ours)}" if tested.ours else NOT_RUN
+        ours += {INSIDE: ": theirs is inside", OUTSIDE: ": theirs is outside", OTHER: f", {OTHER}"}.get(tested.word, "")
+        unchanged = "-"
+        if tested.unchanged:
+            unchanged = f"{_in_digits(float(np.mean(tested.unchanged)))}, {_count(tested.unchanged)}"
+        lines.append(f"| {tested.experiment} | {change} | {_in_digits(tested.theirs)} | {ours} | {unchanged} |")
+    return "\n".join(lines)
 
 
 def found_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> str:
     """What `hypotheses_markdown` finds, in one line per number: which changes come as far as theirs, and which do not.
 
-    Only numbers with a change that has runs enough; a change with other settings says nothing.
+    A change with other settings says nothing, nor does one that was not run.  A loss has a line only where a change has
+    runs enough.
     """
-    found = {}
-    for name, change, theirs, ours, _ in _hypotheses(study, numbers):
-        if not change.startswith("-") and ours != NOT_RUN and OTHER not in ours:
-            word = ours.rpartition("theirs is ")[2] if "theirs is" in ours else "too few runs"
-            found.setdefault((name, theirs), {"inside": [], "outside": [], "too few runs": []})[word].append(change)
+    of_numbers: dict[tuple, list[Hypothesis]] = {}
+    for tested in _hypotheses(study, numbers):
+        if tested.word not in (NOT_RUN, OTHER):
+            of_numbers.setdefault((tested.experiment, tested.quantity, tested.theirs), []).append(tested)
     lines = []
-    for (name, theirs), of in found.items():
-        if of["inside"] or of["outside"]:
-            said = "; ".join(f"*{word}*: {', '.join(changes)}" for word, changes in of.items() if changes)
-            lines.append(f"- `{name}`, theirs {theirs}: {said}")
+    for (name, quantity, theirs), tests in of_numbers.items():
+        changed = [each for each in tests if each.change != UNCHANGED]
+        if not changed or (quantity and {each.word for each in changed} == {TOO_FEW}):
+            continue
+        of_words = {word: [_in_words(each) for each in changed if each.word == word] for word in HYPOTHESIS_WORDS}
+        said = "; ".join(f"*{word}*: {', '.join(changes)}" for word, changes in of_words.items() if changes)
+        number = f"`{name}`, {f'{quantity}, ' if quantity else ''}theirs {_in_digits(theirs)}"
+        lines.append(f"- {number}: {said}. {conclusion(tests)}")
     return "\n".join(lines)
 
 
-def _hypotheses(study: Measured, numbers: Sequence[EarlierNumber]) -> Iterator[tuple[str, str, str, str, str]]:
-    """The cells of `hypotheses_markdown`, line by line."""
+def _in_words(tested: Hypothesis) -> str:
+    """A change, and how little it says where theirs is inside."""
+    return f"{tested.change} {_extent(tested)}" if tested.word == INSIDE else tested.change
+
+
+def _extent(tested: Hypothesis) -> str:
+    return f"({_range(tested.interval)}, {_count(tested.ours)})"
+
+
+def conclusion(tests: Sequence[Hypothesis]) -> str:
+    """What all that was tested for one number comes to, in one sentence."""
+    unchanged = [each for each in tests if each.change == UNCHANGED and each.word == INSIDE]
+    if unchanged:
+        return f"Theirs is inside without a change {_extent(unchanged[0])}, so none is needed."
+    changed = [each for each in tests if each.change != UNCHANGED]
+    inside, outside = ([each for each in changed if each.word == word] for word in (INSIDE, OUTSIDE))
+    if inside:
+        little = [each for each in inside if each.tells_little]
+        where = "its interval" if len(inside) == 1 else f"the interval of {_quoted(little)}"
+        but = f", but {where} holds ours unchanged too" if little else ""
+        return f"{_quoted(inside)} {'come' if len(inside) > 1 else 'comes'} as far as theirs{but}."
+    if outside:
+        beyond = [each for each in outside if each.goes_beyond]
+        further = f": {_quoted(beyond)} {'go' if len(beyond) > 1 else 'goes'} beyond it" if beyond else ""
+        return f"No change with {MIN_RUNS} runs or more has theirs inside{further}."
+    nearest = min(tests, key=lambda each: abs(float(np.mean(each.ours)) - each.theirs))
+    mean = _in_digits(float(np.mean(nearest.ours)))
+    return f"No change has {MIN_RUNS} runs; {_quoted([nearest])} comes nearest, at {mean}."
+
+
+def _quoted(tests: Sequence[Hypothesis]) -> str:
+    return " and ".join("ours unchanged" if each.change == UNCHANGED else f"“{each.change}”" for each in tests)
+
+
+def _hypotheses(study: Measured, numbers: Sequence[EarlierNumber]) -> Iterator[Hypothesis]:
+    """The lines of `hypotheses_markdown`."""
     differing = {experiment for _, experiment in other_settings(compare_settings(study, numbers))}
     heads = [each for each in CLASSIFIER_EXPERIMENTS.values() if _has_another_head(each)]
     for name in dict.fromkeys(each.compared_with for each in HYPOTHESES):
@@ -558,23 +685,31 @@ def _hypotheses(study: Measured, numbers: Sequence[EarlierNumber]) -> Iterator[t
         others = bool({name, getattr(experiment, "pretext_run", name)} & differing)
         rows = [experiment, *(each for each in (*HYPOTHESES, *heads) if each.compared_with == name)]
         losses = [each for each in numbers if each.experiment == name and re.fullmatch(LOSS_AFTER_EPOCHS, each.key)]
+        accuracies = []
         for each in rows:
-            theirs = each.earlier_accuracy or experiment.earlier_accuracy
-            ours = _beside(theirs, study, each.name, others or each.train.max_epochs != experiment.train.max_epochs)
-            yield name, _change(each, experiment), f"{theirs:.4f}", ours, _unchanged(study, each, experiment)
-        for number, each in itertools.product(losses, rows):
-            ours = _beside(number.value, study, each.name, others, number.key)
-            change = f"{_change(each, experiment)} ({number.quantity})"
-            unchanged = _unchanged(study, each, experiment, number.key)
-            yield name, change, _in_digits(number.value), ours, unchanged
+            of = each if each.earlier_accuracy else experiment
+            other_epochs = each.train.max_epochs != experiment.train.max_epochs
+            accuracies.append((each, of.earlier_accuracy, _key_of_accuracy(numbers, of), others or other_epochs, ""))
+        of_losses = [(row, each.value, each.key, others, each.quantity) for each in losses for row in rows]
+        for each, theirs, key, other, quantity in (*accuracies, *of_losses):
+            ours, unchanged = measured(study, each.name, key), _unchanged(study, each, experiment, key)
+            yield Hypothesis(name, _change(each, experiment), quantity, theirs, key, ours, unchanged, other)
 
 
-def _unchanged(study: Measured, changed: Experiment, experiment: Experiment, key: str = ACCURACY) -> str:
-    """The mean over the runs of an experiment on the platforms of those of a changed one; "-" if there are none."""
+def _key_of_accuracy(numbers: Iterable[EarlierNumber], experiment: Experiment) -> str:
+    """Where ours of the accuracy that a report states of an experiment is found, so that it is the same everywhere."""
+    of = [each for each in numbers if (each.experiment, each.value) == (experiment.name, experiment.earlier_accuracy)]
+    keys = [each.key for each in of if each.key == ACCURACY or each.key.startswith("history validation_accuracy")]
+    return ACCURACY if ACCURACY in keys or not keys else keys[0]
+
+
+def _unchanged(study: Measured, changed: Experiment, experiment: Experiment, key: str) -> list[float]:
+    """Ours of an experiment on the platforms of the runs of a changed one; [] for the experiment itself."""
+    if changed is experiment:
+        return []
     platforms = {platform_of(run) for run in study.runs(changed.name)}
     there = {stem: result for stem, result in study.results.items() if platform_of(result) in platforms}
-    ours = measured(replace(study, results=there), experiment.name, key) if changed is not experiment else []
-    return f"{_in_digits(float(np.mean(ours)))}, {_count(ours)}" if ours else "-"
+    return measured(replace(study, results=there), experiment.name, key)
 
 
 def _count(runs: Sequence) -> str:
@@ -606,24 +741,7 @@ def _change(experiment: Experiment, other: Experiment) -> str:
         return f"head: {experiment.head}"
     if getattr(experiment, "pretext_epoch", "") != getattr(other, "pretext_epoch", ""):
         return f"pretext: epoch {experiment.pretext_epoch}"
-    return "-" if experiment is other else f"pretext: {experiment.pretext_run}"
-
-
-def _beside(theirs: float, study: Measured, experiment: str, others: bool, key: str = ACCURACY) -> str:
-    """Our values of one key; with runs enough, whether theirs lies in the prediction interval.
-
-    Not with `others`: then the classifier or its pretext has other settings than the report's.
-    """
-    ours = measured(study, experiment, key)
-    if not ours:
-        return NOT_RUN
-    runs = f"{_ours(ours, 'higher')}, {_count(ours)}"
-    if others:
-        return f"{runs}, {OTHER}"
-    if len(ours) < MIN_RUNS:
-        return runs
-    low, high = prediction_interval(ours)
-    return f"{runs}: theirs is {'inside' if low <= theirs <= high else 'outside'}"
+    return UNCHANGED if experiment is other else f"pretext: {experiment.pretext_run}"
 
 
 def page(study: Measured, numbers: Sequence[EarlierNumber]) -> str:
@@ -681,13 +799,22 @@ two ways, has a line for each.
 
 The prediction interval of n runs with mean m and standard deviation s is m ± t s √(1 + 1/n). Here t has n - 1 degrees
 of freedom, and n is at least 3. With three runs it reaches five standard deviations to each side, so *reproduced* then
-says little. We take each number of theirs as that of one training.
+says little. Where all runs are equal it is a single number, which is too narrow. We take each number of theirs as that
+of one training.
+
+An interval must not hold what is impossible, so it is computed on a scale that fits the quantity, and shown in the
+quantity's own unit:
+
+- Cross-entropy losses are positive, and theirs can be a small fraction of ours: the logarithm.
+- Accuracies, average precisions, and shares lie between 0 and 1, and their seed variance shrinks near 1: the arcsine of
+  the square root, with ends cut at 0 and 1. A logit would be infinite for a report's 100 %.
+- All others are on their own scale: epochs, with a lower end cut at 0, differences, and sums of weights.
 
 *Validation accuracy* is under the earlier protocol: the epoch is selected, and the accuracy reported, on the same
-images (all 2,985 of 15-Scene). This is optimistic. Ours is the highest of all epochs. Document 001 chose the epochs of
-its scene classifiers from their loss curves, by eye (section 2.1). Beside its numbers, also those of training accuracy,
-ours is of the epoch with the lowest validation loss. Our own comparisons use separate test images, see
-[results.md](results.md).
+images (all 2,985 of 15-Scene). This is optimistic. Ours is the highest of all epochs, or that of the epoch that the
+report states. Document 001 chose the epochs of its scene classifiers from their loss curves, by eye (section 2.1).
+Beside its numbers, also those of training accuracy, ours is of the epoch with the lowest validation loss. Our own
+comparisons use separate test images, see [results.md](results.md).
 
 ## The initial weights
 
@@ -734,9 +861,9 @@ then `python train.py supervised_long --weights re_estimated.pth`.
 
 ## Results
 
-*ours* is the mean over runs. With three runs or more its prediction interval follows. *mixed* marks lines whose runs
-come from several machines, torch versions or precisions. Losses are in nats per image, and epochs count from 1 unless
-the remark says otherwise.
+*ours* is the plain mean over runs. With three runs or more the prediction interval follows. *mixed* marks lines whose
+runs come from several machines, torch versions or precisions. Losses are in nats per image, and epochs count from 1
+unless the remark says otherwise.
 
 {tables}
 
@@ -761,11 +888,13 @@ Where ours is far from a report's number, we test what may explain it:
     before the head undoes that.
   - The head of document 001 had another learning rate, which was searched and is not stated.
 
-Accuracies are under the earlier protocol. *Unchanged* is ours without the change, on the same platforms. With three
-runs or more the prediction interval follows, and whether theirs lies in it. Where this interval is wide, *inside* says
-only that a hypothesis is possible. [results.md](results.md) compares each experiment with the one that it changes.
+Accuracies are under the earlier protocol, of the same epoch as above. *Unchanged* is ours without the change, on the
+same platforms. With three runs or more the prediction interval follows, and whether theirs lies in it. Where this
+interval is wide, *inside* says only that a hypothesis is possible. [results.md](results.md) compares each experiment
+with the one that it changes.
 
-**Found.** A change that holds theirs *inside* may be what the report did; one with theirs *outside* is not enough:
+**Found.** A change that holds theirs *inside* may be what the report did; one with theirs *outside* is not what it did,
+or not alone. The last sentence of each line concludes:
 
 {found}
 

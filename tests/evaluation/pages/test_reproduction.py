@@ -26,15 +26,18 @@ from evaluation.pages.reproduction import (
     SAME,
     WORDS,
     EarlierNumber,
+    Hypothesis,
     Measured,
     compare_results,
     compare_settings,
+    conclusion,
     found_markdown,
     hypotheses_markdown,
     measured,
     page,
     prediction_interval,
     read_earlier_numbers,
+    scale_of,
     verdict,
 )
 from experiments import EXPERIMENTS
@@ -303,6 +306,62 @@ def test_prediction_interval_covers_one_further_run():
     assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
 
 
+def test_the_interval_of_losses_is_that_of_their_logarithms():
+    """Ours are hundreds of times theirs: on the linear scale, an interval that begins below 0 would hold it."""
+    losses, key = [0.03124, 0.011258, 0.010036], "history validation_loss 7"
+    low, high = prediction_interval(losses, scale_of(key, losses))
+    expected = prediction_interval([math.log(loss) for loss in losses])
+    assert (math.log(low), math.log(high)) == pytest.approx(expected)
+    theirs = number(0.00001443, key=key, better="lower")
+    assert prediction_interval(losses)[0] < 0 < theirs.value and verdict(theirs, losses) == DIFFERS
+    assert verdict(number(low * 1.01, key=key, better="lower"), losses) == REPRODUCED
+    assert scale_of(key, [0.0, *losses]) == "linear"  # 0 has no logarithm
+
+
+def test_the_interval_of_shares_is_that_of_angles_and_stays_between_0_and_1():
+    accuracies = [0.985092, 0.934171, 0.988945]
+    assert prediction_interval(accuracies)[1] > 1
+    low, high = prediction_interval(accuracies, scale_of("earlier_protocol_accuracy", accuracies))
+    expected = prediction_interval([math.asin(math.sqrt(accuracy)) for accuracy in accuracies])
+    assert high == 1 and math.asin(math.sqrt(low)) == pytest.approx(expected[0])
+    assert verdict(number(1.0), accuracies) == REPRODUCED  # 1 is possible, and has an angle
+    assert prediction_interval([0.02, 0.2, 0.05], "share")[0] == 0
+    near_one = [0.982, 0.988667, 0.985667]
+    assert prediction_interval(near_one)[1] > 1 and verdict(number(1.0), near_one) == DIFFERS
+
+
+@pytest.mark.parametrize(
+    ("key", "scale"),
+    [
+        ("history train_loss 10", "log"),
+        ("history validation_loss lowest", "log"),
+        ("search tpe", "log"),
+        ("test_accuracy", "share"),
+        ("history train_accuracy at_lowest_loss", "share"),
+        ("average_precision mean", "share"),
+        ("report precision macro avg", "share"),
+        ("report images macro avg", "linear"),
+        ("epoch0 validation_loss lowest", "count"),
+        ("epochs_run", "count"),
+        ("difference other", "linear"),  # may be negative, as may be those below
+        ("inversion lowest", "linear"),
+        ("filter_sum lowest", "linear"),
+    ],
+)
+def test_the_scale_of_a_key(key, scale):
+    assert scale_of(key, [0.1, 0.2, 0.3]) == scale
+
+
+def test_no_interval_of_the_page_holds_what_is_impossible(study, numbers):
+    """Of the committed results: losses above 0, shares from 0 to 1, and epochs from 0."""
+    for line in compare_results(study, numbers).to_dict("records"):
+        key, ours = line["number"].key, line["ours"]
+        scale = scale_of(key, ours) if len(ours) >= 3 and all(map(math.isfinite, ours)) else "linear"
+        if scale != "linear":
+            low, high = prediction_interval(ours, scale)
+            assert (low > 0 if scale == "log" else low >= 0) and (high <= 1 or scale != "share"), line
+
+
 @pytest.mark.parametrize(
     ("ours", "changes", "word"),
     [
@@ -401,8 +460,47 @@ def test_each_number_has_a_line_on_which_changes_come_as_far_as_theirs():
     runs = [result(f"{name}_epoch_1", seed, 0.65 + seed / 100) for seed in seeds]
     runs += [result(f"{name}_epoch_2", seed, 0.3 + seed / 100) for seed in seeds]
     found = found_markdown(study_of(*runs, result(f"{name}_epoch_3"), result(name)), [])
-    expected = "*inside*: pretext: epoch 1; *outside*: pretext: epoch 2; *too few runs*: pretext: epoch 3"
-    assert found == f"- `{name}`, theirs 0.6539: {expected}"
+    low, high = prediction_interval([0.65, 0.66, 0.67], "share")  # shown, so that a reader sees how little it may say
+    inside = f"*inside*: pretext: epoch 1 ({low:.4f} to {high:.4f}, 3 runs)"
+    expected = f"{inside}; *outside*: pretext: epoch 2; *too few runs*: pretext: epoch 3"
+    assert found.startswith(f"- `{name}`, theirs 0.6539: {expected}. ")
+
+
+def of_change(change, *ours, unchanged=(), theirs=0.6) -> Hypothesis:
+    return Hypothesis("first", change, "", theirs, "earlier_protocol_accuracy", ours, unchanged, others=False)
+
+
+def test_the_conclusion_names_the_changes_that_come_as_far_as_theirs():
+    near, far, beyond = (0.59, 0.6, 0.61), (0.29, 0.3, 0.31), (0.79, 0.8, 0.81)
+    ours = of_change("-", *far)
+    both = conclusion([ours, of_change("a", *near), of_change("b", *far), of_change("c", *near)])
+    assert "“a” and “c” come" in both and "“b”" not in both
+    wide = conclusion([ours, of_change("a", *near, unchanged=far), of_change("b", 0.3, 0.6, 0.9, unchanged=far)])
+    assert "the interval of “b” holds ours unchanged too" in wide  # that of a does not
+    assert "“b” goes beyond it" in conclusion([ours, of_change("a", *far), of_change("b", *beyond)])
+    none = conclusion([ours, of_change("a", *far), of_change("b", 0.6)])
+    assert "No change" in none and "“" not in none
+    assert "“b” comes nearest, at 0.5000" in conclusion([ours, of_change("a", 0.4), of_change("b", 0.5)])
+    assert "ours unchanged comes nearest, at 0.3000" in conclusion([ours, of_change("a", 0.1)])
+    assert "without a change" in conclusion([of_change("-", *near), of_change("a", *near)])
+
+
+def test_every_gap_that_was_tested_has_a_conclusion(study, numbers):
+    lines = found_markdown(study, numbers).splitlines()
+    for gap in ("supervised_5", "perturbation_classifier_", "rotation_classifier_", "perturbation_searched_classifier"):
+        assert any(line.startswith(f"- `{gap}") for line in lines)
+    for line in lines:
+        assert line.endswith(".") and len(line.rpartition(". ")[2]) > 20, line  # a sentence after the changes
+
+
+def test_an_accuracy_is_the_same_among_the_hypotheses_and_the_results(study, numbers):
+    """The report's number after 7 epochs stands beside ours after 7, not beside our highest."""
+    [ours] = [each for each in numbers if each.key == "history validation_accuracy 7"]
+    mean = np.mean(measured(study, ours.experiment, ours.key))
+    cells = next(line for line in cells_of(hypotheses_markdown(study, numbers)) if line[:2] == [ours.experiment, "-"])
+    assert cells[3].startswith(f"{mean:.4f} (") and mean < np.mean(
+        measured(study, ours.experiment, "earlier_protocol_accuracy")
+    )
 
 
 def cells_of(text: str) -> list[list[str]]:
