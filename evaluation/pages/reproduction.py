@@ -135,6 +135,14 @@ class EarlierNumber:
             raise ValueError(f"{where}: value is empty; a {self.kind} needs a number")
 
     @property
+    def rounding(self) -> float:
+        """Half a unit of the last digit that is printed, in the unit of `value`; 0 for a whole number."""
+        found = re.fullmatch(r"-?\d*\.?(\d*)(e-?\d+)?( ?%)?", self.stated)
+        if found is None or not (found[1] or found[3]):
+            return 0.0
+        return 0.5 * 10 ** -len(found[1]) * float(f"1{found[2] or ''}") * (0.01 if found[3] else 1)
+
+    @property
     def experiments(self) -> list[str]:
         """The names of our experiments that it belongs to."""
         return self.experiment.split()
@@ -372,9 +380,9 @@ def _interval(values: Sequence[float], key: str) -> tuple[float, float]:
     return prediction_interval(values, scale_of(key, values))
 
 
-def _holds(interval: tuple[float, float], value: float) -> bool:
-    """Whether a value lies in an interval, which without any spread is a single number."""
-    return interval[0] - 1e-9 <= value <= interval[1] + 1e-9
+def _holds(interval: tuple[float, float], value: float, rounding: float = 0.0) -> bool:
+    """Whether a rounded value lies in an interval, which without any spread is a single number."""
+    return interval[0] - rounding - 1e-9 <= value <= interval[1] + rounding + 1e-9
 
 
 def verdict(number: EarlierNumber, ours: Sequence[float], other_settings: bool = False) -> str:
@@ -388,7 +396,7 @@ def verdict(number: EarlierNumber, ours: Sequence[float], other_settings: bool =
     if not all(map(math.isfinite, ours)):  # an event of theirs that did not happen in every run of ours
         return DIFFERS
     interval = _interval(ours, number.key)
-    if _holds(interval, number.value):
+    if _holds(interval, number.value, number.rounding):
         return REPRODUCED
     return BETTER if number.better == ("higher" if interval[0] > number.value else "lower") else DIFFERS
 
@@ -800,7 +808,7 @@ two ways, has a line for each.
 The prediction interval of n runs with mean m and standard deviation s is m ± t s √(1 + 1/n). Here t has n - 1 degrees
 of freedom, and n is at least 3. With three runs it reaches five standard deviations to each side, so *reproduced* then
 says little. Where all runs are equal it is a single number, which is too narrow. We take each number of theirs as that
-of one training.
+of one training, known to half of the last digit that is printed: 100 % is 99.5 % or more.
 
 An interval must not hold what is impossible, so it is computed on a scale that fits the quantity, and shown in the
 quantity's own unit:

@@ -53,7 +53,7 @@ def number(value=0.9, **changes) -> EarlierNumber:
         "place": "table 1",
         "kind": "result",
         "quantity": "accuracy",
-        "stated": str(value),
+        "stated": f"{value:.4f}",
         "value": value,
         "better": "higher",
         "experiment": "first",
@@ -121,6 +121,18 @@ def test_values_are_the_stated_numbers(numbers):
         percent = each.stated.endswith("%")
         stated = float(each.stated.removesuffix("%")) / (100 if percent else 1)
         assert each.value == pytest.approx(stated, rel=1e-9), each
+
+
+@pytest.mark.parametrize(
+    ("stated", "half"),
+    [("0.9289", 0.00005), ("100%", 0.005), ("93.77%", 0.00005), ("1.4e-05", 5e-7), ("10", 0), ("224x224", 0)],
+)
+def test_a_number_is_known_to_half_of_its_last_digit(stated, half):
+    assert number(stated=stated).rounding == pytest.approx(half)
+    ours = [0.9961, 0.9962, 0.9963]
+    if stated == "100%":
+        assert verdict(number(1.0, stated=stated), ours) == "reproduced"
+        assert verdict(number(1.0, stated="1.0000"), ours) == "differs"
 
 
 def test_ours_is_of_the_lowest_loss_where_the_second_report_chose_the_epoch_by_it(numbers):
