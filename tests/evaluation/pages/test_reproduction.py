@@ -53,7 +53,7 @@ def number(value=0.9, **changes) -> EarlierNumber:
         "place": "table 1",
         "kind": "result",
         "quantity": "accuracy",
-        "stated": f"{value:.4f}",
+        "stated": "" if value is None else f"{value:.4f}",
         "value": value,
         "better": "higher",
         "experiment": "first",
