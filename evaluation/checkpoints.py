@@ -1,7 +1,9 @@
 """Trained networks, read from files, and images for them: what the commands of this folder begin with."""
 
 import copy
+import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from data.files import digest_of_tensors, expanded, root_folder
+from data.files import CODE, digest_of_tensors, expanded, root_folder
 from data.folders import in_nfc
 from data.image_cache import Scenes, decode
 from experiments import PROFILES, experiment_of
@@ -23,6 +25,7 @@ from supervised.state_dicts import check_tensor, without_wrappers
 
 CHECKPOINT = ".pt"  # suffix of a run that was trained here
 RELEASED = ".safetensors"  # suffix of a released model
+PUBLISHED = CODE / "published"  # the folder of released models
 LISTED = 8  # runs that a message names
 SETTINGS = ("head", "freeze_features", "stages", "image_size", "resize")  # that every finished run was saved with
 
@@ -56,11 +59,16 @@ class TrainedRun:
         return str(len(self.model.features) - 1)
 
     def label(self, class_name: str) -> int:
-        """The number of a class; ValueError lists them for one that there is not."""
-        class_name = in_nfc(class_name)
-        if class_name not in self.class_names:
+        """The number of a class.  Where one class alone is meant, its case, spaces and underscores do not matter.
+
+        Raises ValueError that lists the classes for one that there is not.
+        """
+        names = [in_nfc(str(class_name))]
+        if names[0] not in self.class_names:
+            names = [name for name in self.class_names if _loosely(name) == _loosely(names[0])]
+        if len(names) != 1:
             raise ValueError(f"{self.name} has no class {class_name}; it has {', '.join(self.class_names)}")
-        return self.class_names.index(class_name)
+        return self.class_names.index(names[0])
 
     def read(self, paths: Sequence[Path]) -> tuple[list[np.ndarray], torch.Tensor]:
         """Read image files: pixels, uint8 (1 or 3, S, S) each, and normalized images, float32 (N, 3, S, S).
@@ -97,10 +105,11 @@ class TrainedRun:
         model.flip_tta = False
         return replace(self, model=model)
 
-    def layer(self, name: str) -> torch.nn.Module:
+    def layer(self, name: str | int) -> torch.nn.Module:
         """A module by its name, such as features.8.0; a number is a stage of `features`.  ValueError if not there."""
+        name = str(name)
         try:
-            return self.model.features[int(name)] if name.isdigit() else self.model.get_submodule(name)
+            return self.model.features[int(name)] if name.isdecimal() else self.model.get_submodule(name)
         except (AttributeError, IndexError) as error:
             raise ValueError(
                 f"{self.name} has no layer {name}; name a stage, 0 to {self.last_stage}, "
@@ -108,27 +117,38 @@ class TrainedRun:
             ) from error
 
 
+def _loosely(class_name: str) -> str:
+    """A class name as it is compared with what a user wrote: Tall building is tall_building."""
+    return re.sub(r"[\s_]", "", class_name).casefold()
+
+
 def check_images(paths: Sequence[Path]):
-    """Raise FileNotFoundError that names the first file which is not there."""
+    """Raise ValueError that names the first path which is a folder, and FileNotFoundError for one that is not there."""
     for path in paths:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name the images in it")
         if not path.is_file():
             raise FileNotFoundError(f"there is no image {path}")
 
 
-def load_trained(run: str | Path) -> TrainedRun:
+def load_trained(run: str | Path, needs_classes: bool = True) -> TrainedRun:
     """Load a finished run by its name, or by the path of its checkpoint or released file.
 
     A name is looked up in models/ of the root folder: the full profile before the quick one, and in each the runs that
     were trained here before released ones.  A run on other data than its experiment names is called <data>/<run>.
-    Raises FileNotFoundError that lists the runs that are there, and ValueError for a name of several runs and for a
-    file that is not one of ours.
+    Without `needs_classes` it may be a joint-embedding pretext too, whose network ends in its pooled features.
+    Raises FileNotFoundError that lists runs of similar names, or those that are there, and ValueError for a name of
+    several runs, for a pretext without classes and for a file that is not one of ours.
     """
     path = _find(str(run), root_folder() / "models")
     saved = read_released(path) if path.suffix == RELEASED else load_checkpoint(path)
-    experiment, tensors = _experiment_of(saved, path), _tensors_in(saved, path)
+    experiment, has_classes = _experiment_of(saved, path), "method" not in saved["identity"]["settings"]
+    if needs_classes and not has_classes:
+        raise ValueError(f"{path} is a pretext without classes; name a classifier on it, such as byol_classifier")
+    tensors = _tensors_in(saved, path, "" if has_classes else "features.")
     return TrainedRun(
         name=path.stem,
-        model=_build(experiment, len(saved["class_names"]), tensors, path),
+        model=_build(experiment, len(saved["class_names"]) if has_classes else None, tensors, path),
         class_names=tuple(saved["class_names"]),
         image_size=experiment.image_size,
         resize=experiment.resize,
@@ -176,9 +196,12 @@ def _find(run: str, models: Path) -> Path:
                 return found[0]
     names = dict.fromkeys(_full_name(path, models) for path in own + released)
     on_other_data = [name for name in names if name.endswith(f"/{run}")]
-    known = _listed(on_other_data or names) or "none"
+    known = f"there are {_listed(on_other_data or names) or 'none'}"
+    similar = difflib.get_close_matches(run, dict.fromkeys([*names, *_published()]), n=5, cutoff=0.6)
+    if similar and not on_other_data:
+        known = f"similar names: {', '.join(similar)}"
     raise FileNotFoundError(
-        f"there is no trained run {run}; there are {known}, and the path of a checkpoint works too; "
+        f"there is no trained run {run}; {known}; the path of a checkpoint works too; "
         "python -m evaluation.publish places released models, python train.py trains experiments"
     )
 
@@ -187,6 +210,11 @@ def _runs_of(models: Path, suffix: str) -> list[Path]:
     """The files of finished runs: models/<profile>/<run>, and of other data models/<profile>/<data>/<run>."""
     files = sorted((*models.glob(f"*/*{suffix}"), *models.glob(f"*/*/*{suffix}")))
     return [file for file in files if not _is_unfinished(file)]
+
+
+def _published() -> list[str]:
+    """The names of the released models, which a command places under models/ when one is named."""
+    return [path.stem for path in sorted(PUBLISHED.glob(f"*{RELEASED}"))]
 
 
 def _full_name(path: Path, models: Path) -> str:
@@ -226,9 +254,14 @@ def _experiment_of(saved: Mapping, path: Path) -> Experiment:
         ) from error
 
 
-def _build(experiment: Experiment, num_classes: int, tensors: Mapping, path: Path) -> SceneClassifier:
-    """The network of a file, in eval mode; ValueError names the file if its tensors are not those of the network."""
-    model = classifier_of(experiment, num_classes)
+def _build(experiment: Experiment, num_classes: int | None, tensors: Mapping, path: Path) -> SceneClassifier:
+    """The network of a file, in eval mode; ValueError names the file if its tensors are not those of the network.
+
+    Without a number of classes it has no head.
+    """
+    model = classifier_of(experiment, num_classes or 1)
+    if num_classes is None:
+        model.classifier = torch.nn.Identity()
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
@@ -241,9 +274,13 @@ def _build(experiment: Experiment, num_classes: int, tensors: Mapping, path: Pat
     return model.eval()
 
 
-def _tensors_in(saved: Mapping, path: Path) -> dict[str, torch.Tensor]:
-    """The weights of a file in float32; ValueError names the file and a tensor that is none, or is not finite."""
-    tensors = without_wrappers(saved["model"], path)
+def _tensors_in(saved: Mapping, path: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """The weights of a file whose names begin with `prefix`, in float32.
+
+    ValueError names the file and a tensor that is none, or is not finite.
+    """
+    every = without_wrappers(saved["model"], path)
+    tensors = {name: tensor for name, tensor in every.items() if name.startswith(prefix)}
     for name, tensor in tensors.items():
         check_tensor(name, tensor, path)
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}

@@ -27,7 +27,6 @@ from torch import nn
 
 from data.download import check_checksum, download
 from data.files import (
-    CODE,
     digest_of_file,
     digest_of_tensors,
     read_table,
@@ -36,7 +35,7 @@ from data.files import (
     write_atomically,
     write_text,
 )
-from evaluation.checkpoints import RELEASED, TrainedRun, load_trained, read_released
+from evaluation.checkpoints import PUBLISHED, RELEASED, TrainedRun, load_trained, read_released
 from evaluation.metrics import confusion_matrix, most_confused, quality_of_probabilities
 from evaluation.split_images import loaders_of_run
 from evaluation.statistics import accuracy_interval
@@ -48,7 +47,7 @@ from self_supervised.settings import JointEmbeddingExperiment
 from supervised.dataloader import MEAN, STD
 from supervised.models import IN_TRAIN_MODE, KNOWN_WEIGHTS, STAGE_WIDTHS
 
-FOLDER = CODE / "published"
+FOLDER = PUBLISHED
 DIGESTS = "sha256.json"
 NOVELTY = ".novelty.npz"  # beside a released file, written by evaluation/novelty.py
 FLOAT32_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -392,7 +391,7 @@ def place(names: Sequence[str], source: str | Path, models: Path, folder: Path =
     return placed
 
 
-def load_run(name: str | Path) -> TrainedRun:
+def load_run(name: str | Path, needs_classes: bool = True) -> TrainedRun:
     """As `load_trained`; a released model that is named and is not under models/ yet is placed there first.
 
     A run of the quick profile does not stand in for it.
@@ -400,7 +399,7 @@ def load_run(name: str | Path) -> TrainedRun:
     quick = root_folder() / "models" / "quick"
     released = str(name) in _read_digests(FOLDER) and (FOLDER / f"{name}{RELEASED}").is_file()
     try:
-        found = load_trained(name)
+        found = load_trained(name, needs_classes)
         if not (released and found.file.is_relative_to(quick)):
             return found
     except FileNotFoundError:

@@ -1,11 +1,14 @@
 """Trained runs read from files: by name and by path, with the images they need."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from evaluation import checkpoints
 from evaluation.checkpoints import load_trained, read_released
 from evaluation.hooks import maps_and_logits
 from evaluation.publish import halve, write_released
@@ -53,12 +56,55 @@ def test_a_run_is_found_by_its_path_too_and_a_missing_one_is_named(tiny_model):
     checkpoint = torch.load(tiny_model, weights_only=True)
     epoch = tiny_model.with_name("tiny.epoch3.pt")
     torch.save({key: checkpoint[key] for key in ("format", "identity", "model")}, epoch)
-    with pytest.raises(FileNotFoundError, match="there is no trained run nothing; there are tiny, and"):
+    with pytest.raises(FileNotFoundError, match="there is no trained run nothing; there are tiny;"):
         load_trained("nothing")
     with pytest.raises(ValueError, match="not the checkpoint of a finished run"):
         load_trained(epoch)
     with pytest.raises(ValueError, match="no layer 9; name a stage, 0 to 8"):
         load_trained("tiny").layer("9")
+
+
+def test_a_layer_is_a_number_or_a_name_and_nothing_else(tiny_model):
+    run = load_trained("tiny")
+    assert run.layer(8) is run.layer("8") is run.layer("features.8")
+    for wrong in (9, -1, 1.0, True, None, [8]):
+        with pytest.raises(ValueError, match="has no layer"):
+            run.layer(wrong)
+
+
+def test_a_class_is_found_without_regard_to_case_spaces_and_underscores_where_one_is_meant(tiny_model):
+    run = dataclasses.replace(load_trained("tiny"), class_names=("tallbuilding", "Open_Country", "a b", "A_B", "1"))
+    assert [run.label(name) for name in ("tall building", "Tall_Building", "open country", "A_B", 1)] == [0, 0, 1, 3, 4]
+    for name in ("ab", "tall", None):
+        with pytest.raises(ValueError, match="has no class"):
+            run.label(name)
+
+
+def test_similar_names_of_runs_and_released_models_are_suggested(root, monkeypatch):
+    monkeypatch.setattr(checkpoints, "PUBLISHED", root / "published")
+    for name in ("published/byol_classifier.safetensors", *(f"models/full/birds/run_{each}.pt" for each in range(10))):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    with pytest.raises(FileNotFoundError, match="similar names: byol_classifier;"):
+        load_trained("byol_clasifier")
+    with pytest.raises(FileNotFoundError, match="similar names: .*birds/run_3"):
+        load_trained("brids/run_3")
+
+
+def test_a_pretext_without_classes_has_features_alone(tiny_model):
+    def pretext(saved):
+        saved["identity"]["settings"]["method"] = "byol"
+        saved["model"] = {name: value for name, value in saved["model"].items() if name.startswith("features.")}
+        saved["model"] |= {"step": torch.tensor(3), "projector.0.weight": torch.zeros(2, 2)}
+
+    path, images = changed(tiny_model, pretext), torch.randn(2, 3, 32, 32)
+    with pytest.raises(ValueError, match="changed.pt is a pretext without classes"):
+        load_trained(path)
+    found, expected = load_trained(path, needs_classes=False), load_trained("tiny")
+    with torch.inference_mode():
+        features = expected.model.pooled_features(images)
+        assert torch.equal(found.model.pooled_features(images), features)
+        assert torch.allclose(found.folded().model.pooled_features(images), features, rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture
@@ -102,11 +148,11 @@ def test_a_name_alone_is_never_a_run_on_other_data_than_the_experiments_own(plac
 def test_the_runs_that_are_listed_begin_with_a_users_own_and_are_few(places):
     places("full/released.safetensors")
     places("quick/flowers/own.pt")
-    with pytest.raises(FileNotFoundError, match="there are flowers/own, tiny, released, and"):
+    with pytest.raises(FileNotFoundError, match="there are flowers/own, tiny, released;"):
         load_trained("nothing")
     for number in range(20):
         places(f"full/birds/run_{number:02d}.pt")
-    with pytest.raises(FileNotFoundError, match="there are birds/run_00, .*, 15 more, and") as error:
+    with pytest.raises(FileNotFoundError, match="there are birds/run_00, .*, 15 more;") as error:
         load_trained("nothing")
     assert len(str(error.value)) < 320
 
