@@ -162,8 +162,8 @@ def load_plain(path: Path):
 def run_command(command: Callable[[], int | None]) -> int:
     """Run what a script is asked for and return its exit code; a user's mistake gets one sentence, not a traceback.
 
-    0, or what the command returns: done.  2: a mistake, a full disk or too little memory.  130: Ctrl-C, after which the
-    same command continues.  Any other exception is a defect and passes through.
+    0, or what the command returns: done.  2: a mistake, a full disk or too little memory.  130: Ctrl-C.  Any other
+    exception is a defect and passes through.
     """
     say_once.cache_clear()
     for stream in (sys.stdout, sys.stderr):
@@ -172,7 +172,11 @@ def run_command(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from what was finished", file=sys.stderr)
+        print(
+            "interrupted; files that were written stay, and trainings, searches and reports continue with the same "
+            "command",
+            file=sys.stderr,
+        )
         return 130
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         sentence = " ".join(str(error).split()) or "there is too little memory"  # a MemoryError often says nothing

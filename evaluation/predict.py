@@ -5,14 +5,17 @@
 A path is an image or a folder, which is searched at any depth.  The command prints each image's most probable class,
 its probability and the runner-up, and warns of images that are unlike all scenes of the training set
 (evaluation/novelty.py).  With `--map` it draws each image beside a heat map of the most probable class, and with
-`--why-not` beside that of the difference between its class and another one.  In a notebook:
+`--why-not` beside that of the difference between its class and another one; figures of earlier calls stay.  If the
+command ends early, the table has the images that were finished.  In a notebook:
 
     from evaluation.predict import load
     model = load("byol_classifier")
-    model.predict(paths), model.embed(paths), model.explain(path)
+    model.predict(paths), model.embed(paths), model.explain(path), model.pixels(path)
 """
 
 import argparse
+import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +31,7 @@ from tqdm import tqdm
 
 from data.files import check_output, expanded, say_once, shortened, write_atomically, write_table
 from data.folders import images_in
+from data.prepare import DATA_SETS
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun
 from evaluation.embed import add_model_options, check_target, embed, features_in_batches
@@ -77,9 +81,11 @@ class Model:
     def predict(self, paths: Iterable[str | Path] | str | Path, skip_bad_images: bool = False) -> pd.DataFrame:
         """One line per image: file, class, probability, runner_up, runner_up_probability, distance, unlike_training.
 
-        Paths are images and folders, one or several.  `distance` is that to the training images, 1 at the threshold;
-        above it an image is `unlike_training`.  Both are missing where the training images are not known.
-        Raises FileNotFoundError or ValueError that names a file which is not there or cannot be decoded.
+        Paths are images and folders, one or several.  Of an image that is not square, most networks see the center
+        alone, see `pixels`.  `distance` is that to the training images, 1 at the threshold; above it an image is
+        `unlike_training`.  Both are missing where the training images are not known.
+        Raises FileNotFoundError or ValueError that names a file which is not there or cannot be decoded, and ValueError
+        for no paths and for what is no path, such as an image of Pillow.
         """
         found = [table for table, _ in self.predictions(_images_of(paths), skip_bad_images)]
         return pd.concat(found, ignore_index=True)
@@ -105,22 +111,31 @@ class Model:
         vector_of = dict(zip(decoded, vectors, strict=True))
         return np.stack([vector_of.get(path, np.full_like(vectors[0], np.nan)) for path in wanted])
 
+    def pixels(self, path: str | Path) -> np.ndarray:
+        """The square of an image that the network sees, uint8 (S, S, 3): a heat map of `explain` lies on these pixels.
+
+        It is the center of the image, or with the resize rule "squash" the whole image, squeezed.
+        """
+        (pixels,), _ = self.run.read([_path_of(path)])
+        return np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0)
+
     def explain(
         self,
         path: str | Path,
         class_name: str | None = None,
         why_not: str | None = None,
-        layer: str | None = None,
+        layer: str | int | None = None,
         method: str = METHOD,
     ) -> np.ndarray:
         """Where in an image the network finds a class: a heat map, float32 (S, S) in 0..1.
 
-        It is of a layer, by default the last stage.  Without `class_name` the class is the most probable one.  With
-        `why_not` it is what speaks for the class and against this other one, or against the runner-up where that is
-        the most probable class itself.  `method` is one of METHODS.  Raises ValueError for another one, for a class
-        that the network does not have, and for a class against itself.
+        The map lies on the square that the network sees, which is `pixels`, and not on the whole of an image that is
+        not square.  It is of a layer, by default the last stage.  Without `class_name` the class is the most probable
+        one.  With `why_not` it is what speaks for the class and against this other one, or against the runner-up where
+        that is the most probable class itself.  `method` is one of METHODS.  Raises ValueError for another one, for a
+        class that the network does not have, and for a class against itself.
         """
-        _, image = self.run.read([expanded(path)])
+        _, image = self.run.read([_path_of(path)])
         rival = None if why_not is None else self.run.label(why_not)
         if class_name is None:
             probabilities = class_probabilities(self.run.model, image)[0]
@@ -129,7 +144,8 @@ class Model:
             target = self.run.label(class_name)
             if target == rival:
                 raise ValueError(f"class_name and why_not are both {class_name}; a class is explained against another")
-        explained = self.run.ready_to_explain([layer or self.run.last_stage])
+        layer = self.run.last_stage if layer is None else layer
+        explained = self.run.ready_to_explain([layer])
         return heat_map_of(explained, image, target, rival, layer, method).numpy()
 
     def _lines(self, paths: Sequence[Path], features: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
@@ -158,7 +174,7 @@ def heat_map_of(
     image: torch.Tensor,
     target: int,
     rival: int | None = None,
-    layer: str | None = None,
+    layer: str | int | None = None,
     method: str = METHOD,
 ) -> torch.Tensor:
     """The heat map (S, S) of one image (1, 3, S, S) for a class, or for the difference between it and a rival.
@@ -167,7 +183,7 @@ def heat_map_of(
     """
     if method not in METHODS:
         raise ValueError(f"the method of the heat map is {method!r}; it must be one of {', '.join(METHODS)}")
-    layer = run.layer(layer or run.last_stage)
+    layer = run.layer(run.last_stage if layer is None else layer)
     if rival is None:
         map_of = score_cam if method == "score_cam" else recipro_cam
         return map_of(run.model, image, layer, [target]).maps[0]
@@ -232,18 +248,28 @@ def _predict(options):
     figures = _Figures(model, options) if options.map or options.why_not else None
     paths = images_in(options.paths)
     if model.novelty is None:
-        say_once(
-            f"{model.run.name} has no description of its training images, so nothing warns of images unlike them; "
-            f"python -m evaluation.novelty {options.model} --data {model.run.data.get('name', 'DATA')} makes one"
-        )
+        say_once(_how_to_describe(model.run, options.model))
     tables = []
-    for table, probabilities in model.predictions(paths, options.skip_bad_images):
-        for line, of_image in zip(table.itertuples(index=False, name=None), probabilities, strict=True):
-            tqdm.write(_sentence(*line))
-            if figures is not None:
-                tqdm.write(f"  {figures.draw(Path(line[0]), of_image)}")
-        tables.append(table)
-    _report(model, pd.concat(tables, ignore_index=True), options.csv)
+    try:
+        for table, probabilities in model.predictions(paths, options.skip_bad_images):
+            tables.append(table)
+            for line, of_image in zip(table.itertuples(index=False, name=None), probabilities, strict=True):
+                tqdm.write(_sentence(*line))
+                if figures is not None:
+                    tqdm.write(f"  {figures.draw(Path(line[0]), of_image)}")
+    finally:  # also after Ctrl-C and a bad image
+        if tables:
+            _report(model, pd.concat(tables, ignore_index=True), len(paths), options.csv)
+
+
+def _how_to_describe(run: TrainedRun, named: str | Path) -> str:
+    """What is missing for warnings, and the command that makes it; the folder of a user's own images is not known."""
+    name = run.data.get("name")
+    data, known = (name, "") if name in DATA_SETS else ("DATA", f", where DATA is {name or 'what it was trained on'}")
+    return (
+        f"{run.name} has no description of its training images, so nothing warns of images unlike them; "
+        f"python -m evaluation.novelty {shlex.quote(str(named))} --data {data} makes one{known}"
+    )
 
 
 def _sentence(file, name, probability, runner_up, second_probability, distance, _) -> str:
@@ -251,17 +277,17 @@ def _sentence(file, name, probability, runner_up, second_probability, distance, 
     return f"{readable(file)}: {name} {probability:.3f}, {runner_up} {second_probability:.3f}{warning}"
 
 
-def _report(model: Model, table: pd.DataFrame, csv: Path | None):
-    """Warn of images that are unlike the training images, and write the table."""
+def _report(model: Model, table: pd.DataFrame, images: int, csv: Path | None):
+    """Warn of images that are unlike the training images, and write the table, which has so many images if complete."""
     unlike = int(table["unlike_training"].sum())
     if unlike:
         say_once(
             f"warning: {unlike:,} of {len(table):,} image(s) look like no scene of the training set, so their classes "
-            f"mean little; of scenes like those of the training, {model.novelty.false_alarms:.0%} get this warning too"
+            f"mean little; about {model.novelty.false_alarms:.0%} of images like those of the training get it too"
         )
     if csv is not None:
         write_table(csv, table)
-        print(f"{csv}: {len(table):,} images")
+        print(f"{csv}: {len(table):,}{'' if len(table) == images else f' of {images:,}'} images")
 
 
 class _Figures:
@@ -274,8 +300,10 @@ class _Figures:
         self.explained = model.run.ready_to_explain([self.layer])
         self.explained.layer(self.layer)
         self.rival = None if options.why_not is None else model.run.label(options.why_not)
-        self.folder, self.drawn = options.output or Path("predictions"), 0
+        self.folder = options.output or Path("predictions")
         check_output(self.folder, "--output", folder=True)
+        numbers = [re.match(r"(\d+)_", path.name) for path in self.folder.glob("*.png")]
+        self.drawn = max((int(number[1]) for number in numbers if number), default=0)  # those of earlier calls stay
 
     def draw(self, path: Path, probabilities: np.ndarray) -> Path:
         """Write the figure of an image, and return its path."""
@@ -295,7 +323,18 @@ class _Figures:
 
 def _images_of(paths: Iterable[str | Path] | str | Path) -> list[Path]:
     """The images that one path or several name."""
-    return images_in(map(expanded, [paths] if isinstance(paths, (str, Path)) else paths))
+    several = isinstance(paths, Iterable) and not isinstance(paths, (str, Path))
+    found = images_in(map(_path_of, paths if several else [paths]))
+    if not found:
+        raise ValueError("no images are named")
+    return found
+
+
+def _path_of(path: str | Path) -> Path:
+    """A path that a user gave; ValueError for what is no path."""
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f"an image is given as {type(path).__name__}; save it, and give the path of its file")
+    return expanded(path)
 
 
 if __name__ == "__main__":

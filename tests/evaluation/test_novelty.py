@@ -18,7 +18,7 @@ from tests.clouds import splits_of
 @pytest.fixture
 def splits():
     """Features of three classes."""
-    return splits_of((90, 200, 45), channels=16)
+    return splits_of((120, 200, 45), channels=16)
 
 
 def test_the_share_of_val_above_the_threshold_is_that_of_false_alarms(splits):
@@ -32,7 +32,7 @@ def test_features_that_vary_otherwise_than_those_of_the_training_are_far():
     directions = generator.standard_normal((3, 16))  # in which scenes differ
     splits = {
         split: (features @ directions + 0.1 * generator.standard_normal((len(labels), 16)), labels)
-        for split, (features, labels) in splits_of((90, 200, 45), channels=3).items()
+        for split, (features, labels) in splits_of((120, 200, 45), channels=3).items()
     }
     train, _ = splits["train"]
     other = train.mean(axis=0) + train.std(axis=0) * generator.standard_normal((30, 16))
@@ -47,7 +47,7 @@ def test_the_directions_are_those_in_which_training_images_vary_most(splits, mon
     found, (train, _) = fit_novelty(splits, "abc"), splits["train"]
     variances = ((train - found.mean) / found.std @ found.components).var(axis=0)
     np.testing.assert_allclose(variances, np.linalg.eigvalsh(np.corrcoef(train.T))[:-5:-1], rtol=0.01)
-    assert found.images.shape == (90, 4)
+    assert found.images.shape == (120, 4)
 
 
 def test_the_distance_is_that_of_the_fifth_neighbor(splits):
@@ -62,8 +62,23 @@ def test_a_constant_feature_and_many_training_images_are_no_problem(splits, monk
     monkeypatch.setattr(novelty, "MOST_IMAGES", 20)
     found = fit_novelty(splits, "abc")
     assert len(found.images) == 20 and np.isfinite(found.distances(splits["test"][0])).all()
-    with pytest.raises(ValueError, match="there are 5 training images"):
-        fit_novelty(splits | {"train": tuple(each[:5] for each in splits["train"])}, "abc")
+
+
+@pytest.mark.parametrize(("split", "images"), [("train", 99), ("val", 39)])
+def test_too_few_images_to_tell_what_is_unlike_them_are_refused(splits, split, images):
+    splits[split] = tuple(each[: images + 1] for each in splits[split])
+    fit_novelty(splits, "abc")
+    splits[split] = tuple(each[:images] for each in splits[split])
+    with pytest.raises(ValueError, match=f"there are {images} {split} images"):
+        fit_novelty(splits, "abc")
+
+
+def test_training_images_are_hardly_more_often_flagged_than_others_though_features_are_many():
+    splits = splits_of((100, 100, 200), channels=500, distance=20.0)
+    found = fit_novelty(splits, "abc")
+    shares = count_flagged(found, {split: features for split, (features, _) in splits.items()})["share"]
+    assert (shares < 0.2).all(), shares.tolist()
+    assert found.false_alarms == shares.iloc[2]  # those of test, which have set nothing
 
 
 def test_a_description_is_found_beside_its_run_and_only_for_its_weights(tiny_model, splits, tmp_path, monkeypatch):
@@ -81,6 +96,19 @@ def test_a_description_is_found_beside_its_run_and_only_for_its_weights(tiny_mod
     assert novelty_of(run) is None
 
 
+def test_a_description_of_other_training_images_is_not_used(tiny_model, splits):
+    run = dataclasses.replace(load_trained("tiny"), data={"fingerprint": {"train": "new"}})  # frozen features stay
+    path = tiny_model.with_name("tiny.novelty.npz")
+    fit_novelty(splits, digest_of_features(run), "old").write(path)
+    assert novelty_of(run) is None
+    fit_novelty(splits, digest_of_features(run), "new").write(path)
+    assert novelty_of(run).fingerprint == "new"
+
+
+def test_the_description_of_a_released_model_is_that_of_its_training_images():
+    assert novelty_of(load_trained(novelty.FOLDER / "byol_classifier.safetensors")) is not None
+
+
 def test_a_run_and_its_released_file_have_the_same_digest(tiny_model):
     run = load_trained("tiny")
     before = digest_of_features(run)
@@ -95,7 +123,8 @@ def test_a_file_that_is_none_is_named(contents, tmp_path):
         read_novelty(tmp_path / "a.novelty.npz")
 
 
-def test_the_command_describes_a_run_and_counts_photographs(tiny_model, scene_folder, root):
+def test_the_command_describes_a_run_and_counts_photographs(tiny_model, scene_folder, root, monkeypatch):
+    monkeypatch.setattr(novelty, "LEAST_IMAGES", {})
     (root / "photos").mkdir()
     for number in range(3):
         pixels = torch.randint(0, 255, (40, 40, 3), dtype=torch.uint8).numpy()

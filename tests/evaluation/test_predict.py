@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from evaluation import embed, predict, publish
 from evaluation.checkpoints import TrainedRun, load_trained
 from evaluation.novelty import digest_of_features, fit_novelty
-from evaluation.predict import class_probabilities, load
+from evaluation.predict import Model, class_probabilities, load
 from evaluation.recipro_cam import recipro_cam
 from evaluation.scorecam import ScoreCam, contrast_cam, score_cam
 
@@ -95,6 +95,66 @@ def test_bad_images_end_the_command_or_are_left_out(tiny_model, tmp_path, photos
     assert sorted(pd.read_csv(tmp_path / "table.csv")["file"]) == sorted(map(str, photos[1:]))
 
 
+@pytest.mark.parametrize(("end", "code"), [("bad", 2), ("interrupt", 130)])
+def test_the_table_has_what_was_finished_before_the_end(end, code, tiny_model, tmp_path, photos, monkeypatch, capsys):
+    monkeypatch.setattr(embed, "BATCH", 2)
+    table_of, calls = Model._lines, iter(range(9))
+
+    def interrupted(*given):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return table_of(*given)
+
+    if end == "bad":
+        photos[4].write_text("no image")
+    else:
+        monkeypatch.setattr(Model, "_lines", interrupted)
+    target = tmp_path / "table.csv"
+    assert predict.main([*map(str, photos), "--model", "tiny", "--csv", str(target)]) == code
+    assert pd.read_csv(target)["file"].tolist() == list(map(str, photos[:4]))
+    captured = capsys.readouterr()
+    assert "4 of 5 images" in captured.out and "same command continues" not in captured.err
+
+
+def test_figures_of_an_earlier_call_stay(tiny_model, tmp_path, photos):
+    folder = tmp_path / "out"
+    arguments = [str(photos[0]), "--model", "tiny", "--layer", "2", "--output", str(folder)]
+    assert predict.main([*arguments, "--map"]) == 0
+    (first,) = folder.iterdir()
+    before = first.read_bytes()
+    assert predict.main([*arguments, "--why-not", "dark"]) == 0
+    assert first.read_bytes() == before and len(list(folder.iterdir())) == 2
+
+
+def test_the_pixels_of_a_heat_map_are_the_square_that_the_network_sees(tiny_model, tmp_path):
+    pixels = np.zeros((100, 400, 3), dtype=np.uint8)
+    pixels[:, 150:250, 0] = 200  # the center alone is red
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "gray.png")
+    model = load("tiny")
+    seen = model.pixels(tmp_path / "wide.png")
+    assert seen.shape == (32, 32, 3) and seen.dtype == np.uint8
+    assert (seen[..., 0] > 190).all() and (seen[..., 1:] == 0).all()
+    assert seen.shape[:2] == model.explain(tmp_path / "wide.png", layer=2).shape
+    assert (model.pixels(str(tmp_path / "gray.png")) > 190).all()
+
+
+def test_what_is_no_path_is_refused_in_one_sentence(tiny_model, photos):
+    model, image = load("tiny"), Image.new("L", (40, 40))
+    for wrong in (image, [image], np.asarray(image), 3):
+        for use in (model.predict, model.embed, model.explain, model.pixels):
+            with pytest.raises(ValueError, match="give the path of its file"):
+                use(wrong)
+    for use in (model.predict, model.embed):
+        with pytest.raises(ValueError, match="no images are named"):
+            use([])
+    with pytest.raises(ValueError, match="is a folder"):
+        model.explain(photos[0].parent)
+    np.testing.assert_array_equal(model.explain(photos[0], layer=2), model.explain(photos[0], layer="2"))
+    with pytest.raises(ValueError, match="has no class 7"):
+        model.explain(photos[0], 7)
+
+
 def test_from_python_a_model_predicts_embeds_and_explains_in_one_import(tiny_model, photos):
     model, run = load("tiny"), load_trained("tiny")
     table = model.predict(photos)
@@ -137,9 +197,9 @@ def test_a_released_model_is_put_in_its_place_by_its_name(tiny_model, root, tmp_
 def test_an_image_unlike_the_training_images_is_flagged(tiny_model, photos, tmp_path, capsys):
     model = load("tiny")
     features = model.embed(photos)
-    noise = np.random.default_rng(0).standard_normal((20, features.shape[1]))
-    near = np.tile(features[:2], (10, 1)) + 0.01 * features.std(axis=0) * noise
-    splits = {"train": (near.astype(np.float32), np.zeros(20)), "val": (near.astype(np.float32), np.zeros(20))}
+    noise = np.random.default_rng(0).standard_normal((100, features.shape[1]))
+    near = np.tile(features[:2], (50, 1)) + 0.01 * features.std(axis=0) * noise
+    splits = dict.fromkeys(("train", "val", "test"), (near.astype(np.float32), np.zeros(100)))
     fit_novelty(splits, digest_of_features(model.run)).write(tiny_model.with_name("tiny.novelty.npz"))
     assert load("tiny").predict(photos)["unlike_training"].tolist() == [False, False, True, True, True]
     assert predict.main([*map(str, photos), "--model", "tiny"]) == 0

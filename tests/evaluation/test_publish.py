@@ -22,6 +22,7 @@ from evaluation import novelty, publish
 from evaluation.checkpoints import load_trained, read_released
 from run_files import FORMAT
 from supervised.models import SceneClassifier, estimate_batchnorm
+from tests.clouds import splits_of
 
 NAME = "rotation_gentle_classifier"
 SETTINGS = {
@@ -334,8 +335,7 @@ def test_what_the_committed_cards_say_of_batchnorm_is_true_of_the_files():
 def test_a_card_says_how_many_images_are_flagged_if_the_description_is_of_these_weights(result, tmp_path, root):
     path, row = publish.make(NAME, tmp_path / "published"), "flagged as unlike the training images"
     assert row_of(path.with_suffix(".md").read_text(), row).startswith("none")
-    features = np.random.default_rng(0).normal(size=(20, 4))
-    splits = {"train": (features, None), "val": (features[:8], None)}
+    splits = splits_of((100, 40, 40))
     described = path.with_name(f"{NAME}{publish.NOVELTY}")
     novelty.fit_novelty(splits, "other weights").write(described)
     table = pd.DataFrame(

@@ -1,6 +1,7 @@
 """Folders, tables and files of one's own that gave a wrong value without a word: each right value."""
 
 import os
+import shlex
 import shutil
 import threading
 import unicodedata
@@ -215,8 +216,9 @@ def test_an_export_of_a_run_that_averages_flipped_images_leaves_its_classifier_o
 
 
 def test_training_images_of_another_data_set_with_the_same_classes_are_refused(
-    scene_folder, tiny_run, tmp_path, capsys
+    scene_folder, tiny_run, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setattr(novelty, "LEAST_IMAGES", {})
     mine, saved = tmp_path / "mine.pt", torch.load(tiny_run)
     train = load_splits(scene_folder, 32, progress=False)["train"]
     for fingerprint, code in ((train.fingerprint, 0), ("other", 2)):
@@ -237,11 +239,12 @@ def test_vectors_stand_in_the_order_of_the_images_also_where_one_cannot_be_decod
 
 
 def test_a_run_says_which_images_its_description_is_to_be_made_of(scene_folder, tiny_run, tmp_path, capsys):
-    mine, saved = tmp_path / "mine.pt", torch.load(tiny_run)
+    mine, saved = tmp_path / "my run.pt", torch.load(tiny_run)
     torch.save(saved | {"identity": saved["identity"] | {"data": {"name": "flowers"}}}, mine)
     image = scene_folder / "test/dark/image_0000.jpg"
     assert predict.main([str(image), "--model", str(mine)]) == 0
-    assert "--data flowers" in capsys.readouterr().err
+    sentence = capsys.readouterr().err  # nothing says in which folder flowers are
+    assert f"evaluation.novelty {shlex.quote(str(mine))} --data DATA" in sentence and "flowers" in sentence
 
 
 def test_a_page_shows_classes_whose_names_are_not_utf_8():
