@@ -307,7 +307,7 @@ def _audit(options):
     output = options.output or Path("audit")
     check_output(output, "--output", folder=True)
     root = locate(options.data)
-    run = network_of(options.weights) if options.weights else load_run(options.model)
+    run = network_of(options.weights) if options.weights else load_run(options.model, needs_classes=False)
     scenes = load_splits(root, run.image_size, run.resize, skip_bad_images=options.skip_bad_images)
     data = read_data(root, scenes)
     features = np.concatenate([features for features, _ in features_of_scenes(run, scenes).values()])

@@ -1,8 +1,9 @@
 """Images as vectors: the pooled features that a trained network computes of image files.
 
-    python -m evaluation.embed FOLDER --output vectors.npz --model byol_classifier
+    python -m evaluation.embed PATH --output vectors.npz --model byol_classifier
 
-The folder is searched for images at any depth.  A vector is what the head of the network reads.  The file holds
+The path is an image, or a folder, which is searched at any depth.  A vector is what the head of the network reads; a
+pretext without classes, such as byol, can be named too.  The file holds
 
     .npz        vectors, float32 (N, D), and files (N,): paths below the folder, in the order of the vectors
     .csv        one line per image: file, v0, v1, ...
@@ -94,7 +95,7 @@ def check_target(path: Path, option: str, suffixes: Sequence[str] = SUFFIXES):
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.embed", description="Write images as vectors")
-    parser.add_argument("folder", type=expanded, metavar="FOLDER")
+    parser.add_argument("path", type=expanded, metavar="PATH", help="an image, or a folder of images")
     parser.add_argument("--output", required=True, type=expanded, metavar="FILE", help="ends in .npz, .csv or .parquet")
     add_model_options(parser)
     options = parser.parse_args(arguments)
@@ -115,11 +116,10 @@ def add_model_options(parser: argparse.ArgumentParser):
 
 def _embed(options):
     check_target(options.output, "--output")
-    if not options.folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {options.folder}")
-    run = load_run(options.model)
-    paths, vectors = embed(run, images_in([options.folder]), options.skip_bad_images)
-    write_vectors(options.output, [path.relative_to(options.folder).as_posix() for path in paths], vectors)
+    wanted, folder = images_in([options.path]), options.path if options.path.is_dir() else options.path.parent
+    run = load_run(options.model, needs_classes=False)
+    paths, vectors = embed(run, wanted, options.skip_bad_images)
+    write_vectors(options.output, [path.relative_to(folder).as_posix() for path in paths], vectors)
     print(f"{options.output}: {len(vectors):,} images, {vectors.shape[1]:,} numbers each, of {run.name}")
 
 

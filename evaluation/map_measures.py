@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from data.files import check_output, expanded, write_table
 from evaluation import faithfulness
 from evaluation.checkpoints import TrainedRun
+from evaluation.embed import check_target
 from evaluation.faithfulness import COMPARISON_COLUMNS, LOWER_IS_BETTER, compare_maps
 from evaluation.publish import load_run
 from evaluation.split_images import evenly_spread, images_for
@@ -170,7 +171,8 @@ def measure_runs(options: argparse.Namespace, maps_of: MapsOf) -> pd.DataFrame:
     if options.images < 1:
         raise ValueError(f"--images is {options.images}; it must be at least 1")
     data, split, output = options.data, options.split, options.output
-    check_output(output, "--output")
+    check_target(output, "--output", (".csv",))
+    check_output(output.with_suffix(""), "--output", folder=True)  # of the rows of the images
     parts, absent = [], []
     for name in options.models:
         try:

@@ -549,6 +549,11 @@ def _invert(options):
     run = load_run(options.model).without_flip_tta()
     settings = InversionSettings(image_size=run.image_size, **{name: getattr(options, name) for name in _options()})
     objective, targets, names = _objective(run, options)
+    if options.starts > 1:
+        names = [f"{name}_{start}" for name in names for start in range(options.starts)]
+    about = {"model": run.name, "weights": run.weights, "objective": "class" if options.classes else "filter"}
+    written = json.dumps({**about, "images": names, **asdict(settings)}, indent=1) + "\n"
+    refuse_other_images(options.output, written)
     evaluator = _evaluator(run, options.evaluator)
     amplitudes = training_amplitudes(run, options.data) if settings.parameters == "phase" else None
     inversion = invert(
@@ -558,13 +563,23 @@ def _invert(options):
     if evaluator is not None:
         scores = probability_by(evaluator, inversion.images, inversion.targets)
         facts = {"evaluator": evaluator.name, "probability": scores.tolist()}
-    if options.starts > 1:
-        names = [f"{name}_{start}" for name in names for start in range(options.starts)]
+    write_text(options.output / "settings.json", written)  # first: an interrupted call leaves no images without it
     save_inversion(inversion, names, options.output, facts)
-    written = {"model": run.name, "objective": "class" if options.classes else "filter", **asdict(settings)}
-    write_text(options.output / "settings.json", json.dumps(written, indent=1) + "\n")
     print(read_table(options.output / "inversion.csv").to_string(index=False))
     print(options.output / "sheet.png")
+
+
+def refuse_other_images(folder: Path, written: str):
+    """Raise ValueError if a folder has images by this command, and others than those of the settings in `written`.
+
+    Of two sets of images in one folder the sheet, the losses and the table would show one alone.
+    """
+    path = folder / "settings.json"
+    saved = path.read_text(encoding="utf-8") if path.exists() else ""
+    if saved != written and (saved or (folder / "inversion.csv").exists()):
+        raise ValueError(
+            f"{folder} holds images of other classes, weights or settings; remove it, or name another --output"
+        )
 
 
 def _objective(run: TrainedRun, options) -> tuple[Objective, list[int], list[str]]:
@@ -572,7 +587,8 @@ def _objective(run: TrainedRun, options) -> tuple[Objective, list[int], list[str
     if not options.classes:
         targets = _filters(run, options.filters)
         return filter_mean(run.layer("features.8.2")), targets, [f"filter_{number}" for number in targets]
-    return class_logit, [run.label(name) for name in options.classes], options.classes
+    targets = list(dict.fromkeys(run.label(name) for name in options.classes))
+    return class_logit, targets, [run.class_names[target] for target in targets]
 
 
 def _filters(run: TrainedRun, asked: list[str]) -> list[int]:

@@ -42,6 +42,20 @@ def test_a_file_holds_the_vector_of_each_image_under_its_name(tiny_model, folder
     np.testing.assert_allclose(vectors, expected, rtol=1e-3, atol=1e-3 * expected.max())
 
 
+def test_a_single_photograph_and_the_features_of_a_pretext_are_embedded(tiny_model, folder, tmp_path):
+    saved, target = torch.load(tiny_model, weights_only=True), tmp_path / "one.npz"
+    saved["identity"]["settings"]["method"] = "byol"
+    saved["model"] = {name: value for name, value in saved["model"].items() if name.startswith("features.")}
+    torch.save(saved | {"model": saved["model"] | {"step": torch.tensor(3)}}, tiny_model.with_name("byol.pt"))
+    vectors = []
+    for model in ("tiny", "byol"):
+        assert embed.main([str(folder / "b/1.jpg"), "--output", str(target), "--model", model]) == 0
+        with np.load(target) as found:
+            assert found["files"].tolist() == ["1.jpg"]
+            vectors.append(found["vectors"])
+    np.testing.assert_array_equal(*vectors)
+
+
 def test_bad_images_end_the_command_or_are_left_out(tiny_model, folder, tmp_path, capsys):
     (folder / "b/2.png").write_text("no image")
     arguments = [str(folder), "--output", str(tmp_path / "out.npz"), "--model", "tiny"]

@@ -31,6 +31,18 @@ def test_the_command_measures_every_definition_and_goes_on_where_it_stopped(root
     assert scorecam_defaults.main(["--models", "absent", "--data", str(scene_folder), "--output", str(output)]) == 2
 
 
+@pytest.mark.parametrize("name", ["hm", "hm.txt", "taken.csv"])
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_measured(
+    name, root, scene_folder, monkeypatch, capsys
+):
+    monkeypatch.setattr(map_measures, "load_run", small_run)
+    monkeypatch.setattr(map_measures, "measure_run", lambda *given: pytest.fail("it was measured"))
+    (root / "taken").write_text("a file where the folder of the rows would be")
+    arguments = ["--models", "tiny", "--data", str(scene_folder), "--output", str(root / name), "--images", "1"]
+    assert scorecam_defaults.main(arguments) == 2
+    assert "--output is" in capsys.readouterr().err
+
+
 def test_all_weightings_from_one_set_of_passes_are_those_of_score_cam(monkeypatch):
     run = small_run("tiny")
     monkeypatch.setattr(scorecam_defaults, "LAYERS", ("2",))

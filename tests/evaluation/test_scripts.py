@@ -104,6 +104,21 @@ def test_filters_are_named_by_number_or_as_the_strongest(tiny_model, tmp_path):
     assert names == [f"filter_{number}" for number in strongest]
 
 
+def test_model_inversion_mixes_no_images_in_a_folder(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # the default output is in it
+    arguments = ["--model", "tiny", "--steps", "20", "--jitter", "2"]
+    assert model_inversion.main([*arguments, "--classes", "Light"]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "inversion").iterdir()}
+    assert tmp_path / "inversion" / "light.png" in before  # the class has its own name
+    for more in (["--classes", "dark"], ["--classes", "light", "--seed", "1"], ["--filters", "3"]):
+        assert model_inversion.main([*arguments, *more]) == 2
+        assert "inversion holds images of other" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "inversion").iterdir()} == before
+    assert model_inversion.main([*arguments, "--classes", "light"]) == 0  # the same again
+    (tmp_path / "inversion" / "settings.json").unlink()  # older code was interrupted
+    assert model_inversion.main([*arguments, "--classes", "light"]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
