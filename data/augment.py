@@ -8,6 +8,7 @@ on the number of workers or processes, or on the device.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -101,9 +102,13 @@ AUGMENTATIONS = {  # by name; the `views` of a joint-embedding pretext may be on
 def draw(augmentation: Augmentation, seeds: Sequence[int], views: int = 1) -> Drawn:
     """Parameters of `views` independent views of each image; with more than one, those of an image stand together.
 
-    Boxes have the distribution of torchvision's RandomResizedCrop on square images.
+    Boxes have the distribution of torchvision's RandomResizedCrop on square images.  Raises ValueError for seeds that
+    are no whole numbers.
     """
-    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    try:
+        generators = [torch.Generator().manual_seed(operator.index(seed)) for seed in seeds]
+    except TypeError as error:
+        raise ValueError(f"seeds is {seeds!r}; it must be a list of whole numbers, one for each image") from error
     uniform = _uniform(generators, views, 2 * CROP_TRIES + 8)
     tries, rest = uniform[:, : 2 * CROP_TRIES], uniform[:, 2 * CROP_TRIES :]
     left, top, flip, jitter, brightness, contrast, blur, sigma = rest.unbind(dim=1)
@@ -164,8 +169,14 @@ def apply(drawn: Drawn, images: torch.Tensor, size: int) -> torch.Tensor:
     """Images (N, 1 or 3, H, W), bytes or floats of 0 to 255, to augmented ones (N, C, size, size), float32, 0 to 255.
 
     The order is crop, flip and rotation, TrivialAugment, brightness, contrast, blur, solarize.  Each is torchvision's,
-    but that what moves pixels does so in one step, by bilinear interpolation.
+    but that what moves pixels does so in one step, by bilinear interpolation.  Raises ValueError for images of another
+    shape or another number than what is drawn.
     """
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[1] not in (1, 3) or shape[0] != len(drawn.boxes):
+        raise ValueError(
+            f"images have the shape {shape}; it must be ({len(drawn.boxes)}, 1 or 3, H, W), one for a seed"
+        )
     images = (crop_and_flip if drawn.antialias else _warp)(drawn, images, size)
     if drawn.operations is not None:
         images = _apply_operations(images, drawn.operations, drawn.strengths)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +26,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 from tqdm.auto import tqdm
 
-from data.files import locked, root_folder, say_once, write_atomically, write_text
+from data.files import expanded, locked, root_folder, say_once, write_atomically, write_text
 from data.folders import ImageFolder, is_image, list_images
 from data.layouts import list_splits, record_split, sources_of
 
@@ -108,7 +109,9 @@ class Scenes:
         )
 
     def first_of_each_class(self, images_per_class: int) -> "Scenes":
-        """At most this many images of each class, the first by name."""
+        """At most this many images of each class, the first by name; ValueError for fewer than one."""
+        if images_per_class < 1:
+            raise ValueError(f"images_per_class is {images_per_class}; it must be at least 1")
         indices = [np.flatnonzero(self.labels == label)[:images_per_class] for label in range(len(self.class_names))]
         return self.subset(np.concatenate(indices))
 
@@ -215,12 +218,15 @@ def open_image(file: Path | BinaryIO, formats: Sequence[str] | None = None) -> I
     return Image.open(file, formats=formats)
 
 
-def decode(path: Path, size: int, resize: str) -> np.ndarray:
+def decode(path: str | Path, size: int, resize: str) -> np.ndarray:
     """One image as bytes (channels, size, size): 1 channel if the file is gray, else 3.
 
     EXIF orientation is applied, and what is transparent lies on white; ICC color profiles are ignored.  Raises
-    ValueError that names the file if it cannot be decoded completely, or if its range is unknown.
+    ValueError that names the file if it cannot be decoded completely, or if its range is unknown, and the argument if
+    there is no such rule or size.
     """
+    _check_rule(size, resize)
+    path = expanded(path)
     try:
         if not path.is_file():
             raise OSError("it is a folder, or a link to nothing")
@@ -241,7 +247,8 @@ def _turn_of(image: Image.Image) -> Image.Transpose | None:
 
 
 def decode_image(image: Image.Image, size: int, resize: str) -> np.ndarray:
-    """As `decode`, of an image that is open; raises what Pillow raises."""
+    """As `decode`, of an image that is open; raises what Pillow raises, and ValueError for another rule or size."""
+    _check_rule(size, resize)
     # Pillow reads color of 16 bits as 8, and forgets with `load` that it was more.
     was_16 = image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     image.load()
@@ -265,8 +272,9 @@ def decode_image(image: Image.Image, size: int, resize: str) -> np.ndarray:
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def decode_or_skip(path: Path, size: int, resize: str, skip_bad_images: bool) -> np.ndarray | None:
+def decode_or_skip(path: str | Path, size: int, resize: str, skip_bad_images: bool) -> np.ndarray | None:
     """As `decode`, but None for an image that cannot be decoded and may be left out; else the error says how to."""
+    _check_rule(size, resize)
     try:
         return decode(path, size, resize)
     except ValueError as error:
@@ -299,9 +307,16 @@ def _without_far_ends(image: Image.Image) -> Image.Image:
     return image.crop((*margins, image.width - margins[0], image.height - margins[1])) if any(margins) else image
 
 
-def _source(images: ImageFolder, size: int, resize: str, skip_bad_images: bool) -> _Source:
+def _check_rule(size: int, resize: str):
+    """Raise ValueError that names the argument by which no image can be resized."""
     if resize not in RESIZE_RULES:
         raise ValueError(f"resize is {resize!r}; it must be one of {', '.join(RESIZE_RULES)}")
+    if not isinstance(size, Integral) or size < 1:
+        raise ValueError(f"size is {size!r}; it must be a whole number of pixels, at least 1")
+
+
+def _source(images: ImageFolder, size: int, resize: str, skip_bad_images: bool) -> _Source:
+    _check_rule(size, resize)
     if not images.names:
         raise ValueError(f"{images.folder} holds no images; they must lie in {images.folder}/<class>/<image>")
     return _Source(images, size, resize, skip_bad_images)

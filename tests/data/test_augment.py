@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from data.augment import (
+    ADVANCED,
     AUGMENTATIONS,
     GEOMETRIC,
     OPERATIONS,
@@ -16,6 +17,7 @@ from data.augment import (
     Augmentation,
     Drawn,
     apply,
+    augment,
     crop_and_flip,
     draw,
     gaussian_blur,
@@ -383,3 +385,20 @@ def test_an_augmentation_that_makes_no_sense_is_refused_by_the_field(field, valu
 def test_what_needs_a_grid_is_refused_with_antialiasing(given):
     with pytest.raises(ValueError, match="^antialias"):
         Augmentation(**given)
+
+
+@pytest.mark.parametrize(
+    ("images", "seeds"),
+    [
+        (noise(count=2), [1]),
+        (noise(count=2)[0], [1, 2, 3]),
+        (noise(channels=2), range(4)),
+        (noise(count=1), [1.5]),
+        (noise(count=1), 1),
+    ],
+    ids=["one seed for two images", "no batch", "two channels", "a seed between two", "no list"],
+)
+def test_images_and_seeds_that_do_not_fit_are_refused(images, seeds):
+    for augmentation in (ADVANCED, SCENE_VIEWS):
+        with pytest.raises(ValueError, match="images|seeds"):
+            augment(augmentation, images, seeds, SIZE)

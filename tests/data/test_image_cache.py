@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import EfficientNet_B0_Weights
 
 from data import files, image_cache
-from data.image_cache import decode, load_scenes, load_splits
+from data.image_cache import decode, decode_or_skip, load_scenes, load_splits
 from tests.conftest import NO_PROCESS
 
 
@@ -61,6 +61,24 @@ def test_squash_sees_all_of_an_image_and_imagenet_its_center(tmp_path):
     Image.fromarray(image).save(tmp_path / "left_edge.png")
     assert decode(tmp_path / "left_edge.png", 32, "squash").max() == 255
     assert decode(tmp_path / "left_edge.png", 32, "imagenet").max() == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "rule", "named"), [(32, "crop", "'crop'"), (0, "squash", "0"), (2.5, "squash", "2.5")]
+)
+def test_a_rule_or_size_that_is_none_is_refused_by_its_name_and_not_taken_for_a_bad_image(
+    scene_folder, size, rule, named
+):
+    path = scene_folder / "train/dark/image_0000.jpg"
+    reads = (
+        lambda: decode(path, size, rule),
+        lambda: decode_or_skip(path, size, rule, skip_bad_images=True),
+        lambda: load_splits(scene_folder, size, rule, progress=False),
+    )
+    for read in reads:
+        with pytest.raises(ValueError, match=f"(resize|size) is {named}") as refusal:
+            read()
+        assert path.name not in str(refusal.value)
 
 
 def test_an_image_of_the_asked_size_is_not_resampled(tmp_path):
@@ -498,6 +516,8 @@ def test_a_subset_reads_nothing_and_gives_what_a_copy_would(scene_folder):
 def test_first_of_each_class_takes_the_first_by_name(scene_folder):
     few = load(scene_folder / "train").first_of_each_class(2)
     assert few.names == tuple(f"{name}/image_000{n}.jpg" for name in ("dark", "light", "striped") for n in (0, 1))
+    with pytest.raises(ValueError, match="images_per_class is -1"):
+        few.first_of_each_class(-1)
 
 
 def test_a_share_of_each_class_that_would_be_empty_is_refused(scene_folder):
