@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.files import say_once
+from data.files import expanded, say_once
 
 IMAGE_SUFFIXES = (  # of formats that Pillow decodes by itself; others are counted as left out
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".jpf", ".png", ".apng", ".gif", ".webp", ".avif"),
@@ -71,7 +71,8 @@ def is_image(file_name: str) -> bool:
 def split_folders(root: Path) -> dict[str, Path]:
     """The folder of each split that a data set has: train, and val, test or both.
 
-    Raises FileNotFoundError where one is missing and ValueError where one has two names.
+    Raises FileNotFoundError where one is missing, and ValueError where one has two names or is none; both say what was
+    found.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"there is no data folder {root}; it must hold <split>/<class>/<image>")
@@ -82,15 +83,37 @@ def split_folders(root: Path) -> dict[str, Path]:
             raise ValueError(f"{root} holds both {found[0].name} and {found[1].name}; keep one of them")
         if found:
             folders[split] = found[0]
-    if "train" not in folders or len(folders) < 2:
-        raise FileNotFoundError(
-            f"{root} must hold the folders train and val (or validation, or test), each with <class>/<image>, "
-            "or none of them and <class>/<image>"
-        )
+    for folder in folders.values():
+        if _images_of(folder) and not has_class_folders(folder):
+            raise ValueError(
+                f"{folder} is taken for a split, but holds images and no class folders; sort them "
+                f"into <class>/<image>, or, if {folder.name} is a class, rename it or list files and labels in a table"
+            )
     others = [each.name for each in _folders_in(root) if each not in folders.values() and has_class_folders(each)]
+    if "train" not in folders or len(folders) < 2:
+        raise FileNotFoundError(_what_is_missing(root, [each.name for each in folders.values()], others))
     if others:
         say_once(f"{root}: {', '.join(others)}/ is left out, since splits are named train, val and test")
     return folders
+
+
+def _what_is_missing(root: Path, splits: Sequence[str], others: Sequence[str]) -> str:
+    """Why a folder is no data set, by what it holds: folders of splits, and other folders of folders of images."""
+    if splits:
+        found = ", ".join((*splits, *others))
+        return f"{root} holds {found}; it must hold the folders train and val (or test), each with <class>/<image>"
+    if _images_of(root):
+        return (
+            f"{root} holds images and no class folders; sort them into <class>/<image>, or list files and labels in a "
+            "table (.csv); images without labels are for --unlabelled of train.py"
+        )
+    if others:
+        inside = next(each.name for each in _folders_in(root / others[0]) if _images_of(each))
+        return (
+            f"{root} holds images in {others[0]}/{inside}, neither as <class>/<image> nor as <split>/<class>/<image>; "
+            f"if {others[0]} is a split, call it train, val or test, and if it is a class, move its images up into it"
+        )
+    return f"{root} holds no images in <class>/<image> or <split>/<class>/<image>"
 
 
 def named_as_split(root: Path, names: Sequence[str]) -> list[Path]:
@@ -107,7 +130,12 @@ def named_as_split(root: Path, names: Sequence[str]) -> list[Path]:
 
 def has_class_folders(root: Path) -> bool:
     """Whether folders with images are inside."""
-    return any(is_image(name) for folder in _folders_in(root) for name in os.listdir(folder))
+    return any(map(_images_of, _folders_in(root)))
+
+
+def _images_of(folder: Path) -> list[str]:
+    """The names of the images directly in a folder."""
+    return [name for name in os.listdir(folder) if is_image(name)]
 
 
 def _folders_in(root: Path) -> list[Path]:
@@ -130,11 +158,15 @@ def list_split_folders(root: Path) -> dict[str, ImageFolder]:
     return found
 
 
-def list_images(folder: Path) -> ImageFolder:
+def list_images(folder: str | Path) -> ImageFolder:
     """The image files of `<folder>/<class>/<image>`; every file is read, once in a process unless it changes.
 
-    Raises ValueError for a class that has two folders, whose names differ in their Unicode form.
+    Raises FileNotFoundError for a missing folder, and ValueError for a class that has two folders, whose names differ
+    in their Unicode form.
     """
+    folder = expanded(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder} of images; it must hold <class>/<image>")
     classes, left_out = {}, Counter()
     for entry in sorted(folder.iterdir()):
         if is_image(entry.name):
@@ -164,14 +196,14 @@ def digests_of(folder: Path, names: Sequence[str]) -> tuple[bytes | None, ...]:
         return tuple(itertools.chain.from_iterable(pool.map(_digests_of_contents, chunks)))
 
 
-def images_in(paths: Iterable[Path]) -> list[Path]:
+def images_in(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """The files that are named, and every image below the folders that are named, sorted by folder and name.
 
     Says once how many files of the folders are left out.  Raises FileNotFoundError for a path that is not there, and
     ValueError for a folder without images.
     """
     found = []
-    for path in paths:
+    for path in map(expanded, [paths] if isinstance(paths, (str, Path)) else paths):
         if path.is_dir():
             found += _images_below(path)
         elif path.is_file():

@@ -158,7 +158,7 @@ def load_splits(
     root: Path | str,
     size: int = 224,
     resize: str = "squash",
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     skip_bad_images: bool = False,
     progress: bool = True,
 ) -> dict[str, Scenes]:
@@ -170,7 +170,8 @@ def load_splits(
     Raises FileNotFoundError for a missing folder, ValueError for one with no, one or differing classes, and for an
     image that cannot be decoded (unless `skip_bad_images`).
     """
-    root = Path(root).resolve()
+    _check_rule(size, resize)
+    root = expanded(root).resolve()
     listed = list_splits(root)
     splits = {
         split: _load(_source(images, size, resize, skip_bad_images), cache, progress)
@@ -180,9 +181,14 @@ def load_splits(
     for split, scenes in splits.items():
         for label, class_name in enumerate(scenes.class_names):
             if not np.any(scenes.labels == label):
-                folder = listed[split].folder
-                raise ValueError(f"class {class_name!r} has no image for {split} in {folder}; add some or remove it")
-    record_split(root)
+                folder, classes = listed[split].folder, listed[split].classes
+                bad = next(
+                    (f", since {name} cannot be decoded" for name in scenes.skipped if classes[name] == class_name), ""
+                )
+                raise ValueError(
+                    f"class {class_name!r} has no image for {split} in {folder}{bad}; add some or remove it"
+                )
+    record_split(root, [name for scenes in splits.values() for name in scenes.skipped])
     if len(splits) == 2:
         only = next(split for split in splits if split != "train")
         listed = sources_of(listed)
@@ -195,7 +201,7 @@ def load_scenes(
     folder: Path | str,
     size: int = 224,
     resize: str = "squash",
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     skip_bad_images: bool = False,
     progress: bool = True,
 ) -> Scenes:
@@ -203,9 +209,11 @@ def load_scenes(
 
     "squash" resizes to the square, whatever the image's shape (the first report).  "imagenet" resizes the shorter side
     to 256/224 of the size, bicubic, and crops the center (the second report, and torchvision's weights).
-    cache: the folder of the image cache, by default data/cache of the root folder.
+    cache: the folder of the image cache, by default data/cache of the root folder.  Raises FileNotFoundError for a
+    missing folder, and what `load_splits` raises for images.
     """
-    images = list_images(Path(folder).resolve())
+    _check_rule(size, resize)
+    images = list_images(expanded(folder).resolve())
     return _load(_source(images, size, resize, skip_bad_images), cache, progress)
 
 
@@ -316,15 +324,14 @@ def _check_rule(size: int, resize: str):
 
 
 def _source(images: ImageFolder, size: int, resize: str, skip_bad_images: bool) -> _Source:
-    _check_rule(size, resize)
     if not images.names:
         raise ValueError(f"{images.folder} holds no images; they must lie in {images.folder}/<class>/<image>")
     return _Source(images, size, resize, skip_bad_images)
 
 
-def _load(source: _Source, cache: Path | None, progress: bool) -> Scenes:
+def _load(source: _Source, cache: Path | str | None, progress: bool) -> Scenes:
     """The images of a source, decoded now or earlier."""
-    index, images = _cached(source, cache or root_folder() / "data" / "cache", progress)
+    index, images = _cached(source, expanded(cache or root_folder() / "data" / "cache"), progress)
     labels = source.images.labels
     return Scenes(
         images=images,

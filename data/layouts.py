@@ -46,11 +46,12 @@ def name_of_images(folder: str | Path) -> str:
     return f"{path.parent.name}/{ALL_BELOW}" if path.name == ALL_BELOW else path.name
 
 
-def list_splits(root: Path) -> dict[str, ImageFolder]:
+def list_splits(root: str | Path) -> dict[str, ImageFolder]:
     """The image files of each split, in any layout above; nothing is written.
 
     Raises FileNotFoundError or ValueError, naming the folder, file, line or class, for what is no data set.
     """
+    root = expanded(root).resolve()  # a record is found by the whole path
     if root.name == ALL_BELOW:
         return {"train": _all_below(root.parent)}
     unsplit = _unsplit(root)
@@ -59,8 +60,12 @@ def list_splits(root: Path) -> dict[str, ImageFolder]:
     return _Table.read(root).parts() if root.is_file() else list_split_folders(root)
 
 
-def record_split(root: Path):
-    """Write the record of a data set that comes without splits, unless it is up to date, and say once what changed."""
+def record_split(root: str | Path, skipped: Collection[str] = ()):
+    """Write the record of a data set that comes without splits, unless it is up to date, and say once what changed.
+
+    The names in `skipped` are of images that cannot be decoded: they keep a split, but do not count.
+    """
+    root = expanded(root).resolve()
     unsplit = None if root.name == ALL_BELOW else _unsplit(root)
     if unsplit is None:
         return
@@ -78,10 +83,12 @@ def record_split(root: Path):
             except OSError:
                 if path == _record_paths(root)[-1]:
                     raise
-    say_once(f"{root}: {_what_changed(recorded, split_of)}; the split is recorded in {path}")
+    used = {image: split for image, split in split_of.items() if image not in {unsplit.names[name] for name in skipped}}
+    words = f", without {len(skipped):,} that cannot be decoded" if skipped else ""
+    say_once(f"{root}: {_what_changed(recorded, split_of, used)}{words}; the split is recorded in {path}")
 
 
-def fingerprints(root: Path, skipped: Collection[str] = ()) -> dict[str, str]:
+def fingerprints(root: str | Path, skipped: Collection[str] = ()) -> dict[str, str]:
     """The fingerprint of each split as results hold them, without the images "<split>/<class>/<file>" in `skipped`."""
     return {
         split: images.fingerprint({name.removeprefix(f"{split}/") for name in skipped if name.startswith(f"{split}/")})
@@ -95,8 +102,9 @@ def sources_of(listed: Mapping[str, ImageFolder]) -> dict[str, ImageFolder]:
     return {split: listed.get(split, listed[only]) for split in SPLIT_NAMES}
 
 
-def is_split(root: Path) -> bool:
+def is_split(root: str | Path) -> bool:
     """Whether a folder holds train, val or test."""
+    root = expanded(root)
     return root.is_dir() and any(named_as_split(root, names) for names in SPLIT_NAMES.values())
 
 
@@ -206,7 +214,7 @@ def _in_one_form(names: Mapping[str | ImageName, ImageName]) -> dict[str | Image
 
 def _record_paths(root: Path) -> tuple[Path, Path]:
     """Where records of a data set may lie: beside it, and in the root folder."""
-    beside = root.with_suffix(".split.csv") if root.suffix == TABLE else root / "split.csv"
+    beside = root.with_suffix(".split.csv") if root.suffix.lower() == TABLE else root / "split.csv"
     return beside, root_folder() / "data" / "splits" / f"{_stem(root)}.csv"
 
 
@@ -214,8 +222,10 @@ def _stem(root: Path) -> str:
     return f"{root.stem[:40]}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
 
 
-def _what_changed(recorded: Mapping[ImageName, str], split_of: Mapping[ImageName, str]) -> str:
-    counts = Counter(split_of.values())
+def _what_changed(
+    recorded: Mapping[ImageName, str], split_of: Mapping[ImageName, str], used: Mapping[ImageName, str]
+) -> str:
+    counts = Counter(used.values())
     sizes = ", ".join(f"{counts[split]:,} {split}" for split in SPLITS)
     if not recorded:
         return f"it has no splits, so its images were split by class and name: {sizes}"

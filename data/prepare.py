@@ -188,7 +188,7 @@ def locate(data: str | Path) -> Path:
     """The folder of a data set, or its table: a prepared one by its name, or any other of data.layouts by its path.
 
     The synthetic scenes are made on first use; they need no download.  Raises FileNotFoundError that says what to do,
-    and what `folder_of` raises.
+    ValueError for a file that is no table, and what `folder_of` raises.
     """
     name, folder = str(data), folder_of(data)
     if name in DATA_SETS and Path(name).is_dir() and Path(name).resolve() != folder.resolve():
@@ -196,8 +196,12 @@ def locate(data: str | Path) -> Path:
     if name == "synthetic":
         return prepare(Request(name, progress=False))
     of_all = folder.name == ALL_BELOW and folder.parent.is_dir()  # without labels
-    if folder.is_dir() or of_all or (folder.is_file() and folder.suffix == TABLE):
+    if folder.is_dir() or of_all or (folder.is_file() and folder.suffix.lower() == TABLE):
         return folder
+    if folder.is_file():
+        raise ValueError(
+            f"data is {data}, which is neither a folder nor a table (.csv) with the columns file and label"
+        )
     if name in DATA_SETS:
         raise FileNotFoundError(
             f"the data set {name} is not prepared: run `python -m data.prepare {name}` (it takes --source), "
@@ -209,8 +213,11 @@ def locate(data: str | Path) -> Path:
 def folder_of(data: str | Path) -> Path:
     """Where a data set lies, or would lie once it is prepared.
 
-    Raises ValueError for another folder of the name of a prepared one: results tell data sets apart by their names.
+    Raises ValueError for an empty name, and for another folder of the name of a prepared one: results tell data sets
+    apart by their names.
     """
+    if not str(data).strip():
+        raise ValueError("data is empty; name a data set, a folder or a table (.csv)")
     if str(data) in DATA_SETS:
         return root_folder() / "data" / str(data)
     folder = expanded(data).resolve()
@@ -222,12 +229,13 @@ def folder_of(data: str | Path) -> Path:
     return folder
 
 
-def verify(name: str, folder: Path) -> tuple[Set[ImageName], Set[ImageName]]:
+def verify(name: str, folder: str | Path) -> tuple[Set[ImageName], Set[ImageName]]:
     """Compare a prepared folder with its record, by names and sizes: quick, since no image is opened.
 
     Returns the images that are there, and those that were left out as bad.  Raises ValueError naming the first image
     that is missing, added or of another size, or saying that this is another data set or another split.
     """
+    folder = expanded(folder)
     if not (folder / "split.csv").exists():
         raise ValueError(
             f"{folder} is not empty and has no split.csv, so it was not prepared here: name another folder with --to"
@@ -393,7 +401,7 @@ def find_images(folder: str | Path, class_folders: Mapping[str, str]) -> list[tu
     class_folders: {name of a subfolder: class}.  Returns [(ImageName, path)], sorted by path; the split is that of the
     nearest folder above that is named after one, or None.  Hidden files and files that are no images are ignored.
     """
-    found = []
+    found, folder = [], expanded(folder)
     for parent, class_name, file_names in _walk(folder, class_folders):
         parts = parent.relative_to(folder).parts
         split = next((SPLIT_FOLDERS[part.lower()] for part in reversed(parts) if part.lower() in SPLIT_FOLDERS), None)

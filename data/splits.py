@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data.files import digest_of_file
+from data.files import digest_of_file, expanded
 
 SPLITS = ("train", "val", "test")
 SEED = 0  # of every split that is made here
@@ -148,9 +148,9 @@ def read_record(path: Path) -> dict[ImageName, list[str]]:
     return {ImageName(split, class_name, file_name): values for class_name, file_name, split, *values in rows}
 
 
-def duplicates_across_splits(folder: Path) -> list[list[ImageName]]:
+def duplicates_across_splits(folder: str | Path) -> list[list[ImageName]]:
     """Images of a prepared folder that have the same bytes, in groups that do not lie in one split alone."""
-    same_bytes = defaultdict(list)
+    folder, same_bytes = expanded(folder), defaultdict(list)
     for image in sorted(read_record(folder / "split.csv")):
         same_bytes[digest_of_file(folder / str(image))].append(image)
     return [same for same in same_bytes.values() if len({image.split for image in same}) > 1]

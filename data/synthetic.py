@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from data.files import expanded
+
 IMAGES_PER_CLASS = {"train": 24, "val": 8, "test": 10}
 OVERSAMPLING = 2  # sketches are larger by this factor: scaling them down smooths the edges
 
@@ -241,9 +243,9 @@ def write_scenes(
     data set contains the smaller one.  Raises FileExistsError if the folder of a class is there already.
     """
     for split, (label, class_name) in product(images_per_class, enumerate(CLASS_NAMES)):
-        target = Path(folder) / split / class_name
+        target = expanded(folder) / split / class_name
         target.mkdir(parents=True)
         for number in range(images_per_class[split]):
             generator = np.random.default_rng([seed, label, number, int.from_bytes(split.encode(), "big")])
             Image.fromarray(draw_scene(class_name, generator, size)).save(target / f"image_{number:04d}.png")
-    return Path(folder)
+    return expanded(folder)

@@ -555,7 +555,7 @@ def remove_images(folder):
     ("change", "error", "words"),
     [
         (shutil.rmtree, FileNotFoundError, "there is no data folder .*scenes"),
-        (lambda f: (f / "train").rename(f / "training"), FileNotFoundError, "must hold the folders train and val"),
+        (lambda f: (f / "train").rename(f / "training"), FileNotFoundError, "val, test, training; .* train and val"),
         (lambda f: remove_images(f / "val/light"), ValueError, "class 'light' has no image for val in .*val"),
         (lambda f: (f / "test/plaid").mkdir(), ValueError, "class 'plaid' is in .*test but not in .*train"),
         (lambda f: (f / "validation").mkdir(), ValueError, "both val and validation"),
@@ -572,6 +572,11 @@ def test_a_folder_that_is_no_data_set_is_refused(scene_folder, change, error, wo
     change(scene_folder)
     with pytest.raises(error, match=words):
         load_splits(scene_folder, 32, progress=False)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="^there is no .*nowhere"):
+        load(tmp_path / "nowhere")
 
 
 EPOCH_IN_LITTLE_MEMORY = """

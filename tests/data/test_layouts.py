@@ -10,8 +10,10 @@ from PIL import Image
 
 from data import layouts
 from data.files import say_once, write_atomically
-from data.image_cache import load_splits
-from data.layouts import fingerprints, list_splits, record_split
+from data.folders import images_in
+from data.image_cache import decode, load_scenes, load_splits
+from data.layouts import fingerprints, is_split, list_splits, record_split
+from data.prepare import locate
 from data.splits import SHARES, divide, read_record
 from tests.conftest import CLASSES, draw
 
@@ -267,3 +269,81 @@ def test_two_parts_of_one_folder_do_not_remove_each_others_cache(folder, monkeyp
 def test_a_fingerprint_does_not_depend_on_the_part(folder):
     images = list_splits(folder)["train"]
     assert replace(images, part="").fingerprint() == images.fingerprint()
+
+
+# -------------------------------------------------------------------------------------------------- what is no data set
+
+
+def moved_into(folder, *names):
+    """Move what is in a folder into a new one, at the end of these names."""
+    inside = list(folder.iterdir())
+    folder.joinpath(*names).mkdir(parents=True)
+    for path in inside:
+        path.rename(folder.joinpath(*names, path.name))
+
+
+NO_DATA_SETS = {  # what is done to a folder <class>/<image>: what the answer names
+    "an empty folder": (lambda folder: shutil.rmtree(folder / "dark"), "dark", "no images"),
+    "one class": (lambda folder: None, "dark", "--unlabelled"),
+    "years": (lambda folder: [moved_into(each, "2019") for each in folder.iterdir()], "", "/2019,"),
+    "other names of splits": (
+        lambda folder: [shutil.copytree(folder, folder.parent / each) for each in ("both/training", "both/testing")],
+        "../both",
+        "testing/dark",
+    ),
+    "a class named as a split": (lambda folder: (folder / "dark").rename(folder / "train"), "", "train is a class"),
+    "splits without classes": (
+        lambda folder: ((folder / "dark").rename(folder / "train"), (folder / "light").rename(folder / "val")),
+        "",
+        "train is taken for a split",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_DATA_SETS.values(), ids=NO_DATA_SETS)
+def test_what_is_found_in_a_folder_that_is_no_data_set_is_named(folder, case):
+    change, below, named = case
+    change(folder)
+    (folder / below).mkdir(exist_ok=True)
+    with pytest.raises((FileNotFoundError, ValueError), match="photos|both") as refusal:
+        list_splits(folder / below)
+    assert named in str(refusal.value) and len(str(refusal.value)) < 400
+
+
+def test_a_table_counts_whatever_the_case_of_its_suffix_and_another_file_is_said_to_be_none(table):
+    upper = table.rename(table.with_name("LABELS.CSV"))
+    assert locate(upper) == upper and len(load(upper)["train"]) == 42
+    assert (table.parent / "LABELS.split.csv").is_file()
+    for name in ("labels.tsv", "labels.txt"):
+        shutil.copy(upper, table.with_name(name))
+        with pytest.raises(ValueError, match=rf"{name}.*\.csv"):
+            locate(table.with_name(name))
+    with pytest.raises(ValueError, match="empty"):
+        locate("")
+
+
+def test_paths_may_be_texts_relative_to_this_folder_or_to_the_home_folder(folder, tmp_path, monkeypatch):
+    expected = {split: images.names for split, images in list_splits(folder).items()}
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    for given in (folder.name, f"~/{folder.name}"):
+        assert {split: images.names for split, images in list_splits(given).items()} == expected
+        assert len(load_splits(given, 32, cache="~/cache", progress=False)["train"]) == len(expected["train"])
+        assert fingerprints(given).keys() == expected.keys() and not is_split(given)
+        assert len(load_scenes(given, 32, progress=False)) == 3 * COUNT
+        assert len(images_in(given)) == len(images_in([given])) == 3 * COUNT
+        assert decode(f"{given}/dark/0.png", 32, "squash").shape[1:] == (32, 32)
+        record_split(given)
+    assert list((folder.parent / "cache").glob("*.npy"))
+
+
+def test_an_image_that_is_left_out_is_not_counted_and_named_where_a_class_has_no_other(folder, capsys):
+    (folder / "dark/0.png").write_bytes(b"")
+    used = {split: len(scenes) for split, scenes in load(folder, skip_bad_images=True).items()}
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "recorded" in line]
+    assert ", ".join(f"{count} {split}" for split, count in used.items()) in line and "1 that cannot be decoded" in line
+    for path in (folder / "light").iterdir():
+        if split_of_names(list_splits(folder))[f"light/{path.name}"] == "test":
+            path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"'light' has no image for test .*light/.*\.png cannot be decoded"):
+        load(folder, skip_bad_images=True)
