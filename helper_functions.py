@@ -9,9 +9,10 @@ import ctypes
 import math
 import os
 import time
+import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
@@ -29,6 +30,7 @@ KEPT_EPOCHS = ("best", "last")
 LAUNCHER = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets for each process
 PRECISIONS = ("auto", "float32", "bfloat16")
 STEPS = ("auto", "eager", "compiled", "graph")
+TYPES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", types.NoneType: "None"}
 WARM_UP = 3  # steps before one is recorded, as CUDA asks for
 SHOWN_EVERY = 0.5  # seconds between two looks at the running loss, which make a GPU wait
 
@@ -44,6 +46,28 @@ def check_fields(settings, names: Iterable[str], holds: Callable[[Any], bool], w
     for name in names:
         if not holds(getattr(settings, name)):
             raise ValueError(f"{of}{name} is {getattr(settings, name)!r}; it must be {words}")
+
+
+def make_plain(settings, name: str):
+    """Turn the values of a frozen dataclass that come from NumPy, and paths, into plain types, as files hold them.
+
+    Raises ValueError naming the settings, the field and the value where the type is not that of the field.
+    """
+    for each in fields(settings):
+        value = _plain(getattr(settings, each.name))
+        kinds = get_args(each.type) if isinstance(each.type, types.UnionType) else (each.type,)
+        if set(kinds) <= TYPES.keys() and type(value) not in kinds and (type(value), kinds[0]) != (int, float):
+            words = " or ".join(TYPES[kind] for kind in kinds)
+            raise ValueError(f"{name}: {each.name} is {value!r}; it must be {words}")
+        object.__setattr__(settings, each.name, value)
+
+
+def _plain(value):
+    if hasattr(value, "tolist"):  # a number or an array
+        value = value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True)
@@ -70,7 +94,8 @@ class TrainSettings:
     step: str = "auto"  # how a step is launched, see `resolve_step`
 
     def __post_init__(self):
-        """Refuse what cannot be trained."""
+        """Refuse what cannot be trained; numbers of NumPy become plain types."""
+        make_plain(self, "TrainSettings")
         check_choices(
             self,
             optimizer=OPTIMIZERS,
@@ -160,8 +185,10 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """The precision that "auto" stands for: bfloat16 on GPUs that support it, float32 elsewhere.
 
     A CPU without bfloat16 instructions emulates them and is twenty times slower than in float32, so bfloat16 on a CPU
-    must be asked for.
+    must be asked for.  Raises ValueError for a precision that is none of PRECISIONS.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
     if precision != "auto":
         return precision
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
@@ -203,11 +230,17 @@ def build_accelerator(device: str = "auto", gradient_accumulation_steps: int = 1
     kind = "cpu" if on_cpu else torch.accelerator.current_accelerator().type
     if PartialState._shared_state and PartialState().num_processes == 1 and PartialState().device.type != kind:
         AcceleratorState._reset_state(reset_partial_state=True)  # else a notebook's first device would be that of all
-    return Accelerator(
-        cpu=on_cpu,  # else several processes would not find each other
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
-    )
+    try:
+        return Accelerator(
+            cpu=on_cpu,  # else several processes would not find each other
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
+        )
+    except ValueError as error:  # accelerate names the value alone
+        given = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("ACCELERATE_")]
+        if not given:
+            raise
+        raise ValueError(f"accelerate refuses the environment, {', '.join(given)} ({error}); unset it") from error
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -250,6 +283,15 @@ def logits_in(outputs, images: int) -> torch.Tensor:
     return outputs.float()
 
 
+def check_labels(labels: torch.Tensor, classes: int):
+    """Raise ValueError unless labels are (N,), int64 and 0 to classes - 1.  It makes a GPU wait."""
+    if labels.dim() != 1 or labels.dtype != torch.int64:
+        raise ValueError(f"labels are {labels.dtype} of {tuple(labels.shape)}; they must be torch.int64 of (N,)")
+    low, high = labels.min().item(), labels.max().item()
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels are {low} to {high}; with {classes} logits they must be 0 to {classes - 1}")
+
+
 class Objective(nn.Module):
     """What a training minimizes, and how the network is evaluated after each epoch.
 
@@ -281,14 +323,21 @@ class CrossEntropy(Objective):
         super().__init__()
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.label_smoothing = label_smoothing
+        self.checked = False
 
     def forward(self, model, images, labels):
-        """Losses (N,), weights (N,) and logits (N, classes), float32; ValueError for a model of one logit."""
+        """Losses (N,), weights (N,) and logits (N, classes), float32.
+
+        Raises ValueError for a model of one logit, and for what `check_labels` refuses: on a GPU in the first batch.
+        """
         logits = logits_in(model(images), len(images))
         if logits.shape[1] == 1:
             raise ValueError(
                 "the model gives one logit; cross-entropy needs one for each class, so two for two classes"
             )
+        if not self.checked or labels.device.type == "cpu":
+            check_labels(labels, logits.shape[1])
+            self.checked = True
         losses = nn.functional.cross_entropy(
             logits, labels, self.class_weights, reduction="none", label_smoothing=self.label_smoothing
         )
@@ -300,9 +349,11 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Op
     """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) or SGD over the parameters that are not frozen.
 
     With `backbone_lr_factor` below 1, the parameters of `model.features` are a group with a lower learning rate (after
-    Howard and Ruder 2018, who lower it layer by layer).
+    Howard and Ruder 2018, who lower it layer by layer).  Raises ValueError if all are frozen.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ValueError("the model has no parameter to train: all are frozen (requires_grad is False)")
     if settings.backbone_lr_factor < 1 and hasattr(model, "features"):  # on frozen features the head is all there is
         slower = [parameter for parameter in model.features.parameters() if parameter.requires_grad]
         others = [parameter for parameter in parameters if not any(parameter is each for each in slower)]
@@ -392,6 +443,8 @@ def train_one_epoch(training: _Training, loader, bar: tqdm) -> tuple[float, floa
     network.train()
     seen, weight_of_step = _Seen(), 0
     for images, labels in loader:
+        if not seen.images and not torch.isfinite(images).all():
+            raise ValueError("the train loader gives images with values that are not finite; remove or repair them")
         with accelerator.accumulate(network):
             losses, logits, weight_of_step = training.step(images, labels, weight_of_step)
             training.optimizer.step()
@@ -602,7 +655,8 @@ def _can_be_folded(sequence: nn.Sequential, convolution: nn.Module, norm: nn.Mod
 def predict(model, loader, accelerator=None, precision="auto") -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (N, classes) and labels (N,) of all images in the loader's order, on the CPU; leaves eval mode on.
 
-    During training the accelerator is given, and it has already prepared model and loader.
+    During training the accelerator is given, and it has already prepared model and loader.  Raises ValueError for a
+    loader without images, and for an unknown precision.
     """
     if accelerator is None:
         accelerator = build_accelerator()
@@ -615,12 +669,18 @@ def predict(model, loader, accelerator=None, precision="auto") -> tuple[torch.Te
         logits, labels = accelerator.gather_for_metrics((logits, labels))
         all_logits.append(logits.cpu())
         all_labels.append(labels.cpu())
+    if not all_labels:
+        raise ValueError("the loader has no batch; there are no images to predict")
     return torch.cat(all_logits), torch.cat(all_labels)
 
 
 def evaluate(model, loader, accelerator=None, precision="auto") -> Evaluation:
-    """Loss, accuracy and predictions over all images at once: a mean of batch means would favor a short last batch."""
+    """Loss, accuracy and predictions over all images at once: a mean of batch means would favor a short last batch.
+
+    Raises what `predict` and `check_labels` raise.
+    """
     logits, labels = predict(model, loader, accelerator, precision)
+    check_labels(labels, logits.shape[1])
     predictions = logits.argmax(dim=1)
     return Evaluation(
         loss=nn.functional.cross_entropy(logits, labels).item(),
@@ -655,9 +715,12 @@ def train(
     `state` ends in the same history and weights as one that was never interrupted (bit for bit on a CPU), if the train
     loader's sampler has a generator.
     Within `torch.no_grad` and `torch.inference_mode` it works as outside.
-    Raises FloatingPointError if the loss is not finite, and ValueError if a loader has no images.
+    Raises FloatingPointError if the loss is not finite, and ValueError if a loader has no images or is none, if labels
+    are no classes of the model, and if there is nothing to train.
     """
     for name, loader in (("train", train_loader), ("val", val_loader)):
+        if not isinstance(loader, DataLoader):
+            raise ValueError(f"the {name} loader is a {type(loader).__name__}; it must be a DataLoader of torch")
         if len(loader) == 0:
             raise ValueError(f"the {name} loader has no batch; there are too few images")
     images_per_epoch = len(train_loader.dataset)
@@ -722,7 +785,10 @@ def _run_epoch(training: _Training, train_loader, held_out: list, settings: Trai
         history.append(train_accuracy=train_accuracy)
     val_loss = _evaluate_epoch(training, held_out, settings.precision, history)
     if not math.isfinite(train_loss + val_loss + sum(history.test_loss[-1:])):
-        raise FloatingPointError(f"the loss is not finite in epoch {history.epochs}; try a lower learning rate")
+        raise FloatingPointError(
+            f"the loss is not finite in epoch {history.epochs}; "
+            "try a lower learning rate, or look for images that are not finite"
+        )
     history.append(seconds=time.perf_counter() - started)
     bar.set_postfix_str(f"{_numbers(train_loss, train_accuracy)}, val accuracy {history.val_accuracy[-1]:.3f}")
     training.scheduler.step()

@@ -5,13 +5,11 @@ Zioło (undated) is the first report, Deceuninck 2023 the second.  The nature sc
 reports on ResNet-18: Berezin 2023 and "DF" (undated).
 """
 
-import os
-import types
-from dataclasses import dataclass, field, fields, replace
-from typing import ClassVar, get_args
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from data.image_cache import RESIZE_RULES
-from helper_functions import TrainSettings, check_choices, check_fields
+from helper_functions import TrainSettings, check_choices, check_fields, make_plain
 
 NETWORKS = {  # how many stages the features of each have, counted from 0
     "efficientnet_b0": 9,
@@ -20,7 +18,6 @@ NETWORKS = {  # how many stages the features of each have, counted from 0
 }
 HEADS = ("shallow", "deep", "batchnorm_linear")
 AUGMENTATION_NAMES = ("basic", "crop", "advanced", "advanced_without_crop", "padded_crop", "trivial", "mild")
-TYPES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", types.NoneType: "None"}
 FROZEN_MODES = ("eval", "batchnorm", "stochastic_depth", "train")  # "train": BatchNorm and stochastic depth
 REPRODUCTION_FAMILY = "reproduction"  # of comparisons that test what a report may have done
 CROPS = ("crop", "advanced", "trivial", "mild")  # the augmentations with a random resized crop
@@ -63,8 +60,7 @@ class Experiment:
 
     def __post_init__(self):
         """Refuse what cannot be run; numbers of NumPy and paths become plain types."""
-        for settings in (self, self.train):
-            make_plain(settings, self.name)
+        make_plain(self, self.name)
         of = f"{self.name}: "
         check_choices(
             self,
@@ -76,7 +72,7 @@ class Experiment:
             resize=RESIZE_RULES,
         )
         check_fields(self, ("subset",), lambda value: 0 < value <= 1, "above 0 and at most 1", of)
-        check_fields(self, ("seed",), lambda value: value >= 0, "at least 0", of)
+        check_fields(self, ("seed",), lambda value: 0 <= value < 2**64, "at least 0 and below 2**64", of)
         self._check_numbers()
 
     def _check_numbers(self):
@@ -121,28 +117,6 @@ class Experiment:
 
 def _is_epoch(value) -> bool:
     return value == "last" or (type(value) is int and value >= 1)
-
-
-def make_plain(settings, name: str):
-    """Turn the values of a frozen dataclass that come from NumPy, and paths, into plain types, as files hold them.
-
-    Raises ValueError naming the experiment, the field and the value where the type is not that of the field.
-    """
-    for each in fields(settings):
-        value = _plain(getattr(settings, each.name))
-        kinds = get_args(each.type) if isinstance(each.type, types.UnionType) else (each.type,)
-        if set(kinds) <= TYPES.keys() and type(value) not in kinds and (type(value), kinds[0]) != (int, float):
-            words = " or ".join(TYPES[kind] for kind in kinds)
-            raise ValueError(f"{name}: {each.name} is {value!r}; it must be {words}")
-        object.__setattr__(settings, each.name, value)
-
-
-def _plain(value):
-    if hasattr(value, "tolist"):  # a number or an array
-        value = value.tolist()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, TensorDataset
@@ -125,6 +126,45 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_the_epoch(linear, sepa
     nn.init.constant_(linear.weight, math.nan)
     with pytest.raises(FloatingPointError, match="epoch 1"):
         fit(linear, separable)
+
+
+def with_tensors(loader, points=lambda points: points, labels=lambda labels: labels):
+    """A loader of changed points or labels."""
+    tensors = loader.dataset.tensors
+    return DataLoader(TensorDataset(points(tensors[0]), labels(tensors[1])), 16)
+
+
+LOADERS = {  # what is wrong with a loader: how it is made of a right one, what the answer names
+    "labels from 1": (lambda loader: with_tensors(loader, labels=lambda each: each + 1), "labels are 1 to 2"),
+    "a label below 0": (lambda loader: with_tensors(loader, labels=lambda each: each - 1), "labels are -1 to 0"),
+    "labels of a fraction": (
+        lambda loader: with_tensors(loader, labels=torch.Tensor.float),
+        "labels are torch.float32",
+    ),
+    "labels of two dimensions": (lambda loader: with_tensors(loader, labels=lambda each: each[:, None]), "labels are"),
+}
+
+
+@pytest.mark.parametrize("case", LOADERS.values(), ids=LOADERS)
+def test_labels_that_are_no_classes_of_the_model_are_named(linear, separable, case):
+    change, named = case
+    with pytest.raises(ValueError, match=named):
+        fit(linear, (change(separable[0]), separable[1]))
+    with pytest.raises(ValueError, match=named):
+        evaluate(linear, change(separable[1]))
+
+
+def test_what_cannot_be_learned_from_is_named(linear, separable):
+    with_nan = with_tensors(separable[0], points=lambda points: points.index_fill(0, torch.tensor(3), math.nan))
+    with pytest.raises(ValueError, match="not finite"):
+        fit(linear, (with_nan, separable[1]))
+    for loaders in ((list(separable[0]), separable[1]), (separable[0], list(separable[1]))):
+        with pytest.raises(ValueError, match="is a list"):
+            fit(linear, loaders)
+    with pytest.raises(ValueError, match="no batch"):
+        evaluate(linear, [])
+    with pytest.raises(ValueError, match="frozen"):
+        fit(linear.requires_grad_(False), separable)
 
 
 def test_accumulating_two_batches_equals_one_batch_of_both(linear, separable):
@@ -362,6 +402,9 @@ def test_momentum_is_nesterovs_and_off_by_default(linear):
         ("momentum", 0.9),  # of Adam
         ("label_smoothing", 1.0),
         ("weight_decay", -0.1),
+        ("weight_decay", "x"),
+        ("max_epochs", "3"),
+        ("max_epochs", 1.5),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_the_field(field, value):
@@ -391,6 +434,8 @@ def test_bfloat16_is_used_where_it_is_asked_for_and_not_by_default_on_a_cpu(line
     exact, rounded = predict(linear, separable[1])[0], predict(linear, separable[1], precision="bfloat16")[0]
     assert not torch.equal(exact, rounded)
     assert torch.allclose(exact, rounded, rtol=0.05, atol=0.05)
+    with pytest.raises(ValueError, match="precision is 'fp8'"):
+        evaluate(linear, separable[1], precision="fp8")
 
 
 def test_a_device_that_is_not_available_is_refused(monkeypatch):
@@ -399,3 +444,11 @@ def test_a_device_that_is_not_available_is_refused(monkeypatch):
     for device in ("tpu", "cuda", "mps"):
         with pytest.raises(ValueError, match=device):
             build_accelerator(device)
+
+
+def test_a_variable_that_accelerate_refuses_is_named(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "maybe")
+    AcceleratorState._reset_state(reset_partial_state=True)  # it reads the environment once
+    with pytest.raises(ValueError, match="ACCELERATE_USE_CPU=maybe"):
+        build_accelerator("cpu")
+    AcceleratorState._reset_state(reset_partial_state=True)

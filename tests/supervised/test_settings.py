@@ -20,6 +20,7 @@ from supervised.settings import BASE, EXPERIMENTS
         ("image_size", 16),
         ("batch_size", 1),
         ("seed", -1),
+        ("seed", 2**64),
         ("subset", 0),
         ("subset", 1.5),
         ("stages", ()),
@@ -55,7 +56,7 @@ def test_values_of_numpy_and_paths_become_plain_types():
 
 
 def test_a_training_setting_of_another_type_is_named():
-    with pytest.raises(ValueError, match=r"supervised_1: max_epochs is 2\.5"):
+    with pytest.raises(ValueError, match=r"max_epochs is 2\.5"):
         replace(BASE, train=replace(BASE.train, max_epochs=2.5))
 
 
