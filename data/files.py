@@ -1,5 +1,6 @@
 """Files: the root folder of all that is read and written, atomic writes, locks, digests, safe loading, commands."""
 
+import errno
 import functools
 import hashlib
 import io
@@ -39,6 +40,19 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def make_folder(folder: Path):
+    """Make a folder and those above it.  Raises OSError that names it, and SCENES_ROOT where that leads there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is read-only")
+    except OSError as error:
+        given = os.environ.get("SCENES_ROOT")
+        ours = given and folder.is_relative_to(root_folder())
+        advice = f"SCENES_ROOT is {given}; set it to a folder that can be written to" if ours else "name another one"
+        raise OSError(f"no file can be written to {folder} ({error.strerror}); {advice}") from error
+
+
 def write_atomically(path: Path, write: Callable[[Path], Written]) -> Written:
     """Have `write` fill a hidden file of the same suffix, rename it to `path`, and return what `write` returns.
 
@@ -46,7 +60,7 @@ def write_atomically(path: Path, write: Callable[[Path], Written]) -> Written:
     an error or an interrupt leaves nothing behind, and what a killed process left is removed by the next one.  Raises
     OSError naming the file if it cannot be written, as when the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     _remove_leftovers(path.parent)
     process = f"{os.getpid()}-{MACHINE}-{next(_WRITES)}"
     temporary = path.with_name(f"{UNFINISHED}{process}.{shortened(path.stem, 180)}{path.suffix}")
@@ -123,7 +137,7 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
     The system releases the lock of a killed process.  Raises filelock.Timeout if another process holds the lock for
     longer than `timeout` (seconds; -1 waits for as long as it takes).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with FileLock(path, timeout=timeout):
         try:
             yield

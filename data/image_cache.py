@@ -399,7 +399,7 @@ def _read_cached(index_path: Path) -> tuple[dict, np.ndarray] | None:
     try:
         index = json.loads(index_path.read_text(encoding="utf-8"))
         return index, np.load(index_path.with_suffix(".npy"), mmap_mode="r")
-    except (FileNotFoundError, EOFError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, EOFError, ValueError):
         return None
 
 
