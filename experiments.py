@@ -32,6 +32,14 @@ def find(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
+def check_run(experiment: Experiment, profile: str):
+    """Raise ValueError for what is no experiment, such as the name of one, and for an unknown profile."""
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"{experiment!r} is no experiment; experiments.find(name) gives the one of a name")
+    if profile not in PROFILES:
+        raise ValueError(f"profile is {profile!r}; it must be {' or '.join(PROFILES)}")
+
+
 def configure(
     experiment: Experiment,
     profile: str,
@@ -45,10 +53,12 @@ def configure(
 
     Without `weights`, full starts from those of the experiment and quick from random ones: quick needs no download.
     An experiment that asks for random weights keeps them; a probe, which is fitted, keeps its one epoch.
-    Raises ValueError for an unknown profile, and for data that are images without labels.
+    Raises ValueError for what `check_run` refuses, for an empty name, and for data that are images without labels.
     """
-    if profile not in PROFILES:
-        raise ValueError(f"profile is {profile!r}; it must be {' or '.join(PROFILES)}")
+    check_run(experiment, profile)
+    for name, value in (("data", data), ("weights", weights)):
+        if value is not None and not str(value).strip():
+            raise ValueError(f"{name} is empty; give --{name} a value, or leave it out")
     if data is not None and expanded(data).name == ALL_BELOW:
         raise ValueError(f"data is {data}; images without labels can be added to those of a pretext, see --unlabelled")
     if profile == "quick":
@@ -58,10 +68,11 @@ def configure(
         experiment = table.quick(experiment)
     if experiment.initial_weights != "random":
         own = "random" if profile == "quick" else experiment.initial_weights
-        experiment = replace(experiment, initial_weights=weights or own)
+        experiment = replace(experiment, initial_weights=own if weights is None else weights)
     if max_epochs is not None and not isinstance(experiment, ProbeExperiment):  # which is fitted, not trained
         experiment = replace(experiment, train=replace(experiment.train, max_epochs=max_epochs))
-    return replace(experiment, data=data or experiment.data, seed=experiment.seed if seed is None else seed)
+    changes = {name: value for name, value in (("data", data), ("seed", seed)) if value is not None}
+    return replace(experiment, **changes)
 
 
 def with_precision(experiment: Experiment, precision: str) -> Experiment:
@@ -97,7 +108,8 @@ def with_unlabelled(experiment: Experiment, folder: str, alone: bool = False) ->
         added = replace(experiment, name=name, pretext_run=pretext.name)
     else:
         raise ValueError(
-            f"{experiment.name} learns from labels, so --unlabelled adds nothing; byol and byol_classifier take it"
+            f"{experiment.name} takes no --unlabelled; joint-embedding pretexts (byol) and what starts from them "
+            "(byol_classifier) take it, beside labeled images"
         )
     EXPERIMENTS[added.name] = added
     return added
@@ -138,7 +150,7 @@ def prerequisites(experiment: Experiment, profile: str) -> list[tuple[Experiment
 
 def refuse_unused_weights(experiment: Experiment, weights: str | None):
     """Raise ValueError for weights that were asked for by an option, but that the experiment does not start from."""
-    if weights not in (None, "random") and experiment.initial_weights == "random":
+    if weights not in (None, "", "random") and experiment.initial_weights == "random":
         raise ValueError(f"{experiment.name} starts from random weights and cannot use {weights}; leave out --weights")
 
 

@@ -345,9 +345,11 @@ def read_trials(path: str | Path) -> pd.DataFrame:
         raise FileNotFoundError(f"there is no table {path} of a search")
     try:
         table = read_table(path, dtype={"data": str})
-        table[["experiment", "sampler", "subset", "value"]]
-    except (KeyError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not the table of a search ({error})") from error
+    missing = [name for name in ("experiment", "sampler", "subset", "value") if name not in table]
+    if missing:
+        raise ValueError(f"{path} is not the table of a search: it has no column {', '.join(missing)}")
     return table
 
 

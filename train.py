@@ -161,6 +161,8 @@ def train_all(options: argparse.Namespace):
         check_tensorboard()
     if options.unlabelled is not None:
         found = [with_unlabelled(each, options.unlabelled, options.unlabelled_alone) for each in found]
+        if options.data is None:
+            _check_labeled(found)
     elif options.unlabelled_alone:
         raise ValueError("--unlabelled-alone says what --unlabelled FOLDER is for; name the folder")
     changes = {"data": options.data, "weights": options.weights, "max_epochs": options.epochs}
@@ -179,6 +181,18 @@ def train_all(options: argparse.Namespace):
                 log=options.log is not None,
             )
             PartialState().print(summary(configured, options.profile, result))  # once, by the main process
+
+
+def _check_labeled(experiments: list[Experiment]):
+    """Raise FileNotFoundError where the labeled images are missing that --unlabelled needs beside its own."""
+    for experiment in experiments:
+        try:
+            locate(experiment.data)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"--unlabelled needs labeled images too, by which {experiment.name} is evaluated; "
+                f"name them with --data ({error})"
+            ) from error
 
 
 def _say_whose_epochs(experiment: Experiment, options: argparse.Namespace):

@@ -217,6 +217,9 @@ def test_show_marks_the_settings_that_differ_and_names_a_command_that_reproduces
         (["supervised_1", "--data", "~/nowhere"], "nowhere"),
         (["supervised_1", "--from-study", "~nobody/nowhere.csv"], "nowhere.csv"),
         (["supervised_1", "--from-study", "nowhere.csv"], "nowhere.csv"),
+        (["supervised_1", "--data", ""], "data is empty"),
+        (["supervised_1", "--weights", ""], "weights is empty"),
+        (["supervised_1", "--seeds", "99999999999999999999"], "seed is 99999999999999999999"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2_and_leaves_no_file(call, scene_folder, root, arguments, named):
@@ -293,8 +296,27 @@ def test_a_folder_of_classes_without_splits_is_trained_on_under_its_name(call, s
 
 
 def test_photos_without_labels_are_refused_by_what_learns_from_labels(call, photos):
-    code, _, error = call("supervised_1", "--unlabelled", photos, *QUICK)
-    assert code == 2 and "supervised_1" in error and "--unlabelled" in error
+    for name in ("supervised_1", "rotation_tuned"):
+        code, _, error = call(name, "--unlabelled", photos, *QUICK)
+        assert code == 2 and name in error and "--unlabelled" in error and "learns from labels" not in error
+
+
+def test_photos_without_labels_need_labeled_images_beside_them(call, photos, monkeypatch):
+    monkeypatch.setattr(experiments, "EXPERIMENTS", dict(EXPERIMENTS))
+    code, _, error = call("byol", "--unlabelled", photos, "--unlabelled-alone", *QUICK)
+    assert code == 2 and "--data" in error.splitlines()[-1] and "labeled" in error.splitlines()[-1]
+    for path in list(photos.glob("deep/*")):
+        path.rename(photos / path.name)
+    code, _, error = call("byol", "--data", photos, *QUICK)
+    assert code == 2 and "--unlabelled" in error.splitlines()[-1]
+
+
+@pytest.mark.parametrize("place", ["/proc/nope", "a file"])
+def test_a_root_folder_that_cannot_be_written_to_is_named(call, scene_folder, tmp_path, monkeypatch, place):
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("SCENES_ROOT", str(tmp_path / place))  # an absolute path stays as it is
+    code, _, error = call("supervised_1", "--data", scene_folder, *QUICK)
+    assert code == 2 and f"SCENES_ROOT is {tmp_path / place}" in error.splitlines()[-1]
 
 
 def test_a_study_trains_what_is_missing_and_then_nothing(call, scene_folder, root):
