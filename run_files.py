@@ -139,7 +139,10 @@ def load_weights(
         saved = [str(each) for each in ("best", *experiment.save_epochs) if files.saved(each).exists()]
         reason = f"saved epochs of {files.name}: {', '.join(saved)}" if saved else f"train {files.name} first"
         raise FileNotFoundError(f"there is no {path}; {reason}")
-    saved = load_checkpoint(path)
+    try:
+        saved = load_checkpoint(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; train {experiment.name} again with --overwrite first") from error
     settings = with_defaults(saved["identity"]["settings"], experiment)
     asked = settings_of(experiment)
     asked["train"]["precision"] = settings["train"]["precision"]  # an option of the command, not of the question
@@ -221,9 +224,17 @@ def difference_of(experiment: Experiment, asked: dict, saved: dict, any_precisio
 
 
 def first_difference(asked: dict, saved: dict, prefix: str = "") -> str | None:
-    """The first field in which two nested dicts differ, as "field = saved, asked for asked"; None if they are equal."""
+    """The first field in which two nested dicts differ, as "field = saved, asked for asked"; None if they are equal.
+
+    Of fingerprints, which say nothing to a reader, it is told of which images they are.
+    """
     for key in sorted(asked.keys() | saved.keys()):
         name, one, other = f"{prefix}{key}", asked.get(key), saved.get(key)
+        if key == "fingerprint" and one != other:
+            return (
+                f"other {_of_splits(one, other)}images than those of {asked.get('name')}, which have changed or are in "
+                "another folder of that name"
+            )
         if isinstance(one, dict) and isinstance(other, dict):
             difference = first_difference(one, other, f"{name}.")
             if difference is not None:
@@ -281,6 +292,13 @@ def platform_of(result: Mapping) -> str:
 def _check_format(path: Path, saved: dict):
     if saved.get("format") != FORMAT:
         raise ValueError(f"{path} has format {saved.get('format')}; this code reads format {FORMAT}")
+
+
+def _of_splits(one, other) -> str:
+    """The splits in which two fingerprints of images differ, as words before "images"."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return ""
+    return "".join(f"{split} " for split in ("train", "val", "test") if one.get(split) != other.get(split))
 
 
 def _short(value) -> str:

@@ -24,9 +24,9 @@ from torch import nn
 
 from data import files as plain_files
 from data.augment import AUGMENTATION_RULES
-from data.files import locked, write_atomically, write_text
+from data.files import locked, make_folder, write_atomically, write_text
 from data.on_device import DeviceDataset
-from experiments import prerequisites, with_precision
+from experiments import check_run, prerequisites, with_precision
 from helper_functions import (
     CrossEntropy,
     Evaluation,
@@ -62,6 +62,7 @@ from supervised import models as supervised_models
 from supervised.models import Distillation, classifier_of, estimate_batchnorm
 from supervised.settings import Experiment
 
+ADVICE = "SCENES_ROOT=FOLDER trains beside it, and --overwrite replaces it"  # it: a file of something else
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow")
 
 
@@ -111,6 +112,7 @@ def run(
     """
     options = {"device": device, "precision": precision, "skip_bad_images": skip_bad_images}
     options |= {"progress": progress, "wait": wait, "log": log}
+    check_run(experiment, profile)
     experiment = with_precision(experiment, precision)
     loaders = build_loaders(experiment, skip_bad_images, progress)
     if not overwrite and _outlives_its_pretext(experiment, profile):
@@ -191,11 +193,11 @@ def _read_alone(experiment: Experiment, profile: str, loaders) -> tuple[nn.Modul
     """Model and result of a finished run without what it started from.  Raises ValueError naming what differs."""
     files = files_of(experiment, profile)
     path = files.checkpoint
-    saved = load_checkpoint(path)
+    saved = _load(path, overwrite=False)
     asked = {"settings": settings_of(experiment), "data": loaders.data}
     difference = difference_of(experiment, asked, {name: saved["identity"][name] for name in asked})
     if difference is not None:
-        raise ValueError(f"{path} was trained with {difference}; --overwrite replaces it")
+        raise ValueError(f"{path} was trained with {difference}; {ADVICE}")
     model = classifier_of(experiment, len(loaders.class_names))
     model.load_state_dict(saved["model"])
     if not files.result.exists():
@@ -279,6 +281,18 @@ def train_job(job: Job) -> tuple[nn.Module, dict]:
     return job.model.eval(), result
 
 
+def _load(path: Path, overwrite: bool) -> dict | None:
+    """What a checkpoint or state holds; None where there is none, or a damaged one that `overwrite` may replace."""
+    if not path.exists():
+        return None
+    try:
+        return load_checkpoint(path)
+    except ValueError as error:
+        if overwrite:
+            return None
+        raise ValueError(f"{error}; --overwrite starts anew") from error
+
+
 class _Clock:
     """Seconds of training, counted on over interruptions."""
 
@@ -292,9 +306,9 @@ class _Clock:
 
 def _read_finished(job: Job) -> tuple[nn.Module, dict] | None:
     """Model and result of a finished run of this identity, or None if it must be trained."""
-    if not job.files.checkpoint.exists():
+    saved = _load(job.files.checkpoint, job.overwrite)
+    if saved is None:
         return None
-    saved = load_checkpoint(job.files.checkpoint)
     difference = difference_of(job.experiment, job.identity, saved["identity"], any_precision=not job.overwrite)
     if difference is None and job.overwrite and _lacks_epochs(job, saved["result"]):
         return None
@@ -305,7 +319,7 @@ def _read_finished(job: Job) -> tuple[nn.Module, dict] | None:
         job.files.state.unlink(missing_ok=True)  # of a run that was killed after its last file
         return job.model.eval(), saved["result"]
     if not job.overwrite:
-        raise ValueError(f"{job.files.checkpoint} was trained with {difference}; --overwrite replaces it")
+        raise ValueError(f"{job.files.checkpoint} was trained with {difference}; {ADVICE}")
     return None
 
 
@@ -338,9 +352,7 @@ def _refuse_to_replace_result(job: Job, machine: dict):
     )
     difference = difference_of(job.experiment, asked, saved)
     if difference is not None:
-        raise ValueError(
-            f"{path} was made with {difference}; SCENES_ROOT=FOLDER trains beside it, and --overwrite replaces it"
-        )
+        raise ValueError(f"{path} was made with {difference}; {ADVICE}")
 
 
 def _origin(initial_weights: Mapping) -> dict:
@@ -350,9 +362,9 @@ def _origin(initial_weights: Mapping) -> dict:
 
 def _read_state(job: Job) -> dict | None:
     """The state of an unfinished run of this identity, or None if there is none to continue."""
-    if not job.files.state.exists():
+    state = _load(job.files.state, job.overwrite)
+    if state is None:
         return None
-    state = load_checkpoint(job.files.state)
     difference = difference_of(job.experiment, job.identity, state["identity"], any_precision=False)
     rules = state["machine"].get("augmentation", 1)
     if difference is None and rules != AUGMENTATION_RULES:
@@ -507,7 +519,7 @@ def _sole_process(job: Job, accelerator) -> Iterator[None]:
         yield
         return
     for folder in (files.models, files.results):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         try:
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:

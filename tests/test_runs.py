@@ -200,6 +200,29 @@ def test_a_damaged_file_is_refused_by_name(root, damage):
             read(TINY) if path.suffix == ".json" else run()
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".state.pt"])
+def test_a_damaged_checkpoint_or_state_is_replaced_with_overwrite(root, suffix):
+    _, result = run()
+    path = root / f"models/full/tiny{suffix}"
+    path.unlink(missing_ok=True)
+    (root / "models/full/tiny.pt").unlink(missing_ok=True)
+    path.write_bytes(b"cut")
+    with pytest.raises(ValueError, match=f"{path.name} .*--overwrite"):
+        run()
+    _, again = run(overwrite=True)
+    assert again["history"]["val_loss"] == result["history"]["val_loss"] == run()[1]["history"]["val_loss"]
+
+
+def test_other_images_are_told_in_words_and_not_as_digests(root):
+    run()
+    for before, now in (("1", "2"), ({"train": "a" * 64, "test": "b" * 64}, {"train": "a" * 64, "test": "c" * 64})):
+        loaders = replace(point_job().loaders, data={"name": "points", "fingerprint": before})
+        run(loaders=loaders, overwrite=True)
+        with pytest.raises(ValueError, match="other (test )?images than those of points") as refusal:
+            run(loaders=replace(loaders, data={"name": "points", "fingerprint": now}))
+        assert "ccc" not in str(refusal.value) and "SCENES_ROOT" in str(refusal.value)
+
+
 def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(tmp_path):
     class Trap:
         def __reduce__(self):
@@ -699,6 +722,20 @@ def test_a_pretext_keeps_its_own_weights_unless_its_classifier_asks_for_others(m
         assert pretext.initial_weights == expected
     [(pretext, _)] = prerequisites(configure(find("rotation_classifier_1"), "quick", weights="imagenet"), "quick")
     assert pretext.initial_weights == "imagenet"
+
+
+def test_a_run_of_a_name_or_of_an_unknown_profile_is_refused():
+    for call in (runs.run, configure):
+        with pytest.raises(ValueError, match=r"'supervised_1' .*find"):
+            call("supervised_1", "quick")
+        with pytest.raises(ValueError, match="'quik'"):
+            call(find("supervised_1"), "quik")
+
+
+@pytest.mark.parametrize("name", ["data", "weights"])
+def test_an_empty_name_is_not_taken_for_none(name):
+    with pytest.raises(ValueError, match=f"{name} is empty"):
+        configure(find("supervised_1"), "quick", **{name: ""})
 
 
 def test_an_unknown_profile_or_name_is_refused_and_similar_names_are_listed():
