@@ -20,7 +20,7 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
-from data.files import CODE, root_folder, say_once
+from data.files import CODE, make_folder, root_folder, say_once
 from data.layouts import list_splits
 from data.prepare import locate
 from experiments import EXPERIMENTS, configure, find, prerequisites, with_precision
@@ -285,13 +285,19 @@ def images_of(task: Task) -> dict[str, int]:
 
 
 def say_failed(tasks: Iterable[Task]):
-    """Say of each run that failed, or could not start, where its log is."""
+    """Say of each run that failed why, by the last line of its log, and of each other that it could not start."""
+    tasks = list(tasks)
+    names = {task.name for task in tasks}
     for task in tasks:
-        print(f"{task.name} failed or could not start; see {task.log}", file=sys.stderr)
+        before = sorted(names.intersection(task.after))
+        lines = task.log.read_text(encoding="utf-8", errors="replace").splitlines() if task.log.is_file() else []
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it could not start")
+        words = f"could not start without {', '.join(before)}" if before else f"failed: {last} (its log is {task.log})"
+        print(f"{task.name} {words}", file=sys.stderr)
 
 
 def _start(command: list[str], path: Path, environment: dict[str, str]) -> subprocess.Popen:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with path.open("ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 

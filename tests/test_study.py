@@ -9,9 +9,9 @@ import pytest
 
 import study
 import train
-from experiments import EXPERIMENTS, configure
+from experiments import EXPERIMENTS, configure, find
 from run_files import FORMAT, files_of, settings_of
-from study import IMAGES, Task, expected_seconds, finished_runs, forward_passes, missing_tasks, train_tasks
+from study import IMAGES, Task, expected_seconds, finished_runs, forward_passes, missing_tasks, say_failed, train_tasks
 from tests.points import TINY
 
 WRITES = "import sys, time; time.sleep(0.3); open(sys.argv[1], 'w').write(f'{time.time()}')"
@@ -184,3 +184,15 @@ def test_a_time_is_told_from_finished_runs_of_this_machine_and_these_settings_by
         monkeypatch.setattr(study.torch.cuda, "is_available", lambda gpu=gpu: gpu)
         ((found, result),) = finished_runs(names, "full")
         assert (found.name, found.train.max_epochs) == (expected, 2) and result["history"]["val_loss"] == [2.0, 1.0]
+
+
+def test_a_failed_run_is_said_with_its_reason_and_what_needs_it_with_its_name(root, capsys):
+    first = Task(find("supervised_1"), "quick")
+    first.log.parent.mkdir(parents=True)
+    first.log.write_text("decoding 50%\rdecoding 100%\nerror: flat holds 1 class\n\n")
+    needs_it = Task(find("supervised_2"), "quick", after=("supervised_1",))
+    needs_it.log.write_text("error: of an earlier attempt\n")
+    say_failed([first, needs_it])
+    failed, unstarted = capsys.readouterr().err.splitlines()
+    assert "error: flat holds 1 class" in failed and str(first.log) in failed
+    assert "supervised_1" in unstarted and "earlier attempt" not in unstarted

@@ -78,7 +78,7 @@ def check_environment(environment: Mapping[str, str]):
     """Raise ValueError or FileNotFoundError that names the first variable no report can be made with."""
     profile_of(environment)
     if environment.get("DATA") and environment["DATA"] not in DATA_SETS:
-        locate(environment["DATA"])
+        list_splits(locate(environment["DATA"]))
     for name in ("WEIGHTS", "RESNET18_WEIGHTS"):
         value = environment.get(name)
         if value and value not in ("imagenet", "random") and not expanded(value).is_file():

@@ -19,6 +19,8 @@ NATURE = str(CODE / "supervised" / "nature_report.ipynb")
         ({"DATA": "~/nowhere"}, [OWN], "there is no data folder"),
         ({"DATA": "synthetic", "WEIGHTS": "gone.pth"}, [], "WEIGHTS is 'gone.pth'"),
         ({"DATA": "synthetic", "RESNET18_WEIGHTS": "imagenett"}, [NATURE], "RESNET18_WEIGHTS is 'imagenett'"),
+        ({"DATA": "flat"}, [], "flat holds images and no class folders"),
+        ({"PROFILE": "full", "DATA": "single"}, [], "at least 2 are needed"),
         ({"COMPUTE": "yes"}, [], "COMPUTE is 'yes'"),
         ({"PROFILE": "full", "DATA": "nature"}, [NATURE], "nature_report.ipynb cannot be made: the data set nature"),
     ],
@@ -26,6 +28,10 @@ NATURE = str(CODE / "supervised" / "nature_report.ipynb")
 def test_a_mistake_is_told_at_once(environment, names, words, root, monkeypatch, capsys):
     for name in ("PROFILE", "DATA", "WEIGHTS", "RESNET18_WEIGHTS", "COMPUTE"):
         monkeypatch.delenv(name, raising=False)
+    for folder in (root / "flat", root / "single/dark"):
+        folder.mkdir(parents=True)
+        (folder / "1.jpg").write_bytes(b"")
+    monkeypatch.chdir(root)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(report, "execute", lambda *arguments: pytest.fail("a notebook was run"))
