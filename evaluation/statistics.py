@@ -179,8 +179,11 @@ def estimate(mean: float, parts: Sequence[tuple[float, int]], comparisons: int =
     freedom = 1 / sum((part / variance) ** 2 / part_freedom for part, part_freedom in parts)
     error = variance**0.5
     reach = float(student_t.isf(LEVEL / (2 * comparisons), freedom)) * error
-    p_value = min(1.0, 2 * comparisons * float(student_t.sf(abs(mean) / error, freedom)))
-    return mean - reach, mean + reach, p_value
+    return mean - reach, mean + reach, _two_sided(mean / error, freedom, comparisons)
+
+
+def _two_sided(t: float, freedom: float, comparisons: int) -> float:
+    return min(1.0, 2 * comparisons * float(student_t.sf(abs(t), freedom)))
 
 
 def p_bound(mean: float, parts: Sequence[tuple[float, int]], comparisons: int = 1) -> float:
@@ -193,7 +196,7 @@ def p_bound(mean: float, parts: Sequence[tuple[float, int]], comparisons: int = 
     if not there:
         return estimate(mean, parts, comparisons)[2]
     variance, freedom = sum(part for part, _ in there), min(freedom for _, freedom in there)
-    return min(1.0, 2 * comparisons * float(student_t.sf(abs(mean) / variance**0.5, freedom)))
+    return _two_sided(mean / variance**0.5, freedom, comparisons)
 
 
 def mean_difference(differences: Sequence[float], comparisons: int = 1) -> MeanDifference:
