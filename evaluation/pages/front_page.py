@@ -47,7 +47,7 @@ if (location.hostname.endsWith(".github.io")) {
 </script>"""
 ACCURACIES = (
     "<b>Test</b>: the epoch is selected on val, the accuracy is of the test images.  <b>Earlier protocol</b>: epoch "
-    "selected and reported on val and test together, as the earlier reports did.  The accuracy of a rotation, "
+    "selected and reported on val and test together, as the first report did.  The accuracy of a rotation, "
     "perturbation or jigsaw pretext is on its own labels, not on classes; that of a joint-embedding pretext, such as "
     "byol or simclr, is of a vote of the 20 nearest training images."
 )

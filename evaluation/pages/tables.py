@@ -115,12 +115,12 @@ learned with labels, reach {control}. Training these further without labels, BYO
 class {few}); {gentle}.**"""
 FIGURE = "![Pretexts, test accuracies with intervals, few labels, heat maps](docs/overview.jpg)"
 READING = """**Test** is the accuracy on the test images; the epoch is selected on val.  **Earlier protocol** is the
-accuracy of the epoch selected and reported on val and test together, as the earlier reports did.  It is optimistic;
-compare it with **earlier report**.  Both are means over runs, one run per seed.  A *platform* is a kind of machine with
-one version of torch.  The runs are those of one platform if it has three (of two such, the one with the newer torch),
-otherwise all.  The 95 % interval of the test accuracy covers the sampling of test images and the variance of seeds.
-That of a single run (Wilson 1927) covers the images only.  **Mean per class** is the mean over classes of the test
-accuracy of a class."""
+accuracy of the epoch selected and reported on val and test together, as in the first report (the second selected by
+the loss).  It is optimistic; compare it with **earlier report**.  Both are means over runs, one run per seed.  A
+*platform* is a kind of machine with one version of torch.  The runs are those of one platform if it has three (of two
+such, the one with the newer torch), otherwise all.  The 95 % interval of the test accuracy covers the sampling of test
+images and the variance of seeds.  That of a single run (Wilson 1927) covers the images only.  **Mean per class** is the
+mean over classes of the test accuracy of a class."""
 COMPARING = """Every comparison is over runs of both experiments on the same test images.  They are those of one
 platform if it has three of each side, or all that there are; otherwise they are of all platforms, and the line says
 *across machines*.  So the mean of an experiment can be another one here than in its own line.  The interval of a
