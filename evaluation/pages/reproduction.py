@@ -313,9 +313,8 @@ def _filter_sum(study: Measured, experiment: str, words: Sequence[str]) -> list[
 
 
 READERS: dict[str, Callable[[Measured, str, Sequence[str]], list[float]]] = {
-    "history": _from_runs(
-        _value_of_history
-    ),  # SERIES lowest|highest|last|selected|at_lowest_loss|EPOCH|fromEPOCH, a mean
+    # SERIES lowest|highest|last|selected|at_lowest_loss|EPOCH|fromEPOCH, which is a mean
+    "history": _from_runs(_value_of_history),
     "epoch": _from_runs(_epoch_of_history),  # SERIES lowest|highest|plateau|first_perfect|first_rise|before_first_rise
     "epoch0": _from_runs(lambda *words: _epoch_of_history(*words) - 1),  # counted from 0
     "epochs_run": _from_runs(lambda result: len(result["history"]["train_loss"])),
