@@ -43,8 +43,9 @@ NOT_RUN = {  # a command, without its comment: why it does not run here
     "nvidia-cuda-mps-control -d": "needs a GPU",
     "echo quit | nvidia-cuda-mps-control": "needs a GPU",
     "python -m evaluation.demo": "serves until it is interrupted; tests/evaluation/pages/test_in_browser.py opens it",
-    "make bench": "takes twenty minutes of a quiet machine",
+    "python -m evaluation.novelty RUN --data DATA": "needs 100 images; tests/evaluation/test_novelty.py runs it",
     "python train.py": "names the script and is no command",
+    "python train.py NAME": "stands for any experiment",
 }
 PLACEHOLDERS = {  # what stands for a user's own choice: what is chosen here
     "--source FOLDER_OR_ARCHIVE": "--source $SOURCES/15scene",
