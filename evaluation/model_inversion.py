@@ -42,9 +42,8 @@ from evaluation.publish import load_run
 from evaluation.random_views import Views, generator_of, views_of
 from evaluation.scorecam import check_targets, label_numbers, one_target_each, probabilities_of
 from evaluation.split_images import training_amplitudes
-from helper_functions import check_choices, check_fields, logits_of
+from helper_functions import check_choices, check_fields, logits_of, make_plain
 from runs import run_command
-from supervised.settings import make_plain
 
 COLOURS = ("grey", "colour")
 LONGEST_STEM = 200  # bytes

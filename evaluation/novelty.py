@@ -10,9 +10,7 @@ projected on the directions in which those of the training images vary most: one
 at most COMPONENTS.  An image is flagged above a threshold that FALSE_ALARMS of the val images exceed.  Which share of
 the test images, which set nothing, exceed it is measured and stated.
 
-With fewer images it misleads.  Of samples of five classes of 15-Scene, with the features of byol_classifier, 100
-training and 40 val images flag 4 to 14 % of the test images and over 90 % of CIFAR-10; 30 training images flag as few
-as 3 % of CIFAR-10, and with 20 val images up to 28 % of the test images are flagged.
+With fewer images than LEAST_IMAGES it misleads: it flags many images of the same kind, or misses those of others.
 
     <run>.novelty.npz           beside a run's file, or in published/: directions and training images, below 1 MB
     results/full/novelty.csv    how many images of the data, and of the photographs, are flagged; written by

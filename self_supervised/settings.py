@@ -375,7 +375,11 @@ _ROTATION_BY_EPOCH = _classifiers_by_pretext_epoch(
 _PERTURBATION_BY_EPOCH = _classifiers_by_pretext_epoch(
     _PERTURBATION_TUNED, {3: 0.8446, 6: 0.8265, 10: 0.8157}, "imagenet_classifier_tuned_rate_2e-4"
 )
-_CONTROL = supervised.EXPERIMENTS["imagenet_classifier_four_stages"]  # the same head on the same stages
+_CONTROL = supervised.EXPERIMENTS["imagenet_classifier_four_stages"]
+_AS_CONTROL = {  # the same head on the same stages
+    "compared_with": _CONTROL.name,
+    **{each: getattr(_CONTROL, each) for each in ("stages", "head", "batch_size", "train")},
+}
 
 
 def _gentle_classifiers(pretext: PretextExperiment, epoch: int) -> tuple[ClassifierExperiment, ClassifierExperiment]:
@@ -384,13 +388,9 @@ def _gentle_classifiers(pretext: PretextExperiment, epoch: int) -> tuple[Classif
         f"{pretext.name}_classifier",
         f"Is gentle {pretext.pretext}, with BatchNorm statistics of ImageNet, better than none?",
         pretext,
-        compared_with=_CONTROL.name,
         pretext_epoch=epoch,
         batchnorm="initial",
-        stages=_CONTROL.stages,
-        head=_CONTROL.head,
-        batch_size=_CONTROL.batch_size,
-        train=_CONTROL.train,
+        **_AS_CONTROL,
     )
     own = replace(
         gentle,
@@ -453,13 +453,9 @@ _CLASSIFIERS = (
         "jigsaw_classifier",
         "Are features after jigsaw better than ImageNet features, each read by a trained head?",
         _JIGSAW,
-        compared_with=_CONTROL.name,
         family=LATER_QUESTIONS,
         pretext_epoch="last",
-        stages=_CONTROL.stages,
-        head=_CONTROL.head,
-        batch_size=_CONTROL.batch_size,
-        train=_CONTROL.train,
+        **_AS_CONTROL,
     ),
 )
 # Some numbers of the reports are far from ours.  Hypotheses of what they did, most of them with frozen features:
@@ -667,12 +663,8 @@ _BYOL_LABELLED = (
         "byol_classifier_trained_head",
         "Secondary: is a trained head better on BYOL's features?",
         _BYOL,
-        compared_with=_CONTROL.name,
         family=ProbeExperiment.family,
-        stages=_CONTROL.stages,
-        head=_CONTROL.head,
-        batch_size=_CONTROL.batch_size,
-        train=_CONTROL.train,
+        **_AS_CONTROL,
     ),
     FineTunedExperiment(
         **{

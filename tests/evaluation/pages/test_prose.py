@@ -18,16 +18,20 @@ BY_OTHERS = {  # a model's column in the table of class images, and what the pro
 }
 
 
+def cells_of(report, kind):
+    """The cells of a notebook of one kind: code or markdown."""
+    cells = json.loads((CODE / REPORTS[report].path).read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == kind]
+
+
 def prose(report):
     """All markdown of a notebook, on one line."""
-    cells = json.loads((CODE / REPORTS[report].path).read_text(encoding="utf-8"))["cells"]
-    return " ".join(" ".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown").split())
+    return " ".join(" ".join("".join(cell["source"]) for cell in cells_of(report, "markdown")).split())
 
 
 def shown_by(report, call):
     """The lines of cells in the tables that the cell with this call shows."""
-    cells = json.loads((CODE / REPORTS[report].path).read_text(encoding="utf-8"))["cells"]
-    [cell] = [each for each in cells if each["cell_type"] == "code" and call in "".join(each["source"])]
+    [cell] = [each for each in cells_of(report, "code") if call in "".join(each["source"])]
     tables = ("".join(output.get("data", {}).get("text/html", "")) for output in cell["outputs"])
     return [line for table in tables for line in in_html(table) if line]
 
