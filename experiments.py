@@ -12,7 +12,7 @@ from dataclasses import replace
 from data.files import expanded, say_once
 from data.layouts import ALL_BELOW, is_split, list_splits
 from data.prepare import locate
-from helper_functions import DEVICES
+from loop.devices import DEVICES
 from self_supervised import settings as self_supervised
 from self_supervised.settings import ClassifierExperiment, JointEmbeddingExperiment, ProbeExperiment
 from supervised import settings as supervised

@@ -1,73 +1,30 @@
 """The training loop that both tasks share: settings, history, stopping rules, train, evaluate, predict.
 
-It knows no scene, no rotation and no EfficientNet.  It touches no file and plots nothing.  `accelerate` (Hugging Face,
-2022) places the network and the batches: on a CPU, on a GPU, or on many processes started by `torchrun`.
+It knows no scene, no rotation and no EfficientNet.  It touches no file and plots nothing.  `loop/` has what it
+stands on: devices, the step of one batch, checks of settings.
 """
 
-import copy
-import ctypes
 import math
-import os
 import time
-import types
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, get_args
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.state import AcceleratorState, PartialState
+from accelerate import Accelerator
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
+from loop.batchnorm import fold_batchnorm
+from loop.checks import check_choices, check_fields, make_plain
+from loop.devices import PRECISIONS, as_input_of, autocast, build_accelerator, get_generators, set_generators
+from loop.steps import STEPS, Step, build_step
+
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("step", "cosine", "none")
 STOPPING_RULES = ("none", "patience", "two_worse")
 KEPT_EPOCHS = ("best", "last")
-LAUNCHER = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets for each process
-PRECISIONS = ("auto", "float32", "bfloat16")
-STEPS = ("auto", "eager", "compiled", "graph")
-TYPES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", types.NoneType: "None"}
-WARM_UP = 3  # steps before one is recorded, as CUDA asks for
 SHOWN_EVERY = 0.5  # seconds between two looks at the running loss, which make a GPU wait
-
-
-def check_choices(settings, of: str = "", **known: Collection[str]):
-    """Raise ValueError for a field whose value is none of the known ones.  `of` begins the sentence."""
-    for name, values in known.items():
-        check_fields(settings, (name,), values.__contains__, f"one of {', '.join(values)}", of)
-
-
-def check_fields(settings, names: Iterable[str], holds: Callable[[Any], bool], words: str, of: str = ""):
-    """Raise ValueError, "NAME is VALUE; it must be WORDS", for a field whose value does not hold."""
-    for name in names:
-        if not holds(getattr(settings, name)):
-            raise ValueError(f"{of}{name} is {getattr(settings, name)!r}; it must be {words}")
-
-
-def make_plain(settings, name: str):
-    """Turn the values of a frozen dataclass that come from NumPy, and paths, into plain types, as files hold them.
-
-    Raises ValueError naming the settings, the field and the value where the type is not that of the field.
-    """
-    for each in fields(settings):
-        value = _plain(getattr(settings, each.name))
-        kinds = get_args(each.type) if isinstance(each.type, types.UnionType) else (each.type,)
-        if set(kinds) <= TYPES.keys() and type(value) not in kinds and (type(value), kinds[0]) != (int, float):
-            words = " or ".join(TYPES[kind] for kind in kinds)
-            raise ValueError(f"{name}: {each.name} is {value!r}; it must be {words}")
-        object.__setattr__(settings, each.name, value)
-
-
-def _plain(value):
-    if hasattr(value, "tolist"):  # a number or an array
-        value = value.tolist()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True)
@@ -179,90 +136,6 @@ def should_stop(val_losses: list[float], settings: TrainSettings) -> bool:
     if settings.stopping == "two_worse":
         return len(val_losses) >= 3 and min(val_losses[-2:]) > val_losses[-3]
     return False
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """The precision that "auto" stands for: bfloat16 on GPUs that support it, float32 elsewhere.
-
-    A CPU without bfloat16 instructions emulates them and is twenty times slower than in float32, so bfloat16 on a CPU
-    must be asked for.  Raises ValueError for a precision that is none of PRECISIONS.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
-    if precision != "auto":
-        return precision
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-
-
-def keep_freed_memory():
-    """Let glibc reuse the memory that a training step frees, instead of returning it to the kernel.
-
-    By default glibc maps every large block anew, and the kernel clears each of its pages.  Reusing them makes training
-    on two cores up to twice as fast (benchmarks/training_step.csv) with bit-identical results, for memory that stays
-    reserved.  It equals MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the environment.  Call it once, when a
-    process starts.  Without glibc (macOS, Windows) nothing happens.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
-    mallopt(mmap_threshold, 2**30)
-    mallopt(trim_threshold, 2**31 - 1)
-
-
-def build_accelerator(device: str = "auto", gradient_accumulation_steps: int = 1) -> Accelerator:
-    """Accelerate's engine on `device`, one of DEVICES; "auto" is a GPU if there is one, NVIDIA's or Apple's.
-
-    `batch_size` is the global batch size: every batch is split among the processes.  Raises ValueError for a device
-    that is not available, and for variables of the environment that an earlier launcher has left behind.
-    """
-    if device not in DEVICES:
-        raise ValueError(f"device is {device!r}; it must be one of {', '.join(DEVICES)}")
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if device in there and not there[device]():
-        raise ValueError(f"device is {device!r}, but torch finds no such GPU here; use --device cpu")
-    missing = [name for name in LAUNCHER if name not in os.environ]
-    left = [name for name in LAUNCHER[:3] if name in os.environ]
-    if left and missing:
-        raise ValueError(f"{left[0]} is set in the environment, but {missing[0]} is not; unset it, or use torchrun")
-    on_cpu = device == "cpu" or not torch.accelerator.is_available()
-    kind = "cpu" if on_cpu else torch.accelerator.current_accelerator().type
-    if PartialState._shared_state and PartialState().num_processes == 1 and PartialState().device.type != kind:
-        AcceleratorState._reset_state(reset_partial_state=True)  # else a notebook's first device would be that of all
-    try:
-        return Accelerator(
-            cpu=on_cpu,  # else several processes would not find each other
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
-        )
-    except ValueError as error:  # accelerate names the value alone
-        given = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("ACCELERATE_")]
-        if not given:
-            raise
-        raise ValueError(f"accelerate refuses the environment, {', '.join(given)} ({error}); unset it") from error
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The precision as a context.  Accelerate's own would be fixed for the whole process, but experiments differ."""
-    enabled = resolve_precision(precision, device) == "bfloat16"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def as_input_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Images in the precision of the model's weights, and (N, C, H, W) in the memory layout of its convolutions.
-
-    The batches and the networks of this project are channels last, which is faster.  Others are contiguous, and may
-    flatten their maps by view(), which needs contiguous ones.
-    """
-    weight = next(model.parameters(), None)
-    if weight is None or not (weight.is_floating_point() and images.is_floating_point()):
-        return images
-    images = images.to(weight.dtype)
-    if images.dim() != 4:
-        return images
-    channels_last = any(weight.dim() == 4 and not weight.is_contiguous() for weight in model.parameters())
-    return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def logits_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -394,7 +267,7 @@ class _Training:
     ema: torch.optim.swa_utils.AveragedModel | None
     accelerator: Accelerator
     sampler_generator: torch.Generator | None
-    step: "_Step"
+    step: Step
 
     @property
     def evaluated(self) -> nn.Module:
@@ -416,7 +289,7 @@ class _Training:
             "best_weights": best_weights,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "generators": _get_generators(self.sampler_generator),
+            "generators": get_generators(self.sampler_generator),
             "history": asdict(history),
         }
 
@@ -428,7 +301,7 @@ class _Training:
             self.ema.n_averaged.fill_(state["ema_steps"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        _set_generators(self.sampler_generator, state["generators"])
+        set_generators(self.sampler_generator, state["generators"])
         return History(**state["history"]), state["best_weights"]
 
 
@@ -496,159 +369,8 @@ class _Seen:
         return self.loss / self.images, None if self.hits is None else self.hits / self.images
 
 
-class _Step:
-    """The gradients of one batch: forward and backward, each operation launched by itself, or compiled."""
-
-    def __init__(self, network, objective: Objective, accelerator: Accelerator, settings: TrainSettings):
-        self.network = torch.compile(network) if settings.step == "compiled" else network
-        self.objective, self.accelerator, self.precision = objective, accelerator, settings.precision
-
-    def __call__(self, images, labels, earlier_weight):
-        """Add to the gradients; returns losses (N,), logits (N, classes) or None, and the weight of the step so far.
-
-        `earlier_weight` is the sum of the weights of the earlier batches of this optimizer step.
-        """
-        with autocast(self.precision, self.accelerator.device):
-            images = as_input_of(self.network, images)
-            losses, weights, logits = self.objective(self.network, images, labels)
-            loss, weight = sums_over_batch(losses, weights, self.accelerator)
-            weight = earlier_weight + weight
-            loss = loss / weight
-        gradients = [each.grad for each in self.network.parameters() if each.grad is not None]
-        if gradients:  # of earlier batches of this step: the mean over their images becomes one over more images
-            torch._foreach_mul_(gradients, earlier_weight / weight)
-        loss.backward()  # accelerator.backward would divide by the number of batches
-        return losses, logits, weight
-
-
-class _RecordedStep(_Step):
-    """The same, recorded once for each shape of a batch as a CUDA graph and replayed: one launch for all operations.
-
-    Batches must not be accumulated, since a replay overwrites the gradients.
-    """
-
-    def __init__(self, network, objective, accelerator, settings):
-        super().__init__(network, objective, accelerator, settings)
-        self.parameters = [each for each in network.parameters() if each.requires_grad]
-        self.recorded = {}
-
-    def __call__(self, images, labels, earlier_weight):
-        """As `_Step`, for a batch that is an optimizer step by itself."""
-        key = tuple(images.shape)
-        if key not in self.recorded:
-            self.recorded[key] = self._record(torch.empty_like(images), torch.empty_like(labels), images, labels)
-        graph, static_images, static_labels, gradients, outputs = self.recorded[key]
-        static_images.copy_(images)
-        static_labels.copy_(labels)
-        graph.replay()
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        return outputs
-
-    def _record(self, static_images, static_labels, images, labels):
-        static_images.copy_(images)
-        static_labels.copy_(labels)
-        buffers = [each.clone() for each in self.network.buffers()]  # steps to warm up must leave no trace
-        generator = torch.cuda.get_rng_state()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self._forget_gradients()
-                super().__call__(static_images, static_labels, 0)
-        torch.cuda.current_stream().wait_stream(stream)
-        for buffer, before in zip(self.network.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-        torch.cuda.set_rng_state(generator)
-        self._forget_gradients()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = super().__call__(static_images, static_labels, 0)
-        return graph, static_images, static_labels, [each.grad for each in self.parameters], outputs
-
-    def _forget_gradients(self):
-        for parameter in self.parameters:
-            parameter.grad = None
-
-
-def _build_step(network, objective: Objective, accelerator: Accelerator, settings: TrainSettings) -> _Step:
-    recorded = resolve_step(settings, network, objective, accelerator) == "graph"
-    return (_RecordedStep if recorded else _Step)(network, objective, accelerator, settings)
-
-
-def resolve_step(settings: TrainSettings, network: nn.Module, objective: Objective, accelerator: Accelerator) -> str:
-    """How a step is launched: "eager", "compiled" by torch.compile, or recorded once as a CUDA "graph".
-
-    "auto" is a graph where there can be one and the class of the network says `recordable`, for on a GPU small batches
-    are bound by launches.  Else it is eager: on two CPU cores compiling takes minutes for steps 1.2 times as fast.
-    Raises ValueError for a graph where there can be none.
-    """
-    if settings.step not in ("auto", "graph"):
-        return settings.step
-    reasons = {
-        "needs an NVIDIA GPU": accelerator.device.type != "cuda",
-        "needs one process": accelerator.num_processes > 1,
-        "needs gradient_accumulation_steps = 1": settings.gradient_accumulation_steps > 1,
-        f"cannot record {type(objective).__name__}": not objective.recordable,
-    }
-    reason = next((reason for reason, holds in reasons.items() if holds), None)
-    if settings.step == "graph" and reason is not None:
-        raise ValueError(f"step is 'graph', which {reason}; use 'auto'")
-    wanted = settings.step == "graph" or getattr(network, "recordable", False)
-    return "graph" if wanted and reason is None else "eager"
-
-
 def _numbers(loss: float, accuracy: float | None) -> str:
     return f"loss {loss:.3f}" + ("" if accuracy is None else f", accuracy {accuracy:.3f}")
-
-
-def sums_over_batch(
-    losses: torch.Tensor, weights: torch.Tensor, accelerator: Accelerator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """This process's part of the sum of the global batch's losses, and the sum of the global batch's weights.
-
-    The mean of the parts over processes is the sum.  `losses` and `weights` (N,) are those of this process's images.
-    To fill the last batch, accelerate repeats images, so processes may have different numbers of new ones; repeated
-    images do not count.
-    """
-    batch, images = accelerator.gradient_state, len(losses)
-    if accelerator.num_processes > 1 and batch.end_of_dataloader and batch.remainder > 0:
-        images = min(max(batch.remainder - accelerator.process_index * images, 0), images)
-    weight = accelerator.reduce(weights[:images].sum(), reduction="sum")
-    return losses[:images].sum() * accelerator.num_processes, weight
-
-
-def fold_batchnorm(model: nn.Module) -> nn.Module:
-    """A copy in eval mode with the same outputs but for rounding, a third faster on a CPU.
-
-    Each BatchNorm that follows a convolution in an nn.Sequential is folded into the convolution's weights and replaced
-    by nn.Identity, so the other modules keep their names.  Pairs that may compute something else stay as they are.
-    """
-    # Tensors that a hook computes, as weight_norm and pruning do, cannot be copied with their history.
-    values = [value for module in model.modules() for value in vars(module).values()]
-    computed = [value for value in values if isinstance(value, torch.Tensor) and not value.is_leaf]
-    model = copy.deepcopy(model, {id(each): each.detach().clone() for each in computed}).eval()
-    for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
-        for place in range(len(sequence) - 1):
-            if _can_be_folded(sequence, sequence[place], sequence[place + 1]):
-                sequence[place] = fuse_conv_bn_eval(sequence[place], sequence[place + 1])
-                sequence[place + 1] = nn.Identity()
-    return model
-
-
-def _can_be_folded(sequence: nn.Sequential, convolution: nn.Module, norm: nn.Module) -> bool:
-    """Whether the two modules run one after the other, and each computes what its weights say.
-
-    A class derived from nn.Conv2d that does is marked `foldable`.
-    """
-    return (
-        type(sequence).forward is nn.Sequential.forward
-        and (type(convolution) is nn.Conv2d or "foldable" in vars(type(convolution)))
-        and type(norm) is nn.BatchNorm2d
-        and norm.running_var is not None
-        and not any("forward" in vars(each) for each in (sequence, convolution, norm))
-        and not any(each._forward_hooks or each._forward_pre_hooks for each in (convolution, norm))
-    )
 
 
 @torch.no_grad()  # not inference mode: a caller may learn from the logits, such as a temperature
@@ -771,7 +493,7 @@ def _build_training(model, train_loader, settings, objective, device) -> _Traini
         ema=ema,
         accelerator=accelerator,
         sampler_generator=getattr(train_loader.sampler, "generator", None),
-        step=_build_step(network, objective, accelerator, settings),
+        step=build_step(network, objective, accelerator, settings),
     )
 
 
@@ -807,23 +529,3 @@ def _evaluate_epoch(training: _Training, held_out: list, precision: str, history
             }
         )
     return history.val_loss[-1]
-
-
-def _get_generators(sampler_generator: torch.Generator | None) -> dict:
-    """The states of all random generators: the sampler's, the CPU's and the GPUs'."""
-    return {
-        "sampler": None if sampler_generator is None else sampler_generator.get_state(),
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
-    }
-
-
-def _set_generators(sampler_generator: torch.Generator | None, states: dict):
-    if sampler_generator is not None:
-        sampler_generator.set_state(states["sampler"])
-    torch.set_rng_state(states["cpu"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])  # it may have begun on more
-    if states.get("mps") is not None and torch.backends.mps.is_available():  # older states have none
-        torch.mps.set_rng_state(states["mps"])

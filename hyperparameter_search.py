@@ -46,7 +46,9 @@ from sqlalchemy.pool import NullPool
 from data.files import expanded, locked, read_table, write_atomically, write_table
 from data.layouts import name_of_images
 from experiments import add_common_options, configure, find, refuse_unused_weights
-from helper_functions import OPTIMIZERS, SCHEDULES, TrainSettings, build_accelerator, fold_batchnorm, should_stop, train
+from helper_functions import OPTIMIZERS, SCHEDULES, TrainSettings, should_stop, train
+from loop.batchnorm import fold_batchnorm
+from loop.devices import build_accelerator
 from run_files import files_of, first_difference, refuse_other_images, settings_of
 from runs import advice_on_memory, build_model, build_objective, run_command, trained_part
 from self_supervised.dataloader import build_loaders

@@ -27,19 +27,10 @@ from data.augment import AUGMENTATION_RULES
 from data.files import locked, make_folder, write_atomically, write_text
 from data.on_device import DeviceDataset
 from experiments import check_run, prerequisites, with_precision
-from helper_functions import (
-    CrossEntropy,
-    Evaluation,
-    History,
-    TrainSettings,
-    build_accelerator,
-    evaluate,
-    fold_batchnorm,
-    keep_freed_memory,
-    resolve_precision,
-    resolve_step,
-    train,
-)
+from helper_functions import CrossEntropy, Evaluation, History, TrainSettings, evaluate, train
+from loop.batchnorm import fold_batchnorm
+from loop.devices import build_accelerator, keep_freed_memory, resolve_precision
+from loop.steps import resolve_step
 from run_files import (
     FORMAT,
     Files,

@@ -28,8 +28,8 @@ from experiments import (
     refuse_unused_weights,
     with_unlabelled,
 )
-from helper_functions import PRECISIONS
 from hyperparameter_search import experiment_of_study
+from loop.devices import PRECISIONS
 from run_files import files_of, read, settings_of
 from runs import check_tensorboard, run, run_command
 from self_supervised.settings import ProbeExperiment

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from benchmarks import implementations
 from benchmarks.implementations import Comparison, Measurement
 from data.augment import AUGMENTATIONS, augment
-from helper_functions import keep_freed_memory
+from loop.devices import keep_freed_memory
 from supervised.dataloader import normalize
 
 IMAGES, SIZE, REPEATS = 32, 224, 10

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import implementations
 from benchmarks.implementations import Comparison, Measurement
-from helper_functions import autocast, keep_freed_memory
+from loop.devices import autocast, keep_freed_memory
 
 BATCH_SIZE, BATCHES = 32, 4
 

@@ -21,7 +21,9 @@ from torch.utils.data import DataLoader
 from benchmarks import implementations
 from benchmarks.data import plain_dataset
 from benchmarks.implementations import Comparison, Measurement
-from helper_functions import build_accelerator, fold_batchnorm, train
+from helper_functions import train
+from loop.batchnorm import fold_batchnorm
+from loop.devices import build_accelerator
 from supervised.dataloader import SeededShuffle, build_loaders
 from supervised.models import SceneClassifier
 from supervised.settings import EXPERIMENTS

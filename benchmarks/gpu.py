@@ -25,18 +25,9 @@ from benchmarks.scorecam import PEERS, our_maps
 from data.augment import AUGMENTATIONS
 from data.image_cache import Scenes
 from evaluation.model_inversion import InversionSettings, class_logit, invert
-from helper_functions import (
-    CrossEntropy,
-    Objective,
-    TrainSettings,
-    autocast,
-    build_accelerator,
-    build_optimizer,
-    fold_batchnorm,
-    predict,
-    resolve_precision,
-    train,
-)
+from helper_functions import CrossEntropy, Objective, TrainSettings, build_optimizer, predict, train
+from loop.batchnorm import fold_batchnorm
+from loop.devices import autocast, build_accelerator, resolve_precision
 from runs import run_command
 from self_supervised.dataloader import RotatedDataset, ViewsDataset
 from self_supervised.joint_embedding import OfViews

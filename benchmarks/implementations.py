@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from data.files import CODE
 from data.prepare import locate
-from helper_functions import fold_batchnorm
+from loop.batchnorm import fold_batchnorm
 from supervised.models import SceneClassifier, estimate_batchnorm, load_initial_weights
 
 FOLDER = CODE / "benchmarks"

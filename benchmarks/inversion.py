@@ -22,7 +22,7 @@ from torchvision.transforms import functional
 from benchmarks import implementations
 from benchmarks.implementations import Comparison, Measurement
 from evaluation.model_inversion import InversionSettings, class_logit, invert
-from helper_functions import keep_freed_memory
+from loop.devices import keep_freed_memory
 from supervised.dataloader import MEAN, STD
 
 STEPS = 20

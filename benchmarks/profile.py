@@ -16,7 +16,8 @@ from torch.profiler import ProfilerActivity
 from torchvision.models import efficientnet_b0
 
 from benchmarks import implementations
-from helper_functions import TrainSettings, autocast, build_optimizer, keep_freed_memory
+from helper_functions import TrainSettings, build_optimizer
+from loop.devices import autocast, keep_freed_memory
 from supervised.models import SceneClassifier
 
 BATCH_SIZE, STEPS = 32, 3

@@ -25,7 +25,7 @@ from benchmarks import implementations
 from benchmarks.implementations import Comparison, Measurement
 from evaluation.mask_clusters import cluster_score_cam
 from evaluation.scorecam import scale_to_unit, score_cam
-from helper_functions import autocast, keep_freed_memory
+from loop.devices import autocast, keep_freed_memory
 from supervised.dataloader import build_loaders
 from supervised.settings import BASE
 

@@ -29,7 +29,7 @@ from evaluation.hooks import maps_and_logits
 from evaluation.mask_clusters import AGREEMENT, MOST, UNCHANGED, scores_in_rounds
 from evaluation.scorecam import WEIGHTINGS, MaskedImages
 from evaluation.split_images import evenly_spread, images_for
-from helper_functions import keep_freed_memory
+from loop.devices import keep_freed_memory
 from runs import run_command
 
 CLUSTERS = (32, 64, 128)

@@ -17,7 +17,8 @@ from torchvision.models import efficientnet_b0
 
 from benchmarks import implementations
 from benchmarks.implementations import Comparison, Measurement
-from helper_functions import TrainSettings, autocast, build_optimizer, keep_freed_memory
+from helper_functions import TrainSettings, build_optimizer
+from loop.devices import autocast, keep_freed_memory
 from supervised.models import DepthwiseConv2d
 
 BATCH_SIZE, STEPS = 32, 3

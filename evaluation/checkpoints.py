@@ -16,7 +16,7 @@ from data.files import CODE, digest_of_tensors, expanded, root_folder
 from data.folders import in_nfc
 from data.image_cache import Scenes, decode
 from experiments import PROFILES, experiment_of
-from helper_functions import fold_batchnorm
+from loop.batchnorm import fold_batchnorm
 from run_files import load_checkpoint
 from supervised.dataloader import MEAN, STD, normalize
 from supervised.models import SceneClassifier, classifier_of

@@ -31,7 +31,8 @@ from evaluation.scorecam import (
     score_cam,
 )
 from evaluation.statistics import MeanDifference, mean_difference
-from helper_functions import as_input_of, logits_of
+from helper_functions import logits_of
+from loop.devices import as_input_of
 from supervised.models import estimate_batchnorm
 
 ROUNDING = 1e-3  # of half precision, by which maps may leave 0..1

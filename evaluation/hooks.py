@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from helper_functions import as_input_of
+from loop.devices import as_input_of
 
 MOST_OFF = 4.5  # positions of a grid: convolutions without padding cut the same number from height and width
 

@@ -42,7 +42,8 @@ from evaluation.publish import load_run
 from evaluation.random_views import Views, generator_of, views_of
 from evaluation.scorecam import check_targets, label_numbers, one_target_each, probabilities_of
 from evaluation.split_images import training_amplitudes
-from helper_functions import check_choices, check_fields, logits_of, make_plain
+from helper_functions import logits_of
+from loop.checks import check_choices, check_fields, make_plain
 from runs import run_command
 
 COLOURS = ("grey", "colour")

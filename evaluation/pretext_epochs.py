@@ -21,7 +21,7 @@ from evaluation.probes import is_made_from, stage_features, warn_of_stale, weigh
 from evaluation.representation import linear_cka, neighbour_purity, rank_me
 from evaluation.split_images import loaders_of_run
 from experiments import add_data_options, experiments_of
-from helper_functions import fold_batchnorm
+from loop.batchnorm import fold_batchnorm
 from run_files import files_of, load_weights
 from runs import build_model, run_command
 from self_supervised.settings import JointEmbeddingExperiment, ProbeExperiment

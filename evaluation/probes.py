@@ -38,7 +38,7 @@ from evaluation.results import PRETEXTS_BY_EPOCH, pretext_epochs_table
 from evaluation.split_images import loaders_of_run
 from evaluation.statistics import accuracy_interval, mean_and_interval
 from experiments import add_data_options, experiments_of, prerequisites
-from helper_functions import fold_batchnorm
+from loop.batchnorm import fold_batchnorm
 from run_files import files_of, load_checkpoint, load_result, load_weights
 from runs import build_model, collect, run_command
 from self_supervised.probes import NEIGHBORS, Splits, check_splits, linear_probe, nearest_neighbors

@@ -23,7 +23,8 @@ from evaluation.scorecam import (
     scale_to_unit,
     upsample,
 )
-from helper_functions import as_input_of, logits_in, logits_of
+from helper_functions import logits_in, logits_of
+from loop.devices import as_input_of
 
 NEIGHBORHOOD = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16  # of a position, in the paper
 

@@ -13,7 +13,7 @@ from sklearn.manifold import TSNE
 from torch import nn
 
 from evaluation.hooks import eval_mode, outputs_of
-from helper_functions import as_input_of
+from loop.devices import as_input_of
 from self_supervised.probes import nearest_images
 
 PURITY_NEIGHBORS = 20  # of the k-NN purity, all others where there are fewer

@@ -29,7 +29,8 @@ import torch.distributed.nn.functional as across_processes
 from torch import distributed, nn
 from torch.nn import functional
 
-from helper_functions import Evaluation, Objective, autocast
+from helper_functions import Evaluation, Objective
+from loop.devices import autocast
 from self_supervised.probes import vote_of_neighbors
 from supervised.models import STAGE_WIDTHS, pool_stages
 

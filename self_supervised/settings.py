@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from helper_functions import TrainSettings, check_choices, check_fields
+from helper_functions import TrainSettings
+from loop.checks import check_choices, check_fields
 from supervised import settings as supervised
 from supervised.settings import REPRODUCTION_FAMILY, Experiment, hypothesis
 

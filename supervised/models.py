@@ -13,7 +13,8 @@ from torchvision.ops import StochasticDepth
 from torchvision.ops.misc import SqueezeExcitation
 
 from data.files import digest_of_file, expanded, load_plain
-from helper_functions import Objective, fold_batchnorm
+from helper_functions import Objective
+from loop.batchnorm import fold_batchnorm
 from supervised.settings import Experiment
 from supervised.state_dicts import features_of
 

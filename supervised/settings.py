@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from data.image_cache import RESIZE_RULES
-from helper_functions import TrainSettings, check_choices, check_fields, make_plain
+from helper_functions import TrainSettings
+from loop.checks import check_choices, check_fields, make_plain
 
 NETWORKS = {  # how many stages the features of each have, counted from 0
     "efficientnet_b0": 9,

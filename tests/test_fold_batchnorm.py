@@ -6,7 +6,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from helper_functions import TrainSettings, build_accelerator, evaluate, fold_batchnorm, predict, train
+from helper_functions import TrainSettings, evaluate, predict, train
+from loop.batchnorm import fold_batchnorm
+from loop.devices import build_accelerator
 from supervised.models import SceneClassifier
 
 

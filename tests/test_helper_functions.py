@@ -17,16 +17,15 @@ from helper_functions import (
     History,
     Objective,
     TrainSettings,
-    build_accelerator,
     build_optimizer,
     build_scheduler,
     evaluate,
-    fold_batchnorm,
     predict,
-    resolve_precision,
     should_stop,
     train,
 )
+from loop.batchnorm import fold_batchnorm
+from loop.devices import build_accelerator, resolve_precision
 from supervised.models import SceneClassifier, estimate_batchnorm
 
 

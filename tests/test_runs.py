@@ -22,7 +22,8 @@ import run_files
 import runs
 from data.files import CODE, digest_of_tensors, locked
 from experiments import configure, find, prerequisites
-from helper_functions import History, TrainSettings, evaluate, fold_batchnorm
+from helper_functions import History, TrainSettings, evaluate
+from loop.batchnorm import fold_batchnorm
 from run_files import Files, files_of, further_seeds, load_checkpoint, load_weights, read
 from runs import collect, train_job
 from self_supervised.dataloader import build_loaders

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from helper_functions import CrossEntropy, Objective, TrainSettings, build_accelerator, resolve_step, train
+from helper_functions import CrossEntropy, Objective, TrainSettings, train
+from loop.devices import build_accelerator
+from loop.steps import resolve_step
 from supervised.models import SceneClassifier
 from tests.conftest import SmallNetwork, needs_gpu
 

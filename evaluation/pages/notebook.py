@@ -28,7 +28,7 @@ from data.layouts import list_splits
 from data.prepare import DATA_SETS, locate
 from evaluation.results import comparisons, read_profile
 from experiments import PROFILES, configure
-from helper_functions import keep_freed_memory
+from loop.devices import keep_freed_memory
 from run_files import STUDY_DATA, files_of, further_seeds
 from runs import collect
 from supervised.settings import Experiment

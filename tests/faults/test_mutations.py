@@ -66,8 +66,8 @@ MUTATIONS = {  # what breaks: file, line as it is, as it is broken, test that mu
     ),
     "a continued training shuffles anew": (
         "helper_functions.py",
-        "        _set_generators(self.sampler_generator, state",
-        "        _set_generators(None, state",
+        "        set_generators(self.sampler_generator, state",
+        "        set_generators(None, state",
         "tests/test_runs.py::test_an_interrupted_run_ends_with_the_history_and_weights_of_an_uninterrupted_one",
     ),
     "the epoch is chosen on the test images": (

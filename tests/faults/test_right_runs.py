@@ -24,7 +24,8 @@ from data.image_cache import Selection, load_splits
 from evaluation import pretext_epochs, probes
 from evaluation.results import experiments_table, pairs_to_compare, read_profile
 from experiments import EXPERIMENTS, configure, find, prerequisites
-from helper_functions import TrainSettings, build_accelerator
+from helper_functions import TrainSettings
+from loop.devices import build_accelerator
 from runs import write_result
 from self_supervised import dataloader as pretexts
 from self_supervised import settings as self_supervised
@@ -68,7 +69,7 @@ def test_the_device_is_that_which_is_asked_for_also_for_the_second_training(monk
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: other)
     forgotten = []
-    monkeypatch.setattr("helper_functions.AcceleratorState._reset_state", lambda **kind: forgotten.append(kind))
+    monkeypatch.setattr("loop.devices.AcceleratorState._reset_state", lambda **kind: forgotten.append(kind))
     build_accelerator("auto")
     assert forgotten == [{"reset_partial_state": True}]
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)

@@ -18,7 +18,8 @@ import experiments
 import run_files
 import runs
 from data.files import CODE
-from helper_functions import TrainSettings, build_accelerator, build_optimizer
+from helper_functions import TrainSettings, build_optimizer
+from loop.devices import build_accelerator
 from self_supervised import joint_embedding
 from self_supervised.joint_embedding import METHODS, OfViews, negative_cosine, nt_xent, vicreg
 from self_supervised.probes import vote_of_neighbors
