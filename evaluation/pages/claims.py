@@ -66,28 +66,29 @@ PAGE = """# Are the earlier claims true?
 Written by `make pages` from the files in `results/full`; no number is typed.  The claims are those of {covered} of the
 {reports} earlier reports: {sources}.  `docs/reproduction.md` has the numbers of all {reports}.
 
-{stated} of the {claims} claims are results as a report states them.  A mark in brackets says what the others are:
+{stated} of the {claims} claims are stated by a report as its results.  A mark in brackets says what the others are:
 
 {marks}
 
-*Best* is against the next best of the report's table.  After results had been seen, wordings were corrected, and some
-pairs of experiments took the place of others that were not what a report compares.  The number of claims stayed the
-same.  These pairs are {revised}.
+A claim that something is *best* is tested against the next best experiment in the report's table.  After results had
+been seen, some wordings were corrected, and some pairs of experiments were replaced because a report does not compare
+them.  The number of claims stayed the same.  The new pairs are {revised}.
 
 Each claim compares two experiments on the same test images; the epoch of each run is selected on val.  The {claims}
 claims are one family: the interval of each difference has a level of 1 - 0.05 / {claims}, and p is multiplied by
 {claims} (Bonferroni).  p is below 0.05 exactly when the interval excludes 0; the claim then *holds* or *does not hold*.
-Otherwise it is *inconclusive*, which does not say that both are equal.  *No improvement* and *does not improve* hold
-if the first experiment is worse, and do not hold if it is better.
+Otherwise it is *inconclusive*, which does not say that both are equal.  A claim of *no improvement* or *does
+not improve* holds if the first experiment is worse, and does not hold if it is better.  `docs/results.md` says which
+runs a comparison uses, and why a mean here can differ from that in its tables of experiments.
 
 1* is a single run: its seed variance is unknown, so the interval covers the sampling of test images only and is too
-narrow.  A verdict from such an interval says so: *one run each* or *one run on one side*.  Other seeds may change it.
-{spread}
+narrow.  Such a verdict is marked *one run each* or *one run on one side*; other seeds may change it.  {spread}
 
-*Far from theirs* names experiments whose mean accuracy under the earlier protocol differs from the report's by more
-than the report's own two accuracies differ from each other: what the claim rests on is smaller than that, so the
-verdict is of our runs alone.  In the sense of `docs/reproduction.md` such an accuracy can still be *reproduced*.  It is
-not said of claims about some classes only, and where a report gives no accuracy of one side.{unlike}{two_runs}
+*Far from theirs* marks an experiment whose mean accuracy under the earlier protocol is far from the report's: farther
+than the report's own two accuracies are from each other.  Then the difference on which the report bases its claim is
+smaller than the gap between its number and ours, and the verdict is about our runs alone.  `docs/reproduction.md` can
+still call such an accuracy *reproduced*.  Claims about some classes only, and those for which a report lacks one of
+the two accuracies, are never marked.{unlike}{two_runs}
 
 `docs/results.md` has this study's own comparisons.
 
@@ -95,48 +96,51 @@ not said of claims about some classes only, and where a report gives no accuracy
 
 ## Our experiments beside the highest earlier numbers
 
-Both under the earlier protocol: the epoch is selected and the accuracy reported on val and test images together.  Ours
-is the mean over seeds.  The interval of the difference covers our seeds, and images on both sides as if theirs were
-others.  Theirs is a single run, whose seed variance is unknown and not covered.  The {lines} lines are one family.
+Both are under the earlier protocol: the epoch is selected, and the accuracy reported, on val and test images together.
+Ours is the mean over seeds.  The interval of the difference covers our seed variance and the sampling of images, as if
+each side had images of its own.  Theirs is a single run, whose seed variance is unknown and not covered.  The {lines}
+lines are one family.
 
 {beside}
 
 ## Augmentation stops the overfitting
 
-Zioło (undated), section 1; section 3 says that the transforms changed the overfitting little.  The gap is the accuracy
-on training images minus that on test images, in the last epoch.  Training images are measured as augmented, which alone
-makes them harder, so a smaller gap does not show less overfitting.  The accuracy on test images, at the epoch selected
-on val, counts too: it is compared in the first claim above.  The claim holds if the gap is smaller and that accuracy is
-better with augmentation; it does not hold if the gap is larger or the accuracy worse.
+Zioło (undated) claims this in section 1; section 3 says that the transforms changed the overfitting little.  The gap
+is the accuracy on training images minus that on test images, in the last epoch.  Training images are measured with
+augmentation, which alone makes them harder.  So a smaller gap does not by itself show less overfitting, and the
+accuracy on test images at the epoch selected on val counts too: the first claim above compares it.  The claim holds if
+with augmentation the gap is smaller and that accuracy better.  It does not hold if the gap is larger or the accuracy
+worse.
 
-The runs, and so the machines, are those of the first claim.  Accuracies and gaps are means over runs.  The difference
-of the two gaps is a family of its own, and its interval covers images and seeds.
+The runs, and so the machines, are those of the first claim.  The table has the last epoch; its accuracies and gaps are
+means over runs.  The difference of the two gaps is a family of its own, and its interval covers images and seeds.
 
 {overfitting}
 
 ## Score-CAM shows what the model looks at
 
-Both reports.  The maps are of the last stage, for the class that the model predicts.  Pixels are hidden (deletion: a
-low score is good) or shown (insertion: a high score is good) in the order of the map; hidden ones are black, have the
-mean color of the image or are blurred, and an image counts with its mean over the three.  Score-CAM is compared, image
-by image, with two maps that know nothing of the model: smooth noise and the edges of the image.  Above 0, Score-CAM is
-better.  For a model, the claim holds if Score-CAM is better than both by both measures; it does not hold if it is
-worse than one of them by one measure.  Otherwise it is inconclusive.
+Both reports claim this.  The maps are of the last stage, for the class that the model predicts.  Pixels are hidden
+(*deletion*: a low score is good) or shown (*insertion*: a high score is good) in the order of the map.  Hidden pixels
+are black, have the mean color of the image, or are blurred; the score of an image is the mean over the three.
+Score-CAM is compared, image by image, with two control maps that do not use the model: smooth noise (*random*) and the
+edges of the image (*edges*).  An advantage above 0 means that Score-CAM is better.  For a model, the claim holds if
+Score-CAM is better than both by both measures; it does not hold if it is worse than one of them by one measure.
+Otherwise it is inconclusive.
 
 {maps}
 
-`evaluation/evaluation.ipynb` has other kinds of maps and model inversion, `supervised/report.ipynb` the
+`evaluation/evaluation.ipynb` has other kinds of maps and model inversion.  `supervised/report.ipynb` has the
 overfitting by epoch, and `self_supervised/report.ipynb` the epochs and stages of the pretexts.
 """
 
 
 UNLIKE = """  *Unlike theirs* names settings that
-are not those of the report, see `docs/reproduction.md`: the verdict is of ours."""
+are not those of the report, see `docs/reproduction.md`: the verdict is about ours."""
 TWO_RUNS = """
 
-*Features of two runs*: both sides should have features of one run of the pretext, after fewer and more epochs.  In the
-seed named, one side has those of a second run of it, which was trained later.  So the difference is also one between
-two runs of the pretext, which has nothing to do with their epochs."""
+*Features of two runs*: both sides should have features of one run of the pretext, after fewer and more epochs.  With
+the seed in brackets, one side has features of a second run, which was trained later.  So a part of the difference may
+come from the two runs and not from the number of epochs."""
 
 
 def claims_table(results: Mapping[str, dict]) -> pd.DataFrame:
@@ -397,7 +401,7 @@ def maps_together(compared: pd.DataFrame) -> str:
     before, after = (_verdict_by_model(maps_table(each)) for each in (compared, compared.assign(verdict=verdicts)))
     changed = [model for model, found in before.items() if after[model] != found]
     return (
-        f"The level is that of each model alone; a wrong verdict among all {len(before)} is more likely.  In one "
+        f"The level holds for each model alone; a wrong verdict among all {len(before)} is more likely.  In one "
         f"family of all {len(compared)} comparisons, the verdict of {_named(changed)} would become inconclusive."
     )
 
@@ -415,7 +419,7 @@ def maps_part(rows: pd.DataFrame) -> str:
     compared = compare_by_model(rows)
     table, sizes = maps_table(compared), sorted(set(compared.groupby("model").size()))
     return (
-        f"The {' or '.join(map(str, sizes))} comparisons of a model with such maps, most of them in "
+        f"The {' or '.join(map(str, sizes))} comparisons of a model's maps with control maps, most of them in "
         f"`evaluation/evaluation.ipynb`, are one family.\n\n{markdown(table)}\n\n"
         f"{maps_verdict(table)}  {maps_together(compared)}"
     )

@@ -8,6 +8,7 @@ On GitHub Pages, with the repository's root as their source, it is the page resu
 
 import html
 import os
+import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -46,17 +47,18 @@ if (location.hostname.endsWith(".github.io")) {
 }
 </script>"""
 ACCURACIES = (
-    "<b>Test</b>: the epoch is selected on val, the accuracy is of the test images.  <b>Earlier protocol</b>: epoch "
-    "selected and reported on val and test together, as the first report did.  The accuracy of a rotation, "
-    "perturbation or jigsaw pretext is on its own labels, not on classes; that of a joint-embedding pretext, such as "
-    "byol or simclr, is of a vote of the 20 nearest training images."
+    "<b>Test</b>: the epoch is selected on val, and the accuracy is that on the test images.  <b>Earlier protocol</b>: "
+    "the epoch is selected, and the accuracy reported, on val and test together, as the first report did.  "
+    "The accuracy of a rotation, perturbation or jigsaw pretext is on its own labels, not on classes.  That of a "
+    "joint-embedding pretext, such as byol or simclr, is on classes, by a vote of the 20 nearest training images."
 )
 WORDS = (
     "In a <b>pretext</b> a network learns from photographs without labels: by how much one was rotated, which color a "
-    "small square on it has (perturbation), in which order its quarters are (jigsaw), or the features of another view "
-    "of the same photograph (<b>BYOL</b>, SimCLR, VICReg).  Then a classifier learns from its <b>frozen</b> features.  "
-    "Pretexts start from supervised ImageNet weights unless a line says random.  <b>Gentle</b> pretexts have few "
-    "epochs at a low learning rate.  The <b>earlier protocol</b> is that of the earlier reports, see Results."
+    "small square on it has (perturbation), in which order its quarters are (jigsaw), or what another view of the same "
+    "photograph looks like to a network (<b>BYOL</b>, SimCLR, VICReg).  Then a classifier learns from its "
+    "<b>frozen</b> features.  Pretexts start from supervised ImageNet weights unless a line says random.  "
+    "<b>Gentle</b> pretexts have few epochs at a low learning rate.  "
+    "The <b>earlier protocol</b> is that of the earlier reports, see Results."
 )
 
 
@@ -155,12 +157,19 @@ def page(
         f"<p>{ACCURACIES}</p>",
         table_html(experiments),
         "<h2>Comparisons</h2>",
-        f"<p>{html.escape(comparing_text(compared))}</p>",
+        _paragraphs(comparing_text(compared)),
         table_html(shown_comparisons(compared)),
         f'<p class="soft">{html.escape(about(results, profile))}</p>',
         ON_GITHUB_PAGES,
     ]
     return page_of("Self-supervised scenes", parts)
+
+
+def _paragraphs(text: str) -> str:
+    """Paragraphs of Markdown with *words* and `names`, as HTML."""
+    marked = re.sub(r"\*(\w[\w ]*)\*", r"<i>\1</i>", html.escape(text))
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", marked)
+    return "\n".join(f"<p>{each}</p>" for each in marked.split("\n\n"))
 
 
 def _list(lines: Iterable[str]) -> str:

@@ -69,30 +69,35 @@ SHORT_TABLE = {  # the experiments of README.md and of its figure, and what each
 HEADLINES = {  # an experiment with `compared_with`, and both in words
     "byol_classifier": ("BYOL, logistic regression", "ImageNet features, logistic regression"),
     "byol_scratch_classifier": ("BYOL from random weights", "random features of the same stages"),
-    "rotation_classifier_tuned_10": ("10 epochs of rotation, as the second report", "ImageNet features, its settings"),
-    "perturbation_classifier_tuned_3": ("3 epochs of perturbation, as the second", "ImageNet features, its settings"),
+    "rotation_classifier_tuned_10": ("rotation, 10 epochs, second report's settings", "ImageNet features, same head"),
+    "perturbation_classifier_tuned_3": (
+        "perturbation, 3 epochs, second report's settings",
+        "ImageNet features, same head",
+    ),
     "rotation_gentle_classifier": ("gentle rotation, trained head", "ImageNet features, trained head"),
     "perturbation_gentle_classifier": ("gentle perturbation, trained head", "ImageNet features, trained head"),
     "imagenet_classifier_four_stages": ("ImageNet features, trained head", "fine-tuning, 20 epochs"),
 }
-FEW = {PRIMARY: ("BYOL", 1, "the same with one labeled image a class")}  # features of `few_labels`, and how many
-FEW_NOTE = """With one label a class the interval covers runs and random choices of the labeled images, not test images.
-Gentle pretexts are read by another head than BYOL."""
+FEW = {PRIMARY: ("BYOL", 1, "the same with one labeled image per class")}  # features of `few_labels`, and how many
+FEW_NOTE = """With one labeled image per class, the interval covers runs and random choices of that image, not test
+images.  Gentle pretexts are evaluated with a trained head, BYOL with logistic regression."""
 BEST = "supervised_long"  # beside the highest number of the earlier reports
-PRETEXTS_NOTE = """Accuracy on the labels of the pretext (rotations, colors, orders), not on classes; that of a
-joint-embedding pretext is of a vote of the 20 nearest training images."""
-PROBES_NOTE = """The primary readout is logistic regression on pooled features of stages 5 to 8, image and horizontal
-flip averaged, standardized, with its strength chosen on val.  It has no epoch to choose, so its accuracy under the
-earlier protocol is that of val and test together.  On untouched features it has no seed.  Its own ablations and the
-other methods are compared with `byol_classifier`; only BYOL was tested against the control, which is read likewise.  A
-trained head and fine-tuning stand beside it."""
-EXPLORED = """
-BYOL and its settings come from exploratory runs of other code: three methods in eight settings, read by this
-readout, and clusters as labels.  Accuracies on val and on these test images were seen there, also of two runs with the
-settings below and with 1 to 20 labels a class, before this comparison was declared primary.  So its runs are new, but
-its test images are not."""
-NEIGHBORS_NOTE = """Accuracy of a vote of the 20 nearest training images, by the features of the last epoch:
-no epoch is chosen."""
+PRETEXTS_NOTE = """Accuracy on the labels of the pretext (rotations, colors, orders), not on classes.  For a
+joint-embedding pretext (BYOL) it is the accuracy on classes of a vote of the 20 nearest training images."""
+PROBES_NOTE = """The primary readout is logistic regression on the pooled features of stages 5 to 8.  The features of an
+image and of its horizontal flip are averaged and standardized, and the regularization strength is selected on val.
+There is no epoch to select, so the accuracy under the earlier protocol is that on val and test together.  On untouched
+features there is no seed."""
+EXPLORED = """  SimCLR, VICReg and the ablations of BYOL are compared with `byol_classifier`; of the methods, only BYOL
+and `neighbours` are compared with ImageNet features that are read in the same way.  The last two lines have a trained
+head and fine-tuning instead.
+
+BYOL and its settings come from exploratory runs of other code: three methods in eight settings, evaluated by this
+readout, and clusters as labels.  Those runs showed accuracies on val and on these test images, also of two runs with
+the settings below and with 1 to 20 labels per class, before this comparison was declared primary.  So its runs are new,
+but its test images are not."""
+NEIGHBORS_NOTE = """Accuracy on classes of a vote of the 20 nearest training images, by the features of the last epoch:
+no epoch is selected."""
 SECTIONS = (  # data set, title, a note, experiments
     ("15-Scene", "Supervised experiments and controls", "", tuple(SUPERVISED)),
     ("15-Scene", "Classifiers on frozen features of a pretext", "", tuple(CLASSIFIER_EXPERIMENTS)),
@@ -110,52 +115,62 @@ SECTIONS = (  # data set, title, a note, experiments
 SCRATCH = "byol_scratch_classifier"
 GENTLE = {"rotation_gentle_classifier": "rotation", "perturbation_gentle_classifier": "perturbation"}
 FOUND = {"better": "improved them", "worse": "made them worse", "inconclusive": "did not clearly improve them"}
-ANSWER = """**From random weights, features of BYOL reach a test accuracy of {scratch}; ImageNet features, which were
-learned with labels, reach {control}. Training these further without labels, BYOL {found} ({accuracy}; with one label a
-class {few}); {gentle}.**"""
+ANSWER = """**Trained from random weights, without any label, BYOL's features reach a test accuracy of {scratch}.
+ImageNet features, which were learned with labels, reach {control}. Started from these and trained without labels, BYOL
+{found} ({accuracy}; with one label per class {few}). {gentle}.**"""
 FIGURE = "![Pretexts, test accuracies with intervals, few labels, heat maps](docs/overview.jpg)"
 READING = """**Test** is the accuracy on the test images; the epoch is selected on val.  **Earlier protocol** is the
-accuracy of the epoch selected and reported on val and test together, as in the first report (the second selected by
-the loss).  It is optimistic; compare it with **earlier report**.  Both are means over runs, one run per seed.  A
-*platform* is a kind of machine with one version of torch.  The runs are those of one platform if it has three (of two
-such, the one with the newer torch), otherwise all.  The 95 % interval of the test accuracy covers the sampling of test
-images and the variance of seeds.  That of a single run (Wilson 1927) covers the images only.  **Mean per class** is the
-mean over classes of the test accuracy of a class."""
-COMPARING = """Every comparison is over runs of both experiments on the same test images.  They are those of one
-platform if it has three of each side, or all that there are; otherwise they are of all platforms, and the line says
-*across machines*.  So the mean of an experiment can be another one here than in its own line.  The interval of a
-difference covers the sampling of test images and the variance of the seeds of each side: it is Student's, with
-Satterthwaite's degrees of freedom (1946).  The comparisons of a family share the level of 0.05 (Bonferroni), and all
-that were planned count, also those that are not run or were dropped before they were run.  A family is one question:
-claims of the earlier reports, this study of their methods, how their numbers came about, joint embeddings.  The
-families and their numbers: {families}.{primary}  p is below 0.05 exactly when the interval excludes 0.  "Inconclusive"
-does not say that both are equal.
+accuracy on val and test together, at the epoch selected on both, as in the first report (the second selected by the
+loss).  It is optimistic; compare it with **earlier report**, the number that a report states.  Both of ours are means
+over runs, one run per seed.  A *platform* is a kind of machine with one version of torch.  If a platform has three
+runs, the line is of that platform alone (of two such, of the one with the newer torch); otherwise it is of all runs.
+The 95 % interval of the test accuracy covers the sampling of test images and seed variance.  That of a single run
+(Wilson 1927) covers the images only, and that of two runs can be as wide as 0 to 1.  **Mean per class** is the mean
+over classes of the test accuracy of a class."""
+COMPARING = """Every comparison is between runs of both experiments on the same test images.  The runs are of one
+platform if it has three of each side, or all that there are.  Otherwise they are of all platforms, and the line is
+marked *across machines*; *across precisions* marks runs of one platform in float32 and in bfloat16.  So the mean of an
+experiment here can differ from its line in the tables of experiments.
 
-1* is a single run: the seed variance of that side is unknown, and the interval too narrow.  A verdict of *these runs*
-has such a side.  It says which of these networks is better; with other seeds it can be another one.{bound}{together}
+The interval of a difference covers the sampling of test images and the seed variance of each side.  It is Student's
+interval, with Satterthwaite's degrees of freedom (1946).  The comparisons of a family share the level of 0.05
+(Bonferroni).  All planned ones count, also those that were not run or were dropped before they were run.  Each family
+has its own question: are the claims of the earlier reports true, what do their methods give here, how did their numbers
+come about, what do joint embeddings give.  The families and their numbers of comparisons: {families}.{primary}
+
+*Better*, *worse* and *inconclusive* are said of the experiment, against the one that it is compared with; whether a
+claim holds is in docs/claims.md.  p is below 0.05 exactly when the interval excludes 0.  "Inconclusive" does not say
+that both are equal.
+
+1* is a single run: the seed variance of that side is unknown, so the interval is too narrow.  A verdict on *these runs*
+has such a side.  It says which of these networks is better; other seeds may change it.{bound}{together}
 
 Only the primary comparison was declared before its runs.  Questions of the family *reproduction* were asked one after
 another, often after the results of others, and some experiments got more seeds after a verdict: their verdicts are
 exploratory."""
 EXPLORATORY = """  So are those of *later questions*, asked after other results had been seen."""
-BOUND = """  Satterthwaite's degrees of freedom are an approximation, too liberal where the variance of few seeds is
-most of it.  With the fewest degrees of freedom, which holds for any variances (Mickey and Brown 1966), {stand} of the
-{decided} better or worse with more runs are so still: {pairs}.  The others are approximate."""
-TOGETHER = """  In one family of all {many} comparisons, {changed} of the {decided} verdicts that are not inconclusive
-would be so{pairs}."""
-ACROSS_AUGMENTATIONS = """  "Old and new augmentation": images were rotated by two versions of the code, see
+BOUND = """
+
+Satterthwaite's degrees of freedom are an approximation, which is too liberal where most of the variance is estimated
+from few seeds.  The fewest degrees of freedom hold for any variances (Mickey and Brown 1966).  With these, {stand} of
+the {decided} verdicts of better or worse on more runs remain: {pairs}.  The others are approximate."""
+TOGETHER = """
+
+If all {many} comparisons were one family, {changed} of the {decided} verdicts of better or worse would become
+inconclusive{pairs}."""
+ACROSS_AUGMENTATIONS = """  *Old and new augmentation*: images were rotated by two versions of the code, see
 docs/performance.md."""
 
-ENSEMBLES = """Mean class probabilities of several runs, by `evaluation/ensemble.py`; each costs as many networks.
-**Earlier protocol** is the accuracy on val and test together, at epochs that were chosen on val alone."""
+ENSEMBLES = """Mean class probabilities of several runs, by `evaluation/ensemble.py`.  A prediction costs as many
+networks.  **Earlier protocol** is the accuracy on val and test together, at epochs that were selected on val alone."""
 ELSEWHERE = """Where a comparison has three runs of both sides on a second platform, it is repeated there, with other
-seeds.  The one with the newer torch is in the tables above.  This rule was made when both had been run."""
-PLATFORMS = """Experiments with runs on several platforms.  A difference is of the platform and of the seeds, which are
-others on each; with few runs it says little."""
-NOT_RUN = """Experiments that are defined but have no result here; `python train.py NAME` trains one.
-`nature_resnet18_imagenet_*` begin with torchvision's ResNet-18, which is downloaded or given by `--weights FILE`."""
-VERSIONS = """The torch versions that the results of each data set were made with.  Every result file names its own.
-`requirements.txt` pins torch {pinned}."""
+seeds.  The tables above show the platform with the newer torch.  This rule was made after both had been run."""
+PLATFORMS = """Experiments with runs on several platforms.  Each platform has its own seeds, so a difference is due to
+both; with few runs it says little."""
+NOT_RUN = """Experiments that are defined but have no result here.  `python train.py NAME` trains one.
+`nature_resnet18_imagenet_*` start from torchvision's ResNet-18, which is downloaded or given by `--weights FILE`."""
+VERSIONS = """How many result files of each data set were made with which version of torch.  Every result file names its
+own.  `requirements.txt` pins torch {pinned}."""
 
 
 def accuracy_text(mean: float, low: float, high: float) -> str:
@@ -357,16 +372,16 @@ def answer(table: pd.DataFrame, few: pd.DataFrame | None = None) -> str:
     gentle = []
     for verdict, names in by_verdict.items():
         accuracies, others = ([f"{lines[name][side]:.4f}" for name in names] for side in ("accuracy", "other_accuracy"))
-        numbers = f"{' and '.join(accuracies)} instead of {' and '.join(dict.fromkeys(others))}"
+        numbers = f"with a trained head {' and '.join(accuracies)} instead of {' and '.join(dict.fromkeys(others))}"
         pretexts = " and ".join(GENTLE[name] for name in names)
-        gentle.append(f"gentle {pretexts}, read by a trained head, {FOUND[verdict]} ({numbers})")
+        gentle.append(f"Gentle {pretexts} {FOUND[verdict]} ({numbers})")
     text = ANSWER.format(
         scratch=f"{lines[SCRATCH]['accuracy']:.4f}",
         control=f"{primary['other_accuracy']:.4f}",
         accuracy=f"{primary['accuracy']:.4f}",
         found=FOUND[primary["verdict"]],
         few=f"{few_line['accuracy']:.4f} instead of {few_line['other_accuracy']:.4f}",
-        gentle="; ".join(gentle),
+        gentle=". ".join(gentle),
     )
     return textwrap.fill(text, LINE)
 
