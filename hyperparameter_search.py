@@ -517,7 +517,11 @@ def collect_searches(
 
 def main(arguments=None) -> int:
     """Run the command line; a user's mistake gets one sentence and exit code 2."""
-    parser = argparse.ArgumentParser(prog="python -m hyperparameter_search", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m hyperparameter_search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("experiment", metavar="EXPERIMENT", help="an experiment; python train.py --list shows them")
     parser.add_argument("--sampler", choices=SAMPLERS, default="tpe")
     parser.add_argument("--trials", type=int, default=20, help="in all, by all workers")

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments, see --list")
-    parser.add_argument("--list", action="store_true", help="list the experiments and end")
+    parser.add_argument("--list", action="store_true", help="list the experiments with their accuracies, and end")
     parser.add_argument("--show", metavar="NAME", help="show every setting of an experiment and end")
     parser.add_argument("--study", action="store_true", help="train what has no result: of NAME..., or of all")
     parser.add_argument("--at-a-time", type=int, metavar="N", help="runs of --study side by side; by default what fits")
@@ -66,14 +66,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def list_experiments(profile: str, **changes) -> str:
-    """One line per experiment: name, test accuracy of a finished run of seed 0 or "-", question.
+    """One line per experiment: name, test accuracy of a finished run of seed 0 or "-", question, what it is against.
 
     `changes` are those of `experiments.configure`, also in `show`.
     """
     lines, seen = [], {}
     for name, experiment in EXPERIMENTS.items():
         accuracy = _finished_accuracy(configure(experiment, profile, **changes), profile, seen)
-        lines.append(f"{name:45} {accuracy:7} {experiment.question}")
+        against = f" [against {experiment.compared_with}]" if experiment.compared_with else ""
+        lines.append(f"{name:50} {accuracy:7} {experiment.question}{against}")
     own = own_runs(profile)
     return "\n".join([*lines, *(["", "On your own images:"] if own else []), *own])
 
@@ -85,7 +86,7 @@ def own_runs(profile: str) -> list[str]:
         result = _result_in(path)
         if result is not None and result["data"]["name"] not in DATA_SETS:
             name = f"{path.parent.name}/{path.stem}"
-            lines.append(f"{name:45} {result['test_accuracy']:.4f}  {len(result['class_names'])} classes")
+            lines.append(f"{name:50} {result['test_accuracy']:.4f}  {len(result['class_names'])} classes")
     return lines
 
 

@@ -69,7 +69,11 @@ def _library_maps(method: type, model, images, layer, targets) -> Callable[[], t
 
 def main(arguments=None) -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.heat_maps", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.heat_maps",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_options(parser, "15scene", Path("heat_maps.csv"))
     parser.add_argument("--layer", default="8", help="a stage, 0 to 8, or the name of a module")
     parser.add_argument("--clusters", type=int, help="measure Score-CAM with so many clusters of masks too")

@@ -195,7 +195,11 @@ def search_inversion(
 
 def main(arguments=None) -> int:
     """Run the command line; a user's mistake gets one sentence and exit code 2."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.inversion_search", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.inversion_search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", required=True, metavar="RUN", help="a trained run's name, or its checkpoint")
     parser.add_argument("--filter", type=int, default=FILTER, help=f"of {LAYER}")
     parser.add_argument("--sampler", choices=SAMPLERS, default="grid")

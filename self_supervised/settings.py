@@ -165,7 +165,7 @@ _PERTURBATION = replace(
 _PERTURBATION_SHORT = replace(
     _PERTURBATION,
     name="perturbation_1_short",
-    question="And in the first epochs, after one of which the report's accuracy is perfect already?",
+    question="How well is the color predicted after 1 and 2 epochs (the report's accuracy is perfect after one)?",
     save_epochs=(1, 2),
     earlier_accuracy=None,
     train=TrainSettings(max_epochs=2),
@@ -217,7 +217,7 @@ _PERTURBATION_SEARCHED = replace(
 _JIGSAW = replace(
     _ROTATION_TUNED,
     name="jigsaw_1",
-    question="A third pretext by the same contract: how well is the order of four quadrants predicted?",
+    question="How well is the order of four quadrants predicted (a third pretext)?",
     pretext="jigsaw_2x2",
     save_epochs=("last",),
     batch_size=32,
@@ -270,7 +270,7 @@ def _classifiers_of_the_first_report(pretext: PretextExperiment, earlier: tuple[
     return (
         _classifier(
             f"{name}_1",
-            "How good are its frozen features, with augmentation?",
+            f"How good are frozen features after {pretext.pretext}, with augmentation?",
             pretext,
             augmentation="advanced",
             earlier_accuracy=earlier[0],
@@ -523,7 +523,7 @@ CLASSIFIER_EXPERIMENTS = {row.name: row for row in _CLASSIFIERS}
 # in which accuracies on val and test had been seen; nothing was chosen since.
 _BYOL = JointEmbeddingExperiment(
     "byol",
-    "What does it cost to predict one view of an image from another?",
+    "Pretext: how well does a vote of the nearest images classify by its features?",
     method="byol",
     batch_size=64,
     save_epochs=(2, 4, 6, 8, 10),
@@ -547,7 +547,7 @@ def _of_epochs(epochs: int) -> TrainSettings:
 _BYOL_SCRATCH = replace(
     _BYOL,
     name="byol_scratch",
-    question="The same from random weights, whose BatchNorm statistics must be learned, in 20 epochs?",
+    question="Pretext from random weights and BatchNorm statistics, 20 epochs: how well does a vote classify?",
     initial_weights="random",
     batchnorm="pretext",
     train=replace(_of_epochs(20), backbone_lr_factor=0.5),
@@ -555,7 +555,7 @@ _BYOL_SCRATCH = replace(
 _NEIGHBOURS = replace(
     _BYOL,
     name="neighbours",
-    question="And one image from a view of one of its five nearest images, with stages 7 and 8 trained alone?",
+    question="Pretext on views of nearest images, stages 7 and 8 trained alone: how well does a vote classify?",
     neighbors=5,
     frozen_stages=7,
     train=replace(_of_epochs(8), backbone_lr_factor=0.3),
@@ -722,13 +722,13 @@ _CIFAR10_ROTATION_RECIPE = replace(
 _CIFAR10_ROTATION_TOGETHER = replace(
     _CIFAR10_ROTATION_RECIPE,
     name="cifar10_rotation_together",
-    question="Does it teach more if all four rotations of an image are in one batch, as there?",
+    question="Does it teach more if all four rotations of an image are in one batch (Gidaris et al. 2018)?",
     copies="together",
 )
 _CIFAR10_ROTATION_30 = replace(
     _CIFAR10_ROTATION,
     name="cifar10_rotation_30",
-    question="Were ten epochs too few?",
+    question="Is rotation predicted better after 30 epochs than after ten?",
     earlier_accuracy=None,
     train=replace(_CIFAR10_ROTATION.train, max_epochs=30),
 )
@@ -740,7 +740,7 @@ _CIFAR10_ROTATION_RESNET34 = replace(
 )
 _CIFAR10_BYOL = JointEmbeddingExperiment(
     "cifar10_byol",
-    "And one view of a small image from another, from random weights?",
+    "Pretext on small images, from random weights: how well does a vote of the nearest images classify?",
     data="cifar10",
     network="resnet18",
     initial_weights="random",

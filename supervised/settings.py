@@ -171,7 +171,7 @@ _FOR_ROTATION = replace(  # with the head that the second report searched for fe
 _FOR_PERTURBATION = replace(
     _FOR_ROTATION,
     name="imagenet_classifier_tuned_rate_2e-4",
-    question="Control: and with the head that it searched for features after perturbation?",
+    question="Control: how good are they with the head that the report searched for features after perturbation?",
     compared_with="",
     batch_size=13,
     train=replace(_FOR_ROTATION.train, learning_rate=2.018e-4),
