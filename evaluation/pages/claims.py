@@ -74,12 +74,13 @@ A claim that something is *best* is tested against the next best experiment in t
 been seen, some wordings were corrected, and some pairs of experiments were replaced because a report does not compare
 them.  The number of claims stayed the same.  The new pairs are {revised}.
 
-Each claim compares two experiments on the same test images; the epoch of each run is selected on val.  The {claims}
-claims are one family: the interval of each difference has a level of 1 - 0.05 / {claims}, and p is multiplied by
-{claims} (Bonferroni).  p is below 0.05 exactly when the interval excludes 0; the claim then *holds* or *does not hold*.
-Otherwise it is *inconclusive*, which does not say that both are equal.  A claim of *no improvement* or *does
-not improve* holds if the first experiment is worse, and does not hold if it is better.  `docs/results.md` says which
-runs a comparison uses, and why a mean here can differ from that in its tables of experiments.
+Each claim compares two experiments on the same test images; the epoch of each run is selected on val.  The column
+*measured* names both with their mean test accuracies, in the same order.  The {claims} claims are one family: the
+interval of each difference has a level of 1 - 0.05 / {claims}, and p is multiplied by {claims} (Bonferroni).  p is
+below 0.05 exactly when the interval excludes 0; the claim then *holds* or *does not hold*.  Otherwise it is
+*inconclusive*, which does not say that both are equal.  A claim of *no improvement* or *does not improve* holds if the
+first experiment is worse, and does not hold if it is better.  `docs/results.md` says which runs a comparison uses, and
+why a mean here can differ from that in its tables of experiments.
 
 1* is a single run: its seed variance is unknown, so the interval covers the sampling of test images only and is too
 narrow.  Such a verdict is marked *one run each* or *one run on one side*; other seeds may change it.  {spread}

@@ -80,7 +80,8 @@ HEADLINES = {  # an experiment with `compared_with`, and both in words
 }
 FEW = {PRIMARY: ("BYOL", 1, "the same with one labeled image per class")}  # features of `few_labels`, and how many
 FEW_NOTE = """With one labeled image per class, the interval covers runs and random choices of that image, not test
-images.  Gentle pretexts are evaluated with a trained head, BYOL with logistic regression."""
+images.  Gentle pretexts have few epochs at a low learning rate.  They are evaluated with a trained head, BYOL with
+logistic regression."""
 BEST = "supervised_long"  # beside the highest number of the earlier reports
 PRETEXTS_NOTE = """Accuracy on the labels of the pretext (rotations, colors, orders), not on classes.  For a
 joint-embedding pretext (BYOL) it is the accuracy on classes of a vote of the 20 nearest training images."""
@@ -138,9 +139,9 @@ interval, with Satterthwaite's degrees of freedom (1946).  The comparisons of a 
 has its own question: are the claims of the earlier reports true, what do their methods give here, how did their numbers
 come about, what do joint embeddings give.  The families and their numbers of comparisons: {families}.{primary}
 
-*Better*, *worse* and *inconclusive* are said of the experiment, against the one that it is compared with; whether a
-claim holds is in docs/claims.md.  p is below 0.05 exactly when the interval excludes 0.  "Inconclusive" does not say
-that both are equal.
+*Accuracies* and *runs* are those of the experiment, then of the one that it is compared with.  *Better*, *worse* and
+*inconclusive* are said of the experiment; whether a claim holds is in docs/claims.md.  p is below 0.05 exactly when the
+interval excludes 0.  "Inconclusive" does not say that both are equal.
 
 1* is a single run: the seed variance of that side is unknown, so the interval is too narrow.  A verdict on *these runs*
 has such a side.  It says which of these networks is better; other seeds may change it.{bound}{together}
