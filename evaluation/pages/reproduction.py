@@ -820,8 +820,9 @@ quantity's own unit:
 *Validation accuracy* is under the earlier protocol: the epoch is selected, and the accuracy reported, on the same
 images (all 2,985 of 15-Scene). This is optimistic. Ours is the highest of all epochs, or that of the epoch that the
 report states. Document 001 chose the epochs of its scene classifiers from their loss curves, by eye (section 2.1).
-Beside its numbers, also those of training accuracy, ours is of the epoch with the lowest validation loss. Our own
-comparisons use separate test images, see [results.md](results.md).
+Beside its accuracies of scenes, those of training too, ours is of the epoch with the lowest validation loss. Those of
+its table 2 have a second line, where ours is of the epoch that the table states. Our own comparisons use separate test
+images, see [results.md](results.md).
 
 ## The initial weights
 
