@@ -38,9 +38,11 @@ from evaluation.pages.reproduction import (
     prediction_interval,
     read_earlier_numbers,
     scale_of,
+    series_of,
     verdict,
 )
 from experiments import EXPERIMENTS
+from helper_functions import TrainSettings, should_stop
 from hyperparameter_search import EARLIER_LOSSES
 from supervised.settings import EARLIER_AVERAGE_PRECISION, EARLIER_NON_POSITIVE
 
@@ -451,6 +453,80 @@ def test_runs_of_several_machines_are_marked():
     assert compare_results(study_of(*runs), [number()])["machines"].tolist() == [1]
     runs[2]["versions"]["torch"] = "2.11.0"
     assert compare_results(study_of(*runs), [number()])["machines"].tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("key", "tested"),
+    [
+        ("earlier_protocol_accuracy", True),
+        ("history validation_accuracy 7", True),
+        ("history train_loss 10", True),
+        ("history train_accuracy 10", False),
+        ("epoch validation_accuracy first_perfect", False),
+    ],
+)
+def test_a_gap_on_which_no_hypothesis_is_tested_says_so(monkeypatch, key, tested):
+    monkeypatch.setitem(reproduction.READERS, key.split()[0], lambda *_: [0.1, 0.1, 0.1])
+    gap = number(0.9, experiment="perturbation_searched", key=key)
+    runs = [result(gap.experiment, seed, 0.1) for seed in range(3)]
+    [remark] = compare_results(study_of(*runs), [gap])["remark"]
+    assert remark == f"hypotheses are tested below{'' if tested else ', on other numbers of this training'}"
+
+
+# ---------------------------------------------------------------------------- what remarks say of the committed results
+
+
+def test_early_stopping_on_all_validation_images_ends_in_the_same_epochs_where_a_note_says_so(study, numbers):
+    noted = [each for each in numbers if "they would stop in the same epochs" in each.note]
+    assert len(noted) == 4 and {each.key for each in noted} == {"epochs_run"}
+    for run in (run for each in noted for run in study.runs(each.experiment)):
+        losses, train = series_of(run, "validation_loss"), TrainSettings(stopping="patience", patience_epochs=10)
+        stops = [epoch for epoch in range(1, len(losses) + 1) if should_stop(losses[:epoch], train)]
+        assert stops in ([len(losses)], []) and (stops or len(losses) == run["settings"]["train"]["max_epochs"])
+
+
+def test_supervised_4_has_its_highest_accuracy_within_28_epochs(study):
+    for run in study.runs("supervised_4"):
+        accuracies = series_of(run, "validation_accuracy")
+        assert max(accuracies[:28]) == max(accuracies) == pytest.approx(run["earlier_protocol_accuracy"])
+
+
+def test_supervised_6_jumps_when_the_learning_rate_is_first_lowered(study):
+    for run in study.runs("supervised_6"):
+        assert run["settings"]["train"]["step_epochs"] == 10
+        gains = np.diff(series_of(run, "validation_accuracy"))  # gains[0] is that of epoch 2
+        assert gains[9] > 0.09 and gains[10:].max() < 0.04
+
+
+def test_training_accuracies_pass_theirs_before_our_lowest_loss(study):
+    for experiment, theirs, epoch in (
+        ("perturbation_classifier_tuned_3", 0.9893, 30),
+        ("perturbation_classifier_tuned_10", 0.956, 25),
+    ):
+        for run in study.runs(experiment):
+            assert max(run["history"]["train_accuracy"][:epoch]) >= theirs
+            losses = series_of(run, "validation_loss")
+            assert losses.index(min(losses)) + 1 > epoch
+
+
+def test_a_recipe_with_augmentation_has_the_order_of_training_and_test_accuracy_of_the_third_report(study):
+    theirs, of = 0.5093, {}
+    for name in ("cifar10_rotation", "cifar10_rotation_recipe"):
+        runs = study.runs(name)
+        train = [max(run["history"]["train_accuracy"]) for run in runs]
+        of[name] = train, [max(series_of(run, "validation_accuracy")) for run in runs]
+    (train, test), (recipe_train, recipe_test) = of.values()
+    assert min(train) > max(test) + 0.2 and all(
+        one < other for one, other in zip(recipe_train, recipe_test, strict=True)
+    )
+    assert theirs < min(recipe_test) and max(recipe_test) < min(test)
+    assert len(recipe_train) < 3  # as the page says
+
+
+def test_no_longer_training_makes_epoch_14_that_of_the_lowest_rotation_loss(study):
+    for run in study.runs("rotation_tuned"):
+        losses = series_of(run, "validation_loss")
+        assert len(losses) == 15 and min(losses) < losses[14]
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
