@@ -632,8 +632,7 @@ def hypotheses_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> st
 def found_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> str:
     """What `hypotheses_markdown` finds, in one line per number: which changes come as far as theirs, and which do not.
 
-    A change with other settings says nothing, nor does one that was not run.  A loss has a line only where a change has
-    runs enough.
+    A change with other settings says nothing, nor does one that was not run.
     """
     of_numbers: dict[tuple, list[Hypothesis]] = {}
     for tested in _hypotheses(study, numbers):
@@ -642,7 +641,7 @@ def found_markdown(study: Measured, numbers: Sequence[EarlierNumber]) -> str:
     lines = []
     for (name, quantity, theirs), tests in of_numbers.items():
         changed = [each for each in tests if each.change != UNCHANGED]
-        if not changed or (quantity and {each.word for each in changed} == {TOO_FEW}):
+        if not changed:
             continue
         of_words = {word: [_in_words(each) for each in changed if each.word == word] for word in HYPOTHESIS_WORDS}
         said = "; ".join(f"*{word}*: {', '.join(changes)}" for word, changes in of_words.items() if changes)

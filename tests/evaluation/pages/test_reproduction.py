@@ -601,6 +601,13 @@ def test_the_conclusion_names_the_changes_that_come_as_far_as_theirs():
 
 def test_every_gap_that_was_tested_has_a_conclusion(study, numbers):
     lines = found_markdown(study, numbers).splitlines()
+    compared = compare_results(study, numbers)
+    gaps = compared.loc[compared["remark"].str.endswith("hypotheses are tested below"), "number"]
+    losses = [each for each in gaps if "_loss" in each.key]
+    assert len(losses) == 6
+    for each in losses:
+        [line] = [line for line in lines if line.startswith(f"- `{each.experiment}`, {each.quantity}, theirs ")]
+        assert "comes nearest, at 0." in line
     for gap in ("supervised_5", "perturbation_classifier_", "rotation_classifier_", "perturbation_searched_classifier"):
         assert any(line.startswith(f"- `{gap}") for line in lines)
     for line in lines:
