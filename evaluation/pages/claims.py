@@ -17,14 +17,10 @@ import pandas as pd
 from data.files import root_folder, run_command, write_text
 from evaluation.explained import measured_rows
 from evaluation.map_measures import COMPARED, CONTROL, compare_by_model
-from evaluation.pages.reproduction import (
-    DOCUMENTS,
-    Measured,
-    compare_settings,
-    other_settings,
-    read_earlier_numbers,
-)
+from evaluation.pages.earlier_numbers import Measured, read_earlier_numbers
+from evaluation.pages.reproduction import DOCUMENTS
 from evaluation.pages.tables import difference_text, machines_text, markdown, p_text, runs_text
+from evaluation.pages.verdicts import compare_settings, other_settings
 from evaluation.results import (
     BESIDE,
     EARLIER_CLAIMS,

@@ -17,7 +17,8 @@ from data.files import CODE, root_folder, run_command, write_text
 from evaluation import few_labels
 from evaluation.checkpoints import read_released
 from evaluation.ensemble import is_stale
-from evaluation.pages.reproduction import WORDS, Measured, compare_results, read_earlier_numbers
+from evaluation.pages.earlier_numbers import Measured, read_earlier_numbers
+from evaluation.pages.verdicts import WORDS, compare_results
 from evaluation.publish import float32_accuracy
 from evaluation.results import (
     DETERMINISTIC,

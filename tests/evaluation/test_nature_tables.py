@@ -9,7 +9,7 @@ from evaluation import nature_tables
 from evaluation.explained import mistakes
 from evaluation.nature import AFTER, BEFORE
 from evaluation.nature_tables import EARLIER_MEAN_AVERAGE_PRECISION
-from evaluation.pages.reproduction import read_earlier_numbers
+from evaluation.pages.earlier_numbers import read_earlier_numbers
 from supervised.settings import EARLIER_AVERAGE_PRECISION, EARLIER_NON_POSITIVE
 from tests.evaluation.synthetic_results import result
 

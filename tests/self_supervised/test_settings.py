@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.pages.reproduction import read_earlier_numbers
+from evaluation.pages.earlier_numbers import read_earlier_numbers
 from self_supervised.settings import CIFAR10_REPORTED, EXPERIMENTS, ClassifierExperiment
 
 

@@ -25,7 +25,7 @@ from evaluation.pages.claims import (
     spread_of_runs,
     write_page,
 )
-from evaluation.pages.reproduction import EarlierNumber, read_earlier_numbers
+from evaluation.pages.earlier_numbers import EarlierNumber, read_earlier_numbers
 from evaluation.pages.tables import difference_text
 from evaluation.results import BESIDE, Claim, beside_reported, read_claims
 from experiments import EXPERIMENTS

@@ -11,34 +11,25 @@ from safetensors.numpy import save_file
 
 from data.files import CODE
 from evaluation.nature import LOOKED_AT
-from evaluation.pages import reproduction
-from evaluation.pages.reproduction import (
+from evaluation.pages import earlier_numbers, reproduction
+from evaluation.pages.earlier_numbers import READERS, EarlierNumber, Measured, measured, read_earlier_numbers, series_of
+from evaluation.pages.hypotheses import Hypothesis, conclusion, found_markdown, hypotheses_markdown
+from evaluation.pages.reproduction import DOCUMENTS, page
+from evaluation.pages.verdicts import (
     BETTER,
     CANNOT,
     DIFFERS,
-    DOCUMENTS,
     FEWER,
     NOT_RUN,
     ONE_RUN,
     OTHER,
-    READERS,
     REPRODUCED,
     SAME,
     WORDS,
-    EarlierNumber,
-    Hypothesis,
-    Measured,
     compare_results,
     compare_settings,
-    conclusion,
-    found_markdown,
-    hypotheses_markdown,
-    measured,
-    page,
     prediction_interval,
-    read_earlier_numbers,
     scale_of,
-    series_of,
     verdict,
 )
 from experiments import EXPERIMENTS
@@ -466,7 +457,7 @@ def test_runs_of_several_machines_are_marked():
     ],
 )
 def test_a_gap_on_which_no_hypothesis_is_tested_says_so(monkeypatch, key, tested):
-    monkeypatch.setitem(reproduction.READERS, key.split()[0], lambda *_: [0.1, 0.1, 0.1])
+    monkeypatch.setitem(earlier_numbers.READERS, key.split()[0], lambda *_: [0.1, 0.1, 0.1])
     gap = number(0.9, experiment="perturbation_searched", key=key)
     runs = [result(gap.experiment, seed, 0.1) for seed in range(3)]
     [remark] = compare_results(study_of(*runs), [gap])["remark"]

@@ -6,7 +6,7 @@ import pytest
 from data.files import CODE
 from evaluation import few_labels
 from evaluation.pages import tables
-from evaluation.pages.reproduction import Measured, compare_results, read_earlier_numbers
+from evaluation.pages.earlier_numbers import Measured, read_earlier_numbers
 from evaluation.pages.tables import (
     BEST,
     END,
@@ -33,6 +33,7 @@ from evaluation.pages.tables import (
     with_part,
     write_pages,
 )
+from evaluation.pages.verdicts import compare_results
 from evaluation.results import (
     PRIMARY,
     PRIMARY_FAMILY,
