@@ -9,10 +9,12 @@ images they were made from: an image that is added, removed or changed leads to 
 import hashlib
 import json
 import os
+import threading
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
@@ -38,6 +40,7 @@ FEW_BITS = "it holds 12 bits or fewer as if they were 16, and would be nearly bl
 CHUNK = 256  # images that are decoded at a time
 LONGEST_SHAPE = 16  # longer side over shorter side; the ends of longer images are cropped before "imagenet" resizes
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
+IN_MEMORY = threading.Lock()  # Pillow decodes an opened image when it is first used, which two threads must not do
 TURNS = {  # EXIF orientation -> how to undo it; ImageOps.exif_transpose also rewrites EXIF data, and fails on odd ones
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -126,6 +129,18 @@ class Scenes:
                 raise ValueError(f"a share of {share} leaves none of the {len(of_class)} images of class {name}")
             sampled.append(np.sort(generator.permutation(of_class)[:count]))
         return self.subset(np.concatenate(sampled))
+
+
+@dataclass(frozen=True, eq=False)
+class NamedImage:
+    """An image in memory, and the name that tables and messages give it."""
+
+    image: Image.Image
+    name: str
+
+    def __str__(self):
+        """The name."""
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -226,7 +241,36 @@ def open_image(file: Path | BinaryIO, formats: Sequence[str] | None = None) -> I
     return Image.open(file, formats=formats)
 
 
-def decode(path: str | Path, size: int, resize: str) -> np.ndarray:
+def named_image(image: Image.Image | np.ndarray, number: int) -> NamedImage:
+    """An image of Pillow, named after its file if it knows one, or an array; others are called "image NUMBER".
+
+    Raises ValueError unless an array is uint8, (H, W) or (H, W, 3), and has pixels.
+    """
+    name = f"image {number}"
+    if isinstance(image, Image.Image):
+        return NamedImage(image, os.fsdecode(getattr(image, "filename", "") or name))
+    if image.dtype != np.uint8 or not (image.ndim == 2 or image.shape[2:] == (3,)) or not image.size:
+        raise ValueError(
+            f"{name} is an array of {image.dtype} and shape {image.shape}; an image must be of uint8, 0 to 255, and "
+            "shape (H, W) or (H, W, 3); give several images as a list"
+        )
+    return NamedImage(Image.fromarray(image), name)
+
+
+@contextmanager
+def _opened(path: Path | NamedImage) -> Iterator[Image.Image]:
+    """The image of a file, which is closed afterwards, or one in memory, which one thread uses at a time."""
+    if isinstance(path, NamedImage):
+        with IN_MEMORY:
+            yield path.image
+        return
+    if not path.is_file():
+        raise OSError("it is a folder, or a link to nothing")
+    with open_image(path) as image:
+        yield image
+
+
+def decode(path: str | Path | NamedImage, size: int, resize: str) -> np.ndarray:
     """One image as bytes (channels, size, size): 1 channel if the file is gray, else 3.
 
     EXIF orientation is applied, and what is transparent lies on white; ICC color profiles are ignored.  Raises
@@ -234,11 +278,9 @@ def decode(path: str | Path, size: int, resize: str) -> np.ndarray:
     there is no such rule or size.
     """
     _check_rule(size, resize)
-    path = expanded(path)
+    path = path if isinstance(path, NamedImage) else expanded(path)
     try:
-        if not path.is_file():
-            raise OSError("it is a folder, or a link to nothing")
-        with open_image(path) as image:
+        with _opened(path) as image:
             return decode_image(image, size, resize)
     except MemoryError as error:
         raise MemoryError(f"{path} takes more memory to decode than there is") from error
@@ -280,7 +322,7 @@ def decode_image(image: Image.Image, size: int, resize: str) -> np.ndarray:
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def decode_or_skip(path: str | Path, size: int, resize: str, skip_bad_images: bool) -> np.ndarray | None:
+def decode_or_skip(path: str | Path | NamedImage, size: int, resize: str, skip_bad_images: bool) -> np.ndarray | None:
     """As `decode`, but None for an image that cannot be decoded and may be left out; else the error says how to."""
     _check_rule(size, resize)
     try:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from data.files import CODE, digest_of_tensors, expanded, root_folder
 from data.folders import in_nfc
-from data.image_cache import Scenes, decode
+from data.image_cache import NamedImage, Scenes, decode
 from experiments import PROFILES, experiment_of
 from loop.batchnorm import fold_batchnorm
 from run_files import load_checkpoint
@@ -70,12 +70,12 @@ class TrainedRun:
             raise ValueError(f"{self.name} has no class {class_name}; it has {', '.join(self.class_names)}")
         return self.class_names.index(names[0])
 
-    def read(self, paths: Sequence[Path]) -> tuple[list[np.ndarray], torch.Tensor]:
-        """Read image files: pixels, uint8 (1 or 3, S, S) each, and normalized images, float32 (N, 3, S, S).
+    def read(self, paths: Sequence[Path | NamedImage]) -> tuple[list[np.ndarray], torch.Tensor]:
+        """Read images: pixels, uint8 (1 or 3, S, S) each, and normalized images, float32 (N, 3, S, S).
 
-        Raises what `check_images` raises, and ValueError that names a file which cannot be decoded.
+        Raises what `check_images` raises, and ValueError that names an image which cannot be decoded.
         """
-        check_images(paths)
+        check_images([path for path in paths if not isinstance(path, NamedImage)])
         pixels = [decode(path, self.image_size, self.resize) for path in paths]
         return pixels, self.normalized(pixels)
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from data.files import check_output, expanded, say_once, write_atomically, write_table
 from data.folders import images_in
-from data.image_cache import decode_or_skip
+from data.image_cache import NamedImage, decode_or_skip
 from evaluation.checkpoints import RELEASED, TrainedRun
 from evaluation.publish import FOLDER, load_run
 from runs import run_command
@@ -37,12 +37,12 @@ SUFFIXES = (".npz", ".csv", ".parquet")
 
 
 def features_in_batches(
-    run: TrainedRun, paths: Sequence[Path], skip_bad_images: bool = False, progress: bool = True
-) -> Iterator[tuple[list[Path], np.ndarray]]:
-    """Image files in batches, each with its pooled features, float32 (images, D).
+    run: TrainedRun, paths: Sequence[Path | NamedImage], skip_bad_images: bool = False, progress: bool = True
+) -> Iterator[tuple[list[Path | NamedImage], np.ndarray]]:
+    """Images in batches, each with its pooled features, float32 (images, D).
 
-    Memory holds one batch.  `run` computes faster if it is `folded`.  Raises ValueError that names a file which cannot
-    be decoded, unless these are left out, which is said once, and if none is left.
+    Memory holds one batch.  `run` computes faster if it is `folded`.  Raises ValueError that names an image which
+    cannot be decoded, unless these are left out, which is said once, and if none is left.
     """
     rules = {"size": run.image_size, "resize": run.resize, "skip_bad_images": skip_bad_images}
     read, bad = partial(decode_or_skip, **rules), []
@@ -63,8 +63,10 @@ def features_in_batches(
         raise ValueError("none of the images can be decoded")
 
 
-def embed(run: TrainedRun, paths: Sequence[Path], skip_bad_images: bool = False) -> tuple[list[Path], np.ndarray]:
-    """The paths of all images that can be decoded, and their pooled features, float32 (N, D)."""
+def embed(
+    run: TrainedRun, paths: Sequence[Path | NamedImage], skip_bad_images: bool = False
+) -> tuple[list[Path | NamedImage], np.ndarray]:
+    """All images that can be decoded, as they are given, and their pooled features, float32 (N, D)."""
     batches = list(features_in_batches(run.folded(), paths, skip_bad_images))
     return [path for batch, _ in batches for path in batch], np.concatenate([features for _, features in batches])
 

@@ -6,11 +6,14 @@ A path is an image or a folder, which is searched at any depth.  The command pri
 its probability and the runner-up, and warns of images that are unlike all scenes of the training set
 (evaluation/novelty.py).  With `--map` it draws each image beside a heat map of the most probable class, and with
 `--why-not` beside that of the difference between its class and another one; figures of earlier calls stay.  If the
-command ends early, the table has the images that were finished.  In a notebook:
+command ends early, the table of the images that were finished is written beside FILE, and FILE stays as it is.  In a
+notebook:
 
     from evaluation.predict import load
     model = load("byol_classifier")
-    model.predict(paths), model.embed(paths), model.explain(path), model.pixels(path)
+    model.predict(images), model.embed(images), model.explain(image), model.pixels(image)
+
+There an image is a path, an image of Pillow, or an array, uint8 (H, W) or (H, W, 3) with the channels red, green, blue.
 """
 
 import argparse
@@ -26,11 +29,13 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib import pyplot as plt
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from data.files import check_output, expanded, say_once, shortened, write_atomically, write_table
 from data.folders import images_in
+from data.image_cache import NamedImage, named_image
 from data.prepare import DATA_SETS
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun
@@ -49,6 +54,8 @@ METHODS = {"recipro_cam": "Recipro-CAM", "score_cam": "Score-CAM"}  # of a heat 
 METHOD = "recipro_cam"  # unless another one is asked for: a tenth of the time, and no less faithful
 BATCH = 64  # images
 LONGEST_STEM = 240  # bytes
+UNFINISHED = ".unfinished"  # in the name of a table of which the command ended early
+Given = str | Path | Image.Image | np.ndarray  # an image as a user gives it, or the path of a folder of images
 
 
 @torch.inference_mode()
@@ -65,9 +72,11 @@ def class_probabilities(model: nn.Module, images: torch.Tensor | Iterable) -> np
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network for image files: what `load` returns.
+    """A trained network for images: what `load` returns.
 
-    `novelty` describes its training images, and is None where nothing is known of them.
+    An image is given as a path, as an image of Pillow, or as an array, uint8 (H, W) or (H, W, 3) with the channels red,
+    green, blue.  All are prepared in the same way, so the EXIF orientation of an image of Pillow is applied too.
+    `novelty` describes the training images, and is None where nothing is known of them.
     """
 
     run: TrainedRun
@@ -78,50 +87,51 @@ class Model:
         """The classes, in the order of probabilities and labels."""
         return self.run.class_names
 
-    def predict(self, paths: Iterable[str | Path] | str | Path, skip_bad_images: bool = False) -> pd.DataFrame:
+    def predict(self, images: Iterable[Given] | Given, skip_bad_images: bool = False) -> pd.DataFrame:
         """One line per image: file, class, probability, runner_up, runner_up_probability, distance, unlike_training.
 
-        Paths are images and folders, one or several.  Of an image that is not square, most networks see the center
-        alone, see `pixels`.  `distance` is that to the training images, 1 at the threshold; above it an image is
+        Images are one or several; the path of a folder stands for those below it.  The file of an image that comes from
+        none is its place among those given, such as "image 1".  Of an image that is not square, most networks see the
+        center alone, see `pixels`.  `distance` is that to the training images, 1 at the threshold; above it an image is
         `unlike_training`.  Both are missing where the training images are not known.
         Raises FileNotFoundError or ValueError that names a file which is not there or cannot be decoded, and ValueError
-        for no paths and for what is no path, such as an image of Pillow.
+        for no images, for an array of another type or shape, and for what is no image.
         """
-        found = [table for table, _ in self.predictions(_images_of(paths), skip_bad_images)]
+        found = [table for table, _ in self.predictions(_images_of(images), skip_bad_images)]
         return pd.concat(found, ignore_index=True)
 
     def predictions(
-        self, paths: Sequence[Path], skip_bad_images: bool = False
+        self, images: Sequence[Path | NamedImage], skip_bad_images: bool = False
     ) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
         """In batches: lines as `predict` returns them, and the probabilities (images, classes)."""
         run = self.run.folded()
-        for batch, features in features_in_batches(run, paths, skip_bad_images):
+        for batch, features in features_in_batches(run, images, skip_bad_images):
             probabilities = class_probabilities(run.model, torch.from_numpy(features))
             yield self._lines(batch, features, probabilities), probabilities
 
-    def embed(self, paths: Iterable[str | Path] | str | Path, skip_bad_images: bool = False) -> np.ndarray:
+    def embed(self, images: Iterable[Given] | Given, skip_bad_images: bool = False) -> np.ndarray:
         """The vectors of images, float32 (N, D): the pooled features that the head of the network reads.
 
-        Paths are those of `predict`.  With `skip_bad_images`, the row of an image that cannot be decoded is NaN.
+        Images are those of `predict`.  With `skip_bad_images`, the row of an image that cannot be decoded is NaN.
         """
-        wanted = _images_of(paths)
+        wanted = _images_of(images)
         decoded, vectors = embed(self.run, wanted, skip_bad_images)
         if len(decoded) == len(wanted):
             return vectors
         vector_of = dict(zip(decoded, vectors, strict=True))
-        return np.stack([vector_of.get(path, np.full_like(vectors[0], np.nan)) for path in wanted])
+        return np.stack([vector_of.get(image, np.full_like(vectors[0], np.nan)) for image in wanted])
 
-    def pixels(self, path: str | Path) -> np.ndarray:
+    def pixels(self, image: Given) -> np.ndarray:
         """The square of an image that the network sees, uint8 (S, S, 3): a heat map of `explain` lies on these pixels.
 
         It is the center of the image, or with the resize rule "squash" the whole image, squeezed.
         """
-        (pixels,), _ = self.run.read([_path_of(path)])
+        (pixels,), _ = self.run.read([_image_of(image)])
         return np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0)
 
     def explain(
         self,
-        path: str | Path,
+        image: Given,
         class_name: str | None = None,
         why_not: str | None = None,
         layer: str | int | None = None,
@@ -135,10 +145,10 @@ class Model:
         that is the most probable class itself.  `method` is one of METHODS.  Raises ValueError for another one, for a
         class that the network does not have, and for a class against itself.
         """
-        _, image = self.run.read([_path_of(path)])
+        _, prepared = self.run.read([_image_of(image)])
         rival = None if why_not is None else self.run.label(why_not)
         if class_name is None:
-            probabilities = class_probabilities(self.run.model, image)[0]
+            probabilities = class_probabilities(self.run.model, prepared)[0]
             target, rival = int(probabilities.argmax()), rival_of(probabilities, rival)
         else:
             target = self.run.label(class_name)
@@ -146,17 +156,19 @@ class Model:
                 raise ValueError(f"class_name and why_not are both {class_name}; a class is explained against another")
         layer = self.run.last_stage if layer is None else layer
         explained = self.run.ready_to_explain([layer])
-        return heat_map_of(explained, image, target, rival, layer, method).numpy()
+        return heat_map_of(explained, prepared, target, rival, layer, method).numpy()
 
-    def _lines(self, paths: Sequence[Path], features: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    def _lines(
+        self, images: Sequence[Path | NamedImage], features: np.ndarray, probabilities: np.ndarray
+    ) -> pd.DataFrame:
         first, second = probabilities.argsort(axis=1)[:, :-3:-1].T
-        rows, names = np.arange(len(paths)), np.array(self.class_names, dtype=object)
-        table = pd.DataFrame({"file": [str(path) for path in paths], "class": names[first]})
+        rows, names = np.arange(len(images)), np.array(self.class_names, dtype=object)
+        table = pd.DataFrame({"file": [str(image) for image in images], "class": names[first]})
         table["probability"] = probabilities[rows, first]
         table["runner_up"], table["runner_up_probability"] = names[second], probabilities[rows, second]
         distances = None if self.novelty is None else self.novelty.distances(features)
         table["distance"] = np.nan if distances is None else distances
-        table["unlike_training"] = pd.array([pd.NA] * len(paths) if distances is None else distances > 1, "boolean")
+        table["unlike_training"] = pd.array([pd.NA] * len(images) if distances is None else distances > 1, "boolean")
         return table
 
 
@@ -249,7 +261,7 @@ def _predict(options):
     paths = images_in(options.paths)
     if model.novelty is None:
         say_once(_how_to_describe(model.run, options.model))
-    tables = []
+    tables, finished = [], False
     try:
         for table, probabilities in model.predictions(paths, options.skip_bad_images):
             tables.append(table)
@@ -257,9 +269,16 @@ def _predict(options):
                 tqdm.write(_sentence(*line))
                 if figures is not None:
                     tqdm.write(f"  {figures.draw(Path(line[0]), of_image)}")
+        finished = True
     finally:  # also after Ctrl-C and a bad image
         if tables:
-            _report(model, pd.concat(tables, ignore_index=True), len(paths), options.csv)
+            csv = options.csv if finished else _unfinished(options.csv)
+            _report(model, pd.concat(tables, ignore_index=True), len(paths), csv)
+
+
+def _unfinished(csv: Path | None) -> Path | None:
+    """Where the table goes if the command ends early: that of an earlier call stays, and nobody takes it for all."""
+    return None if csv is None else csv.with_name(f"{shortened(csv.stem, LONGEST_STEM)}{UNFINISHED}{csv.suffix}")
 
 
 def _how_to_describe(run: TrainedRun, named: str | Path) -> str:
@@ -321,20 +340,33 @@ class _Figures:
         return target_file
 
 
-def _images_of(paths: Iterable[str | Path] | str | Path) -> list[Path]:
-    """The images that one path or several name."""
-    several = isinstance(paths, Iterable) and not isinstance(paths, (str, Path))
-    found = images_in(map(_path_of, paths if several else [paths]))
+def _images_of(images: Iterable[Given] | Given) -> list[Path | NamedImage]:
+    """The images that are given, one or several, and those of folders.  ValueError if there are none."""
+    single = isinstance(images, (str, Path)) or _is_in_memory(images) or not isinstance(images, Iterable)
+    found = []
+    for number, given in enumerate([images] if single else images, 1):
+        image = _image_of(given, number)
+        found += [image] if isinstance(image, NamedImage) else images_in(image)
     if not found:
         raise ValueError("no images are named")
     return found
 
 
-def _path_of(path: str | Path) -> Path:
-    """A path that a user gave; ValueError for what is no path."""
-    if not isinstance(path, (str, Path)):
-        raise ValueError(f"an image is given as {type(path).__name__}; save it, and give the path of its file")
-    return expanded(path)
+def _image_of(given: Given, number: int = 1) -> Path | NamedImage:
+    """A path, or an image in memory with its name; ValueError for what is neither."""
+    if _is_in_memory(given):
+        return named_image(given, number)
+    if not isinstance(given, (str, Path)):
+        raise ValueError(
+            f"image {number} is given as {type(given).__name__}; give a path, an image of Pillow, or a NumPy array of "
+            "uint8 and shape (H, W) or (H, W, 3)"
+        )
+    return expanded(given)
+
+
+def _is_in_memory(given) -> bool:
+    """Whether this is one image, and not a path or several: an array can hold paths too."""
+    return isinstance(given, Image.Image) or (isinstance(given, np.ndarray) and given.dtype.kind not in "OTU")
 
 
 if __name__ == "__main__":

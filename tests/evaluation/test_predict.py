@@ -109,11 +109,28 @@ def test_the_table_has_what_was_finished_before_the_end(end, code, tiny_model, t
         photos[4].write_text("no image")
     else:
         monkeypatch.setattr(Model, "_lines", interrupted)
-    target = tmp_path / "table.csv"
+    target, unfinished = tmp_path / "table.csv", tmp_path / "table.unfinished.csv"
     assert predict.main([*map(str, photos), "--model", "tiny", "--csv", str(target)]) == code
-    assert pd.read_csv(target)["file"].tolist() == list(map(str, photos[:4]))
+    assert pd.read_csv(unfinished)["file"].tolist() == list(map(str, photos[:4])) and not target.exists()
     captured = capsys.readouterr()
-    assert "4 of 5 images" in captured.out and "same command continues" not in captured.err
+    assert f"{unfinished}: 4 of 5 images" in captured.out and "same command continues" not in captured.err
+
+
+def test_a_call_that_ends_early_leaves_the_table_of_an_earlier_one(tiny_model, tmp_path, photos, monkeypatch, capsys):
+    monkeypatch.setattr(embed, "BATCH", 2)
+    target = tmp_path / "table.csv"
+    arguments = [str(tmp_path / "photos"), "--model", "tiny", "--csv", str(target)]
+    assert predict.main(arguments) == 0
+    complete, draw = target.read_bytes(), iter(range(9))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            predict, "_sentence", lambda *_: "" if next(draw) < 3 else (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        assert predict.main(arguments) == 130
+    assert target.read_bytes() == complete
+    assert len(pd.read_csv(tmp_path / "table.unfinished.csv")) == 4
+    assert predict.main([*arguments, "--skip-bad-images"]) == 0
+    assert target.read_bytes() == complete
 
 
 def test_figures_of_an_earlier_call_stay(tiny_model, tmp_path, photos):
@@ -139,12 +156,73 @@ def test_the_pixels_of_a_heat_map_are_the_square_that_the_network_sees(tiny_mode
     assert (model.pixels(str(tmp_path / "gray.png")) > 190).all()
 
 
-def test_what_is_no_path_is_refused_in_one_sentence(tiny_model, photos):
-    model, image = load("tiny"), Image.new("L", (40, 40))
-    for wrong in (image, [image], np.asarray(image), 3):
-        for use in (model.predict, model.embed, model.explain, model.pixels):
-            with pytest.raises(ValueError, match="give the path of its file"):
-                use(wrong)
+def test_a_file_its_image_and_its_array_are_the_same_to_a_model(tiny_model, photos):
+    model, path = load("tiny"), photos[2]
+    given = [path, Image.open(path), Image.open(path).convert("RGB"), np.asarray(Image.open(path))]
+    assert path.suffix == ".png"
+    table, vectors = model.predict(given), model.embed(given)
+    assert table["file"].tolist() == [str(path), str(path), "image 3", "image 4"]
+    for column in ("class", "runner_up"):
+        assert table[column].nunique() == 1
+    for column in ("probability", "runner_up_probability"):
+        np.testing.assert_allclose(table[column], table[column][0], atol=1e-6)
+    np.testing.assert_allclose(vectors, np.broadcast_to(vectors[0], vectors.shape), atol=1e-4)
+    for image in given[1:]:
+        np.testing.assert_array_equal(model.embed(image)[0], model.embed(path)[0])
+        np.testing.assert_array_equal(model.explain(image, layer=2), model.explain(path, layer=2))
+        np.testing.assert_array_equal(model.pixels(image), model.pixels(path))
+    assert model.predict(given[3])["file"].tolist() == ["image 1"]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "I;16"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_an_image_of_pillow_is_prepared_as_its_file(tiny_model, tmp_path, mode, orientation):
+    generator, exif = np.random.default_rng(0), Image.Exif()
+    exif[0x0112] = orientation
+    noise = generator.integers(0, 255, (40, 60, 4), dtype=np.uint8)
+    image = Image.fromarray(noise).convert(mode) if mode != "I;16" else Image.fromarray(noise[..., 0] * np.uint16(257))
+    image.save(tmp_path / "image.png", exif=exif)
+    model = load("tiny")
+    with Image.open(tmp_path / "image.png") as opened:
+        before = np.asarray(opened)
+        for _ in range(2):  # unread, then in memory
+            np.testing.assert_array_equal(model.pixels(opened), model.pixels(tmp_path / "image.png"))
+        np.testing.assert_array_equal(np.asarray(opened), before)
+
+
+def test_one_unread_image_given_many_times_is_the_same_each_time(tiny_model, photos):
+    vectors = load("tiny").embed([Image.open(photos[0])] * 20)
+    np.testing.assert_allclose(vectors, np.broadcast_to(vectors[0], vectors.shape), atol=1e-4)
+
+
+def test_arrays_that_are_no_images_are_refused_with_what_would_be_right(tiny_model):
+    model = load("tiny")
+    wrong = {
+        "image 1 is an array of float64 .*must be of uint8": np.zeros((40, 40, 3)),
+        "int64": np.zeros((40, 40), dtype=int),
+        r"\(3, 40, 40\).*\(H, W\) or \(H, W, 3\)": np.zeros((3, 40, 40), dtype=np.uint8),
+        r"\(40, 40, 4\)": np.zeros((40, 40, 4), dtype=np.uint8),
+        "as a list": np.zeros((2, 40, 40, 3), dtype=np.uint8),
+        r"\(0, 40\)": np.zeros((0, 40), dtype=np.uint8),
+        r"shape \(\)": np.array(3, dtype=np.uint8),
+        "image 1 is given as int; give a path, an image of Pillow": 3,
+        "given as Tensor": torch.zeros(3, 40, 40),
+    }
+    for words, image in wrong.items():
+        for use in (model.explain, model.pixels) if isinstance(image, torch.Tensor) else (model.predict, model.pixels):
+            with pytest.raises(ValueError, match=words):
+                use(image)
+    with pytest.raises(ValueError, match="image 2 is an array of float64"):
+        model.predict([np.zeros((40, 40), dtype=np.uint8), np.zeros((40, 40))])
+    closed = Image.new("L", (40, 40))
+    closed.close()
+    with pytest.raises(ValueError, match="image 1 cannot be decoded"):
+        model.embed(closed)
+
+
+def test_paths_that_are_none_are_refused_in_one_sentence(tiny_model, photos):
+    model = load("tiny")
+    assert model.predict(np.array(list(map(str, photos[:2]))))["file"].tolist() == list(map(str, photos[:2]))
     for use in (model.predict, model.embed):
         with pytest.raises(ValueError, match="no images are named"):
             use([])
