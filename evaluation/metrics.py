@@ -1,7 +1,8 @@
 """Numbers from predictions.
 
 Labels and predictions are arrays (N,) of class numbers; probabilities (N, classes) are of a complete split, never of a
-batch.  All values are 0 to 1 unless said otherwise.
+batch.  Lists, and tensors of a CPU such as `helper_functions.predict` gives, do as well.  All values are 0 to 1 unless
+said otherwise.
 """
 
 from collections.abc import Sequence
@@ -10,15 +11,21 @@ import numpy as np
 import pandas as pd
 import sklearn.metrics
 
+ROUNDING = 1e-3  # of half precision, by which a probability may be above 1
+
 
 def confusion_matrix(labels, predictions, num_classes: int) -> np.ndarray:
-    """Counts (num_classes, num_classes): row = true class, column = predicted class."""
+    """Counts (num_classes, num_classes): row = true class, column = predicted class.
+
+    Raises ValueError unless labels and predictions are as many, and class numbers.
+    """
+    labels, predictions = _class_numbers_of(labels, predictions, num_classes)
     return sklearn.metrics.confusion_matrix(labels, predictions, labels=range(num_classes))
 
 
 def most_confused(matrix: np.ndarray, class_names: Sequence[str], count: int) -> pd.DataFrame:
     """The most frequent confusions of a confusion matrix of counts: true class, predicted class, images."""
-    mistakes = matrix * (1 - np.eye(len(matrix), dtype=int))
+    mistakes = np.asarray(matrix) * (1 - np.eye(len(matrix), dtype=int))
     order = np.argsort(-mistakes, axis=None, kind="stable")[: min(count, np.count_nonzero(mistakes))]
     rows, columns = np.unravel_index(order, mistakes.shape)
     return pd.DataFrame(
@@ -31,7 +38,11 @@ def most_confused(matrix: np.ndarray, class_names: Sequence[str], count: int) ->
 
 
 def quality_of_probabilities(labels, probabilities) -> dict[str, float]:
-    """Top-k accuracies, mAP, calibration error and mean confidence of probabilities (N, classes)."""
+    """Top-k accuracies, mAP, calibration error and mean confidence of probabilities (N, classes).
+
+    Raises ValueError for other values, such as logits, and for another number of labels.
+    """
+    labels, probabilities = _checked(labels, probabilities)
     return {
         "top 1": top_k_accuracy(labels, probabilities, 1),
         "top 2": top_k_accuracy(labels, probabilities, 2),
@@ -43,7 +54,11 @@ def quality_of_probabilities(labels, probabilities) -> dict[str, float]:
 
 
 def classification_report(labels, predictions, class_names: Sequence[str]) -> pd.DataFrame:
-    """Precision, recall (the accuracy of a class), F1 and images of each class, and their means; scikit-learn's."""
+    """Precision, recall (the accuracy of a class), F1 and images of each class, and their means; scikit-learn's.
+
+    Raises ValueError unless labels and predictions are as many, and numbers of these classes.
+    """
+    labels, predictions = _class_numbers_of(labels, predictions, len(class_names))
     report = sklearn.metrics.classification_report(
         labels,
         predictions,
@@ -96,7 +111,9 @@ def expected_calibration_error(labels, probabilities, bins: int = 15) -> float:
 
     Confidence is the highest probability.  Images are put into bins of equal width by it; each bin counts the
     difference of its mean confidence and its accuracy, weighted by its images.
+    Raises ValueError for other values, such as logits, and for another number of labels.
     """
+    labels, probabilities = _checked(labels, probabilities)
     confidence, correct = np.max(probabilities, axis=1), np.argmax(probabilities, axis=1) == labels
     places = np.minimum((confidence * bins).astype(int), bins - 1)
     return float(np.abs(np.bincount(places, correct - confidence)).sum() / len(confidence))
@@ -104,11 +121,12 @@ def expected_calibration_error(labels, probabilities, bins: int = 15) -> float:
 
 def by_confidence(probabilities) -> np.ndarray:
     """Indices of the images (N,) by falling confidence; ties in their order."""
-    return np.argsort(-np.max(probabilities, axis=1), kind="stable")
+    return np.argsort(-np.max(np.asarray(probabilities), axis=1), kind="stable")
 
 
 def confident_mistakes(labels, probabilities) -> np.ndarray:
     """Indices of the misclassified images by falling confidence."""
+    probabilities = np.asarray(probabilities)
     order = by_confidence(probabilities)
     return order[np.argmax(probabilities, axis=1)[order] != np.asarray(labels)[order]]
 
@@ -134,6 +152,38 @@ def rightly_predicted_by_all(labels, predictions, count: int, seed: int = 0) -> 
     if len(first_of_class) < count:
         raise ValueError(f"all models are correct on images of {len(first_of_class)} classes only; {count} are needed")
     return np.sort(shuffled[np.sort(first_of_class)[:count]])
+
+
+def _class_numbers_of(labels, predictions, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and predictions as arrays (N,).  ValueError for others: scikit-learn leaves out what is of no class."""
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    if labels.ndim != 1 or labels.shape != predictions.shape:
+        raise ValueError(
+            f"labels have shape {labels.shape} and predictions {predictions.shape}; both must be class numbers (N,)"
+        )
+    for name, numbers in (("labels", labels), ("predictions", predictions)):
+        if numbers.size and not (numbers.min() >= 0 and numbers.max() < num_classes):
+            raise ValueError(
+                f"{name} are {numbers.min()} to {numbers.max()}; of {num_classes} classes they must be 0 to "
+                f"{num_classes - 1}"
+            )
+    return labels, predictions
+
+
+def _checked(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (N,) and probabilities (N, classes) as arrays; ValueError unless they are as many, and 0 to 1."""
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
+        raise ValueError(
+            f"labels have shape {labels.shape} and probabilities {probabilities.shape}; they must be (N,) and "
+            "(N, classes)"
+        )
+    if probabilities.size and not (probabilities.min() >= 0 and probabilities.max() <= 1 + ROUNDING):
+        raise ValueError(
+            f"probabilities are {probabilities.min():.3g} to {probabilities.max():.3g}; they must be 0 to 1, as "
+            "logits.softmax(dim=1) gives them"
+        )
+    return labels, probabilities
 
 
 def _class_numbers(probabilities) -> range:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from evaluation.metrics import (
     average_precision,
@@ -129,3 +130,30 @@ def test_the_ends_of_a_ranking_are_the_highest_in_falling_and_the_lowest_in_risi
     highest, lowest = ends_of_ranking(np.stack([1 - of_class, of_class], axis=1), 1, count=3)
     assert highest.tolist() == [1, 3, 0]
     assert lowest.tolist() == [2, 4, 0]
+
+
+def test_tensors_and_lists_have_the_measures_of_arrays():
+    labels, probabilities = torch.tensor(LABELS), torch.tensor(PROBABILITIES)
+    expected = quality_of_probabilities(LABELS, PROBABILITIES)
+    for given in ((labels, probabilities), (LABELS.tolist(), PROBABILITIES.tolist())):
+        assert quality_of_probabilities(*given) == pytest.approx(expected)
+        assert confident_mistakes(*given).tolist() == confident_mistakes(LABELS, PROBABILITIES).tolist()
+    matrix = confusion_matrix(labels, probabilities.argmax(dim=1), 3)
+    assert most_confused(torch.tensor(matrix), ["a", "b", "c"], 9)["images"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("measure", "given", "words"),
+    [
+        (confusion_matrix, ([0, 5], [0, 1], 3), "labels are 0 to 5; of 3 classes they must be 0 to 2"),
+        (confusion_matrix, ([0, 1], [0, -1], 3), "predictions are -1 to 0"),
+        (confusion_matrix, (LABELS, PROBABILITIES, 3), r"predictions \(4, 3\); both must be class numbers"),
+        (classification_report, ([0, 1], [0, 2], ["a", "b"]), "predictions are 0 to 2"),
+        (expected_calibration_error, (LABELS[:1], PROBABILITIES), r"labels have shape \(1,\)"),
+        (expected_calibration_error, (LABELS, 20 * PROBABILITIES), "probabilities are 0 to 16; .*softmax"),
+        (quality_of_probabilities, (LABELS, PROBABILITIES - 1), "must be 0 to 1"),
+    ],
+)
+def test_labels_of_no_class_and_values_that_are_no_probabilities_are_refused(measure, given, words):
+    with pytest.raises(ValueError, match=words):
+        measure(*given)
