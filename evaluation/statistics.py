@@ -86,9 +86,9 @@ def compare(
 
     `comparisons` is the size of the family.  A side whose result does not depend on its seed is `deterministic` and
     has no seed variance.  Where both sides differ equally in every image, see `with_pseudo_images`.
-    Raises ValueError if the images differ in number or are fewer than two.
+    Raises ValueError if the images differ in number or are fewer than two, and for values that are no `correctness`.
     """
-    correct, other = np.atleast_2d(correct), np.atleast_2d(other)
+    correct, other = _checked(correct), _checked(other)
     if correct.shape[1] != other.shape[1]:
         raise ValueError(f"both sides need the same images, got {correct.shape[1]} and {other.shape[1]}")
     differences = correct.mean(axis=0) - other.mean(axis=0)
@@ -132,8 +132,11 @@ def compare_with_reported(correct: np.ndarray, reported: float, comparisons: int
 
     `correct` (runs, images) is its `correctness`.  Which images the other run classifies correctly is not known, so its
     images count as another sample.  Its seed variance is not known either, and the interval does not cover it.
+    Raises ValueError unless both are 0 to 1: `reported` is a fraction, not percent.
     """
-    correct = np.atleast_2d(correct)
+    correct = _checked(correct)
+    if not 0 <= reported <= 1:
+        raise ValueError(f"the reported accuracy is {reported}; it must be 0 to 1")
     runs, images = correct.shape
     parts = [variance_of_mean(correct.mean(axis=0)), (reported * (1 - reported) / images, images - 1)]
     parts += [variance_of_mean(correct.mean(axis=1))] if runs > 1 else []
@@ -145,9 +148,10 @@ def mean_accuracy(correct: np.ndarray, deterministic: bool = False) -> tuple[flo
     """Accuracy over the runs of an experiment and its 95 % interval, from its `correctness` (runs, images).
 
     The interval covers images and seeds as that of `compare` does.  One run has Wilson's interval, which covers images;
-    so have several that classify every image correctly, or none.
+    so have several that classify every image correctly, or none.  Raises ValueError for values that are no
+    `correctness`.
     """
-    correct = np.atleast_2d(correct)
+    correct = _checked(correct)
     runs, images = correct.shape
     mean = float(correct.mean())
     if runs == 1 or deterministic:
@@ -157,6 +161,19 @@ def mean_accuracy(correct: np.ndarray, deterministic: bool = False) -> tuple[flo
     if np.isnan(low):
         return mean, *accuracy_interval(round(mean * images), images)
     return mean, max(low, 0.0), min(high, 1.0)
+
+
+def _checked(correct) -> np.ndarray:
+    """A `correctness` as an array (runs, images); ValueError for other values, such as predicted labels."""
+    correct = np.atleast_2d(correct)
+    if correct.ndim != 2 or not correct.size:
+        raise ValueError(f"the correctness of images has shape {correct.shape}; it must be (runs, images)")
+    if not (correct.min() >= 0 and correct.max() <= 1):  # also for nan
+        raise ValueError(
+            f"the correctness of images is {correct.min()} to {correct.max()}; it must be 0 to 1, as "
+            "correctness(labels, predictions) gives it"
+        )
+    return correct
 
 
 def accuracy_interval(hits: int, images: int) -> tuple[float, float]:

@@ -293,3 +293,15 @@ def test_the_interval_of_a_mean_is_students_and_one_measurement_has_none():
 )
 def test_there_are_three_verdicts(difference, p_value, expected):
     assert verdict(difference, p_value) == expected
+
+
+def test_values_that_are_no_correctness_are_refused():
+    correct = np.array([[1, 0, 1, 1]])
+    for wrong in ([[2, 0, 1, 1]], [[np.nan, 0, 1, 1]], [[-1, 0, 1, 1]]):
+        for use in (lambda side: compare(side, correct), lambda side: compare(correct, side), mean_accuracy):
+            with pytest.raises(ValueError, match=r"must be 0 to 1, as correctness\(labels, predictions\)"):
+                use(wrong)
+    with pytest.raises(ValueError, match="shape"):
+        compare([], [])
+    with pytest.raises(ValueError, match="reported accuracy is 80; it must be 0 to 1"):
+        compare_with_reported(correct, 80)
