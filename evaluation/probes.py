@@ -112,8 +112,13 @@ def stage_features(model: nn.Module, loader, device: str = "cpu") -> tuple[list[
     yields (images, labels).  Returns one float32 array (N, channels) per stage, and the labels (N,).
     A model with `flip_tta` gives the mean over the image and its horizontal flip, which is what its head sees.
     Everything is computed once, in eval mode; afterwards each module is in its own mode again.
-    Raises ValueError if the loader has no batch.
+    Raises ValueError if the loader has no batch, and for a model without such `features`.
     """
+    if not isinstance(getattr(model, "features", None), nn.Sequential):
+        raise ValueError(
+            f"{type(model).__name__} has no `features` that are an nn.Sequential; put its stages into one, in a module "
+            "that has it as `features`"
+        )
     pooled, all_labels = [[] for _ in model.features], []
     with eval_mode(model.features):
         for images, labels in loader:
@@ -266,7 +271,7 @@ def label_fractions(splits: Splits, images_per_class: Sequence[int] = IMAGES_PER
     C is chosen on all of val even then, so a probe with few labels uses more labels than these few.
     Raises ValueError for features that cannot be probed.
     """
-    check_splits(splits)
+    splits = check_splits(splits)
     features, labels = splits["train"]
     _, counts = np.unique(labels, return_counts=True)
     lines = []

@@ -1,6 +1,7 @@
 """Numbers that describe features: t-SNE, k-NN purity, CKA, effective dimensions, spectra, and sparsity.
 
-Features are arrays (N, D), one line per image; labels are arrays (N,) of label numbers.
+Features are (N, D), one line per image, and labels (N,) are label numbers: arrays, lists, or tensors of a CPU.
+Features of another shape, and values that are not finite, raise ValueError.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ def tsne(features: np.ndarray, perplexity: float = 30.0) -> np.ndarray:
     They are for viewing only: distances between groups and sizes of groups mean nothing, so report `neighbour_purity`
     of the features with them.  Raises ValueError for fewer images than three times the perplexity.
     """
+    features = _as_array(features)
     if len(features) < 3 * perplexity:
         raise ValueError(
             f"t-SNE of perplexity {perplexity} needs at least {3 * perplexity:.0f} images, not {len(features)}"
@@ -39,10 +41,13 @@ def neighbour_purity(features: np.ndarray, labels: np.ndarray, neighbors: int | 
     """k-NN purity: the fraction (0..1) of an image's nearest neighbors (cosine) of its own class, averaged over images.
 
     By default it is of PURITY_NEIGHBORS.  Chance is 1 / number of classes where these have equal size.
-    Raises ValueError if there are not more images than neighbors.
+    Raises ValueError if there are not more images than neighbors, or not as many as labels.
     """
+    features, labels = _as_array(features), np.asarray(labels)
+    if len(features) != len(labels):
+        raise ValueError(f"there are features of {len(features)} images, but {len(labels)} labels")
     nearest = nearest_images(features, neighbors or min(PURITY_NEIGHBORS, len(features) - 1))
-    return float((np.asarray(labels)[nearest] == np.asarray(labels)[:, None]).mean())
+    return float((labels[nearest] == labels[:, None]).mean())
 
 
 def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
@@ -54,6 +59,7 @@ def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
     NaN where the images are too few to tell the features of one side from noise, as 3 are.
     Raises ValueError if the numbers of images differ, or if one side is the same for all images.
     """
+    one, other = _as_array(one), _as_array(other)
     if len(one) != len(other):
         raise ValueError(f"CKA compares the same images; there are {len(one)} and {len(other)}")
     if len(one) < 4:
@@ -96,7 +102,7 @@ def rank_me(features: np.ndarray) -> float:
     It is the exponential of the entropy of the singular values, normalized to sum 1; as there, without centering.
     Features that are all zero fill no dimension: 0.
     """
-    singular_values = np.linalg.svd(features.astype(np.float64), compute_uv=False)
+    singular_values = np.linalg.svd(_as_array(features).astype(np.float64), compute_uv=False)
     if not singular_values.any():
         return 0.0
     probabilities = singular_values / singular_values.sum()
@@ -107,8 +113,11 @@ def rank_me(features: np.ndarray) -> float:
 def covariance_spectrum(features: np.ndarray) -> np.ndarray:
     """Eigenvalues (D,) of the covariance of features (N, D), the largest first.
 
-    At most N - 1 of them are above zero, whatever the features are.
+    At most N - 1 of them are above zero, whatever the features are.  Raises ValueError for fewer than two images.
     """
+    features = _as_array(features)
+    if len(features) < 2:
+        raise ValueError(f"a spectrum needs at least 2 images, not {len(features)}")
     centered = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
     eigenvalues = np.zeros(features.shape[1])
     squares = np.linalg.svd(centered, compute_uv=False) ** 2 / (len(features) - 1)
@@ -124,6 +133,7 @@ def spectrum_by_images(features: np.ndarray, numbers: Sequence[int], seed: int =
     Columns: images (the size of the subset), place (from 1) and eigenvalue.  A spectrum that changes with N describes
     the sample and not the features.  Raises ValueError for a size below 2 or above the number of images.
     """
+    features = _as_array(features)
     order = np.random.default_rng(seed).permutation(len(features))
     parts = []
     for number in numbers:
@@ -177,6 +187,16 @@ def module_outputs(model: nn.Module, images: torch.Tensor, hook_points: Sequence
     with outputs_of(model, list(modules.values()), copy), eval_mode(model):
         model(as_input_of(model, images))
     return {name: outputs[module] for name, module in modules.items()}
+
+
+def _as_array(features) -> np.ndarray:
+    """Features as an array; ValueError unless they are (N, D) and finite."""
+    features = np.asarray(features)
+    if features.ndim != 2:
+        raise ValueError(f"features have shape {features.shape}; they must be (N, D), one line per image")
+    if not np.isfinite(features).all():
+        raise ValueError("the features hold values that are not finite")
+    return features
 
 
 def _modules_named(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:

@@ -41,7 +41,7 @@ def linear_probe(splits: Splits) -> Probe:
     Mean and standard deviation are those of the training images.  Of equally good C the smallest is taken.
     Raises ValueError for features that cannot be probed.
     """
-    check_splits(splits)
+    splits = check_splits(splits)
     features, labels = splits["train"][0].astype(np.float64), splits["train"][1]
     # Fewer images than features span few directions, and the solution lies in these: there it is found sooner.
     rotation = [PCA(svd_solver="full")] if len(features) < features.shape[1] else []
@@ -67,7 +67,9 @@ def nearest_neighbors(splits: Splits, neighbors: int) -> Probe:
     As in Wu et al. 2018 and DINO (Caron et al. 2021).  Nothing is learned or chosen.
     Raises ValueError for features that cannot be probed, or fewer training images than neighbors.
     """
-    check_splits(splits)
+    splits = check_splits(splits)
+    if neighbors < 1:
+        raise ValueError(f"neighbors is {neighbors}; it must be at least 1")
     if len(splits["train"][1]) < neighbors:
         raise ValueError(
             f"{neighbors} neighbors need at least as many training images; there are {len(splits['train'][1])}"
@@ -128,14 +130,27 @@ def _read_test(pipeline: Pipeline, splits: Splits, val_accuracy: float) -> Probe
     return Probe(float(val_accuracy), float((predictions == labels).mean()), predictions, pipeline[-1].C, pipeline)
 
 
-def check_splits(splits: Splits, name: str = "the features"):
-    """Raise ValueError, which names the split, for features that cannot be probed."""
+def check_splits(splits: Splits, name: str = "the features") -> Splits:
+    """The features (N, D) and labels (N,) of train, val and test as arrays; they may be lists, or tensors of a CPU.
+
+    Raises ValueError, which names the split, for one that is missing and for features that cannot be probed.
+    """
+    missing = [split for split in ("train", "val", "test") if split not in splits]
+    if missing:
+        raise ValueError(f"a probe needs train, val and test; {' and '.join(missing)} is missing")
+    splits = {split: (np.asarray(features), np.asarray(labels)) for split, (features, labels) in splits.items()}
+    wide = splits["train"][0].shape[1:]
     for split, (features, labels) in splits.items():
         if len(features) != len(labels):
             raise ValueError(f"{name} of {split} belong to {len(features)} images, but there are {len(labels)} labels")
         if len(labels) == 0:
             raise ValueError(f"{name} of {split} are empty; there must be at least one image")
+        if features.ndim != 2 or features.shape[1:] != wide:
+            raise ValueError(
+                f"{name} of {split} have shape {features.shape}; they must be (N, D), with the same D in every split"
+            )
         if not np.isfinite(features).all():
             raise ValueError(f"{name} of {split} hold values that are not finite")
     if len(np.unique(splits["train"][1])) < 2:
         raise ValueError(f"all training images are of class {splits['train'][1][0]}; a probe needs two classes")
+    return splits

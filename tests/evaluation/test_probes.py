@@ -370,3 +370,11 @@ def test_features_are_computed_without_images_that_the_run_left_out(root, scene_
     write_result(files_of(probe, "quick").result, {"format": FORMAT, "data": {"skipped": ["val/dark/broken.jpg"]}})
     splits, *_ = probes.features_of_probe(probe, "quick")
     assert {split: len(labels) for split, (_, labels) in splits.items()} == {"train": 18, "val": 18, "test": 18}
+
+
+def test_features_may_be_tensors_and_a_network_without_stages_is_refused(small_network):
+    splits = splits_of()
+    given = {split: tuple(map(torch.tensor, parts)) for split, parts in splits.items()}
+    assert label_fractions(given, [2], 2).equals(label_fractions(splits, [2], 2))
+    with pytest.raises(ValueError, match="Linear has no `features` that are an nn.Sequential"):
+        stage_features(torch.nn.Linear(2, 2), [])

@@ -178,3 +178,28 @@ def test_outputs_are_those_of_the_module_although_the_next_one_works_in_place():
     assert model.training and not any(module._forward_hooks for module in model.modules())
     with pytest.raises(ValueError, match="layer4"):
         module_outputs(model, images, ["layer4"])
+
+
+def test_tensors_and_lists_have_the_numbers_of_arrays():
+    features = np.random.default_rng(0).standard_normal((30, 4))
+    labels = np.arange(30) % 3
+    for as_given in (torch.tensor, lambda values: values.tolist()):
+        given = as_given(features)
+        assert rank_me(given) == rank_me(features)
+        assert linear_cka(given, as_given(features[:, :2])) == linear_cka(features, features[:, :2])
+        assert neighbour_purity(given, as_given(labels)) == neighbour_purity(features, labels)
+        np.testing.assert_array_equal(covariance_spectrum(given), covariance_spectrum(features))
+        assert spectrum_by_images(given, [10]).equals(spectrum_by_images(features, [10]))
+        np.testing.assert_array_equal(tsne(given, 5.0), tsne(features, 5.0))
+
+
+def test_features_of_another_shape_and_values_that_are_not_finite_are_refused():
+    maps, broken = np.ones((30, 4, 3, 3)), np.full((30, 4), np.nan)
+    for wrong, words in ((maps, r"shape \(30, 4, 3, 3\); they must be \(N, D\)"), (broken, "not finite")):
+        for use in (rank_me, covariance_spectrum, lambda each: linear_cka(each, each), lambda each: tsne(each, 5.0)):
+            with pytest.raises(ValueError, match=words):
+                use(wrong)
+    with pytest.raises(ValueError, match="30 images, but 31 labels"):
+        neighbour_purity(np.ones((30, 4)), np.zeros(31))
+    with pytest.raises(ValueError, match="at least 2 images, not 1"):
+        covariance_spectrum(np.ones((1, 4)))

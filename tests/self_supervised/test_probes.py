@@ -262,3 +262,25 @@ def test_statistics_estimated_on_the_training_images_are_what_is_probed(control)
     for name, tensor in model.features.state_dict().items():
         same = torch.equal(tensor, weights[f"features.{name}"])
         assert same == (not name.endswith(("running_mean", "running_var", "num_batches_tracked"))), name
+
+
+@pytest.mark.parametrize("probe", [linear_probe, lambda splits: nearest_neighbors(splits, 5)])
+def test_tensors_and_lists_are_probed_as_arrays(probe):
+    splits = splits_of(distance=1.0)
+    expected = probe(splits).test_predictions.tolist()
+    for as_given in (torch.tensor, lambda values: values.tolist()):
+        given = {split: tuple(map(as_given, parts)) for split, parts in splits.items()}
+        assert probe(given).test_predictions.tolist() == expected
+
+
+@pytest.mark.parametrize("probe", [linear_probe, lambda splits: nearest_neighbors(splits, 5)])
+def test_a_missing_split_and_features_of_another_shape_are_refused(probe):
+    splits = splits_of()
+    with pytest.raises(ValueError, match="val is missing"):
+        probe({split: parts for split, parts in splits.items() if split != "val"})
+    with pytest.raises(ValueError, match=r"of test have shape \(45, 7\); .* same D"):
+        probe(spoiled(splits, "test", features=splits["test"][0][:, :7]))
+    with pytest.raises(ValueError, match=r"of train have shape \(60, 8, 1\)"):
+        probe(spoiled(splits, "train", features=splits["train"][0][..., None]))
+    with pytest.raises(ValueError, match="neighbors is 0"):
+        nearest_neighbors(splits, 0)
