@@ -121,7 +121,12 @@ def plot_curves(curves: dict[str, list[float]], ylabel: str, ax=None, styles: di
 
 
 def plot_history(history: dict[str, list[float]], quantity: str, ax=None):
-    """The train, val and test lines of a result's history; `quantity` is "loss" (nats per image) or "accuracy"."""
+    """The train, val and test lines of a result's history; `quantity` is "loss" (nats per image) or "accuracy".
+
+    That of `helper_functions.train` has its columns as `History.columns`.  Raises ValueError for another quantity.
+    """
+    if quantity not in ("loss", "accuracy"):
+        raise ValueError(f"quantity is {quantity!r}; it must be loss or accuracy")
     curves = {
         split: history[f"{split}_{quantity}"] for split in ("train", "val", "test") if f"{split}_{quantity}" in history
     }
@@ -235,7 +240,13 @@ def draw_loss_curves(curves, trials):
 
 
 def plot_confusion_matrix(matrix: np.ndarray, class_names, ax=None):
-    """Counts (true class by predicted class), colored by their fraction of the true class."""
+    """Counts (true class by predicted class), colored by their fraction of the true class.
+
+    Raises ValueError unless there is one name for each class.
+    """
+    matrix = np.asarray(matrix)
+    if matrix.shape != (len(class_names), len(class_names)):
+        raise ValueError(f"the matrix has shape {matrix.shape}, but there are {len(class_names)} class names")
     ax = ax or plt.gca()
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     ax.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
@@ -250,7 +261,14 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names, ax=None):
 
 
 def plot_images(images, titles, columns: int, axes=None):
-    """Images uint8 (N, channels, height, width) in a grid, each with its title; one channel is shown in gray."""
+    """Images uint8 (N, channels, height, width) in a grid, each with its title; one channel is shown in gray.
+
+    Raises ValueError for images of another shape, and unless there is one title for each.
+    """
+    if len(images) != len(titles):
+        raise ValueError(f"there are {len(images)} images and {len(titles)} titles; each image needs one")
+    for image in images:
+        _check_channels_first(image)
     rows = -(-len(images) // columns)
     if axes is None:
         _, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.8 * rows), squeeze=False)
@@ -262,12 +280,20 @@ def plot_images(images, titles, columns: int, axes=None):
     return axes
 
 
+def _check_channels_first(image):
+    """Raise ValueError unless an image is (1 or 3, H, W)."""
+    shape = np.shape(image)
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(f"an image has shape {tuple(shape)}; it must be (1 or 3, H, W), with the channels first")
+
+
 def plot_heat_map(pixels, heat_map, ax=None, colorbar: bool = True):
     """A heat map (H, W) in 0..1, with or without a color bar, over all of the gray image, uint8 (1 or 3, H, W).
 
     A map of another size than the image is stretched over it.  A map that is the same everywhere, or not finite, shows
-    nothing: the image stays as it is, and a note says so.
+    nothing: the image stays as it is, and a note says so.  Raises ValueError for an image of another shape.
     """
+    _check_channels_first(pixels)
     ax = ax or plt.gca()
     gray = ax.imshow(np.asarray(pixels).mean(axis=0), cmap="gray", vmin=0, vmax=255)
     heat_map = np.asarray(heat_map)

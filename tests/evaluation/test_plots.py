@@ -2,6 +2,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.text import Text
 
 from evaluation import plots
@@ -395,3 +396,18 @@ def test_legends_of_training_curves_cover_no_curve():
         assert legends
         lines = [line for ax in figure.axes for line in ax.lines if len(line.get_xdata()) > 2]
         assert not any(covered(legend, figure, lines) for legend in legends)
+
+
+def test_what_would_be_plotted_wrongly_is_refused():
+    image, ax = np.zeros((3, 8, 8), dtype=np.uint8), plt.figure().add_subplot()
+    with pytest.raises(ValueError, match=r"shape \(3, 3\), but there are 2 class names"):
+        plots.plot_confusion_matrix(np.eye(3), ["a", "b"], ax)
+    with pytest.raises(ValueError, match="2 images and 1 titles"):
+        plots.plot_images([image, image], ["a"], 2)
+    for plot in (lambda: plots.plot_images([image.T], ["a"], 1), lambda: plots.plot_heat_map(image.T, np.eye(8), ax)):
+        with pytest.raises(ValueError, match=r"shape \(8, 8, 3\); .* channels first"):
+            plot()
+    with pytest.raises(ValueError, match="'acuracy'; it must be loss or accuracy"):
+        plots.plot_history({"train_accuracy": [0.5]}, "acuracy", ax)
+    assert not ax.images and not ax.lines
+    assert len(plots.plot_confusion_matrix(torch.tensor([[2, 0], [1, 3]]), ["a", "b"], ax).texts) == 3
