@@ -80,9 +80,17 @@ class JointEmbedding(nn.Module):
         """Called after each step of the optimizer."""
 
     def forward(self, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views (N, V, 3, S, S) to losses (N,) and the pooled features (N, width) of the first view, float32."""
+        """Views (N, V, 3, S, S) to losses (N,) and the pooled features (N, width) of the first view, float32.
+
+        Raises ValueError if `losses` does not give one loss for each image of all processes.
+        """
         pooled = self.pool(self.features, views)
         losses = self.losses(pooled, views)
+        if losses.shape != pooled[0].shape[:1]:
+            raise ValueError(
+                f"losses of {type(self).__name__} must return one loss for each image, shape ({len(pooled[0])},); it "
+                f"returns {tuple(losses.shape)}"
+            )
         own = slice_of_process(len(views))
         return losses[own], pooled[0][own].detach()
 

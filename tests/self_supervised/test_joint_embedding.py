@@ -113,6 +113,16 @@ def test_a_training_that_diverges_is_an_error_of_the_loss():
         fit(model)
 
 
+@pytest.mark.parametrize("wrong", [lambda losses: losses.mean(), lambda losses: torch.cat([losses, losses])])
+def test_losses_that_are_not_one_for_each_image_are_refused(wrong, monkeypatch):
+    model = tiny_method()
+    views, _ = next(iter(tiny_loaders()[0]))
+    right = model.losses
+    monkeypatch.setattr(model, "losses", lambda *given: wrong(right(*given)))
+    with pytest.raises(ValueError, match=r"losses of BYOL must return one loss for each image, shape \(8,\)"):
+        model(views)
+
+
 # ------------------------------------------------------------------------------------------------------- BYOL's target
 
 
