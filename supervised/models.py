@@ -48,7 +48,7 @@ class SceneClassifier(nn.Module):
     `features` is a sequence of stages, see `build_features`; `stages` are those whose pooled maps the head sees.
     Frozen features, or the first `frozen_stages` of them, take no gradients and stay in eval mode: in train mode
     BatchNorm would update its statistics and stochastic depth would drop blocks.  A `frozen_mode` other than "eval" has
-    them do so, to measure what that costs.
+    them do so, to measure what that costs.  `unfreeze` lets all features learn, as to fine-tune a released model.
     """
 
     foldable = True  # `train` evaluates it with BatchNorm folded
@@ -103,6 +103,12 @@ class SceneClassifier(nn.Module):
             if isinstance(module, IN_TRAIN_MODE[self.frozen_mode]):
                 module.train(mode)
         return self
+
+    def unfreeze(self) -> "SceneClassifier":
+        """Let all features take gradients and follow the mode of the network; returns it."""
+        self.frozen_stages = 0
+        self.features.requires_grad_(True)
+        return self.train(self.training)
 
 
 def pool_stages(features: nn.Sequential, stages: Collection[int], images: torch.Tensor) -> torch.Tensor:
@@ -316,6 +322,6 @@ def _download(weights: WeightsEnum) -> Path:
     except (OSError, RuntimeError) as error:
         raise ConnectionError(
             f"the ImageNet weights could not be downloaded from {weights.url} ({error}); "
-            "give a file with --weights PATH, or use --weights random"
+            "give a file with --weights PATH, or use --weights random (in Python: initial_weights of the experiment)"
         ) from error
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name

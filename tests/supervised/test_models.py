@@ -414,3 +414,14 @@ def test_teachers_do_not_learn_with_the_student(teachers, loaders):
     train(model, loaders.train, loaders.val, settings, objective=objective, device="cpu", progress=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in objective.state_dict().items())
     assert not any(module.training for teacher in objective.teachers for module in teacher.modules())
+
+
+def test_features_that_were_frozen_learn_again_once_they_are_unfrozen():
+    model = SceneClassifier(3, freeze_features=True).eval()
+    assert model.unfreeze() is model and not model.features.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    before = {name: tensor.clone() for name, tensor in model.features.state_dict().items()}
+    loader = DataLoader(TensorDataset(torch.rand(6, 3, 32, 32), torch.arange(6) % 3), 6)
+    train(model, loader, loader, TrainSettings(max_epochs=1), device="cpu", progress=False)
+    changed = {name for name, tensor in model.features.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {"0.0.weight", "0.1.running_mean", "8.0.weight"} <= changed
