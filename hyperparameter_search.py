@@ -102,10 +102,10 @@ SPACES = {
 
 @dataclass(frozen=True)
 class Search:
-    """One search: its file, what it searches and how.  Raises ValueError for an unknown sampler or an unusable file.
+    """One search: its file, what it searches and how.  Raises ValueError that names what cannot be searched.
 
     `subject` (plain types) holds the "settings" that are searched, with their "name", and whatever else must stay the
-    same for all trials, such as a fingerprint of the data.
+    same for all trials, such as a fingerprint of the data.  A space of your own is a `Space` put into SPACES by a name.
     """
 
     file: Path
@@ -115,7 +115,10 @@ class Search:
     seed: int = 0  # of the sampler
 
     def __post_init__(self):
-        """Refuse what cannot be searched."""
+        """Refuse what cannot be searched; the file may be given as a text."""
+        object.__setattr__(self, "file", expanded(self.file))
+        if self.space not in tuple(SPACES):  # a Space itself cannot be hashed
+            raise ValueError(f"space is {self.space!r}; it must be one of {', '.join(SPACES)}")
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler is {self.sampler!r}; it must be one of {', '.join(SAMPLERS)}")
         if re.match(r"[\w+.-]{2,}:", str(self.file)) or self.table == self.file:
@@ -158,9 +161,12 @@ def open_study(search: Search, trials: int) -> optuna.Study:
     """Open the study of a search, or create it, so that `trials` trials in all are finished, running or queued.
 
     Trials of a grid are its cells, in an order that depends on the seed.  The parameters of other trials are left to
-    the sampler.  Raises ValueError for fewer than 1 trial, for more than a grid has cells, and for the file of another
-    search, naming the first field that differs; OSError for a file that cannot be used.
+    the sampler.  Raises ValueError for a subject without the name of its settings, for fewer than 1 trial, for more
+    than a grid has cells, and for the file of another search, naming the first field that differs; OSError for a file
+    that cannot be used.
     """
+    if "name" not in search.subject.get("settings", {}):
+        raise ValueError(f"subject is {search.subject}; it must be a dict like {{'settings': {{'name': 'mine'}}}}")
     cells = SPACES[search.space].cells
     if trials < 1:
         raise ValueError(f"trials is {trials}; it must be at least 1")

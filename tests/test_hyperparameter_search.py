@@ -514,3 +514,13 @@ def test_an_unknown_sampler_is_refused(sampler, file):
 def test_every_experiment_can_be_searched(name, capsys):
     assert hyperparameter_search.main([name, "--data", "nowhere"]) == 2
     assert "there is no data folder or table (.csv) nowhere" in error_of(capsys)
+
+
+def test_a_file_may_be_a_text_and_a_search_says_what_its_subject_and_space_must_be(file):
+    assert Search(str(file), TOY).table == file.with_suffix(".csv")
+    for unknown in ("nope", SPACES["report"]):
+        with pytest.raises(ValueError, match="must be one of report, wide, inversion"):
+            Search(file, TOY, space=unknown)
+    with pytest.raises(ValueError, match="it must be a dict like {'settings': {'name': 'mine'}}"):
+        open_study(Search(file, {"name": "mine"}), 1)
+    assert not file.parent.exists()
