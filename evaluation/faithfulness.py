@@ -8,7 +8,7 @@ to the model, so compare several baselines, and compare with control maps that d
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -57,7 +57,12 @@ class ConfidenceCurves:
 
 
 def black_baseline(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Pixel value 0 as the model sees it: -mean / std of the normalization, channel by channel.  Shape of `images`."""
+    """Pixel value 0 as the model sees it: -mean / std of the normalization, channel by channel.  Shape of `images`.
+
+    Raises ValueError unless red, green and blue have one value each.
+    """
+    if np.shape(mean) != (3,) or np.shape(std) != (3,):
+        raise ValueError(f"mean is {mean} and std {std}; red, green and blue need one value each")
     mean, std = (torch.as_tensor(each, dtype=images.dtype, device=images.device) for each in (mean, std))
     return (-mean / std)[:, None, None].expand_as(images)
 
@@ -199,7 +204,11 @@ def measure_faithfulness(
 
     Columns: baseline and map (their names), image (its number), drop (a fraction), increase (0 or 1), deletion and
     insertion (areas).  All four are NaN for a map with a value that is not finite.
+    Raises ValueError unless maps and baselines have names, and what `masked_images` and `confidences` raise.
     """
+    for what, named in (("maps", maps), ("baselines", baselines)):
+        if not isinstance(named, Mapping) or not named:
+            raise ValueError(f"{what} is a {type(named).__name__}; it must be a dict of tensors by name, not empty")
     original = confidences(model, images, target_classes, batch_size)
     settings = {"pixels_per_step": pixels_per_step, "batch_size": batch_size}
     parts = []
@@ -227,7 +236,12 @@ def compare_maps(measured: pd.DataFrame, names: Sequence[str], others: Sequence[
     of those better, worse and left out.  The advantage is the mean over the images of the difference between the maps,
     positive where the named map is better.  low, high, p and verdict are those of `mean_difference`; all rows are one
     family of comparisons.  Images for which either map is not finite are left out.
+    Raises ValueError for a map that was not measured, and for one name in place of several.
     """
+    measured_maps = sorted(set(measured["map"]))
+    for given in (names, others):
+        if isinstance(given, str) or not set(given) <= set(measured_maps):
+            raise ValueError(f"{given!r} must be a list of maps that were measured: {', '.join(measured_maps)}")
     values = measured.groupby(["map", "image"])[list(LOWER_IS_BETTER)].mean().unstack("map")
     comparisons = list(product(names, others, LOWER_IS_BETTER))
     rows = []

@@ -442,3 +442,16 @@ def test_a_part_that_cannot_be_randomised_is_refused(deeper_network):
     deeper_network.insert(1, Scale())
     with pytest.raises(ValueError, match="Scale"):
         cascading_randomization(deeper_network, images, deeper_network[0], [0, 1], [deeper_network[1]])
+
+
+def test_maps_and_baselines_without_names_are_refused(small_network):
+    images, maps = torch.rand(2, 3, 16, 16), torch.rand(2, 16, 16)
+    for given in ((maps, {"mean": images}), ({"a": maps}, images), ({}, {"mean": images})):
+        with pytest.raises(ValueError, match="must be a dict of tensors by name"):
+            measure_faithfulness(small_network, images, given[0], [0, 1], given[1])
+    measured = pd.DataFrame({"map": ["cam", "edges"], "image": 0, **dict.fromkeys(faithfulness.LOWER_IS_BETTER, 0.5)})
+    for names, others in (("cam", ["edges"]), (["cam"], "edges"), (["cma"], ["edges"])):
+        with pytest.raises(ValueError, match="must be a list of maps that were measured: cam, edges"):
+            faithfulness.compare_maps(measured, names, others)
+    with pytest.raises(ValueError, match="red, green and blue need one value each"):
+        faithfulness.black_baseline(images, 0.5, 0.5)
