@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib import pyplot as plt
@@ -299,10 +300,11 @@ def invert(
     built in inference mode, an objective that does not give one value per image, and whatever the objective raises;
     FloatingPointError if a value is not finite.
     """
-    if len(targets) < 1 or starts < 1:
-        raise ValueError(f"there are {len(targets)} targets and {starts} starts; there must be at least 1 of each")
-    if len(mean) != 3 or len(std) != 3:
-        raise ValueError(f"mean and std have {len(mean)} and {len(std)} values; red, green and blue need one each")
+    count = math.prod(np.shape(targets))
+    if count < 1 or starts < 1:
+        raise ValueError(f"there are {count} targets and {starts} starts; there must be at least 1 of each")
+    if any(np.shape(each) != (3,) for each in (mean, std)) or min(std) <= 0:
+        raise ValueError(f"mean is {mean} and std {std}; red, green and blue need one value each, and std above 0")
     if settings.parameters == "phase" and amplitudes is None:
         raise ValueError("parameters is 'phase', which needs the amplitudes of training images")
     device = _device_of(model)

@@ -477,3 +477,16 @@ def test_class_logits_and_filters_rise_on_an_efficientnet():
     for objective in (class_logit, filter_mean(model.features[8][2])):
         inversion = run(model, objective, targets=[0, 1], settings=settings)
         assert (inversion.final_losses < inversion.losses[:, 0] - 0.05).all()
+
+
+@pytest.mark.parametrize(
+    ("targets", "mean", "std", "words"),
+    [
+        (1, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "must be a list of whole numbers, got 1"),
+        ([1], 0.5, 0.5, "red, green and blue need one value each"),
+        ([1], (0.5, 0.5, 0.5), (0.5, 0, 0.5), "std above 0"),
+    ],
+)
+def test_one_number_in_place_of_several_is_refused(small_network, targets, mean, std, words):
+    with pytest.raises(ValueError, match=words):
+        invert(small_network, class_logit, targets, InversionSettings(image_size=32, steps=20), mean, std)
