@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
 from loop.batchnorm import fold_batchnorm
@@ -156,6 +156,15 @@ def logits_in(outputs, images: int) -> torch.Tensor:
     return outputs.float()
 
 
+def images_and_labels(batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two tensors of a batch.  Raises ValueError for a batch of anything else."""
+    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    if pair and all(isinstance(each, torch.Tensor) for each in batch):
+        return tuple(batch)
+    words = f" of {', '.join(type(each).__name__ for each in batch)}" if isinstance(batch, (tuple, list)) else ""
+    raise ValueError(f"the loader gives a {type(batch).__name__}{words}; it must give two tensors, images and labels")
+
+
 def check_labels(labels: torch.Tensor, classes: int):
     """Raise ValueError unless labels are (N,), int64 and 0 to classes - 1.  It makes a GPU wait."""
     if labels.dim() != 1 or labels.dtype != torch.int64:
@@ -294,15 +303,27 @@ class _Training:
         }
 
     def restore(self, state: dict) -> tuple[History, dict]:
-        """Continue from a `state`; returns the history and the best weights so far."""
-        self.evaluated.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.model.load_state_dict(state["trained_model"])
-            self.ema.n_averaged.fill_(state["ema_steps"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        set_generators(self.sampler_generator, state["generators"])
-        return History(**state["history"]), state["best_weights"]
+        """Continue from a `state`; returns the history and the best weights so far.
+
+        Raises ValueError for a state of another network, of other settings or of another loader.
+        """
+        try:
+            if (state["trained_model"] is None) != (self.ema is None):
+                raise ValueError("one of both has an exponential moving average")
+            if (state["generators"]["sampler"] is None) != (self.sampler_generator is None):
+                raise ValueError("the sampler of one of both has a generator")
+            if state["optimizer"]["param_groups"][0].keys() != self.optimizer.param_groups[0].keys():
+                raise ValueError("it has another optimizer")
+            self.evaluated.load_state_dict(state["model"])
+            if self.ema is not None:
+                self.model.load_state_dict(state["trained_model"])
+                self.ema.n_averaged.fill_(state["ema_steps"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            set_generators(self.sampler_generator, state["generators"])
+            return History(**state["history"]), state["best_weights"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"the state is not one of this network, settings and loader: {error}") from error
 
 
 def train_one_epoch(training: _Training, loader, bar: tqdm) -> tuple[float, float | None]:
@@ -315,7 +336,8 @@ def train_one_epoch(training: _Training, loader, bar: tqdm) -> tuple[float, floa
     accelerator, network = training.accelerator, training.network
     network.train()
     seen, weight_of_step = _Seen(), 0
-    for images, labels in loader:
+    for batch in loader:
+        images, labels = images_and_labels(batch)
         if not seen.images and not torch.isfinite(images).all():
             raise ValueError("the train loader gives images with values that are not finite; remove or repair them")
         with accelerator.accumulate(network):
@@ -385,7 +407,8 @@ def predict(model, loader, accelerator=None, precision="auto") -> tuple[torch.Te
         model, loader = accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(loader)
     model.eval()
     all_logits, all_labels = [], []
-    for images, labels in loader:
+    for batch in loader:
+        images, labels = images_and_labels(batch)
         with autocast(precision, accelerator.device):
             logits = logits_of(model, images)
         logits, labels = accelerator.gather_for_metrics((logits, labels))
@@ -437,12 +460,15 @@ def train(
     `state` ends in the same history and weights as one that was never interrupted (bit for bit on a CPU), if the train
     loader's sampler has a generator.
     Within `torch.no_grad` and `torch.inference_mode` it works as outside.
-    Raises FloatingPointError if the loss is not finite, and ValueError if a loader has no images or is none, if labels
-    are no classes of the model, and if there is nothing to train.
+    Raises FloatingPointError if the loss is not finite, and ValueError if a loader has no images or is none, if its
+    batches are no pairs of images and labels, if labels are no classes of the model, if there is nothing to train, and
+    for the state of another training.
     """
     for name, loader in (("train", train_loader), ("val", val_loader)):
         if not isinstance(loader, DataLoader):
             raise ValueError(f"the {name} loader is a {type(loader).__name__}; it must be a DataLoader of torch")
+        if isinstance(loader.dataset, IterableDataset):
+            raise ValueError(f"the {name} loader has an IterableDataset; it must have one of a known length")
         if len(loader) == 0:
             raise ValueError(f"the {name} loader has no batch; there are too few images")
     images_per_epoch = len(train_loader.dataset)

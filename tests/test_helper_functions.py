@@ -10,7 +10,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from helper_functions import (
     CrossEntropy,
@@ -164,6 +164,45 @@ def test_what_cannot_be_learned_from_is_named(linear, separable):
         evaluate(linear, [])
     with pytest.raises(ValueError, match="frozen"):
         fit(linear.requires_grad_(False), separable)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield torch.zeros(2), torch.tensor(0)
+
+
+def test_loaders_of_other_things_than_images_and_labels_are_named(linear, separable):
+    points, labels = separable[0].dataset.tensors
+    triples = DataLoader(TensorDataset(points, labels, labels), 16)
+    dicts = DataLoader([{"image": point, "label": label} for point, label in zip(points, labels, strict=True)], 16)
+    for loader, named in ((triples, "Tensor, Tensor, Tensor"), (dicts, "a dict")):
+        with pytest.raises(ValueError, match=named):
+            fit(linear, (loader, separable[1]))
+        with pytest.raises(ValueError, match=named):
+            evaluate(linear, loader)
+    with pytest.raises(ValueError, match="train loader has an IterableDataset"):
+        fit(linear, (DataLoader(Stream(), 2), separable[1]))
+
+
+def test_the_state_of_another_training_is_refused(linear, separable):
+    def state_of(model=linear, loaders=separable, **settings):
+        states = []
+        fit(copy.deepcopy(model), loaders, max_epochs=1, save_state=states.append, **settings)
+        return states[0]
+
+    unshuffled = (DataLoader(separable[0].dataset, 16), separable[1])
+    others = {
+        "optimizer": state_of(optimizer="sgd"),
+        "network": state_of(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))),
+        "average": state_of(ema_decay=0.9),
+        "loader": state_of(loaders=unshuffled),
+        "weights alone": linear.state_dict(),
+    }
+    for state in others.values():
+        with pytest.raises(ValueError, match="the state is not one of this"):
+            fit(copy.deepcopy(linear), separable, max_epochs=2, state=state)
+    with pytest.raises(ValueError, match="the state is not one of this"):
+        fit(copy.deepcopy(linear), unshuffled, max_epochs=2, state=state_of())
 
 
 def test_accumulating_two_batches_equals_one_batch_of_both(linear, separable):
