@@ -52,6 +52,10 @@ TURNS = {  # EXIF orientation -> how to undo it; ImageOps.exif_transpose also re
 }
 
 
+class UndecodableError(ValueError):
+    """An image that cannot be decoded; a rule or a size that does not exist is a plain ValueError."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """Images of an array, by their indices and in that order; none is read before it is asked for.
@@ -274,18 +278,18 @@ def decode(path: str | Path | NamedImage, size: int, resize: str) -> np.ndarray:
     """One image as bytes (channels, size, size): 1 channel if the file is gray, else 3.
 
     EXIF orientation is applied, and what is transparent lies on white; ICC color profiles are ignored.  Raises
-    ValueError that names the file if it cannot be decoded completely, or if its range is unknown, and the argument if
-    there is no such rule or size.
+    UndecodableError that names the file if it cannot be decoded completely, or if its range is unknown, and ValueError
+    that names the argument if there is no such rule or size.
     """
     _check_rule(size, resize)
     path = path if isinstance(path, NamedImage) else expanded(path)
     try:
         with _opened(path) as image:
-            return decode_image(image, size, resize)
+            return _decoded(image, size, resize)
     except MemoryError as error:
         raise MemoryError(f"{path} takes more memory to decode than there is") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, TypeError, struct.error and more
-        raise ValueError(f"{path} cannot be decoded ({error})") from error
+        raise UndecodableError(f"{path} cannot be decoded ({error})") from error
 
 
 def _turn_of(image: Image.Image) -> Image.Transpose | None:
@@ -299,6 +303,11 @@ def _turn_of(image: Image.Image) -> Image.Transpose | None:
 def decode_image(image: Image.Image, size: int, resize: str) -> np.ndarray:
     """As `decode`, of an image that is open; raises what Pillow raises, and ValueError for another rule or size."""
     _check_rule(size, resize)
+    return _decoded(image, size, resize)
+
+
+def _decoded(image: Image.Image, size: int, resize: str) -> np.ndarray:
+    """Bytes (channels, size, size) of an open image, by a rule and a size that are known to exist."""
     # Pillow reads color of 16 bits as 8, and forgets with `load` that it was more.
     was_16 = image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     image.load()
@@ -324,13 +333,12 @@ def decode_image(image: Image.Image, size: int, resize: str) -> np.ndarray:
 
 def decode_or_skip(path: str | Path | NamedImage, size: int, resize: str, skip_bad_images: bool) -> np.ndarray | None:
     """As `decode`, but None for an image that cannot be decoded and may be left out; else the error says how to."""
-    _check_rule(size, resize)
     try:
         return decode(path, size, resize)
-    except ValueError as error:
+    except UndecodableError as error:
         if skip_bad_images:
             return None
-        raise ValueError(
+        raise UndecodableError(
             f"{error}; replace it, or leave such images out with --skip-bad-images where a command has it"
         ) from error
 
