@@ -198,15 +198,7 @@ def load_splits(
     }
     _report_left_out(root, listed, splits)
     for split, scenes in splits.items():
-        for label, class_name in enumerate(scenes.class_names):
-            if not np.any(scenes.labels == label):
-                folder, classes = listed[split].folder, listed[split].classes
-                bad = next(
-                    (f", since {name} cannot be decoded" for name in scenes.skipped if classes[name] == class_name), ""
-                )
-                raise ValueError(
-                    f"class {class_name!r} has no image for {split} in {folder}{bad}; add some or remove it"
-                )
+        _refuse_empty_classes(split, listed[split], scenes)
     record_split(root, [name for scenes in splits.values() for name in scenes.skipped])
     if len(splits) == 2:
         only = next(split for split in splits if split != "train")
@@ -391,6 +383,19 @@ def _load(source: _Source, cache: Path | str | None, progress: bool) -> Scenes:
         fingerprint=index["fingerprint"],
         skipped=tuple(index["skipped"]),
     )
+
+
+def _refuse_empty_classes(split: str, images: ImageFolder, scenes: Scenes):
+    """Raise ValueError that names a class without images in a split, and why where its images were left out."""
+    for label, class_name in enumerate(scenes.class_names):
+        if not np.any(scenes.labels == label):
+            classes = images.classes
+            bad = next(
+                (f", since {name} cannot be decoded" for name in scenes.skipped if classes[name] == class_name), ""
+            )
+            raise ValueError(
+                f"class {class_name!r} has no image for {split} in {images.folder}{bad}; add some or remove it"
+            )
 
 
 def _report_left_out(root: Path, listed: dict[str, ImageFolder], splits: dict[str, Scenes]):
