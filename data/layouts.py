@@ -83,7 +83,8 @@ def record_split(root: str | Path, skipped: Collection[str] = ()):
             except OSError:
                 if path == _record_paths(root)[-1]:
                     raise
-    bad = {unsplit.names[name] for name in skipped}
+    names = unsplit.names  # a property, which names every image
+    bad = {names[name] for name in skipped}
     used = {image: split for image, split in split_of.items() if image not in bad}
     words = f", without {len(skipped):,} that cannot be decoded" if skipped else ""
     say_once(f"{root}: {_what_changed(recorded, split_of, used)}{words}; the split is recorded in {path}")
