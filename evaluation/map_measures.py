@@ -25,6 +25,7 @@ from evaluation.checkpoints import TrainedRun
 from evaluation.embed import check_target
 from evaluation.faithfulness import COMPARISON_COLUMNS, LOWER_IS_BETTER, compare_maps
 from evaluation.publish import load_run
+from evaluation.scorecam import is_empty
 from evaluation.split_images import evenly_spread, images_for
 from evaluation.statistics import mean_and_interval
 
@@ -79,9 +80,12 @@ def measure_run(run: TrainedRun, dataset: Dataset, numbers: Sequence[int], maps_
     network predicts).  The file is written after each image.  Rows of other images in the file are not returned.
     """
     rows = pd.read_csv(path) if path.exists() else pd.DataFrame({"image": []})
-    missing = [number for number in numbers if number not in set(rows["image"])]
+    measured = set(rows["image"])
+    missing = [number for number in numbers if number not in measured]
     for number in tqdm(missing, desc=run.name, unit="image"):
-        rows = pd.concat([rows, _measure_image(run, dataset, number, maps_of)], ignore_index=True)
+        of_image = _measure_image(run, dataset, number, maps_of)
+        # An empty table before the first rows would turn their whole numbers into floats.
+        rows = pd.concat([rows, of_image], ignore_index=True) if len(rows) else of_image
         write_table(path, rows)
     return rows[rows["image"].isin(numbers)]
 
@@ -96,7 +100,7 @@ def _measure_image(run: TrainedRun, dataset: Dataset, number: int, maps_of: Maps
     maps = {name: each.maps for name, each in found.items()}
     rows = faithfulness.measure_faithfulness(run.model, images, maps, [target], baselines, pixels).round(5)
     facts = {
-        "empty": {name: bool((each.maps == 0).all()) for name, each in found.items()},
+        "empty": {name: bool(is_empty(each.maps)) for name, each in found.items()},
         "fell_back": {name: bool(each.fell_back[0]) for name, each in found.items()},
         "seconds": {name: round(each.seconds, 4) for name, each in found.items()},
     }

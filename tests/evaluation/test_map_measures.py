@@ -21,6 +21,7 @@ def test_the_command_measures_every_definition_and_goes_on_where_it_stopped(root
     assert scorecam_defaults.main([*arguments, "--images", "1"]) == 0
     (rows,) = output.with_suffix("").glob("tiny_*.csv")
     first = pd.read_csv(rows)
+    assert {str(kind) for kind in first[["image", "target"]].dtypes} == {"int64"}  # 65 in the file, not 65.0
     assert scorecam_defaults.main([*arguments, "--images", "2"]) == 0
     again = pd.read_csv(rows)
     assert again["image"].nunique() == 2 and again[: len(first)].equals(first)  # not measured again: same seconds
