@@ -20,6 +20,7 @@ from evaluation.faithfulness import LOWER_IS_BETTER
 from evaluation.map_measures import CONTROL_MAPS, compare_by_model, summarize
 from evaluation.metrics import confident_mistakes
 from evaluation.model_inversion import picture_file
+from evaluation.scorecam import is_empty
 from evaluation.statistics import mean_and_interval
 
 AGREEMENT = 0.99  # of cached and reported predictions; below it they come from different weights
@@ -144,7 +145,7 @@ def describe_maps(
     lines = []
     for name, by_layer in maps.items():
         for (layer, of_layer), constant in zip(by_layer.items(), constant_channels[name], strict=True):
-            empty = int((of_layer.amax(dim=(1, 2)) == 0).sum())
+            empty = int(is_empty(of_layer).sum())
             lines.append(
                 (layer, name, len(of_layer), int(constant.sum()), empty, (of_layer > 0.5).float().mean().item())
             )
