@@ -34,7 +34,7 @@ from data.image_cache import Scenes
 from evaluation import plots, representation
 from evaluation.checkpoints import TrainedRun
 from evaluation.hooks import eval_mode
-from evaluation.results import PRETEXTS_BY_EPOCH, pretext_epochs_table
+from evaluation.results import PRETEXTS_BY_EPOCH, accuracies_without_pretext, pretext_epochs_table
 from evaluation.split_images import loaders_of_run
 from evaluation.statistics import accuracy_interval, mean_and_interval
 from experiments import add_data_options, experiments_of, prerequisites
@@ -393,8 +393,7 @@ def write_pretext_epochs(experiments: Mapping[str, Experiment], profile: str, pa
     table = pretext_epochs_table(collect(by_epoch, profile), pretexts)
     if not len(table):
         return
-    there = collect([experiments[name] for name in PRETEXTS_BY_EPOCH.values()], profile)
-    controls = {pretext: there[name]["test_accuracy"] for pretext, name in PRETEXTS_BY_EPOCH.items() if name in there}
+    controls = accuracies_without_pretext(collect([experiments[name] for name in PRETEXTS_BY_EPOCH.values()], profile))
     losses = {name: result["history"]["val_loss"] for name, result in pretexts.items()}
     figure = plots.draw_pretext_epochs(table, losses, controls)
     write_atomically(path, figure.savefig)

@@ -490,6 +490,18 @@ def pretext_epochs_table(classifiers: Mapping[str, dict], pretexts: Mapping[str,
     return pd.DataFrame(lines, columns=columns).sort_values(["pretext", "epochs"], ascending=[False, True])
 
 
+def accuracies_without_pretext(results: Mapping[str, dict]) -> dict[str, float]:
+    """By each pretext of PRETEXTS_BY_EPOCH, the test accuracy of the same head on ImageNet features.
+
+    `results` are of one seed; a pretext whose control is not among them is left out.
+    """
+    return {
+        pretext: results[control]["test_accuracy"]
+        for pretext, control in PRETEXTS_BY_EPOCH.items()
+        if control in results
+    }
+
+
 def beside_reported(results: Mapping[str, dict]) -> pd.DataFrame:
     """The experiments of BESIDE on 15-Scene under the earlier protocol, beside the highest number of the same kind.
 

@@ -10,6 +10,7 @@ from evaluation.results import (
     COLUMNS,
     EARLIER_CLAIMS,
     PRIMARY_FAMILY,
+    accuracies_without_pretext,
     comparisons,
     correct_on_test,
     experiments_table,
@@ -137,6 +138,11 @@ def test_table_3_has_the_pretext_after_the_epochs_that_each_classifier_is_on():
         ["rotation_tuned", 3, 0.5, 1.0, 0.86],
     ]
     assert pretext_epochs_table({}, {}).empty
+
+
+def test_beside_a_pretext_by_epoch_stands_the_same_head_on_imagenet_features():
+    there = {"imagenet_classifier_tuned": {"test_accuracy": 0.9}, "other": {"test_accuracy": 0.5}}
+    assert accuracies_without_pretext(there) == {"rotation_tuned": 0.9}
 
 
 def test_settings_that_all_results_share_are_text_and_the_others_a_table():
