@@ -380,10 +380,19 @@ def best_stages(by_stage: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """
     lines = []
     for name, table in by_stage.items():
-        linear = table[table["probe"] == "linear"].set_index("stage")
-        best, test = linear["val_accuracy"].idxmax(), linear["test_accuracy"]
+        best, test = _best_stage(table), _linear_probes(table)["test_accuracy"]
         lines.append((name, best, test[best], test.iloc[-1]))
     return pd.DataFrame(lines, columns=["features", "best stage", "its test accuracy", "last stage"])
+
+
+def _linear_probes(table: pd.DataFrame) -> pd.DataFrame:
+    """The lines of the linear probes in a table of `probe_stages`, by stage."""
+    return table[table["probe"] == "linear"].set_index("stage")
+
+
+def _best_stage(table: pd.DataFrame) -> int:
+    """The stage whose linear probe is the best on val; of equal ones the first."""
+    return int(_linear_probes(table)["val_accuracy"].idxmax())
 
 
 def write_pretext_epochs(experiments: Mapping[str, Experiment], profile: str, path: Path):
@@ -419,7 +428,7 @@ def pretexts_tried(
             learning_rate = pretext.train.learning_rate
             for result in collect([pretext], profile).values():
                 accuracy = result["history"]["val_accuracy"][epoch - 1]
-        linear = table[table["probe"] == "linear"].set_index("stage")["val_accuracy"]
+        linear = _linear_probes(table)["val_accuracy"]
         lines.append(
             {
                 "features": label,
@@ -523,7 +532,7 @@ def _probe_cifar10(
         model.features.load_state_dict(load_weights(experiment, profile, prefix="features.")[0])
     stages = _features_of_splits(model, loaders)
     by_stage = probe_stages(stages)
-    best = int(by_stage[by_stage["probe"] == "linear"].set_index("stage")["val_accuracy"].idxmax())
+    best = _best_stage(by_stage)
     fractions = label_fractions(_at_stage(stages, best), CIFAR10_IMAGES_PER_CLASS[profile], CIFAR10_DRAWS[profile])
     features, labels = _at_stage(stages, -1)["test"]
     places = pd.DataFrame(representation.tsne(features, CIFAR10_PERPLEXITY[profile]), columns=["x", "y"])
