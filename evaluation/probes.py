@@ -43,7 +43,7 @@ from run_files import files_of, load_checkpoint, load_result, load_weights
 from runs import build_model, collect, run_command
 from self_supervised.probes import NEIGHBORS, Splits, check_splits, linear_probe, nearest_neighbors
 from self_supervised.settings import CLASSIFIER_EXPERIMENTS, ProbeExperiment
-from supervised.dataloader import SceneDataset, build_loader
+from supervised.dataloader import Loaders, SceneDataset, build_loader
 from supervised.models import SceneClassifier
 from supervised.settings import Experiment
 
@@ -191,9 +191,7 @@ def features_of_probe(experiment: ProbeExperiment, profile: str = "full") -> tup
 
     Raises FileNotFoundError if the pretext has no weights here.
     """
-    loaders = loaders_of_run(_data_of_probe(experiment, profile), experiment)
-    torch.manual_seed(experiment.seed)  # of random features
-    model, _ = build_model(experiment, loaders, profile)
+    model, loaders = _network_and_loaders(experiment, profile, _data_of_probe(experiment, profile))
     splits = {
         split: (np.concatenate([features[stage] for stage in experiment.stages], axis=1), labels)
         for split, (features, labels) in _features_of_splits(model, loaders).items()
@@ -510,9 +508,7 @@ class _Cache:
 def _probe_scenes(
     profile: str, results: Mapping[str, dict], label: str, experiment: Experiment
 ) -> dict[str, pd.DataFrame]:
-    loaders = loaders_of_run(results[label]["data"], experiment)
-    torch.manual_seed(experiment.seed)  # of random features
-    model, _ = build_model(experiment, loaders, profile)
+    model, loaders = _network_and_loaders(experiment, profile, results[label]["data"])
     stages = _features_of_splits(model, loaders)
     fractions = {}
     if label in SCENES_BY_LABELS:
@@ -525,9 +521,7 @@ def _probe_cifar10(
     profile: str, results: Mapping[str, dict], control: Experiment, label: str, experiment: Experiment
 ) -> dict[str, pd.DataFrame]:
     control = replace(control, network=experiment.network)
-    loaders = loaders_of_run(results[label]["data"], control)
-    torch.manual_seed(control.seed)
-    model, _ = build_model(control, loaders, profile)
+    model, loaders = _network_and_loaders(control, profile, results[label]["data"])
     if experiment.name != CIFAR10_CONTROL:
         model.features.load_state_dict(load_weights(experiment, profile, prefix="features.")[0])
     stages = _features_of_splits(model, loaders)
@@ -542,6 +536,14 @@ def _probe_cifar10(
         "tsne": places.assign(label=labels, purity=purity),
         "probes": by_stage,
     }
+
+
+def _network_and_loaders(experiment: Experiment, profile: str, data: Mapping) -> tuple[SceneClassifier, Loaders]:
+    """The network of an experiment, before any training, and its loaders; `data` is that of `loaders_of_run`."""
+    loaders = loaders_of_run(data, experiment)
+    torch.manual_seed(experiment.seed)  # of random features
+    model, _ = build_model(experiment, loaders, profile)
+    return model, loaders
 
 
 def _features_of_splits(model: SceneClassifier, loaders) -> StagesOfSplits:
