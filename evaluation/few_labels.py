@@ -31,6 +31,7 @@ from evaluation.probes import (
     digest_of_images,
     features_of_probe,
     is_made_from,
+    numbers_and_draws,
     sample_of_each_class,
     warn_of_stale,
     weights_here,
@@ -91,26 +92,23 @@ def few_labels(
     """One line per number of labeled images of a class, draw and readout, with the test accuracy.
 
     Columns: images_per_class, draw (its seed, from 0), readout, test_accuracy.  Draws are nested: those of few labels
-    are contained in those of more.  The oracle has the first `oracle_draws`.  Numbers above the size of the smallest
-    class are left out, and of all images of every class there is one draw.
+    are contained in those of more; see `numbers_and_draws`.  The oracle has the first `oracle_draws`.
     """
     features, labels = splits["train"]
-    sizes = np.unique(labels, return_counts=True)[1]
     lines = []
     matrix = spreading_matrix(features, min(SPREAD_NEIGHBORS, len(features) - 1))
-    numbers = [number for number in images_per_class if number <= sizes.min()]
-    for number in tqdm(numbers, desc="labels per class", disable=not progress):
-        for draw in range(1 if number == sizes.max() else draws):
-            sample = sample_of_each_class(labels, number, seed=draw)
-            spread = spread_labels(matrix, sample, labels[sample])
-            accuracies = {
-                ALONE: _test_accuracy(features[sample], labels[sample], splits),
-                SPREAD: _test_accuracy(features, spread, splits),
-            }
-            if draw < oracle_draws:
-                of_sample = {**splits, "train": (features[sample], labels[sample])}
-                accuracies[ORACLE] = linear_probe(of_sample).test_accuracy
-            lines += [(number, draw, readout, accuracy) for readout, accuracy in accuracies.items()]
+    samples = numbers_and_draws(labels, images_per_class, draws)
+    for number, draw in tqdm(samples, desc="samples of labels", disable=not progress):
+        sample = sample_of_each_class(labels, number, seed=draw)
+        spread = spread_labels(matrix, sample, labels[sample])
+        accuracies = {
+            ALONE: _test_accuracy(features[sample], labels[sample], splits),
+            SPREAD: _test_accuracy(features, spread, splits),
+        }
+        if draw < oracle_draws:
+            of_sample = {**splits, "train": (features[sample], labels[sample])}
+            accuracies[ORACLE] = linear_probe(of_sample).test_accuracy
+        lines += [(number, draw, readout, accuracy) for readout, accuracy in accuracies.items()]
     return pd.DataFrame(lines, columns=["images_per_class", "draw", "readout", "test_accuracy"])
 
 

@@ -261,25 +261,35 @@ def sample_of_each_class(labels: np.ndarray, images_per_class: int, seed: int) -
     return np.concatenate(sample)
 
 
+def numbers_and_draws(labels: np.ndarray, images_per_class: Sequence[int], draws: int) -> list[tuple[int, int]]:
+    """The numbers of labeled images of a class to sample from labels (N,), each with its draws, counted from 0.
+
+    Numbers above the size of the smallest class are left out.  Of all images of every class there is one draw, since
+    every draw would be the same.
+    """
+    _, sizes = np.unique(labels, return_counts=True)
+    return [
+        (number, draw)
+        for number in images_per_class
+        if number <= sizes.min()
+        for draw in range(1 if number == sizes.max() else draws)
+    ]
+
+
 def label_fractions(splits: Splits, images_per_class: Sequence[int] = IMAGES_PER_CLASS, draws: int = 5) -> pd.DataFrame:
     """The linear probe with fewer labeled training images: one line per number of images of a class and per draw.
 
-    Columns: images_per_class, draw (its seed, from 0), val_accuracy, test_accuracy.  Numbers above the size of the
-    smallest class are left out.  With all training images there is one draw, since every draw would be the same.
+    Columns: images_per_class, draw (its seed, from 0), val_accuracy, test_accuracy; see `numbers_and_draws`.
     C is chosen on all of val even then, so a probe with few labels uses more labels than these few.
     Raises ValueError for features that cannot be probed.
     """
     splits = check_splits(splits)
     features, labels = splits["train"]
-    _, counts = np.unique(labels, return_counts=True)
     lines = []
-    for number in images_per_class:
-        if number > counts.min():
-            continue
-        for draw in range(1 if number == counts.max() else draws):
-            sample = sample_of_each_class(labels, number, seed=draw)
-            probe = linear_probe({**splits, "train": (features[sample], labels[sample])})
-            lines.append((number, draw, probe.val_accuracy, probe.test_accuracy))
+    for number, draw in numbers_and_draws(labels, images_per_class, draws):
+        sample = sample_of_each_class(labels, number, seed=draw)
+        probe = linear_probe({**splits, "train": (features[sample], labels[sample])})
+        lines.append((number, draw, probe.val_accuracy, probe.test_accuracy))
     return pd.DataFrame(lines, columns=["images_per_class", "draw", "val_accuracy", "test_accuracy"])
 
 
