@@ -266,13 +266,13 @@ def classifier_of(experiment: Experiment, num_classes: int) -> SceneClassifier:
     """The network of an experiment with random weights."""
     return SceneClassifier(
         num_classes,
-        experiment.head,
-        experiment.freeze_features,
-        experiment.stages,
-        experiment.network,
-        experiment.flip_tta,
-        experiment.frozen_stages,
-        experiment.frozen_mode,
+        head=experiment.head,
+        freeze_features=experiment.freeze_features,
+        stages=experiment.stages,
+        network=experiment.network,
+        flip_tta=experiment.flip_tta,
+        frozen_stages=experiment.frozen_stages,
+        frozen_mode=experiment.frozen_mode,
     )
 
 
