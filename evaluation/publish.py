@@ -15,8 +15,10 @@ With `--source` the files come from another folder or address (`<source>/<run>.s
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -386,7 +388,7 @@ def place(names: Sequence[str], source: str | Path, models: Path, folder: Path =
             if not origin.is_file():
                 raise FileNotFoundError(f"there is no {origin}")
             check_checksum(origin, checksum, origin)
-            write_atomically(target, lambda temporary, origin=origin: temporary.write_bytes(origin.read_bytes()))
+            write_atomically(target, partial(shutil.copyfile, origin))
         placed.append(target)
     return placed
 
