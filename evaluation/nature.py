@@ -221,7 +221,7 @@ class NatureStudy:
             dataset = self.loaders(experiment).test.dataset
             for class_number in {min(number, len(dataset.scenes.class_names) - 1) for number in DRAWN_CLASSES}:
                 path = self.folder / f"feature_maps_{name}_{class_number}.npz"
-                if path.exists() and str(np.load(path)["checkpoint"]) == digest:
+                if path.exists() and str(_arrays_of(path)["checkpoint"]) == digest:
                     continue
                 image = dataset[int(np.flatnonzero(dataset.scenes.labels == class_number)[0])][0]
                 maps = module_outputs(model, image.unsqueeze(0), DRAWN_STAGES[experiment.network])
@@ -252,7 +252,7 @@ class NatureStudy:
         columns = {"other_sizes": "experiment", "non_positive": "features", "spectra": "features"}
         tables = {name: _read_table(self.folder / f"{name}.csv", column) for name, column in columns.items()}
         maps = {
-            (label, int(path.stem[-1])): dict(np.load(path))
+            (label, int(path.stem[-1])): _arrays_of(path)
             for label, name in LOOKED_AT.items()
             for path in sorted(self.folder.glob(f"feature_maps_{name}_[0-9].npz"))
         }
@@ -352,6 +352,12 @@ def _refresh(
             part = compute(*values).assign(**dict(zip(columns, values, strict=True)), **digests)
             table = pd.concat([each for each in (table[~of_part], part) if len(each)], ignore_index=True)
             write_table(path, table)
+
+
+def _arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, which is closed: Windows does not replace an open one."""
+    with np.load(path) as saved:
+        return dict(saved)
 
 
 def _read_table(path: Path, *columns: str) -> pd.DataFrame:
