@@ -88,7 +88,7 @@ def average_precision(labels, probabilities) -> np.ndarray:
             sklearn.metrics.average_precision_score(labels == label, probabilities[:, label])
             if (labels == label).any()
             else np.nan
-            for label in _class_numbers(probabilities)
+            for label in range(probabilities.shape[1])
         ]
     )
 
@@ -184,10 +184,6 @@ def _checked(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
             "logits.softmax(dim=1) gives them"
         )
     return labels, probabilities
-
-
-def _class_numbers(probabilities) -> range:
-    return range(np.shape(probabilities)[1])
 
 
 def confusion_matrices(results: dict[str, dict]) -> dict[str, tuple[np.ndarray, list[str]]]:
