@@ -599,7 +599,7 @@ def _filters(run: TrainedRun, asked: list[str]) -> list[int]:
         return strongest_filters(run.layer("features.8.0"), int(asked[0][3:]))
     if not all(each.isdigit() for each in asked):
         raise ValueError(f"--filters takes numbers, or top5; got {' '.join(asked)}")
-    return [int(each) for each in asked]
+    return list(dict.fromkeys(map(int, asked)))  # two images of one name would be one file
 
 
 def _evaluator(run: TrainedRun, name: str | None) -> TrainedRun | None:

@@ -104,6 +104,12 @@ def test_filters_are_named_by_number_or_as_the_strongest(tiny_model, tmp_path):
     assert names == [f"filter_{number}" for number in strongest]
 
 
+def test_a_filter_that_is_named_twice_is_inverted_once(tiny_model, tmp_path):
+    arguments = ["--model", "tiny", "--steps", "20", "--jitter", "2", "--output", str(tmp_path / "out")]
+    assert model_inversion.main([*arguments, "--filters", "3", "1", "3"]) == 0
+    assert pd.read_csv(tmp_path / "out" / "inversion.csv")["name"].tolist() == ["filter_3", "filter_1"]
+
+
 def test_model_inversion_mixes_no_images_in_a_folder(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # the default output is in it
     arguments = ["--model", "tiny", "--steps", "20", "--jitter", "2"]
