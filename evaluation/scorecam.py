@@ -13,7 +13,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import matplotlib
@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 from tqdm import tqdm
 
-from data.files import check_output, expanded
+from data.files import check_output, expanded, write_atomically
 from evaluation import plots
 from evaluation.checkpoints import TrainedRun
 from evaluation.hooks import eval_mode, maps_and_logits
@@ -417,11 +417,10 @@ def write_sheet(explained: Explanations, output: Path):
     figure = plots.draw_heat_map_sheet(
         explained.pixels, explained.titles, {name: each.maps for name, each in found.items()}
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=120)
+    write_atomically(output, partial(figure.savefig, dpi=120))
     plt.close(figure)
     maps = {f"layer_{name}": each.maps.numpy() for name, each in found.items()}
-    np.savez_compressed(arrays, targets=explained.targets, **maps)
+    write_atomically(arrays, partial(np.savez_compressed, targets=explained.targets, **maps))
     for name, each in found.items():
         images, constant = len(each.maps), int(each.constant_channels.sum())
         print(f"layer {name}: {constant} constant channels in {images} images")

@@ -37,6 +37,20 @@ def test_scorecam_writes_a_sheet_and_the_maps_it_shows(tiny_model, photos, tmp_p
     assert np.asarray(Image.open(sheet)).std() > 10
 
 
+def test_maps_that_cannot_be_written_leave_those_of_an_earlier_call(tiny_model, photos, tmp_path, monkeypatch, capsys):
+    def full_disk(path, **arrays):
+        path.write_bytes(b"half a file")
+        raise OSError("no space left on device")
+
+    sheet = tmp_path / "sheet.png"
+    sheet.with_suffix(".npz").write_bytes(b"of an earlier call")
+    monkeypatch.setattr(scorecam.np, "savez_compressed", full_disk)
+    arguments = [str(photos[0]), "--model", "tiny", "--layers", "2", "--output", str(sheet)]
+    assert scorecam.main(arguments) == 2
+    assert "sheet.npz cannot be written" in capsys.readouterr().err
+    assert sheet.with_suffix(".npz").read_bytes() == b"of an earlier call"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
