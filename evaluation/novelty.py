@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.files import expanded, root_folder, write_atomically, write_table
+from data.files import expanded, read_table, root_folder, write_atomically, write_table
 from data.folders import images_in
 from data.image_cache import load_splits
 from data.prepare import locate
@@ -193,7 +193,7 @@ def _describe(options):
         table = pd.concat(tables)[["model", "images", "number", "flagged", "share", "from", "to"]]
         path = folder_of_data(root_folder() / "results" / "full", options.data) / "novelty.csv"
         if path.exists():  # lines of other models stay
-            before = pd.read_csv(path)
+            before = read_table(path)
             table = pd.concat([before[~before["model"].isin(table["model"])], table], ignore_index=True)
         write_table(path, table, float_format="%.4f")
         print(f"{table.to_string(index=False)}\n{path}")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data.files import read_table
 from evaluation import novelty
 from evaluation.checkpoints import load_trained
 from evaluation.novelty import count_flagged, digest_of_features, fit_novelty, novelty_of, read_novelty
@@ -142,6 +143,9 @@ def test_the_command_describes_a_run_and_counts_photographs(tiny_model, scene_fo
     assert novelty.main([*arguments, "--skip-bad-images"]) == 0
     both = pd.read_csv(path)
     assert both["model"].tolist() == ["other"] * 3 + ["tiny"] * 3 and both["number"].tolist() == [18, 24, 3] * 2
+    both.replace({"images": {"noise": "l\udce4rm"}}).to_csv(path, index=False, errors="surrogateescape")  # not UTF-8
+    assert novelty.main([*arguments, "--skip-bad-images"]) == 0
+    assert read_table(path)["images"].tolist().count("l\udce4rm") == 1
 
 
 @pytest.mark.parametrize(
