@@ -392,7 +392,7 @@ def study_of_table(table: pd.DataFrame) -> optuna.Study:
 
 def with_parameters(experiment: Experiment, parameters: Mapping):
     """The experiment with these values, by the names of fields of Experiment or of its TrainSettings."""
-    names = {field.name for field in fields(TrainSettings)}
+    names = {each.name for each in fields(TrainSettings)}
     training = {name: value for name, value in parameters.items() if name in names}
     others = {name: value for name, value in parameters.items() if name not in names}
     if training.get("optimizer", "sgd") != "sgd":
@@ -464,9 +464,9 @@ def validation_loss(
         model, _ = _build_model(variant, images, profile)
         model = trained_part(variant, model)
         loss, _ = build_objective(variant, images, profile)
-        options = {"objective": loss, "device": device, "progress": False}
+        how = {"objective": loss, "device": device, "progress": False}
         with advice_on_memory(variant):
-            history = train(model, batches.train, batches.val, variant.train, **options)
+            history = train(model, batches.train, batches.val, variant.train, **how)
         ended_early = should_stop(history.val_loss, variant.train)
         trial.set_user_attr("epochs", history.epochs)
         trial.set_user_attr("val_accuracy", max(history.val_accuracy))
@@ -507,15 +507,20 @@ def collect_searches(
                 work(search, open_study(search, trials), objective(), progress=False)
             if table.exists():
                 if file.exists():  # a table alone, such as a committed one, does not say what images it is about
-                    with _quiet(file):
-                        study = optuna.load_study(study_name=STUDY, storage=_storage_of(file))
-                    identity = study.user_attrs["identity"]
-                    refuse_other_images(file, experiment.data, identity["data"])
-                    difference = first_difference(settings_of(experiment), identity["settings"])
-                    if difference is not None:
-                        raise ValueError(f"{file} is a search with {difference}; move it elsewhere to search anew")
+                    _refuse_other_search(file, experiment)
                 tables.append(read_trials(table))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _refuse_other_search(file: Path, experiment: Experiment):
+    """Raise ValueError for the file of a search on other images, or of an experiment with other settings."""
+    with _quiet(file):
+        study = optuna.load_study(study_name=STUDY, storage=_storage_of(file))
+    identity = study.user_attrs["identity"]
+    refuse_other_images(file, experiment.data, identity["data"])
+    difference = first_difference(settings_of(experiment), identity["settings"])
+    if difference is not None:
+        raise ValueError(f"{file} is a search with {difference}; move it elsewhere to search anew")
 
 
 # ------------------------------------------------------------------------------------------------------------- commands
@@ -554,8 +559,8 @@ def _search(options):
     experiment = configure(experiment, options.profile, data=options.data, weights=options.weights, seed=options.seed)
     image_size = experiment.image_size if options.image_size is None else options.image_size
     crop_size = experiment.crop_size and max(32, round(experiment.crop_size * image_size / experiment.image_size))
-    fields = {"subset": options.subset, "image_size": image_size, "crop_size": crop_size, "save_epochs": ()}
-    experiment = replace(experiment, **fields)
+    changes = {"subset": options.subset, "image_size": image_size, "crop_size": crop_size, "save_epochs": ()}
+    experiment = replace(experiment, **changes)
     file = expanded(options.storage or default_file(experiment, options.profile, options.sampler))
     search = Search(file, {}, options.space, options.sampler, options.seed)  # a wrong file is refused first
     search = replace(search, subject=subject_of(experiment, options.profile, options.skip_bad_images))
