@@ -166,7 +166,7 @@ def train_all(options: argparse.Namespace):
             _check_labeled(found)
     elif options.unlabelled_alone:
         raise ValueError("--unlabelled-alone says what --unlabelled FOLDER is for; name the folder")
-    changes = {"data": options.data, "weights": options.weights, "max_epochs": options.epochs}
+    changes = _changes_of(options)
     for experiment in found:
         for seed in options.seeds:
             configured = configure(experiment, options.profile, seed=seed, **changes)
@@ -221,7 +221,6 @@ def train_study(options: argparse.Namespace) -> int:
         raise ValueError(f"--at-a-time is {options.at_a_time}; it must be at least 1")
     if options.data is not None:
         locate(options.data)  # or every run would fail
-    changes = {"data": options.data, "weights": options.weights, "max_epochs": options.epochs}
     same = ["--device", options.device]
     same += [] if options.log is None else ["--log", options.log]
     same += ["--skip-bad-images"] * options.skip_bad_images
@@ -234,7 +233,7 @@ def train_study(options: argparse.Namespace) -> int:
         at_a_time=options.at_a_time,
         overwrite=options.overwrite,
         precision=options.precision,
-        **changes,
+        **_changes_of(options),
     )
     say_failed(failed)
     return 1 if failed else 0
@@ -243,10 +242,14 @@ def train_study(options: argparse.Namespace) -> int:
 def _described(options: argparse.Namespace) -> str:
     if options.data is not None:
         locate(options.data)  # a mistyped folder would look like one without results
-    changes = {"data": options.data, "weights": options.weights, "max_epochs": options.epochs}
     if options.list:
-        return list_experiments(options.profile, **changes)
-    return show(find(options.show), options.profile, **changes)
+        return list_experiments(options.profile, **_changes_of(options))
+    return show(find(options.show), options.profile, **_changes_of(options))
+
+
+def _changes_of(options: argparse.Namespace) -> dict:
+    """What the options change of an experiment, as `experiments.configure` takes it."""
+    return {"data": options.data, "weights": options.weights, "max_epochs": options.epochs}
 
 
 def main(arguments: list[str] | None = None) -> int:
