@@ -269,17 +269,10 @@ def _build_loaders_of_views(experiment: JointEmbeddingExperiment, skip_bad_image
     splits, data = load_scenes_of(experiment, skip_bad_images, progress)
     images, labels = splits["train"].images, splits["train"].labels
     if experiment.unlabelled:
-        more = load_splits(
-            locate(experiment.unlabelled), experiment.image_size, experiment.resize, None, skip_bad_images, progress
-        )
-        kept = more["train"].subset(_not_held_out(experiment, more["train"].names))
-        unknown = np.full(len(kept), -1)
-        alone = experiment.unlabelled_alone
-        images = _Joined((kept.images,) if alone else (images, kept.images), channels=images.shape[1])
-        labels = unknown if alone else np.concatenate([labels, unknown])
-        skipped = [f"train/{name}" for name in more["train"].skipped]
-        of_more = {"fingerprint": more["train"].fingerprint, "skipped": skipped}
-        data = {**data, "unlabelled": {"name": name_of_images(experiment.unlabelled), **of_more}}
+        root, size, resize = locate(experiment.unlabelled), experiment.image_size, experiment.resize
+        more = load_splits(root, size, resize, skip_bad_images=skip_bad_images, progress=progress)["train"]
+        images, labels = _with_unlabelled(experiment, splits["train"], more)
+        data = {**data, "unlabelled": _description_of(experiment, more)}
     loaders = loaders_of(
         experiment,
         data,
@@ -289,6 +282,22 @@ def _build_loaders_of_views(experiment: JointEmbeddingExperiment, skip_bad_image
     )
     shown = _evenly_spaced(splits["val"], loaders.train.batch_size)
     return with_views_of(loaders, ViewsDataset(shown.images, shown.labels, experiment))
+
+
+def _with_unlabelled(experiment: JointEmbeddingExperiment, train: Scenes, more: Scenes) -> tuple["_Joined", np.ndarray]:
+    """Images (N, C, S, S) and labels (N,) of the training images and more, whose label is -1; or of these alone."""
+    kept = more.subset(_not_held_out(experiment, more.names))
+    unknown = np.full(len(kept), -1)
+    if experiment.unlabelled_alone:
+        return _Joined((kept.images,), channels=train.images.shape[1]), unknown
+    images = _Joined((train.images, kept.images), channels=train.images.shape[1])
+    return images, np.concatenate([train.labels, unknown])
+
+
+def _description_of(experiment: JointEmbeddingExperiment, more: Scenes) -> dict:
+    """What a result says of the images without labels."""
+    skipped = [f"train/{name}" for name in more.skipped]
+    return {"name": name_of_images(experiment.unlabelled), "fingerprint": more.fingerprint, "skipped": skipped}
 
 
 def _not_held_out(experiment: JointEmbeddingExperiment, names: Sequence[str]) -> np.ndarray:
