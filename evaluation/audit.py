@@ -234,12 +234,13 @@ def near_copies(thumbnails: np.ndarray, threshold: float) -> list[tuple[int, int
 
 
 def _copied(image: np.ndarray) -> np.ndarray:
+    """A re-encoded copy, uint8 (1 or 3, s, s), of bytes (1 or 3, S, S); s is three quarters of S."""
     picture = picture_of(image)
     size = tuple(max(1, 3 * side // 4) for side in picture.size)
+    smaller = picture.resize(size, Image.Resampling.BICUBIC)
+    brighter = smaller.point(lambda value: min(255, int(1.1 * value) + 5))
     saved = io.BytesIO()
-    picture.resize(size, Image.Resampling.BICUBIC).point(lambda value: min(255, int(1.1 * value) + 5)).save(
-        saved, "jpeg", quality=50
-    )
+    brighter.save(saved, "jpeg", quality=50)
     copied = np.asarray(Image.open(saved))
     return copied[None] if copied.ndim == 2 else copied.transpose(2, 0, 1)
 
