@@ -415,8 +415,9 @@ def draw_pretext_features(tables: dict):
 def draw_views(views, count: int = 6):
     """Pairs of random views, one column per image; views (N, V, 3, S, S) are network inputs of any scale."""
     views = np.asarray(views)[:count]
-    count, of_image = views.shape[:2]
-    figure, axes = plt.subplots(of_image, count, figsize=(1.6 * count, 1.6 * of_image), squeeze=False)
+    images, views_per_image = views.shape[:2]
+    size = (1.6 * images, 1.6 * views_per_image)
+    figure, axes = plt.subplots(views_per_image, images, figsize=size, squeeze=False)
     for column, of_image in zip(axes.T, views, strict=True):
         for ax, view in zip(column, of_image, strict=True):
             ax.imshow(view.mean(axis=0), cmap="gray", vmin=views.min(), vmax=views.max())
