@@ -185,10 +185,10 @@ def save_blind_sheet(images: torch.Tensor, names: Sequence[str], folder: Path, s
     """
     order = np.random.default_rng(seed).permutation(len(names))
     titles = [str(number) for number in range(1, len(names) + 1)]
-    plots.plot_images((255 * images[order]).round().byte(), titles, columns=min(5, len(names)))
-    path = folder / "sheet.blind.png"
-    plt.gcf().savefig(path, dpi=120, bbox_inches="tight")
-    plt.close()
+    axes = plots.plot_images((255 * images[order]).round().byte(), titles, columns=min(5, len(names)))
+    path, sheet = folder / "sheet.blind.png", axes[0, 0].figure
+    sheet.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(sheet)
     answers = {title: names[number] for title, number in zip(titles, order, strict=True)}
     key = {"seed": seed, "sheet": hashlib.sha256(path.read_bytes()).hexdigest(), "answers": answers}
     write_text(folder / "sheet.key.json", json.dumps(key, indent=1) + "\n")

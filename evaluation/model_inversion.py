@@ -507,13 +507,15 @@ def save_inversion(inversion: Inversion, names: Sequence[str], folder: Path, fac
     titles = [
         f"{name}{'' if converged else ' (not converged)'}" for name, converged in table[["name", "converged"]].values
     ]
-    plots.plot_images((255 * inversion.images).round().byte(), titles, columns=min(5, len(names)))
-    plt.gcf().savefig(folder / "sheet.png", dpi=120, bbox_inches="tight")
-    plt.close()
-    ax = plots.plot_curves(dict(losses.items()), "loss", plt.figure().gca())
+    axes = plots.plot_images((255 * inversion.images).round().byte(), titles, columns=min(5, len(names)))
+    sheet = axes[0, 0].figure
+    sheet.savefig(folder / "sheet.png", dpi=120, bbox_inches="tight")
+    plt.close(sheet)
+    figure, ax = plt.subplots()
+    plots.plot_curves(dict(losses.items()), "loss", ax)
     ax.set_xlabel("step")
-    ax.figure.savefig(folder / "losses.png", dpi=120)
-    plt.close()
+    figure.savefig(folder / "losses.png", dpi=120)
+    plt.close(figure)
 
 
 def main(arguments=None) -> int:
