@@ -152,8 +152,13 @@ def _draw_more(augmentation: Augmentation, uniform: torch.Tensor) -> dict[str, t
     return drawn
 
 
-def _sizes_of_boxes(scale: tuple[float, float], areas: torch.Tensor, ratios: torch.Tensor):
-    """Width and height (N,) of the first of the tries (N, CROP_TRIES) that fits, else of the whole image."""
+def _sizes_of_boxes(
+    scale: tuple[float, float], areas: torch.Tensor, ratios: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Width and height (N,), as fractions of the image, of the first try that fits, else of the whole image.
+
+    `areas` and `ratios` (N, CROP_TRIES) are uniform numbers of 0..1, which become shares of the area and CROP_RATIO.
+    """
     areas = scale[0] + (scale[1] - scale[0]) * areas
     low, high = (torch.tensor(each).log() for each in CROP_RATIO)
     ratios = torch.exp(low + (high - low) * ratios)
@@ -353,6 +358,7 @@ def _gray(images: torch.Tensor) -> torch.Tensor:
 
 
 def _mean_gray(images: torch.Tensor) -> torch.Tensor:
+    """The mean gray (N, 1, 1, 1) of each image (N, 1 or 3, S, S)."""
     return _gray(images).mean(dim=(1, 2, 3), keepdim=True)
 
 

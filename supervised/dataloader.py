@@ -270,6 +270,10 @@ def with_views_of(loaders: Loaders, val: Dataset) -> Loaders:
 
 
 def _class_weights(experiment: Experiment, class_names: tuple[str, ...]) -> torch.Tensor | None:
+    """The weight of each class in the loss, float32 (classes,), 1 where none is given; None without any.
+
+    Raises ValueError that names a class the data do not have, or a weight that is not above 0 and finite.
+    """
     if not experiment.class_weights:
         return None
     weights = torch.ones(len(class_names))
