@@ -184,8 +184,13 @@ def add_common_options(parser: argparse.ArgumentParser):
     parser.add_argument("--device", choices=DEVICES, default="auto", help="mps is an Apple GPU")
 
 
+def check_data(data: str | None):
+    """Raise what `locate` raises for data that an option names: a mistyped folder would seem to have no results."""
+    if data is not None:
+        locate(data)
+
+
 def experiments_of(names: Iterable[str], options: argparse.Namespace) -> dict[str, Experiment]:
     """Experiments by name, as the options of `add_data_options` say.  Raises what `find` and `locate` raise."""
-    if options.data is not None:
-        locate(options.data)  # a mistyped folder would look like one without results
+    check_data(options.data)
     return {name: configure(find(name), options.profile, data=options.data, weights=options.weights) for name in names}

@@ -21,6 +21,7 @@ from data.prepare import DATA_SETS, locate
 from experiments import (
     EXPERIMENTS,
     add_common_options,
+    check_data,
     configure,
     find,
     initial_weights_text,
@@ -219,8 +220,7 @@ def train_study(options: argparse.Namespace) -> int:
         raise ValueError("--study cannot be combined with --from-study or --unlabelled")
     if options.at_a_time is not None and options.at_a_time < 1:
         raise ValueError(f"--at-a-time is {options.at_a_time}; it must be at least 1")
-    if options.data is not None:
-        locate(options.data)  # or every run would fail
+    check_data(options.data)  # or every run would fail
     same = ["--device", options.device]
     same += [] if options.log is None else ["--log", options.log]
     same += ["--skip-bad-images"] * options.skip_bad_images
@@ -240,8 +240,7 @@ def train_study(options: argparse.Namespace) -> int:
 
 
 def _described(options: argparse.Namespace) -> str:
-    if options.data is not None:
-        locate(options.data)  # a mistyped folder would look like one without results
+    check_data(options.data)
     if options.list:
         return list_experiments(options.profile, **_changes_of(options))
     return show(find(options.show), options.profile, **_changes_of(options))

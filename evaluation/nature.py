@@ -34,7 +34,7 @@ from evaluation.hooks import eval_mode
 from evaluation.predict import class_probabilities
 from evaluation.representation import module_outputs, share_non_positive, spectrum_by_images
 from evaluation.split_images import loaders_of_run
-from experiments import add_data_options, configure, find
+from experiments import add_data_options, check_data, configure, find
 from run_files import files_of
 from runs import build_model, collect, run_command
 from supervised.dataloader import Loaders
@@ -306,8 +306,7 @@ def _compute(options):
         needed = SPECTRUM_IMAGES[options.profile][-1]
         if number < needed:
             raise ValueError(f"--photographs is {options.photographs}, with {number} images; the spectra need {needed}")
-    if options.data is not None:
-        locate(options.data)  # a mistyped folder would look like one without results
+    check_data(options.data)
     experiments = {}
     for name in NATURE_EXPERIMENTS:
         experiment = find(name)
