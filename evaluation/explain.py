@@ -76,6 +76,7 @@ RANDOMIZED_IMAGES = 4
 PERPLEXITY = 30.0  # of the t-SNE, lower for fewer than 90 images
 ACTIVATING = 3  # test images shown beside a filter
 STAMP = "weights.json"  # names what the folder of a model was computed from
+IMAGES_AT_ONCE = 2  # whose maps are computed before they are saved
 MAP_SIZE = 112  # pixels, square, at most: cached maps are for looking
 
 
@@ -258,12 +259,11 @@ def explain_images(
     targets: Sequence[int],
     names: Sequence[str],
     folder: Path,
-    images_at_once: int = 2,
 ):
     """Write scorecam.npz: Score-CAM of normalized images (N, 3, S, S) for the target classes (N,), at LAYERS.
 
     It holds names (N,), layers (L,), maps uint8 (L, N, s, s) with s at most MAP_SIZE, and constant_channels (L, N).
-    The file is written after every `images_at_once` images, so an interrupted call continues.  Maps of other images are
+    The file is written after every IMAGES_AT_ONCE images, so an interrupted call continues.  Maps of other images are
     replaced.
     """
     path = folder / "scorecam.npz"
@@ -274,8 +274,8 @@ def explain_images(
         with np.load(path) as saved:
             if list(saved["names"]) == list(names[: len(saved["names"])]):
                 maps, constant_channels = saved["maps"], saved["constant_channels"]
-    for start in range(maps.shape[1], len(images), images_at_once):
-        part = slice(start, start + images_at_once)
+    for start in range(maps.shape[1], len(images), IMAGES_AT_ONCE):
+        part = slice(start, start + IMAGES_AT_ONCE)
         found = [score_cam(run.model, images[part], run.layer(layer), targets[part]) for layer in LAYERS]
         of_part = torch.stack([each.maps for each in found])
         of_part = nn.functional.interpolate(of_part, size=(size, size), mode="bilinear", antialias=True)

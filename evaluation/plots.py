@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
+SHOWN_VIEWS = 6  # images whose views are drawn
 EMPTY_MAP = "empty map"  # written over an image whose heat map shows nothing
 MAP_VALUES = "0: lowest, 1: highest value of each map"
 ACCURACY_TICKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 0.99)
@@ -412,9 +413,9 @@ def draw_pretext_features(tables: dict):
     return figure
 
 
-def draw_views(views, count: int = 6):
-    """Pairs of random views, one column per image; views (N, V, 3, S, S) are network inputs of any scale."""
-    views = np.asarray(views)[:count]
+def draw_views(views):
+    """Random views of the first SHOWN_VIEWS images, one column each; views (N, V, 3, S, S) are inputs of any scale."""
+    views = np.asarray(views)[:SHOWN_VIEWS]
     images, views_per_image = views.shape[:2]
     size = (1.6 * images, 1.6 * views_per_image)
     figure, axes = plt.subplots(views_per_image, images, figsize=size, squeeze=False)
@@ -496,10 +497,10 @@ def draw_histories(results: dict, columns: int = 3, quantity: str = "accuracy"):
     return figure
 
 
-def draw_curve_groups(groups: dict, results: dict, columns: int = 3, quantity: str = "val_accuracy"):
+def draw_curve_groups(groups: dict, results: dict, quantity: str = "val_accuracy"):
     """One panel per group of experiments, {title: names}: a list of their history, of those with a result."""
     most = max(map(len, groups.values()), default=0)
-    figure, axes = panels(len(groups), columns, (4.2, 2.8 + 0.14 * most))
+    figure, axes = panels(len(groups), 3, (4.2, 2.8 + 0.14 * most))
     for ax, (title, names) in zip(axes, groups.items(), strict=True):
         curves = {name: results[name]["history"][quantity] for name in names if name in results}
         if curves:
@@ -626,9 +627,9 @@ def draw_columns_by_stage(tables: dict, columns):
     return figure
 
 
-def draw_inversion_losses(losses: dict, columns: int = 2):
+def draw_inversion_losses(losses: dict):
     """One panel per entry of {title: losses}, a table with one column per image and one row per step."""
-    figure, axes = panels(len(losses), columns, (5.5, 2.8))
+    figure, axes = panels(len(losses), 2, (5.5, 2.8))
     for ax, (title, table) in zip(axes, losses.items(), strict=True):
         colors = plt.get_cmap("tab10" if table.shape[1] <= 10 else "tab20").colors
         styles = {name: {"color": colors[number % len(colors)]} for number, name in enumerate(table)}
