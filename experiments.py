@@ -60,7 +60,7 @@ def configure(
         if value is not None and not str(value).strip():
             raise ValueError(f"{name} is empty; give --{name} a value, or leave it out")
     if data is not None and expanded(data).name == ALL_BELOW:
-        raise ValueError(f"data is {data}; images without labels can be added to those of a pretext, see --unlabelled")
+        raise ValueError(f"data is {data}; images without labels can be added to those of a pretext, see --unlabeled")
     if profile == "quick":
         kinds = self_supervised.PretextExperiment, JointEmbeddingExperiment, ClassifierExperiment
         of_pretexts = isinstance(experiment, kinds)
@@ -93,11 +93,11 @@ def with_unlabelled(experiment: Experiment, folder: str, alone: bool = False) ->
     """
     root = locate(folder)
     if not root.is_dir():
-        raise ValueError(f"--unlabelled is {folder}; it must be a folder of images")
+        raise ValueError(f"--unlabeled is {folder}; it must be a folder of images")
     name = f"{experiment.name}_{'on' if alone else 'with'}_{re.sub(r'[^A-Za-z0-9_-]+', '_', root.name)}"
     if isinstance(experiment, JointEmbeddingExperiment):
         if experiment.unlabelled:
-            raise ValueError(f"{experiment.name} has images of {experiment.unlabelled} already; leave out --unlabelled")
+            raise ValueError(f"{experiment.name} has images of {experiment.unlabelled} already; leave out --unlabeled")
         unlabelled = str(root if is_split(root) else root / ALL_BELOW)
         added = replace(experiment, name=name, unlabelled=unlabelled, unlabelled_alone=alone)
         count = len(list_splits(locate(unlabelled))["train"].names)
@@ -108,7 +108,7 @@ def with_unlabelled(experiment: Experiment, folder: str, alone: bool = False) ->
         added = replace(experiment, name=name, pretext_run=pretext.name)
     else:
         raise ValueError(
-            f"{experiment.name} takes no --unlabelled; joint-embedding pretexts (byol) and what starts from them "
+            f"{experiment.name} takes no --unlabeled; joint-embedding pretexts (byol) and what starts from them "
             "(byol_classifier) take it, beside labeled images"
         )
     EXPERIMENTS[added.name] = added

@@ -51,10 +51,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--from-study", metavar="FILE", help="train the best trial of a hyper-parameter search (.csv)")
     add_common_options(parser)
     parser.add_argument(
-        "--unlabelled", metavar="FOLDER", help="add images without labels to the training images of byol and the like"
+        "--unlabeled",
+        "--unlabelled",  # the spelling of the settings
+        dest="unlabelled",
+        metavar="FOLDER",
+        help="add images without labels to the training images of byol and the like",
     )
     parser.add_argument(
-        "--unlabelled-alone", action="store_true", help="let these images take the place of the training images"
+        "--unlabeled-alone",
+        "--unlabelled-alone",
+        dest="unlabelled_alone",
+        action="store_true",
+        help="let these images take the place of the training images",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per seed")
     parser.add_argument("--epochs", type=int, help="train for at most this many epochs")
@@ -166,7 +174,7 @@ def train_all(options: argparse.Namespace):
         if options.data is None:
             _check_labeled(found)
     elif options.unlabelled_alone:
-        raise ValueError("--unlabelled-alone says what --unlabelled FOLDER is for; name the folder")
+        raise ValueError("--unlabeled-alone says what --unlabeled FOLDER is for; name the folder")
     changes = _changes_of(options)
     for experiment in found:
         for seed in options.seeds:
@@ -186,13 +194,13 @@ def train_all(options: argparse.Namespace):
 
 
 def _check_labeled(experiments: list[Experiment]):
-    """Raise FileNotFoundError where the labeled images are missing that --unlabelled needs beside its own."""
+    """Raise FileNotFoundError where the labeled images are missing that --unlabeled needs beside its own."""
     for experiment in experiments:
         try:
             locate(experiment.data)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"--unlabelled needs labeled images too, by which {experiment.name} is evaluated; "
+                f"--unlabeled needs labeled images too, by which {experiment.name} is evaluated; "
                 f"name them with --data ({error})"
             ) from error
 
@@ -217,7 +225,7 @@ def _say_whose_epochs(experiment: Experiment, options: argparse.Namespace):
 def train_study(options: argparse.Namespace) -> int:
     """Train every run that is missing, after saying how long it will take; 1 if one failed, else 0."""
     if options.from_study or options.unlabelled or options.unlabelled_alone:
-        raise ValueError("--study cannot be combined with --from-study or --unlabelled")
+        raise ValueError("--study cannot be combined with --from-study or --unlabeled")
     if options.at_a_time is not None and options.at_a_time < 1:
         raise ValueError(f"--at-a-time is {options.at_a_time}; it must be at least 1")
     check_data(options.data)  # or every run would fail

@@ -105,7 +105,7 @@ def _what_is_missing(root: Path, splits: Sequence[str], others: Sequence[str]) -
     if _images_of(root):
         return (
             f"{root} holds images and no class folders; sort them into <class>/<image>, or list files and labels in a "
-            "table (.csv); images without labels are for --unlabelled of train.py, beside labeled ones"
+            "table (.csv); images without labels are for --unlabeled of train.py, beside labeled ones"
         )
     if others:
         inside = next(each.name for each in _folders_in(root / others[0]) if _images_of(each))

@@ -261,7 +261,7 @@ def test_photos_without_labels_are_added_to_those_of_a_pretext_and_the_runs_have
     call, scene_folder, photos, root, monkeypatch
 ):
     monkeypatch.setattr(experiments, "EXPERIMENTS", dict(EXPERIMENTS))
-    code, output, error = call("byol_classifier", "--data", scene_folder, "--unlabelled", photos, *QUICK)
+    code, output, error = call("byol_classifier", "--data", scene_folder, "--unlabeled", photos, *QUICK)
     assert code == 0, error
     assert "3 images of" in error and output.startswith("byol_classifier_with_my_photos: ")
     pretext = result_of(root, "byol_with_my_photos")
@@ -278,14 +278,14 @@ def test_photos_without_labels_can_take_the_place_of_the_training_images(call, s
     shutil.rmtree(photos / "deep")
     for number in range(20):
         draw("dark", np.random.default_rng(number)).save(photos / f"{number}.png")
-    arguments = ("byol_classifier", "--data", scene_folder, "--unlabelled-alone", *QUICK)
+    arguments = ("byol_classifier", "--data", scene_folder, "--unlabeled-alone", *QUICK)
     code, output, error = call(*arguments, "--unlabelled", photos)
     assert code == 0, error
     assert "21 images of" in error and output.startswith("byol_classifier_on_my_photos: ")
     history = result_of(root, "byol_on_my_photos")["history"]
     assert set(history["val_accuracy"]) == {0}  # no image with a class was seen
     code, _, error = call(*arguments)
-    assert code == 2 and "--unlabelled FOLDER" in error
+    assert code == 2 and "--unlabeled FOLDER" in error
 
 
 def test_a_folder_of_classes_without_splits_is_trained_on_under_its_name(call, scene_folder, root):
@@ -297,18 +297,18 @@ def test_a_folder_of_classes_without_splits_is_trained_on_under_its_name(call, s
 
 def test_photos_without_labels_are_refused_by_what_learns_from_labels(call, photos):
     for name in ("supervised_1", "rotation_tuned"):
-        code, _, error = call(name, "--unlabelled", photos, *QUICK)
-        assert code == 2 and name in error and "--unlabelled" in error and "learns from labels" not in error
+        code, _, error = call(name, "--unlabeled", photos, *QUICK)
+        assert code == 2 and name in error and "--unlabeled" in error and "learns from labels" not in error
 
 
 def test_photos_without_labels_need_labeled_images_beside_them(call, photos, monkeypatch):
     monkeypatch.setattr(experiments, "EXPERIMENTS", dict(EXPERIMENTS))
-    code, _, error = call("byol", "--unlabelled", photos, "--unlabelled-alone", *QUICK)
+    code, _, error = call("byol", "--unlabeled", photos, "--unlabeled-alone", *QUICK)
     assert code == 2 and "--data" in error.splitlines()[-1] and "labeled" in error.splitlines()[-1]
     for path in list(photos.glob("deep/*")):
         path.rename(photos / path.name)
     code, _, error = call("byol", "--data", photos, *QUICK)
-    assert code == 2 and "--unlabelled" in error.splitlines()[-1]
+    assert code == 2 and "--unlabeled" in error.splitlines()[-1]
 
 
 @pytest.mark.parametrize("place", ["/proc/nope", "a file"])
@@ -338,5 +338,5 @@ def test_a_study_names_the_run_that_failed_and_its_log(call, scene_folder, root)
     assert code == 1 and str(log) in error and "broken.jpg" in log.read_text()
     code, _, error = call("--study", "supervised_1", "--data", scene_folder, "--at-a-time", 0, *QUICK)
     assert code == 2 and "--at-a-time is 0" in error
-    for flag in (("--unlabelled", scene_folder), ("--from-study", "found.csv")):
+    for flag in (("--unlabeled", scene_folder), ("--from-study", "found.csv")):
         assert call("--study", "byol", *flag, *QUICK)[0] == 2

@@ -284,7 +284,7 @@ def moved_into(folder, *names):
 
 NO_DATA_SETS = {  # what is done to a folder <class>/<image>: what the answer names
     "an empty folder": (lambda folder: shutil.rmtree(folder / "dark"), "dark", "no images"),
-    "one class": (lambda folder: None, "dark", "--unlabelled"),
+    "one class": (lambda folder: None, "dark", "--unlabeled"),
     "years": (lambda folder: [moved_into(each, "2019") for each in folder.iterdir()], "", "/2019,"),
     "other names of splits": (
         lambda folder: [shutil.copytree(folder, folder.parent / each) for each in ("both/training", "both/testing")],

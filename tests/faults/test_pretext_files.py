@@ -95,7 +95,7 @@ def test_photographs_without_labels_that_have_changed_are_not_ignored(flowers, r
     monkeypatch.setattr(experiments, "EXPERIMENTS", dict(EXPERIMENTS))
     photos = root / "photos"
     shutil.copytree(sorted((flowers / "train").iterdir())[0], photos)
-    options = ["--unlabelled", str(photos)]
+    options = ["--unlabeled", str(photos)]
     assert trained(flowers, "byol_classifier", options=options) == 0
     add_image(photos)
     assert trained(flowers, "byol_classifier", options=options) == 2

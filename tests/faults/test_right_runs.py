@@ -312,7 +312,7 @@ def test_photos_that_lie_elsewhere_now_are_the_same_and_quick_reads_a_prepared_n
 
 
 @pytest.mark.parametrize(
-    "command", ["supervised_1 --data", "--study supervised_1 --data", "--list --data", "byol --unlabelled"]
+    "command", ["supervised_1 --data", "--study supervised_1 --data", "--list --data", "byol --unlabeled"]
 )
 def test_a_folder_named_like_a_prepared_data_set_is_not_taken_for_it(command, root, scene_folder, capsys):
     own = root / "photos" / "nature"
