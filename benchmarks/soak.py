@@ -44,6 +44,18 @@ def memory_mib() -> float:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
+def draw(table: pd.DataFrame):
+    """Memory and open files against time, each from 0 with room above the highest."""
+    figure, axes = plt.subplots(2, 1, figsize=(7, 4), sharex=True, layout="constrained")
+    for ax, column, label in zip(axes, ("memory_mib", "open_files"), ("memory (MiB)", "open files"), strict=True):
+        ax.plot(table["minutes"], table[column])
+        ax.set_ylabel(label)
+        ax.set_ylim(0, 1.2 * table[column].max())
+        ax.grid(alpha=0.3)
+    axes[-1].set_xlabel("minutes")
+    return figure
+
+
 def main(arguments=None) -> int:
     """Repeat for so many minutes, write the table and the plot."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
@@ -62,14 +74,7 @@ def main(arguments=None) -> int:
             bar.set_postfix_str(f"{rows[-1]['memory_mib']:.0f} MiB, {rows[-1]['open_files']} open files")
     table = pd.DataFrame(rows).rename_axis("round").round(2)
     table.to_csv(implementations.FOLDER / "soak.csv")
-    fig, axes = plt.subplots(2, 1, figsize=(7, 4), sharex=True, layout="constrained")
-    for ax, column, label in zip(axes, ("memory_mib", "open_files"), ("memory (MiB)", "open files"), strict=True):
-        ax.plot(table["minutes"], table[column])
-        ax.set_ylabel(label)
-        ax.set_ylim(bottom=0)
-        ax.grid(alpha=0.3)
-    axes[-1].set_xlabel("minutes")
-    fig.savefig(implementations.FOLDER / "soak.png", dpi=100)
+    draw(table).savefig(implementations.FOLDER / "soak.png", dpi=100)
     warm = table.iloc[len(table) // 10 :]  # the first rounds fill caches
     print(
         f"{len(table)} rounds: memory {warm['memory_mib'].iloc[0]:.0f} MiB after a tenth of them and "

@@ -171,12 +171,15 @@ class Study:
         return found
 
     def say_what_is_missing(self, table: Mapping[str, Experiment], results: Mapping[str, dict]):
-        """Display the experiments of a table that have no result, and those that do not fit the data."""
+        """Display the experiments of a table without a result of seed 0, and those that do not fit the data."""
         experiments = self.configured(table)
-        missing = ", ".join(f"`{name}`" for name in experiments if name not in results) or "nothing"
+        seeds = {name: further_seeds(each, self.profile) for name, each in experiments.items() if name not in results}
+        missing = ", ".join(f"`{name}`" for name, of in seeds.items() if not of) or "nothing"
+        others = ", ".join(f"`{name}` ({', '.join(map(str, of))})" for name, of in seeds.items() if of)
+        others = f"  Run with other seeds than 0 alone, see `docs/results.md`: {others}." if others else ""
         unfit = ", ".join(f"`{name}`" for name in table if name not in experiments)
         unfit = f"  They weigh classes that the data does not have: {unfit}." if unfit else ""
-        say(f"Not run yet: {missing}.{unfit}")
+        say(f"Not run yet: {missing}.{others}{unfit}")
 
     def comparisons(self, names: Iterable[str]) -> pd.DataFrame:
         """The lines of `results.comparisons` on these experiments, over the runs of the profile."""

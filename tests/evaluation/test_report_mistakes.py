@@ -67,3 +67,15 @@ def test_on_data_without_the_weighed_classes_the_other_experiments_remain(scene_
     study = notebook.Study("quick", str(scene_folder), {}, compute=False)
     left_out = EXPERIMENTS.keys() - study.configured(EXPERIMENTS).keys()
     assert "supervised_4" in left_out and left_out == {name for name, each in EXPERIMENTS.items() if each.class_weights}
+
+
+def test_experiments_without_a_run_of_seed_0_are_apart_from_those_without_any(monkeypatch, scene_folder):
+    said = []
+    monkeypatch.setattr(notebook, "say", said.append)
+    monkeypatch.setattr(notebook, "further_seeds", lambda each, profile: [1, 2] if each.name == "supervised_2" else [])
+    study = notebook.Study("full", str(scene_folder), {}, compute=False)
+    names = ("supervised_1", "supervised_2", "supervised_3")
+    study.say_what_is_missing({name: EXPERIMENTS[name] for name in names}, {"supervised_1": {}})
+    without, others = said[0].split(".", 1)
+    assert "`supervised_3`" in without and "supervised_2" not in without
+    assert "`supervised_2` (1, 2)" in others and "supervised_1`" not in said[0]
