@@ -184,7 +184,8 @@ def draw_ratios(tables: dict[str, pd.DataFrame]) -> plt.Figure:
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlim(min(0.9, 0.7 * rows["ratio"].min()), 1.5 * rows["ratio"].max())  # room for the numbers
+    ax.set_xlim(min(0.9, 0.5 * rows["ratio"].min()), 1.5 * rows["ratio"].max())  # room for the numbers
+    ax.set_ylim(-0.7, len(rows) - 0.3)
     ax.axvline(1, color="black", linewidth=1)
     ax.set_xlabel("times as fast (logarithmic)")
     return figure
