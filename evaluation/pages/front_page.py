@@ -14,15 +14,19 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
+import pandas as pd
+
 from data.files import read_table, root_folder, run_command, write_text
 from data.prepare import DATA_SETS
+from evaluation import few_labels
 from evaluation.model_inversion import picture_file
 from evaluation.pages.notebook import REPORTS, data_of, profile_of
-from evaluation.pages.tables import comparing_text, headlines, shown_comparisons, shown_experiments
+from evaluation.pages.tables import answer, comparing_text, headlines, shown_comparisons, shown_experiments
 from evaluation.results import comparisons, experiments_table, machines, read_profile
 from evaluation.web_page import page_of, table_html
 from experiments import PROFILES
-from run_files import folder_of_data, origin_of
+from run_files import STUDY_DATA, folder_of_data, origin_of
+from self_supervised.settings import PROBES
 
 PAGES = {
     "docs/results.md": "All results of the study",
@@ -146,6 +150,7 @@ def page(
     experiments = shown_experiments(experiments_table(results)).reset_index(names="experiment")
     parts = [
         "<p>How good are features learned without labels for recognizing scenes?</p>",
+        *_answer(compared, profile, data),
         f"<p>{WORDS}</p>",
         "<h2>In short</h2>",
         table_html(short) if len(short) else "<p>None of the experiments in the headlines has been run yet.</p>",
@@ -163,6 +168,14 @@ def page(
         ON_GITHUB_PAGES,
     ]
     return page_of("Self-supervised scenes", parts)
+
+
+def _answer(compared: pd.DataFrame, profile: str, data: str) -> list[str]:
+    """The answer of README.md, as HTML; [] where it is of other data or a part of it was not run."""
+    if profile != "full" or data != STUDY_DATA:
+        return []
+    said = answer(compared, few_labels.collect(PROBES, profile)).strip("*")
+    return [f"<p><b>{html.escape(said)}</b></p>"] if said else []
 
 
 def _paragraphs(text: str) -> str:

@@ -1,3 +1,4 @@
+import html
 import re
 from html.parser import HTMLParser
 
@@ -96,6 +97,13 @@ def test_the_command_finds_the_results_that_the_reports_have_left(tmp_path, monk
     write_results(below if data == "15scene" else below / data, RESULTS)
     assert run_command(main) == 0
     assert (below / "index.html").read_text() == page(below, "quick", data)
+
+
+def test_the_page_of_the_study_begins_with_the_answer_of_the_readme():
+    readme = " ".join((CODE / "README.md").read_text().split())
+    [said] = re.findall(r"<p><b>([^<]+)</b></p>", page(FULL, "full", "15scene"))
+    assert f"**{html.unescape(' '.join(said.split()))}**" in readme
+    assert "</b></p>" not in page(FULL, "full", "cifar10")
 
 
 def test_the_committed_page_is_that_of_the_committed_results():
