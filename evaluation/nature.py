@@ -221,7 +221,7 @@ class NatureStudy:
             dataset = self.loaders(experiment).test.dataset
             for class_number in {min(number, len(dataset.scenes.class_names) - 1) for number in DRAWN_CLASSES}:
                 path = self.folder / f"feature_maps_{name}_{class_number}.npz"
-                if path.exists() and str(_arrays_of(path)["checkpoint"]) == digest:
+                if path.exists() and str(_arrays_of(path, ["checkpoint"])["checkpoint"]) == digest:
                     continue
                 image = dataset[int(np.flatnonzero(dataset.scenes.labels == class_number)[0])][0]
                 maps = module_outputs(model, image.unsqueeze(0), DRAWN_STAGES[experiment.network])
@@ -353,10 +353,10 @@ def _refresh(
             write_table(path, table)
 
 
-def _arrays_of(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, which is closed: Windows does not replace an open one."""
+def _arrays_of(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file, or those of some names; it is closed, since Windows does not replace an open one."""
     with np.load(path) as saved:
-        return dict(saved)
+        return {name: saved[name] for name in (saved if names is None else names)}
 
 
 def _read_table(path: Path, *columns: str) -> pd.DataFrame:
